@@ -1,0 +1,140 @@
+"""Tiny pipelines with random weights in diffusers format: the architecture is real, the pictures mean nothing.
+
+`tiny_sd_inpaint(folder)`, `tiny_sd(folder)` and `tiny_sdxl_inpaint(folder)` save one each and return the folder; the same
+call gives the same weights. Images are 32 px, latents 16 x 16.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    StableDiffusionInpaintPipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLInpaintPipeline,
+    UNet2DConditionModel,
+)
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+SIZE = 32
+WIDTH = 16
+MERGES = [("w", "o"), ("wo", "o"), ("woo", "d</w>"), ("r", "e"), ("re", "d</w>"), ("t", "h"), ("th", "e</w>")]
+
+
+def tiny_tokenizer() -> CLIPTokenizer:
+    """A CLIP tokenizer without files: the 256 bytes, each also as a word's end, and a few merges."""
+    letters = sorted(ByteLevel.alphabet())
+    words = [*letters, *(f"{c}</w>" for c in letters), *("".join(m) for m in MERGES)]
+    words += ["<|startoftext|>", "<|endoftext|>"]
+    vocab = {word: i for i, word in enumerate(words)}
+    return CLIPTokenizer(vocab=vocab, merges=[tuple(m) for m in MERGES], model_max_length=77)
+
+
+def tiny_text_config(tokenizer: CLIPTokenizer) -> CLIPTextConfig:
+    return CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=WIDTH,
+        intermediate_size=2 * WIDTH,
+        projection_dim=WIDTH,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=77,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+
+
+def tiny_vae() -> AutoencoderKL:
+    return AutoencoderKL(
+        block_out_channels=(8, 16),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=4,
+        norm_num_groups=4,
+        sample_size=SIZE,
+        scaling_factor=0.5,
+    )
+
+
+def tiny_unet(in_channels: int, **settings: Any) -> UNet2DConditionModel:
+    settings = {"cross_attention_dim": WIDTH, "attention_head_dim": 2, **settings}
+    return UNet2DConditionModel(
+        in_channels=in_channels,
+        out_channels=4,
+        sample_size=SIZE // 2,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        norm_num_groups=4,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        **settings,
+    )
+
+
+def tiny_scheduler(prediction_type: str = "epsilon") -> DDIMScheduler:
+    """With the settings that Stable Diffusion's own schedulers have."""
+    return DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        prediction_type=prediction_type,
+    )
+
+
+def _tiny_sd_parts(in_channels: int) -> dict[str, Any]:
+    torch.manual_seed(0)
+    tokenizer = tiny_tokenizer()
+    return {
+        "tokenizer": tokenizer,
+        "text_encoder": CLIPTextModel(tiny_text_config(tokenizer)).eval(),
+        "vae": tiny_vae().eval(),
+        "unet": tiny_unet(in_channels).eval(),
+        "scheduler": tiny_scheduler(),
+        "safety_checker": None,
+        "feature_extractor": None,
+        "requires_safety_checker": False,
+    }
+
+
+def tiny_sd_inpaint(folder: Path) -> Path:
+    """9 input channels, as stable-diffusion-inpainting."""
+    StableDiffusionInpaintPipeline(**_tiny_sd_parts(9)).save_pretrained(folder)
+    return folder
+
+
+def tiny_sd(folder: Path) -> Path:
+    """4 input channels, as stable-diffusion-v1-5."""
+    StableDiffusionPipeline(**_tiny_sd_parts(4)).save_pretrained(folder)
+    return folder
+
+
+def tiny_sdxl_inpaint(folder: Path) -> Path:
+    """9 input channels, two text encoders, size conditioning."""
+    torch.manual_seed(1)
+    tokenizer = tiny_tokenizer()
+    config = tiny_text_config(tokenizer)
+    unet = tiny_unet(
+        9,
+        cross_attention_dim=2 * WIDTH,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=4,
+        projection_class_embeddings_input_dim=6 * 4 + WIDTH,
+    )
+    StableDiffusionXLInpaintPipeline(
+        tokenizer=tokenizer,
+        tokenizer_2=tiny_tokenizer(),
+        text_encoder=CLIPTextModel(config).eval(),
+        text_encoder_2=CLIPTextModelWithProjection(config).eval(),
+        vae=tiny_vae().eval(),
+        unet=unet.eval(),
+        scheduler=tiny_scheduler(),
+        add_watermarker=False,
+    ).save_pretrained(folder)
+    return folder
