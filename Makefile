@@ -1,0 +1,50 @@
+# Two commands: `make demo` and `make test`. Both set up first; the second time, set-up does nothing.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.ready
+TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint clean
+
+help:
+	@echo "make demo   set up and run the whole job on this machine: train, export, paint, report (15 minutes)"
+	@echo "make test   set up and run the tests (12 minutes)"
+	@echo "make lint   set up and run ruff and mypy"
+	@echo "make setup  set up alone: makes $(VENV)"
+	@echo "make clean  remove $(VENV)"
+
+setup: $(STAMP)
+
+# torch goes first and exactly: asked for as a range, it would bring several GB of CUDA packages to a machine that
+# has none of them. DS_BUILD_OPS=0: DeepSpeed compiles nothing now (it needs no compiled op on CPUs, and compiles
+# its GPU ops at first use). No build isolation: what DeepSpeed builds with is then pinned too, and it sees torch.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "inpaint needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1)."; \
+	  echo "Install a newer one and name it: make setup PYTHON=python3.11"; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { \
+	  echo "$(PYTHON) cannot make virtual environments. On Debian: sudo apt install python3-venv"; exit 1; }
+	@test -x $(BIN)/python || { echo "[1/3] virtual environment in $(VENV)"; $(PYTHON) -m venv $(VENV); }
+	@echo "[2/3] $(TORCH) (the largest part)"
+	@$(PIP) install -q --progress-bar on -c constraints.txt setuptools wheel $(TORCH)
+	@echo "[3/3] everything else"
+	@DS_BUILD_OPS=0 $(PIP) install -q --progress-bar on -c constraints.txt --no-build-isolation -e '.[test]'
+	@touch $@
+
+demo: setup
+	$(BIN)/python -m ray_jobs.demo
+
+# One thread per process: the tests start several on as few as two cores.
+test: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV)

@@ -1,0 +1,250 @@
+"""Joining a Ray cluster or starting the embedded one; what a job needs and what a cluster can give.
+
+Guarantees: a job that can never run says so before it waits (`check_fits`); reading always keeps at least one
+logical CPU beside the training workers (`plan_workers`), without which Ray Data waits for ever and says nothing.
+Not covered: a cluster that is merely busy. Then Ray queues the job, as it should.
+"""
+
+import logging
+import os
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import ray
+import yaml
+
+from inpaint.errors import ClusterTooSmall, InpaintError
+
+EMBEDDED_STORE_BYTES = 2 * 1024**3
+"""Most memory that the embedded cluster's object store takes; it spills to disk beyond that."""
+EMBEDDED_STORE_SHARE = 0.3
+"""Largest share of the machine's memory that the embedded cluster's object store takes."""
+GPU_WORKER_CPUS = 4
+"""CPUs that a worker with a GPU can use: launching kernels takes one, the rest go to hashing and checkpoints."""
+_MAX_NODES = 1000
+_JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+_CHECKOUT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Node:
+    """What one machine offers to Ray, in logical CPUs and GPUs."""
+
+    cpus: float
+    gpus: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Needs:
+    """What a job asks of a cluster."""
+
+    workers: int
+    """Training workers, all alike, >= 1."""
+    cpus_per_worker: float
+    """Logical CPUs of each worker, > 0; fractions share a core."""
+    gpus_per_worker: float = 0.0
+    """GPUs of each worker; 0 trains on CPUs."""
+    data_cpus: int = 1
+    """CPUs that must stay free for reading and decoding, >= 1 where Ray Data feeds the workers."""
+
+    def __post_init__(self) -> None:
+        if self.workers < 1:
+            raise InpaintError(f"workers is {self.workers}: it must be at least 1")
+        if self.cpus_per_worker <= 0 or self.gpus_per_worker < 0 or self.data_cpus < 0:
+            raise InpaintError(
+                f"cpus_per_worker {self.cpus_per_worker}, gpus_per_worker {self.gpus_per_worker} and data_cpus "
+                f"{self.data_cpus}: the first must be positive, the others not negative"
+            )
+
+
+def connect(*, num_cpus: int | None = None, dashboard: bool = False) -> None:
+    """Join the cluster that RAY_ADDRESS names (`ray job submit` sets it), else start an embedded one.
+
+    It never joins a cluster that merely runs on this machine. The embedded cluster listens on loopback, uses token
+    authentication unless RAY_AUTH_MODE says otherwise, and ends with the process. Calling it again does nothing.
+
+    Args:
+        num_cpus: logical CPUs of an embedded cluster; None: the machine's, but at least 2, since reading and
+            training need one each. Ignored when a cluster is joined.
+        dashboard: whether an embedded cluster serves its dashboard (on 127.0.0.1).
+
+    Raises:
+        InpaintError: RAY_ADDRESS is the address of a job server.
+        ConnectionError: no cluster answers at RAY_ADDRESS.
+    """
+    if ray.is_initialized():
+        return
+    address = os.environ.get("RAY_ADDRESS", "")
+    if address.startswith(("http://", "https://")):
+        raise InpaintError(
+            f"RAY_ADDRESS is {address}, the address of a job server: send the command there with "
+            "`ray job submit --working-dir . -- python -m ray_jobs...`, or unset RAY_ADDRESS to run it on this machine"
+        )
+    # Ray 2.60 turns token authentication on by itself here and warns about it. Setting RAY_AUTH_MODE instead would be
+    # too late once ray is imported: no token is made, and its server dies for lack of one.
+    logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
+    if address not in ("", "local"):
+        ray.init(address=address, logging_level=logging.WARNING, runtime_env=_runtime_env())
+        return
+    ray.init(
+        address="local",
+        _node_ip_address="127.0.0.1",
+        num_cpus=num_cpus or max(2, usable_cores()),
+        include_dashboard=dashboard,
+        dashboard_host="127.0.0.1",
+        object_store_memory=embedded_store_bytes(psutil.virtual_memory().total),
+        logging_level=logging.WARNING,
+        runtime_env={"env_vars": {"PYTHONPATH": _python_path(os.environ.get("PYTHONPATH", ""))}},
+    )
+
+
+def embedded_store_bytes(memory: int) -> int:
+    """Size of the embedded cluster's object store on a machine with `memory` bytes."""
+    return min(EMBEDDED_STORE_BYTES, int(EMBEDDED_STORE_SHARE * memory))
+
+
+def cluster_nodes() -> tuple[Node, ...]:
+    """The machines that the connected cluster has, or can grow to where an autoscaler's limits are known."""
+    most = _autoscaler_nodes()
+    if most is not None:
+        return most
+    return tuple(_node(n["Resources"]) for n in ray.nodes() if n["Alive"])
+
+
+def check_fits(needs: Needs, nodes: Iterable[Node] | None = None) -> None:
+    """Refuse a job that the cluster could never run, even when idle and fully grown.
+
+    Args:
+        needs: what the job asks for.
+        nodes: the machines; None asks the connected cluster.
+
+    Raises:
+        ClusterTooSmall: naming what is asked, what there is and what is short.
+    """
+    nodes = tuple(cluster_nodes() if nodes is None else nodes)
+    if nodes_hold(needs, nodes):
+        return
+    cpus, gpus = sum(n.cpus for n in nodes), sum(n.gpus for n in nodes)
+    short = [
+        f"{want - have:g} more {kind} ({want:g} asked, {have:g} there)"
+        for kind, want, have in (
+            ("CPU", needs.workers * needs.cpus_per_worker + needs.data_cpus, cpus),
+            ("GPU", needs.workers * needs.gpus_per_worker, gpus),
+        )
+        if want > have
+    ]
+    if not short:
+        shapes = ", ".join(f"{n.cpus:g} CPU + {n.gpus:g} GPU" for n in sorted(set(nodes), key=lambda n: -n.cpus))
+        short = [f"machines large enough: in all there would be enough, but the machines have {shapes}"]
+    raise ClusterTooSmall(
+        f"{needs.workers} worker(s) of {needs.cpus_per_worker:g} CPU + {needs.gpus_per_worker:g} GPU, with "
+        f"{needs.data_cpus} CPU left for reading, do not fit this cluster of {len(nodes)} machine(s): it lacks "
+        f"{' and '.join(short)}. Ask for fewer workers, or raise max_workers in cluster.yaml"
+    )
+
+
+def nodes_hold(needs: Needs, nodes: Iterable[Node]) -> bool:
+    """Whether idle `nodes` hold all workers at once and still have `data_cpus` whole CPUs free."""
+    to_place, free_cpus = needs.workers, 0
+    # Workers go to GPU machines with few CPUs first, which leaves the most whole CPUs for reading.
+    for node in sorted(nodes, key=lambda n: (n.gpus == 0, n.cpus)):
+        room = int(node.cpus / needs.cpus_per_worker + 1e-9)
+        if needs.gpus_per_worker:
+            room = min(room, int(node.gpus / needs.gpus_per_worker + 1e-9))
+        here = min(room, to_place)
+        to_place -= here
+        free_cpus += int(node.cpus - here * needs.cpus_per_worker + 1e-9)
+    return to_place == 0 and free_cpus >= needs.data_cpus
+
+
+def plan_workers(workers: int, use_gpu: bool, nodes: Iterable[Node] | None = None) -> float:
+    """CPUs to ask for per training worker, such that reading keeps a quarter of them, and never less than one.
+
+    Two workers on two CPUs get 0.5 each and leave one; two workers on sixteen get 6 each and leave four.
+
+    Args:
+        workers: training workers, >= 1.
+        use_gpu: whether each worker has a GPU; it then asks for few CPUs, for the GPU does the work.
+        nodes: the machines; None asks the connected cluster.
+    """
+    nodes = tuple(cluster_nodes() if nodes is None else nodes)
+    total = sum(n.cpus for n in nodes)
+    data_cpus = max(1, int(total // 4))
+    most = int((total - data_cpus) / workers)
+    if use_gpu:
+        most = min(most, GPU_WORKER_CPUS)
+    gpus = 1.0 if use_gpu else 0.0
+    halves = (0.5, 0.25, 0.1, 0.05, 0.01)
+    for cpus in (*range(most, 0, -1), *halves):
+        needs = Needs(workers=workers, cpus_per_worker=cpus, gpus_per_worker=gpus, data_cpus=data_cpus)
+        if nodes_hold(needs, nodes):
+            return float(cpus)
+    # Nothing fits: ask for a whole CPU each, so that `check_fits` names the shortage in plain numbers.
+    return 1.0
+
+
+def worker_threads(cpus: float) -> int:
+    """Threads for a process that was given `cpus` logical CPUs: at least one, never more than the machine lets it run.
+
+    More threads than cores makes a U-Net step up to 50 times slower.
+    """
+    return max(1, min(int(cpus), usable_cores()))
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on: its affinity, and its container's quota."""
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    quota = Path("/sys/fs/cgroup/cpu.max")
+    if quota.is_file():
+        allowed, _, period = quota.read_text().partition(" ")
+        if allowed != "max":
+            cores = min(cores, max(1, int(allowed) // int(period)))
+    return cores
+
+
+def autoscaler_nodes(config: Mapping[str, object]) -> tuple[Node, ...] | None:
+    """The machines that a launcher configuration (`ray up`) can grow to; None where it does not say.
+
+    Args:
+        config: the parsed YAML, with `available_node_types`, `head_node_type` and `max_workers`.
+    """
+    types = config.get("available_node_types")
+    if not isinstance(types, Mapping):
+        return None
+    nodes: list[Node] = []
+    for name, kind in types.items():
+        resources = kind.get("resources")
+        if not resources:
+            return None
+        is_head = name == config.get("head_node_type")
+        count = 1 if is_head else int(kind.get("max_workers", config.get("max_workers", 0)))
+        nodes += [_node(resources)] * min(count, _MAX_NODES)
+    return tuple(nodes)
+
+
+def _autoscaler_nodes() -> tuple[Node, ...] | None:
+    # Ray 2.60 fills `ray._private.state.get_cluster_config` on managed platforms only: a cluster of `ray up` has its
+    # limits in the file from which its autoscaler runs, on the head, where jobs run too.
+    bootstrap = Path("~/ray_bootstrap_config.yaml").expanduser()
+    if os.environ.get("RAY_ADDRESS") and bootstrap.is_file():
+        return autoscaler_nodes(yaml.safe_load(bootstrap.read_text()))
+    return None
+
+
+def _node(resources: Mapping[str, float]) -> Node:
+    return Node(cpus=float(resources.get("CPU", 0)), gpus=float(resources.get("GPU", 0)))
+
+
+def _runtime_env() -> dict[str, object] | None:
+    """What workers of a joined cluster need to import this package."""
+    submitted = _JOB_CONFIG in os.environ
+    if submitted or not (_CHECKOUT / "pyproject.toml").is_file():
+        return None
+    return {"py_modules": [str(_CHECKOUT / "inpaint")]}
+
+
+def _python_path(inherited: str) -> str:
+    return os.pathsep.join(p for p in (str(_CHECKOUT), inherited) if p)

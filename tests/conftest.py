@@ -1,0 +1,60 @@
+"""What all tests share: no network, one thread, fixed seeds, one embedded Ray for the session, quick tests first."""
+
+import os
+
+# Before torch and ray are imported: they read these once.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ.pop("RAY_ADDRESS", None)
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+TESTS = Path(__file__).parent
+
+
+@pytest.fixture(autouse=True)
+def _seeds() -> None:
+    """Global generators in a known state, for the libraries that use them; our own code never does."""
+    import torch
+
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """The embedded Ray cluster with 2 logical CPUs, started once per session and ended with it."""
+    import ray
+
+    from inpaint.cluster import connect
+
+    connect(num_cpus=2)
+    yield
+    ray.shutdown()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Order: rules, units without Ray, units with Ray, jobs, so that what fails fast fails first."""
+    for item in items:
+        if "ray_cluster" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.ray)
+        if _room(item) == "jobs":
+            item.add_marker(pytest.mark.jobs)
+    items.sort(key=_rank)
+
+
+def _rank(item: pytest.Item) -> tuple[int, bool]:
+    rooms = ("rules", "unit", "jobs", "chaos")
+    room = _room(item)
+    return (rooms.index(room) if room in rooms else len(rooms), item.get_closest_marker("ray") is not None)
+
+
+def _room(item: pytest.Item) -> str:
+    return item.path.relative_to(TESTS).parts[0]
