@@ -1,6 +1,6 @@
 """Tiny pipelines with random weights in diffusers format: the architecture is real, the pictures mean nothing.
 
-`tiny_sd_inpaint(folder)`, `tiny_sd(folder)` and `tiny_sdxl_inpaint(folder)` save one each and return the folder; the same
+`tiny_sd_inpaint(folder)`, `tiny_sd(folder)`, `tiny_sdxl_inpaint(folder)` save one each and return the folder; the same
 call gives the same weights. Images are 32 px, latents 16 x 16.
 """
 

@@ -1,0 +1,146 @@
+"""Noise schedules of discrete-time diffusion: coefficients and conversions, pure functions of per-row timesteps.
+
+Notation: a_t = `alphas_cumprod[t]`, x_t = sqrt(a_t) x_0 + sqrt(1 - a_t) e (Ho 2020, eq. 4) and
+v = sqrt(a_t) e - sqrt(1 - a_t) x_0 (Salimans 2022, sec. 4). Shapes: B rows, T training timesteps, S sampling steps;
+`clean`, `noise`, `noisy` and `output` are B x anything. Results are float32, whatever the inputs' precision: 1 - a_t needs it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from inpaint.errors import InpaintError
+
+PredictionType = Literal["epsilon", "v_prediction"]
+Spacing = Literal["leading", "trailing", "linspace"]
+
+
+class SchedulerLike(Protocol):
+    """What we read from a diffusers scheduler."""
+
+    alphas_cumprod: Tensor
+    config: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Schedule:
+    """A noise schedule and how its model is to be read."""
+
+    alphas_cumprod_T: Tensor
+    """Share of the clean signal's variance at each training timestep, falling from about 1 to about 0."""
+    prediction_type: PredictionType = "epsilon"
+    """What the model outputs: the noise e, or v."""
+    final_alpha_cumprod: float = 1.0
+    """a_t "before" timestep 0: 1, or a_0 where the base was trained with `set_alpha_to_one=False`."""
+    timestep_spacing: Spacing = "leading"
+    """Which timesteps sampling visits (Lin 2023, table 2)."""
+    steps_offset: int = 0
+    """Added to leading timesteps; 1 for Stable Diffusion."""
+    clip_range: float | None = None
+    """Predicted clean samples are clamped to this; None for latents, 1 for a model of pixels."""
+
+    @property
+    def train_timesteps(self) -> int:
+        return len(self.alphas_cumprod_T)
+
+    def to(self, device: torch.device | str) -> "Schedule":
+        return replace(self, alphas_cumprod_T=self.alphas_cumprod_T.to(device))
+
+
+def schedule_of(scheduler: SchedulerLike) -> Schedule:
+    """The schedule of a diffusers scheduler of any kind, as `DDIMScheduler.from_config(scheduler.config)` reads it.
+
+    One difference: where the config says nothing about `clip_sample`, nothing is clipped. DDIMScheduler's own default
+    is made for pixels and spoils latents.
+
+    Raises:
+        InpaintError: a prediction type or timestep spacing that is not supported.
+    """
+    config = scheduler.config
+    prediction_type = config.get("prediction_type", "epsilon")
+    if prediction_type not in ("epsilon", "v_prediction"):
+        raise InpaintError(f"scheduler: prediction_type {prediction_type!r}; supported are epsilon, v_prediction")
+    spacing = config.get("timestep_spacing", "leading")
+    if spacing not in ("leading", "trailing", "linspace"):
+        raise InpaintError(f"scheduler: timestep_spacing {spacing!r}; supported are leading, trailing, linspace")
+    if config.get("thresholding", False):
+        raise InpaintError("scheduler: thresholding is not supported; set it to false in scheduler_config.json")
+    alphas_cumprod_T = scheduler.alphas_cumprod.float().cpu()
+    return Schedule(
+        alphas_cumprod_T=alphas_cumprod_T,
+        prediction_type=prediction_type,
+        final_alpha_cumprod=1.0 if config.get("set_alpha_to_one", True) else float(alphas_cumprod_T[0]),
+        timestep_spacing=spacing,
+        steps_offset=int(config.get("steps_offset", 0)),
+        clip_range=float(config.get("clip_sample_range", 1.0)) if config.get("clip_sample", False) else None,
+    )
+
+
+def alphas_at(schedule: Schedule, timesteps_B: Tensor, ndim: int) -> Tensor:
+    """a_t per row, shaped B x 1 x ... with `ndim` dimensions; a negative timestep means "before the first"."""
+    alphas_B = schedule.alphas_cumprod_T.to(timesteps_B.device)[timesteps_B.clamp(min=0)]
+    alphas_B = torch.where(timesteps_B < 0, schedule.final_alpha_cumprod, alphas_B)
+    return alphas_B.reshape(-1, *[1] * (ndim - 1))
+
+
+def add_noise(schedule: Schedule, clean: Tensor, noise: Tensor, timesteps_B: Tensor) -> Tensor:
+    """x_t (Ho 2020, eq. 4)."""
+    a = alphas_at(schedule, timesteps_B, clean.ndim)
+    return a.sqrt() * clean + (1 - a).sqrt() * noise
+
+
+def velocity(schedule: Schedule, clean: Tensor, noise: Tensor, timesteps_B: Tensor) -> Tensor:
+    """v (Salimans 2022, sec. 4)."""
+    a = alphas_at(schedule, timesteps_B, clean.ndim)
+    return a.sqrt() * noise - (1 - a).sqrt() * clean
+
+
+def target(schedule: Schedule, clean: Tensor, noise: Tensor, timesteps_B: Tensor) -> Tensor:
+    """What the model is trained to output at x_t: the noise, or v."""
+    return noise if schedule.prediction_type == "epsilon" else velocity(schedule, clean, noise, timesteps_B)
+
+
+def predicted_clean_and_noise(
+    schedule: Schedule, output: Tensor, noisy: Tensor, timesteps_B: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The x_0 and e that a model output stands for (Song 2020, eq. 9; Salimans 2022, sec. 4). Nothing is clipped."""
+    a = alphas_at(schedule, timesteps_B, noisy.ndim)
+    if schedule.prediction_type == "epsilon":
+        return (noisy - (1 - a).sqrt() * output) / a.sqrt(), output
+    return a.sqrt() * noisy - (1 - a).sqrt() * output, a.sqrt() * output + (1 - a).sqrt() * noisy
+
+
+def snr(schedule: Schedule, timesteps_B: Tensor) -> Tensor:
+    """Signal-to-noise ratio a_t / (1 - a_t) per row (Kingma 2021, eq. 2), as min-SNR weights need it."""
+    a_B = alphas_at(schedule, timesteps_B, 1)
+    return a_B / (1 - a_B)
+
+
+def sampling_timesteps(schedule: Schedule, steps: int) -> Tensor:
+    """Timesteps (S, int64, falling) that `steps` sampling steps visit, as `DDIMScheduler.set_timesteps` gives them.
+
+    Raises:
+        InpaintError: more steps than the model has timesteps for.
+    """
+    count = schedule.train_timesteps
+    if not 1 <= steps <= count:
+        raise InpaintError(f"steps {steps}: this base can be sampled in 1 to {count} steps")
+    if schedule.timestep_spacing == "leading":
+        timesteps_S = torch.arange(steps) * (count // steps) + schedule.steps_offset
+    elif schedule.timestep_spacing == "linspace":
+        timesteps_S = torch.linspace(0, count - 1, steps, dtype=torch.float64).round().long()
+    else:
+        timesteps_S = torch.arange(count, 0, -count / steps, dtype=torch.float64).round().long().flip(0) - 1
+    if int(timesteps_S[-1]) >= count:
+        raise InpaintError(
+            f"steps {steps}: with this base's steps_offset at most {count - schedule.steps_offset} steps"
+        )
+    return timesteps_S.flip(0)
+
+
+def previous_timesteps(schedule: Schedule, timesteps_B: Tensor, steps: int | Tensor) -> Tensor:
+    """Where a step from `timesteps_B` leads, for rows of `steps` (one number, or B of them); negative is the end."""
+    return timesteps_B - schedule.train_timesteps // steps

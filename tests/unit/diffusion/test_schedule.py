@@ -1,0 +1,103 @@
+"""The schedule says what diffusers' DDIMScheduler says, for every row's own timestep."""
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, EulerDiscreteScheduler, PNDMScheduler
+
+from inpaint.diffusion.samplers import ddim_step
+from inpaint.diffusion.schedule import (
+    add_noise,
+    predicted_clean_and_noise,
+    previous_timesteps,
+    sampling_timesteps,
+    schedule_of,
+    snr,
+    target,
+    velocity,
+)
+from inpaint.errors import InpaintError
+from tests.tiny import tiny_scheduler
+
+PREDICTION_TYPES = ["epsilon", "v_prediction"]
+
+
+def rows(count: int = 3) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    clean, noise, output = torch.randn(3, count, 4, 5, 6, generator=generator)
+    return clean, noise, output
+
+
+def test_noise_and_velocity_per_row_are_diffusers():
+    scheduler = tiny_scheduler()
+    schedule = schedule_of(scheduler)
+    clean, noise, _ = rows()
+    timesteps = torch.tensor([0, 500, 999])
+    assert torch.equal(add_noise(schedule, clean, noise, timesteps), scheduler.add_noise(clean, noise, timesteps))
+    wanted = scheduler.get_velocity(clean, noise, timesteps)
+    assert torch.equal(velocity(schedule, clean, noise, timesteps), wanted)
+
+
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+def test_a_perfect_output_gives_back_clean_and_noise(prediction_type):
+    schedule = schedule_of(tiny_scheduler(prediction_type))
+    clean, noise, _ = rows()
+    timesteps = torch.tensor([1, 400, 800])
+    noisy = add_noise(schedule, clean, noise, timesteps)
+    output = target(schedule, clean, noise, timesteps)
+    found_clean, found_noise = predicted_clean_and_noise(schedule, output, noisy, timesteps)
+    torch.testing.assert_close(found_clean, clean, atol=1e-4, rtol=0)
+    torch.testing.assert_close(found_noise, noise, atol=1e-4, rtol=0)
+
+
+def test_snr_is_signal_over_noise():
+    schedule = schedule_of(tiny_scheduler())
+    timesteps = torch.tensor([0, 999])
+    a = schedule.alphas_cumprod_T[timesteps]
+    assert torch.equal(snr(schedule, timesteps), a / (1 - a))
+
+
+@pytest.mark.parametrize("steps", [1, 7, 25, 50, 999])
+@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
+def test_sampling_timesteps_are_ddims(spacing, steps):
+    scheduler = DDIMScheduler.from_config(tiny_scheduler().config, timestep_spacing=spacing)
+    scheduler.set_timesteps(steps)
+    assert sampling_timesteps(schedule_of(scheduler), steps).tolist() == scheduler.timesteps.tolist()
+
+
+@pytest.mark.parametrize("steps", [0, 1000, 1001])
+def test_steps_out_of_range_are_refused(steps):
+    with pytest.raises(InpaintError, match=f"steps {steps}: .*(1000|999)"):
+        sampling_timesteps(schedule_of(tiny_scheduler()), steps)
+
+
+@pytest.mark.parametrize("clip_sample", [False, True])
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+def test_ddim_steps_rows_at_their_own_timesteps_as_diffusers(prediction_type, clip_sample):
+    scheduler = DDIMScheduler.from_config(tiny_scheduler(prediction_type).config, clip_sample=clip_sample)
+    schedule = schedule_of(scheduler)
+    latents, _, output = rows()
+    steps = torch.tensor([25, 50, 10])
+    timesteps = torch.tensor([1, 501, 901])
+    previous = previous_timesteps(schedule, timesteps, steps)
+    assert previous.tolist() == [1 - 40, 501 - 20, 901 - 100]
+    found = ddim_step(schedule, output, latents, timesteps, previous)
+    for row in range(3):
+        scheduler.set_timesteps(int(steps[row]))
+        wanted = scheduler.step(output[row], timesteps[row], latents[row]).prev_sample
+        torch.testing.assert_close(found[row], wanted, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("kind", [PNDMScheduler, EulerDiscreteScheduler])
+def test_other_stored_schedulers_are_read_as_ddim(kind):
+    # Stable Diffusion 1.5 stores PNDM and SDXL Euler; painting uses DDIM with their settings.
+    stored = kind.from_config(tiny_scheduler().config)
+    ours, theirs = schedule_of(stored), DDIMScheduler.from_config(stored.config)
+    assert torch.equal(ours.alphas_cumprod_T, theirs.alphas_cumprod)
+    assert ours.final_alpha_cumprod == float(theirs.final_alpha_cumprod)
+    assert (ours.steps_offset, ours.clip_range) == (1, None)
+
+
+def test_unsupported_settings_are_named():
+    for setting, value in (("prediction_type", "sample"), ("thresholding", True)):
+        with pytest.raises(InpaintError, match=setting):
+            schedule_of(DDIMScheduler.from_config(tiny_scheduler().config, **{setting: value}))
