@@ -1,0 +1,142 @@
+"""Bytes of a file -> uint8 arrays. Everything is checked before anything is decoded.
+
+Used after conversion: JPEG, PNG and WEBP by content (whatever the extension), CMYK, grey, palette, alpha (on
+white), 16-bit (scaled), EXIF-rotated. Refused as BadRow: other formats, animations, truncated files, bombs.
+Not covered: colour profiles (numbers are taken as sRGB).
+"""
+
+import io
+import struct
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from inpaint.data.quarantine import Reason
+from inpaint.errors import BadRow, InpaintError
+
+FORMATS = ("JPEG", "PNG", "WEBP")
+PAINT = 128  # a hole's value from which a pixel counts as painted
+_ORIENTATION = 0x0112
+_SWAPPING = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
+_SIGNATURES = {b"GIF8": "GIF", b"BM": "BMP", b"II*\0": "TIFF", b"MM\0*": "TIFF", b"%PDF": "PDF", b"<svg": "SVG"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What is refused before anything is decoded."""
+
+    max_bytes: int = 64 * 2**20
+    """Of one file."""
+    max_pixels: int = 50_000_000
+    """Width times height as the file's header states them."""
+
+    def __post_init__(self) -> None:
+        if self.max_bytes < 1 or self.max_pixels < 1:
+            raise InpaintError(f"limits must be positive: max_bytes {self.max_bytes}, max_pixels {self.max_pixels}")
+
+
+DEFAULT_LIMITS = Limits()
+
+
+def open_image(data: bytes, field: str, limits: Limits) -> Image.Image:
+    """Check everything that the header tells; pixels are not decoded yet. Raises BadRow."""
+    if not data:
+        raise BadRow(field, Reason.ZERO_BYTES, "the file is empty: copy it again")
+    if len(data) > limits.max_bytes:
+        raise BadRow(field, Reason.TOO_MANY_BYTES, f"{len(data):,} bytes, the limit is {limits.max_bytes:,}")
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except UnidentifiedImageError as error:
+        raise _unidentified(data, field) from error
+    except Image.DecompressionBombError as error:
+        raise BadRow(field, Reason.TOO_MANY_PIXELS, f"the limit is {limits.max_pixels:,}") from error
+    except (OSError, SyntaxError, ValueError, struct.error, EOFError, IndexError) as error:
+        raise BadRow(field, Reason.TRUNCATED, f"its header cannot be read ({error}): copy or save it again") from error
+    width, height = image.size
+    if width * height > limits.max_pixels:
+        raise BadRow(
+            field,
+            Reason.TOO_MANY_PIXELS,
+            f"{width} x {height} = {width * height:,} pixels, the limit is {limits.max_pixels:,}: scale it down",
+        )
+    # A JPEG with several pictures (MPO, which many phones write) is a photo with previews, not an animation.
+    if getattr(image, "is_animated", False) and image.format != "MPO":
+        raise BadRow(field, Reason.ANIMATED, f"{getattr(image, 'n_frames', 2)} frames: save one frame as an image")
+    return image
+
+
+def size_of(image: Image.Image) -> tuple[int, int]:
+    """(width, height) in pixels after the EXIF orientation is applied."""
+    width, height = image.size
+    return (height, width) if image.getexif().get(_ORIENTATION) in _SWAPPING else (width, height)
+
+
+def load_rgb(data: bytes, field: str, limits: Limits, target: int | None = None) -> Image.Image:
+    """An RGB image, upright.
+
+    `target`: the length that the short side will be resized to; a JPEG that is far larger is then decoded at 1/2, 1/4
+    or 1/8 of its size (never below twice the target), which is several times faster.
+    """
+    image = open_image(data, field, limits)
+    if target is not None and image.format == "JPEG":
+        short = min(image.size)
+        scale = min(1.0, 2.0 * target / short)
+        image.draft(None, (max(1, round(image.width * scale)), max(1, round(image.height * scale))))
+    return _to_rgb(_upright(_decoded(image, field)))
+
+
+def load_hole(data: bytes, field: str, limits: Limits) -> Image.Image:
+    """A grey image ("L"), upright: 255 = paint (white), 0 = keep. An alpha channel of a mask is ignored."""
+    image = _upright(_decoded(open_image(data, field, limits), field))
+    if image.mode.startswith("I"):
+        return _scaled_16_bit(image)
+    return image.convert("L")
+
+
+def check_hole(hole: np.ndarray, field: str) -> None:
+    """Raise BadRow where a hole, uint8 H W, has no pixel to paint or none to keep."""
+    painted = int(np.count_nonzero(hole >= PAINT))
+    if painted == 0:
+        raise BadRow(field, Reason.EMPTY_HOLE, "no pixel is white: white is what shall be painted; is it inverted?")
+    if painted == hole.size:
+        raise BadRow(field, Reason.FULL_HOLE, "every pixel is white: black is what shall be kept; is it inverted?")
+
+
+def _decoded(image: Image.Image, field: str) -> Image.Image:
+    try:
+        image.load()
+    except (OSError, SyntaxError, ValueError, struct.error, EOFError, IndexError) as error:
+        raise BadRow(field, Reason.TRUNCATED, f"its pixels cannot be read ({error}): copy or save it again") from error
+    return image
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    if image.getexif().get(_ORIENTATION, 1) == 1:
+        return image
+    return ImageOps.exif_transpose(image)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode.startswith("I"):
+        return _scaled_16_bit(image).convert("RGB")
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, "white")
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def _scaled_16_bit(image: Image.Image) -> Image.Image:
+    # Pillow's own conversion clips at 255, which turns nearly every 16-bit image white.
+    values = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
+    return Image.fromarray(((values + 128) // 257).astype(np.uint8))
+
+
+def _unidentified(data: bytes, field: str) -> BadRow:
+    for signature, name in _SIGNATURES.items():
+        if data.startswith(signature):
+            return BadRow(field, Reason.WRONG_FORMAT, f"it is {name}: save it as JPEG, PNG or WEBP")
+    return BadRow(field, Reason.NOT_AN_IMAGE, "its content is neither JPEG, PNG nor WEBP: export it again")

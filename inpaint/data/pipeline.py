@@ -1,0 +1,247 @@
+"""The wiring on Ray Data: candidates -> manifest, plan -> batches. The only file of data/ that imports ray.
+
+Guarantees of `batches`: blocks of exactly one micro-batch, in the order of the plan; `streaming_split(W, equal=True)`
+deals them in turn, so a step's positions are the next global batch for any W; a file that vanished becomes a row
+with weight 0, never a crash and never a shifted position. Not covered: a file whose content changed is read as it is.
+"""
+
+import hashlib
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.fs as pafs
+import ray
+import ray.data
+
+from inpaint.data import quarantine
+from inpaint.data.decode import DEFAULT_LIMITS, Limits, check_hole, load_hole, load_rgb
+from inpaint.data.manifest import Manifest, Row, rows_of
+from inpaint.data.plan import Plan
+from inpaint.data.quarantine import Quarantined, Reason
+from inpaint.data.sample import ReadSettings, RowBytes, make_sample
+from inpaint.data.sources import Candidate, Source
+from inpaint.data.storage import Root, open_root, read
+from inpaint.errors import BadRow, InpaintError
+
+POSITIONS_PER_TASK = 64
+
+
+def execution_options() -> ray.data.ExecutionOptions:
+    """What keeps the order: pass it wherever Ray takes execution options, they replace the dataset's own."""
+    return ray.data.ExecutionOptions(preserve_order=True)
+
+
+def data_config() -> Any:
+    """The `dataset_config` of a Ray Train trainer under which each worker gets its blocks in turn."""
+    from ray.train import DataConfig
+
+    return DataConfig(execution_options=execution_options(), enable_shard_locality=False)
+
+
+def batches(
+    manifest: Manifest,
+    settings: ReadSettings,
+    *,
+    seed: int,
+    start: int,
+    stop: int,
+    micro_batch: int,
+    workers: int = 1,
+    filesystem: pafs.FileSystem | None = None,
+    num_cpus: float = 1.0,
+) -> ray.data.Dataset:
+    """The plan's positions `start` .. `stop` as blocks of one micro-batch each; see docs/architecture.md.
+
+    Read a shard with `iter_batches(batch_size=None)`, which hands out the blocks without copying them (read-only).
+    Raises InpaintError unless `stop - start` is a multiple of `workers * micro_batch` (the trainer rounds).
+    """
+    count = stop - start
+    if start < 0 or count < 1 or micro_batch < 1 or workers < 1:
+        raise InpaintError(f"start {start}, stop {stop}, micro_batch {micro_batch}, workers {workers}: nothing to read")
+    dealt = workers * micro_batch
+    if count % dealt:
+        raise InpaintError(
+            f"positions {start} .. {stop} are {count}, not a multiple of {workers} workers x micro-batch "
+            f"{micro_batch}: stop at {stop - count % dealt} or {stop + -count % dealt}"
+        )
+    settings.check_categories({row.category for row in manifest.rows})
+    plan = Plan(seed, len(manifest))
+    root = open_root(manifest.root, filesystem)
+    rows = ray.put(manifest.table())
+    with_input = manifest.has_inputs
+    per_task = max(1, POSITIONS_PER_TASK // micro_batch) * micro_batch
+    tasks = -(-count // per_task)
+
+    def read_task(task: dict[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
+        table = ray.get(rows)
+        for index in task["id"]:
+            first = start + int(index) * per_task
+            for position in range(first, min(first + per_task, stop), micro_batch):
+                positions = np.arange(position, position + micro_batch, dtype=np.int64)
+                yield read_batch(table, root, plan, settings, positions, with_input)
+
+    dataset = ray.data.range(tasks, override_num_blocks=tasks)
+    dataset = dataset.map_batches(read_task, batch_size=None, num_cpus=num_cpus)
+    dataset = dataset.repartition(target_num_rows_per_block=micro_batch)
+    dataset.context.execution_options = execution_options()
+    return dataset
+
+
+def read_batch(
+    table: pa.Table, root: Root, plan: Plan, settings: ReadSettings, positions: np.ndarray, with_input: bool
+) -> dict[str, np.ndarray]:
+    """One micro-batch: the batch contract of docs/architecture.md."""
+    size, side = len(positions), settings.resolution
+    _, indices = plan.lookup(positions)
+    rows = rows_of(table.take(pa.array(indices)))
+    image = np.zeros((size, side, side, 3), dtype=np.uint8)
+    seen = np.zeros((size, side, side, 3), dtype=np.uint8) if with_input else None
+    hole = np.full((size, side, side), 255, dtype=np.uint8)
+    prompts, errors = [""] * size, [""] * size
+    weight = np.zeros(size, dtype=np.float32)
+    for i, row in enumerate(rows):
+        try:
+            files = fetch(row, root, settings.limits)
+            sample = make_sample(row, files, settings, plan.seed, int(positions[i]))
+        except BadRow as error:
+            errors[i] = f"{row.id}: {error}"
+            continue
+        image[i], hole[i], prompts[i], weight[i] = sample["image"], sample["hole"], sample["prompt"], row.weight
+        if seen is not None:
+            seen[i] = sample["input"]
+    batch = {"position": positions, "image": image, "hole": hole, "weight": weight}
+    if seen is not None:
+        batch["input"] = seen
+    return {**batch, "prompt": np.array(prompts, dtype=object), "error": np.array(errors, dtype=object)}
+
+
+def fetch(row: Row | Candidate, root: Root, limits: Limits) -> RowBytes:
+    """The bytes of a row's files. Raises BadRow."""
+    return RowBytes(
+        image=read(root, row.image, "output", limits.max_bytes),
+        input=read(root, row.input, "input", limits.max_bytes) if row.input is not None else None,
+        hole=read(root, row.hole, "mask", limits.max_bytes) if row.hole is not None else None,
+    )
+
+
+def build_manifest(
+    source: Source,
+    *,
+    limits: Limits = DEFAULT_LIMITS,
+    max_bad_fraction: float = 0.05,
+    quarantine_path: str | Path | None = None,
+    num_cpus: float = 1.0,
+) -> tuple[Manifest, list[Quarantined]]:
+    """Open every file of a source and decode it once: the usable rows, in the source's order, and the others.
+
+    Writes `quarantine_path` where given. Raises TooManyBadRows above `max_bad_fraction`, with the table of what
+    is wrong. Warns of rows that occur more than once; they are used.
+    """
+    listing = source.listing()
+    found, bad = [], list(listing.quarantined)
+    outcomes = _inspect_all(listing.root, listing.candidates, limits, num_cpus)
+    for candidate, outcome in zip(listing.candidates, outcomes, strict=True):
+        if isinstance(outcome, Quarantined):
+            bad.append(outcome)
+        else:
+            found.append((candidate, outcome))
+    bad.sort(key=lambda row: row.row)
+    total = len(found) + len(bad)
+    if quarantine_path is not None:
+        quarantine.write(bad, quarantine_path)
+    quarantine.check(bad, total, max_bad_fraction, str(quarantine_path) if quarantine_path else None)
+    return Manifest(_rows(found), listing.name), bad
+
+
+def inspect(candidate: Candidate, root: Root, limits: Limits) -> tuple[int, int, str]:
+    """(width, height, digest) of a candidate whose files all decode and fit together. Raises BadRow."""
+    files = fetch(candidate, root, limits)
+    image = load_rgb(files.image, "output", limits)
+    size = image.size
+    if files.input is not None:
+        _check_size(load_rgb(files.input, "input", limits).size, size, "input")
+    if files.hole is not None:
+        hole = load_hole(files.hole, "mask", limits)
+        _check_size(hole.size, size, "mask")
+        check_hole(np.asarray(hole), "mask")
+    digest = hashlib.sha256()
+    for data in (files.image, files.input, files.hole):
+        # A length before each part, so that no two sets of files run together into the same bytes.
+        digest.update(b"-" if data is None else f"{len(data)}:".encode() + data)
+    return *size, digest.hexdigest()
+
+
+def _check_size(size: tuple[int, int], expected: tuple[int, int], field: str) -> None:
+    if size != expected:
+        text = f"{size[0]} x {size[1]}, the output is {expected[0]} x {expected[1]}: make them the same size"
+        raise BadRow(field, Reason.OTHER_SIZE, text)
+
+
+def _inspect_all(
+    root: Root, candidates: list[Candidate], limits: Limits, num_cpus: float
+) -> Iterator[tuple[int, int, str] | Quarantined]:
+    """One outcome per candidate, in their order, from Ray Data tasks."""
+    if not candidates:
+        return
+    shared = ray.put(candidates)
+    per_task = min(64, max(1, len(candidates) // 32))
+    tasks = -(-len(candidates) // per_task)
+
+    def inspect_task(task: dict[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
+        rows = ray.get(shared)
+        for index in task["id"]:
+            lines = [_outcome(c, root, limits) for c in rows[int(index) * per_task : (int(index) + 1) * per_task]]
+            yield {name: np.array([line[name] for line in lines], dtype=object) for name in lines[0]}
+
+    dataset = ray.data.range(tasks, override_num_blocks=tasks).map_batches(
+        inspect_task, batch_size=None, num_cpus=num_cpus
+    )
+    dataset.context.execution_options = execution_options()
+    for line in dataset.iter_rows():
+        if line["reason"]:
+            yield Quarantined(**{name: line[name] for name in ("row", "name", "field", "reason", "detail")})
+        else:
+            yield int(line["width"]), int(line["height"]), str(line["digest"])
+
+
+def _outcome(candidate: Candidate, root: Root, limits: Limits) -> dict[str, Any]:
+    line: dict[str, Any] = {"row": candidate.row, "name": candidate.image, "field": "", "reason": "", "detail": ""}
+    try:
+        width, height, digest = inspect(candidate, root, limits)
+    except BadRow as error:
+        line.update(field=error.field, reason=str(error.reason), detail=error.detail)
+        return {**line, "width": 0, "height": 0, "digest": ""}
+    return {**line, "width": width, "height": height, "digest": digest}
+
+
+def _rows(found: list[tuple[Candidate, tuple[int, int, str]]]) -> tuple[Row, ...]:
+    uses: Counter[str] = Counter()
+    whole: Counter[tuple[object, ...]] = Counter()
+    rows = []
+    for c, (width, height, digest) in found:
+        uses[c.image] += 1
+        whole[c.image, c.input, c.hole, c.prompt, c.category] += 1
+        name = c.image if uses[c.image] == 1 else f"{c.image}#{uses[c.image]}"
+        rows.append(
+            Row(
+                id=name,
+                image=c.image,
+                input=c.input,
+                hole=c.hole,
+                prompt=c.prompt,
+                category=c.category,
+                width=width,
+                height=height,
+                digest=digest,
+            )
+        )
+    doubled = sum(count - 1 for count in whole.values())
+    if doubled:
+        first = next(str(key[0]) for key, count in whole.items() if count > 1)
+        warnings.warn(f"{doubled} rows repeat an earlier row (the first: {first}); they are used", stacklevel=3)
+    return tuple(rows)

@@ -1,0 +1,101 @@
+"""Bytes below a root: a local folder, or an object-store URL through pyarrow filesystems.
+
+Guarantee: nothing outside the root is read: absolute paths, `..`, URLs and symlinks that leave it are refused.
+"""
+
+import os
+import posixpath
+import time
+from dataclasses import dataclass
+
+import pyarrow.fs as pafs
+
+from inpaint.data.quarantine import Reason
+from inpaint.errors import BadRow, InpaintError
+
+RETRIES = (0.2, 1.0)  # seconds before the second and the third attempt at an I/O error that may pass
+
+
+@dataclass(frozen=True)
+class Root:
+    """A folder on a filesystem. Pickles, so that workers can read below it."""
+
+    filesystem: pafs.FileSystem
+    path: str
+
+    @property
+    def is_local(self) -> bool:
+        return self.filesystem.type_name == "local"
+
+    def join(self, relative: str) -> str:
+        return posixpath.join(self.path, relative) if self.path else relative
+
+
+def open_root(where: str | os.PathLike[str], filesystem: pafs.FileSystem | None = None) -> Root:
+    """A local path, a URI (`file://`, `s3://`, `gs://`, ...), or a path on a given `filesystem` -> Root."""
+    text = os.fspath(where)
+    if filesystem is not None:
+        return _unwrapped(filesystem, text)
+    if "://" in text:
+        try:
+            return _unwrapped(*pafs.FileSystem.from_uri(text))
+        except (ValueError, OSError) as error:
+            raise InpaintError(f"{text}: pyarrow cannot open this URL: {error}") from error
+    return Root(pafs.LocalFileSystem(), os.path.abspath(text))
+
+
+def _unwrapped(filesystem: pafs.FileSystem, path: str) -> Root:
+    # A subtree hides whether the files below are local, and only local files can be symlinks.
+    while isinstance(filesystem, pafs.SubTreeFileSystem):
+        path = posixpath.join(filesystem.base_path, path.lstrip("/"))
+        filesystem = filesystem.base_fs
+    return Root(filesystem, path)
+
+
+def check_relative(path: str, field: str) -> str:
+    """The normalised form of a path as written in a source. Raises BadRow for what may leave the root."""
+    if "://" in path or path.lower().startswith(("data:", "http:", "https:")):
+        raise BadRow(field, Reason.URL, f"{path!r}: fetch the file and write its path relative to the source")
+    if path.startswith(("/", "\\", "~")) or path[1:2] == ":":
+        raise BadRow(field, Reason.OUTSIDE_ROOT, f"{path!r} is absolute: write a path relative to the source")
+    if ".." in path.replace("\\", "/").split("/"):
+        raise BadRow(field, Reason.OUTSIDE_ROOT, f"{path!r} leaves the source's folder: move the file below it")
+    if "\0" in path:
+        raise BadRow(field, Reason.OUTSIDE_ROOT, f"{path!r} holds a NUL character")
+    return posixpath.normpath(path)
+
+
+def read(root: Root, relative: str, field: str, max_bytes: int, retries: tuple[float, ...] = RETRIES) -> bytes:
+    """The bytes of one file below `root`.
+
+    Raises BadRow: missing, a directory, more than `max_bytes`, outside the root, or unreadable after `retries`.
+    """
+    for delay in (*retries, None):
+        try:
+            return _read_once(root, relative, field, max_bytes)
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+            hint = "; write forward slashes" if "\\" in relative else ""
+            raise BadRow(field, Reason.MISSING_FILE, f"{relative!r} is not a file below {root.path}{hint}") from error
+        except PermissionError as error:
+            raise BadRow(field, Reason.UNREADABLE, f"{relative!r}: no permission to read it") from error
+        except OSError as error:
+            if delay is None:
+                raise BadRow(field, Reason.UNREADABLE, f"{relative!r}: {error}") from error
+            time.sleep(delay)
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _read_once(root: Root, relative: str, field: str, max_bytes: int) -> bytes:
+    path = root.join(relative)
+    if root.is_local:
+        real, base = os.path.realpath(path), os.path.realpath(root.path)
+        if os.path.commonpath([real, base]) != base:
+            raise BadRow(field, Reason.OUTSIDE_ROOT, f"{relative!r} is a link out of {root.path}: copy the file in")
+        with open(real, "rb") as file:
+            data = file.read(max_bytes + 1)
+    else:
+        with root.filesystem.open_input_stream(path) as stream:
+            data = stream.read(max_bytes + 1)
+    if len(data) > max_bytes:
+        raise BadRow(field, Reason.TOO_MANY_BYTES, f"{relative!r} has more than {max_bytes:,} bytes: make it smaller")
+    return data
