@@ -2,7 +2,8 @@
 
 Notation: a_t = `alphas_cumprod[t]`, x_t = sqrt(a_t) x_0 + sqrt(1 - a_t) e (Ho 2020, eq. 4) and
 v = sqrt(a_t) e - sqrt(1 - a_t) x_0 (Salimans 2022, sec. 4). Shapes: B rows, T training timesteps, S sampling steps;
-`clean`, `noise`, `noisy` and `output` are B x anything. Results are float32, whatever the inputs' precision: 1 - a_t needs it.
+`clean`, `noise`, `noisy` and `output` are B x anything. Results are float32, whatever the inputs' precision, for
+1 - a_t needs it.
 """
 
 from collections.abc import Mapping

@@ -139,6 +139,11 @@ def load_base(
             f"{name}: its U-Net takes {base.in_channels} input channels; "
             "supported are 9 (inpainting) and 4 (text to image)"
         )
+    if base.unet.config.time_cond_proj_dim is not None:
+        raise InpaintError(f"{name}: a distilled U-Net that takes its guidance scale as input (LCM) is not supported")
+    if base.is_xl and dtype == torch.float16 and base.vae.config.force_upcast:
+        # SDXL's VAE overflows in fp16; diffusers' pipelines cast it up at each use.
+        base.vae.float()
     for module in (*base.text_encoders, base.vae, base.unet):
         module.eval()
     return base.to(device)

@@ -1,0 +1,17 @@
+"""Requests to paint."""
+
+import numpy as np
+
+from inpaint.paint.painter import PaintRequest
+from tests.tiny import SIZE
+
+
+def request(seed: int = 0, height: int = SIZE, width: int = SIZE, **settings: object) -> PaintRequest:
+    """A noisy image with a ragged hole; five steps."""
+    random = np.random.default_rng(seed)
+    image = random.integers(0, 256, (height, width, 3), dtype=np.uint8)
+    hole = np.zeros((height, width), dtype=bool)
+    hole[height // 4 : -height // 8, width // 8 : -width // 3] = True
+    hole ^= random.random((height, width)) < 0.05
+    defaults: dict[str, object] = {"prompt": "a red wood box", "seed": seed, "steps": 5, "guidance_scale": 4.0}
+    return PaintRequest(image=image, hole=hole, **{**defaults, **settings})  # type: ignore[arg-type]

@@ -1,0 +1,152 @@
+"""The painter paints what diffusers paints, whatever shares the batch, and never touches a kept pixel."""
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionInpaintPipeline, StableDiffusionXLInpaintPipeline
+from PIL import Image
+
+from inpaint.errors import InpaintError
+from inpaint.paint.painter import Painter, PaintRequest
+from inpaint.paint.paste import kept_pixels_changed
+from tests.tiny import SIZE
+from tests.unit.paint.examples import request
+
+TOLERANCE = 1e-3
+
+
+def painted_by_diffusers(folder, wanted: PaintRequest) -> np.ndarray:
+    xl = "xl" in folder.name
+    kind = StableDiffusionXLInpaintPipeline if xl else StableDiffusionInpaintPipeline
+    pipeline = kind.from_pretrained(folder, **({"add_watermarker": False} if xl else {"safety_checker": None}))
+    pipeline.set_progress_bar_config(disable=True)
+    # The pipeline would set a sample size below 64 to 64 for some old files; ours says its size itself.
+    return pipeline(
+        prompt=wanted.prompt,
+        negative_prompt=wanted.negative_prompt or None,
+        image=Image.fromarray(wanted.image),
+        mask_image=Image.fromarray(wanted.hole.astype(np.uint8) * 255),
+        height=SIZE,
+        width=SIZE,
+        strength=1.0,
+        num_inference_steps=wanted.steps,
+        guidance_scale=wanted.guidance_scale,
+        generator=torch.Generator("cpu").manual_seed(wanted.seed),
+        output_type="np",
+    ).images[0]
+
+
+@pytest.mark.parametrize("name", ["sd9", "sd4", "sdxl9"])
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"guidance_scale": 1.0}, {"negative_prompt": "the wood", "guidance_scale": 7.5, "steps": 7}],
+    ids=["guided", "unguided", "negative"],
+)
+def test_same_seed_same_picture_as_diffusers(tiny_folders, tiny_bases, name, settings):
+    wanted = request(3, **settings)
+    (ours,) = Painter(tiny_bases[name]).paint_raw([wanted])
+    theirs = painted_by_diffusers(tiny_folders[name], wanted)
+    assert np.abs(ours - theirs).max() <= TOLERANCE
+
+
+@pytest.mark.parametrize("name", ["sd9", "sd4", "sdxl9"])
+def test_a_picture_does_not_depend_on_what_shares_its_batch(tiny_bases, name):
+    requests = [
+        request(1),
+        request(2, guidance_scale=1.0, prompt=""),
+        request(3, guidance_scale=9.0, negative_prompt="the"),
+        request(4, steps=3),
+        request(5, height=24, width=48, prompt="wood"),
+        request(6, negative_prompt="red"),
+    ]
+    painter = Painter(tiny_bases[name], max_batch=3)
+    together = painter.paint_raw(requests)
+    for one, shared in zip(requests, together, strict=True):
+        (alone,) = painter.paint_raw([one])
+        assert alone.shape == shared.shape
+        assert np.abs(alone - shared).max() <= TOLERANCE
+
+
+def test_seed_prompt_and_guidance_matter(tiny_bases):
+    # Else equality with diffusers and independence of the batch would say little.
+    painter = Painter(tiny_bases["sd9"])
+    image = request(1)
+    parts = {"image": image.image, "hole": image.hole, "steps": 3}
+    first, *others = painter.paint_raw(
+        [
+            PaintRequest(prompt="red", seed=1, **parts),
+            PaintRequest(prompt="red", seed=2, **parts),
+            PaintRequest(prompt="the wood", seed=1, **parts),
+            PaintRequest(prompt="red", seed=1, guidance_scale=1.0, **parts),
+        ]
+    )
+    assert all(np.abs(first - other).max() > 3 * TOLERANCE for other in others)
+
+
+def test_what_lies_in_the_hole_is_not_looked_at(tiny_bases):
+    painter = Painter(tiny_bases["sd9"])
+    one = request(1)
+    other_image = one.image.copy()
+    other_image[one.hole] = 255
+    other = PaintRequest(image=other_image, hole=one.hole, prompt=one.prompt, seed=one.seed, steps=one.steps)
+    same = PaintRequest(image=one.image, hole=one.hole, prompt=one.prompt, seed=one.seed, steps=one.steps)
+    first, second = painter.paint_raw([other, same])
+    assert np.array_equal(first, second)
+
+
+@pytest.mark.parametrize("feather", [0, 3])
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (100, 150), (31, 17), (9, 200)])
+def test_photos_of_any_size_keep_their_kept_pixels(tiny_bases, height, width, feather):
+    photo = request(2, height=height, width=width, feather=feather)
+    (result,) = Painter(tiny_bases["sd9"]).paint([photo])
+    assert result.shape == photo.image.shape and result.dtype == np.uint8
+    assert kept_pixels_changed(photo.image, result, photo.hole) == 0
+    assert (result != photo.image)[photo.hole].any()
+
+
+def test_working_shapes_keep_the_aspect_at_equal_area(tiny_bases):
+    painter = Painter(tiny_bases["sd9"])
+    assert painter.shape_of(request(height=32, width=32)) == (32, 32)
+    assert painter.shape_of(request(height=1000, width=1000)) == (32, 32)
+    assert painter.shape_of(request(height=100, width=400)) == (16, 64)
+    assert painter.shape_of(request(height=100, width=400, size=64)) == (32, 128)
+    assert painter.shape_of(request(height=9, width=2000)) == (4, 476)
+
+
+def test_a_request_without_a_hole_gets_its_image_back(tiny_bases):
+    with_hole = request(1)
+    without = PaintRequest(image=request(2).image, hole=np.zeros((SIZE, SIZE), dtype=bool), prompt="", seed=0)
+    first, second = Painter(tiny_bases["sd9"]).paint([without, with_hole])
+    assert np.array_equal(first, without.image) and first is not without.image
+    assert not np.array_equal(second, with_hole.image)
+
+
+def test_painting_leaves_the_base_in_the_mode_it_was_in(tiny_bases):
+    base = tiny_bases["sd9"]
+    base.unet.train()
+    try:
+        Painter(base).paint([request(1, steps=1)])
+        assert base.unet.training and not base.vae.training
+    finally:
+        base.unet.eval()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"seed": -1}, {"steps": 0}, {"guidance_scale": float("nan")}, {"size": 0}, {"feather": -1}],
+)
+def test_bad_settings_are_refused_by_name(settings):
+    good = request(1)
+    ((name, value),) = settings.items()
+    with pytest.raises(InpaintError, match=f"{name} {value}"):
+        PaintRequest(**{"image": good.image, "hole": good.hole, "prompt": "", "seed": 0, **settings})
+
+
+def test_images_and_holes_of_other_kinds_are_refused():
+    good = request(1)
+    with pytest.raises(InpaintError, match=r"image: float64"):
+        PaintRequest(image=good.image / 255, hole=good.hole, prompt="", seed=0)
+    with pytest.raises(InpaintError, match=r"hole: uint8"):
+        PaintRequest(image=good.image, hole=good.hole.astype(np.uint8), prompt="", seed=0)
+    with pytest.raises(InpaintError, match=r"\(31, 32\)"):
+        PaintRequest(image=good.image, hole=good.hole[1:], prompt="", seed=0)
