@@ -29,9 +29,9 @@ $(STAMP): pyproject.toml constraints.txt
 	  echo "$(PYTHON) cannot make virtual environments. On Debian: sudo apt install python3-venv"; exit 1; }
 	@test -x $(BIN)/python || { echo "[1/3] virtual environment in $(VENV)"; $(PYTHON) -m venv $(VENV); }
 	@echo "[2/3] $(TORCH) (the largest part)"
-	@$(PIP) install -q --progress-bar on -c constraints.txt setuptools wheel $(TORCH)
+	@$(PIP) install -c constraints.txt setuptools wheel $(TORCH)
 	@echo "[3/3] everything else"
-	@DS_BUILD_OPS=0 $(PIP) install -q --progress-bar on -c constraints.txt --no-build-isolation -e '.[test]'
+	@DS_BUILD_OPS=0 $(PIP) install -c constraints.txt --no-build-isolation -e '.[test]'
 	@touch $@
 
 demo: setup

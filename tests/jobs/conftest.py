@@ -1,0 +1,128 @@
+"""A Ray head of our own, started as a user would (`ray start --head`), and jobs sent to it with `ray job submit`."""
+
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+RAY = Path(sys.executable).with_name("ray")
+START_SECONDS = 120
+
+
+@dataclass(frozen=True)
+class JobResult:
+    """How a submitted job ended."""
+
+    succeeded: bool
+    logs: str
+    """What `ray job submit` printed: the job's own output among it."""
+    seconds: float
+
+
+@dataclass(frozen=True)
+class RayHead:
+    """A running head node: 2 logical CPUs, loopback only, token authentication."""
+
+    gcs_address: str
+    dashboard_url: str
+    env: dict[str, str]
+    """Environment for commands that talk to this head: it holds the token."""
+    process: subprocess.Popen[bytes]
+
+    def submit(self, *entrypoint: str, timeout: float = 600) -> JobResult:
+        """Run `ray job submit --working-dir . -- entrypoint...` from the repository root and wait for its end."""
+        command = [str(RAY), "job", "submit", "--address", self.dashboard_url, "--working-dir", ".", "--", *entrypoint]
+        start = time.monotonic()
+        done = subprocess.run(
+            command,
+            cwd=ROOT,
+            env=self.env,
+            timeout=timeout,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            check=False,
+        )
+        return JobResult(done.returncode == 0, done.stdout, time.monotonic() - start)
+
+
+@pytest.fixture(scope="session")
+def ray_head() -> Iterator[RayHead]:
+    """`ray start --head` on free ports of 127.0.0.1; at the end its processes stop, and no other Ray's."""
+    # Sockets lie in it, and their paths may have at most 107 bytes: pytest's own folders are too deep.
+    temp_dir = Path(tempfile.mkdtemp(prefix="ray-"))
+    port, dashboard, client, agent, metrics = _free_ports(5)
+    env = {
+        **os.environ,
+        "PATH": os.pathsep.join([str(RAY.parent), os.environ["PATH"]]),
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
+    command = [str(RAY), "start", "--head", "--block", "--num-cpus=2", "--node-ip-address=127.0.0.1"]
+    command += [f"--port={port}", f"--temp-dir={temp_dir}", f"--object-store-memory={512 * 1024**2}"]
+    command += ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}"]
+    command += [f"--dashboard-agent-listen-port={agent}", f"--metrics-export-port={metrics}"]
+    log = temp_dir / "start.log"
+    with log.open("wb") as out:
+        process = subprocess.Popen(command, env=env, stdout=out, stderr=subprocess.STDOUT)
+    head = RayHead(f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}", env, process)
+    try:
+        _wait_until_up(head, log)
+        yield head
+    finally:
+        _stop(process)
+        shutil.rmtree(temp_dir, ignore_errors=True)
+
+
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [s.getsockname()[1] for s in sockets]
+    for s in sockets:
+        s.close()
+    return ports
+
+
+def _wait_until_up(head: RayHead, log: Path) -> None:
+    """Until the job server answers; a job sent before its first agent has registered would wait anyway."""
+    request = urllib.request.Request(
+        f"{head.dashboard_url}/api/jobs/", headers={"Authorization": f"Bearer {head.env['RAY_AUTH_TOKEN']}"}
+    )
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        assert head.process.poll() is None, f"ray start ended at once:\n{log.read_text()}"
+        try:
+            with urllib.request.urlopen(request, timeout=5):
+                return
+        except (urllib.error.URLError, TimeoutError, ConnectionError):
+            time.sleep(0.2)
+    raise TimeoutError(f"no job server at {head.dashboard_url} after {START_SECONDS} s:\n{log.read_text()}")
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is not None:
+        return
+    # Listed first: what outlives `ray start` loses its parent, and could no longer be told from others' processes.
+    family = psutil.Process(process.pid).children(recursive=True)
+    process.terminate()
+    try:
+        process.wait(timeout=20)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    _, alive = psutil.wait_procs(family, timeout=5)
+    for orphan in alive:
+        orphan.kill()
