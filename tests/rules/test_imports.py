@@ -1,0 +1,112 @@
+"""Imports point one way, and few files know Ray (docs/architecture.md)."""
+
+import re
+import sys
+import tomllib
+from fnmatch import fnmatch
+from pathlib import Path
+
+import pytest
+
+from tests.rules.sources import ROOT, imports, modules
+
+GROUND = {"errors", "randomness"}
+BELOW_THE_LOOP = GROUND | {"cluster", "data", "diffusion", "models", "paint"}
+TOP = {"evaluate", "export", "photoshoot", "recipes", "serve", "toy", "tune"}
+MAY_IMPORT = {
+    "errors": set(),
+    "randomness": {"errors"},
+    "cluster": {"errors"},
+    "data": GROUND,
+    "diffusion": GROUND,
+    "models": GROUND | {"diffusion"},
+    "paint": GROUND | {"cluster", "data", "diffusion", "models"},
+    "train": BELOW_THE_LOOP,
+    **{room: BELOW_THE_LOOP | {"train"} | (TOP - {room}) for room in TOP},
+}
+"""Which rooms of `inpaint` each room may import beside itself."""
+
+KNOW_RAY = (
+    "inpaint/cluster.py",
+    "inpaint/data/pipeline.py",
+    "inpaint/paint/batch.py",
+    "inpaint/photoshoot/batch.py",
+    "inpaint/serve/*",
+    "inpaint/train/trainer.py",
+    "inpaint/tune/*",
+    "ray_jobs/*",
+    "benchmarks/*",
+    "tests/*",
+)
+"""The wiring: files that may import Ray, or `inpaint.cluster`, which does."""
+
+DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml", "skimage": "scikit-image", "ray": "ray"}
+"""Distribution names that differ from the name imported."""
+
+
+def room_of(dotted: str) -> str | None:
+    parts = dotted.split(".")
+    return parts[1] if parts[0] == "inpaint" and len(parts) > 1 else None
+
+
+@pytest.mark.parametrize("module", modules("inpaint"), ids=str)
+def test_imports_point_one_way(module: Path) -> None:
+    room = module.with_suffix("").parts[1]
+    if room == "__init__":
+        assert not {room_of(name) for name in imports(module)} - {None}, "inpaint/__init__.py imports no room"
+        return
+    assert room in MAY_IMPORT, f"{module}: inpaint/{room} is not in docs/architecture.md nor in this test"
+    wrong = {name for name in imports(module) if room_of(name) not in MAY_IMPORT[room] | {room, None}}
+    assert not wrong, f"{module} imports {sorted(wrong)}; {room} may import {sorted(MAY_IMPORT[room])}"
+
+
+@pytest.mark.parametrize("module", modules("inpaint"), ids=str)
+def test_only_the_wiring_knows_ray(module: Path) -> None:
+    if any(fnmatch(module.as_posix(), pattern) for pattern in KNOW_RAY):
+        return
+    wrong = {name for name in imports(module) if name.split(".")[0] == "ray" or room_of(name) == "cluster"}
+    assert not wrong, f"{module} imports {sorted(wrong)}: only the wiring may ({', '.join(KNOW_RAY)})"
+
+
+@pytest.mark.parametrize("module", modules("inpaint", "benchmarks", "tests"), ids=str)
+def test_nobody_imports_a_command(module: Path) -> None:
+    assert not {name for name in imports(module) if name.split(".")[0] == "ray_jobs"}
+
+
+@pytest.mark.parametrize("module", modules("ray_jobs"), ids=str)
+def test_commands_do_not_import_each_other(module: Path) -> None:
+    assert not {name for name in imports(module) if name.split(".")[0] == "ray_jobs"}
+
+
+@pytest.mark.parametrize("module", modules("inpaint", "ray_jobs"), ids=str)
+def test_the_package_does_not_need_its_tests_or_benchmarks(module: Path) -> None:
+    assert not {name for name in imports(module) if name.split(".")[0] in ("tests", "benchmarks")}
+
+
+def declared() -> tuple[set[str], set[str]]:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+    def names(requirements: list[str]) -> set[str]:
+        return {re.split(r"[\[<>=~! ]", r)[0].lower() for r in requirements}
+
+    optional = {name for extra in project["optional-dependencies"].values() for name in names(extra)}
+    return names(project["dependencies"]), optional
+
+
+@pytest.mark.parametrize("package", ["inpaint", "ray_jobs", "benchmarks", "tests"])
+def test_what_is_imported_is_declared(package: str) -> None:
+    needed, optional = declared()
+    allowed = needed if package in ("inpaint", "ray_jobs") else needed | optional
+    own = {"inpaint", "ray_jobs", "benchmarks", "tests"} | set(sys.stdlib_module_names)
+    tops = {name.split(".")[0] for module in modules(package) for name in imports(module)} - own
+    missing = {top for top in tops if DISTRIBUTIONS.get(top, top).lower() not in allowed}
+    assert not missing, f"{package} imports {sorted(missing)}, which pyproject.toml does not declare"
+
+
+def test_what_is_declared_is_pinned() -> None:
+    needed, optional = declared()
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pins = [line for line in lines if line and not line.startswith("#")]
+    assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.]+", pin) for pin in pins)
+    pinned = {pin.split("==")[0].lower() for pin in pins}
+    assert needed | optional <= pinned
