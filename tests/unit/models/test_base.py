@@ -1,0 +1,161 @@
+"""Bases load by component, in one dtype, from safetensors only; what cannot be loaded is named with the way out."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+
+from inpaint.errors import InpaintError
+from inpaint.models import base as base_module
+from inpaint.models import hub
+from inpaint.models.base import load_base
+
+
+@pytest.fixture
+def copied(sd_folder, tmp_path):
+    return shutil.copytree(sd_folder, tmp_path / "copy")
+
+
+def edit_index(folder, **changes):
+    path = folder / "model_index.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def test_an_inpaint_base_and_an_sdxl_base_say_what_they_are(sd_folder, xl_folder):
+    sd, xl = load_base(sd_folder), load_base(xl_folder)
+    for base in (sd, xl):
+        assert (base.in_channels, base.downsample, base.default_size, base.size_multiple) == (9, 2, 32, 4)
+        assert not base.unet.training and not base.vae.training and not base.text_encoders[0].training
+    assert (sd.is_xl, xl.is_xl) == (False, True)
+    assert (len(sd.tokenizers), len(xl.tokenizers), len(xl.text_encoders)) == (1, 2, 2)
+    assert (sd.zero_empty_negative, xl.zero_empty_negative) == (False, True)
+
+
+def test_a_revision_is_the_files_not_the_place(sd_folder, copied):
+    first = load_base(sd_folder).revision
+    (copied / "README.md").write_text("not part of it")
+    assert load_base(copied).revision == first
+    edit_index(copied, note="changed")
+    assert load_base(copied).revision != first
+    with pytest.raises(InpaintError, match=f"revision {first} is wanted"):
+        load_base(copied, revision=first)
+
+
+@pytest.mark.parametrize("variant", [None, "fp16"])
+def test_fp16_files_are_upcast_and_a_lone_fp16_variant_is_taken(copied, sd_folder, variant):
+    unet = UNet2DConditionModel.from_pretrained(sd_folder / "unet", torch_dtype=torch.float16)
+    shutil.rmtree(copied / "unet")
+    unet.save_pretrained(copied / "unet", variant=variant)
+    loaded = load_base(copied)
+    assert {p.dtype for m in (loaded.unet, loaded.vae, *loaded.text_encoders) for p in m.parameters()} == {
+        torch.float32
+    }
+    expected = unet.conv_in.weight.float()
+    assert torch.equal(loaded.unet.conv_in.weight, expected)
+
+
+def test_plain_weights_are_preferred_to_the_fp16_variant(copied):
+    UNet2DConditionModel.from_pretrained(copied / "unet", torch_dtype=torch.float16).save_pretrained(
+        copied / "unet", variant="fp16"
+    )
+    weight = load_base(copied).unet.conv_in.weight
+    assert not torch.equal(weight, weight.half().float())
+
+
+def test_weights_load_in_the_dtype_asked_for(sd_folder):
+    base = load_base(sd_folder, dtype=torch.bfloat16)
+    assert {m.dtype for m in (base.unet, base.vae, *base.text_encoders)} == {torch.bfloat16}
+
+
+def test_the_vae_of_sdxl_stays_fp32_in_fp16(xl_folder):
+    base = load_base(xl_folder, dtype=torch.float16)
+    assert (base.unet.dtype, base.vae.dtype) == (torch.float16, torch.float32)
+
+
+@pytest.mark.parametrize("name", ["diffusion_pytorch_model.bin", "diffusion_pytorch_model.ckpt"])
+def test_pickled_weights_are_refused_by_name(copied, name):
+    (copied / "unet" / "diffusion_pytorch_model.safetensors").rename(copied / "unet" / name)
+    with pytest.raises(InpaintError, match=rf"unet: has only pickled weights \({name}\).*save_pretrained"):
+        load_base(copied)
+
+
+def test_missing_weights_are_named(copied):
+    (copied / "vae" / "diffusion_pytorch_model.safetensors").unlink()
+    with pytest.raises(InpaintError, match=r"vae: diffusion_pytorch_model.safetensors .* is missing"):
+        load_base(copied)
+
+
+def test_other_families_and_classes_are_refused_with_what_is_supported(copied):
+    edit_index(copied, unet=["diffusers", "UNet2DModel"])
+    with pytest.raises(InpaintError, match="unet is UNet2DModel.*UNet2DConditionModel"):
+        load_base(copied)
+    edit_index(copied, _class_name="FluxPipeline")
+    with pytest.raises(InpaintError, match="FluxPipeline is not supported; supported are StableDiffusion"):
+        load_base(copied)
+
+
+def test_unets_for_other_inputs_are_refused(copied):
+    path = copied / "unet" / "config.json"
+    config = json.loads(path.read_text())
+    shutil.rmtree(copied / "unet")
+    UNet2DConditionModel.from_config({**config, "in_channels": 8}).save_pretrained(copied / "unet")
+    with pytest.raises(InpaintError, match="takes 8 input channels"):
+        load_base(copied)
+
+
+def test_folders_that_are_no_base_are_named(tmp_path, copied):
+    with pytest.raises(InpaintError, match=r"no model_index.json"):
+        load_base(tmp_path)
+    with pytest.raises(InpaintError, match="no such folder, and not a hub id"):
+        load_base(tmp_path / "absent")
+    with pytest.raises(InpaintError, match="single file.*from_single_file"):
+        load_base(copied / "unet" / "diffusion_pytorch_model.safetensors")
+    (copied / "model_index.json").write_text("{")
+    with pytest.raises(InpaintError, match="not valid JSON"):
+        load_base(copied)
+
+
+def test_a_toy_base_that_was_not_made_names_the_command(tmp_path, monkeypatch):
+    monkeypatch.setattr(base_module, "TOY_BASE", tmp_path / "absent")
+    with pytest.raises(InpaintError, match=r"python -m ray_jobs.pretrain_toy"):
+        load_base("toy")
+
+
+def test_an_unreachable_hub_names_the_way_out(tmp_path, monkeypatch):
+    # tests/conftest.py sets HF_HUB_OFFLINE, so nothing is asked of the network.
+    monkeypatch.setattr(hub, "snapshot_download", lambda name, **kw: _real_snapshot(name, cache_dir=tmp_path, **kw))
+    with pytest.raises(InpaintError, match=r"hub cannot be reached.*hf download owner/some-base.*'toy'"):
+        load_base("owner/some-base")
+
+
+_real_snapshot = hub.snapshot_download
+
+
+def test_hub_bases_come_without_pickles_and_fp16_only_where_needed(copied, tmp_path, monkeypatch):
+    (copied / "unet" / "diffusion_pytorch_model.safetensors").rename(
+        copied / "unet" / "diffusion_pytorch_model.fp16.safetensors"
+    )
+    (copied / "unet" / "diffusion_pytorch_model.bin").write_bytes(b"pickle")
+    (copied / "vae" / "diffusion_pytorch_model.fp16.safetensors").write_bytes(b"not wanted")
+    cache = tmp_path / "snapshots" / "commit123"
+
+    def snapshot(name, *, revision, allow_patterns):
+        assert (name, revision) == ("owner/base", "main")
+        for pattern in allow_patterns:
+            for path in copied.glob(pattern):
+                target = cache / path.relative_to(copied)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(path, target)
+        return str(cache)
+
+    monkeypatch.setattr(hub, "snapshot_download", snapshot)
+    base = load_base("owner/base", revision="main")
+    assert (base.name, base.revision) == ("owner/base", "commit123")
+    weights = {p.relative_to(cache).as_posix() for p in cache.rglob("*model*") if p.suffix in (".safetensors", ".bin")}
+    assert weights == {
+        "text_encoder/model.safetensors",
+        "unet/diffusion_pytorch_model.fp16.safetensors",
+        "vae/diffusion_pytorch_model.safetensors",
+    }
