@@ -1,0 +1,169 @@
+"""Which background, colour and shape a picture shows: classifiers fitted on the generator's ground truth.
+
+Guaranteed: deterministic; the background is judged by hole pixels alone, the colour by product pixels alone, the
+shape by the picture inside the product's bounding box and that box's proportions. A picture unlike everything that
+was fitted is answered "unclear" rather than with the least unlikely name.
+Not covered: other worlds than `inpaint.toy.catalogue`'s.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from inpaint.randomness import generator
+from inpaint.toy.catalogue import BACKGROUND_NAMES, COLOUR_NAMES, SHAPE_NAMES, Scene, render
+from inpaint.toy.features import Array, palette, shrink, silhouette, texture
+
+UNCLEAR = "unclear"
+HELD_OUT_SEED = 1_000_003
+"""The world whose scenes measure the detectors' error; nothing is fitted on it."""
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """Linear discriminant analysis with a shrunken covariance, and a limit on the distance to the nearest class.
+
+    Source: Hastie, Tibshirani, Friedman, The Elements of Statistical Learning, section 4.3.
+    """
+
+    names: tuple[str, ...]
+    whiten: Array
+    """D x D: after it the classes have unit covariance."""
+    centres: Array
+    """Classes x D, whitened."""
+    limit: Array
+    """Per class, the distance beyond which a picture is unlike it."""
+
+    @classmethod
+    def fit(
+        cls, features: Array, labels: list[str], names: tuple[str, ...], *, shrinkage: float, slack: float
+    ) -> "Classifier":
+        """Features N D. The limit is `slack` times the 99th percentile of the distances of a class's own members."""
+        label = np.array(labels)
+        means = np.stack([features[label == name].mean(0) for name in names])
+        inside = features - means[[names.index(name) for name in labels]]
+        covariance = inside.T @ inside / len(inside)
+        floor = shrinkage * np.trace(covariance) / len(covariance) * np.eye(len(covariance))
+        values, vectors = np.linalg.eigh((1 - shrinkage) * covariance + floor)
+        whiten = vectors / np.sqrt(values)
+        distance = np.linalg.norm(inside @ whiten, axis=1)
+        limit = np.array([slack * np.quantile(distance[label == name], 0.99) for name in names])
+        return cls(names, whiten, means @ whiten, limit)
+
+    def distances(self, features: Array) -> Array:
+        """N x classes: distance to each class as a multiple of its limit; above 1 is "unlike"."""
+        return np.linalg.norm((features @ self.whiten)[:, None] - self.centres, axis=2) / self.limit
+
+    def name(self, features: Array) -> list[str]:
+        """The nearest class of each row, or "unclear"."""
+        relative = self.distances(features)
+        # The nearest by plain distance is the most likely class; its limit only says whether to believe it.
+        best = (relative * self.limit).argmin(1)
+        return [self.names[k] if row[k] <= 1 else UNCLEAR for k, row in zip(best, relative, strict=True)]
+
+
+def _background_features(images: Array, holes: Array) -> Array:
+    colours, regions = shrink(images, holes)
+    return np.concatenate([palette(colours, regions), texture(colours, regions)], 1)
+
+
+def _colour_features(images: Array, products: Array) -> Array:
+    return palette(*shrink(images, products))
+
+
+def _blurred(images: Array, sigma: float) -> Array:
+    """Gaussian blur of B H W 3, edges repeated."""
+    reach = int(3 * sigma + 1)
+    kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
+    kernel /= kernel.sum()
+    for axis in (1, 2):
+        pad = [(reach, reach) if k == axis else (0, 0) for k in range(4)]
+        padded = np.pad(images, pad, mode="edge")
+        size = images.shape[axis]
+        images = sum(w * padded.take(range(k, k + size), axis) for k, w in enumerate(kernel))
+    return images
+
+
+def disturbed(images: Array, *, blur: float = 0.0, brightness: float = 1.0) -> Array:
+    """uint8 B H W 3 as a VAE may give it back: blurred by `blur` pixels, `brightness` times as bright."""
+    values = images.astype(np.float32)
+    if blur:
+        values = _blurred(values, blur)
+    return np.clip(values * brightness + 0.5, 0, 255).astype(np.uint8)
+
+
+def _scenes(seed: int, count: int) -> Iterator[Scene]:
+    """All names equally often, in combinations that the seed shuffles."""
+    for index in range(count):
+        rng = generator(seed, "toy/detectors", index)
+        yield render(
+            seed,
+            index,
+            background=BACKGROUND_NAMES[index % 8],
+            colour=COLOUR_NAMES[(index + rng.integers(8)) % 8],
+            shape=SHAPE_NAMES[(index // 8 + index) % 8],
+        )
+
+
+@dataclass(frozen=True)
+class Detectors:
+    """The three classifiers. Pictures are uint8 B H W 3, regions bool B H W, of any one size from 64 up."""
+
+    backgrounds: Classifier
+    colours: Classifier
+    shapes: Classifier
+
+    @classmethod
+    def fit(cls, *, seed: int = 0, per_class: int = 80) -> "Detectors":
+        """Fit on `8 * per_class` renders of the world `seed`, clean and disturbed. A few seconds on one core."""
+        scenes = list(_scenes(seed, 8 * per_class))
+        clean = np.stack([scene.image for scene in scenes])
+        products = np.stack([scene.product for scene in scenes])
+        soft = np.concatenate(
+            [
+                disturbed(part, blur=0.7 + 0.4 * k, brightness=(0.93, 1.07, 1.0)[k])
+                for k, part in enumerate(np.array_split(clean, 3))
+            ]
+        )
+        images, regions = np.concatenate([clean, soft]), np.concatenate([products, products])
+        labels = [[getattr(s, what) for s in scenes] * 2 for what in ("background", "colour", "shape")]
+        return cls(
+            Classifier.fit(
+                _background_features(images, ~regions), labels[0], BACKGROUND_NAMES, shrinkage=0.02, slack=1.5
+            ),
+            Classifier.fit(_colour_features(images, regions), labels[1], COLOUR_NAMES, shrinkage=0.02, slack=1.5),
+            Classifier.fit(silhouette(images, regions), labels[2], SHAPE_NAMES, shrinkage=0.1, slack=1.3),
+        )
+
+    def background(self, images: Array, holes: Array) -> list[str]:
+        """Judged by the pixels where `holes` is True."""
+        return self.backgrounds.name(_background_features(images, holes))
+
+    def colour(self, images: Array, products: Array) -> list[str]:
+        """Judged by the pixels where `products` is True."""
+        return self.colours.name(_colour_features(images, products))
+
+    def shape(self, images: Array, products: Array) -> list[str]:
+        """Judged by the picture in the bounding box of `products`, and by the box's proportions."""
+        return self.shapes.name(silhouette(images, products))
+
+    def error(
+        self, *, seed: int = HELD_OUT_SEED, count: int = 800, blur: float = 0.0, brightness: float = 1.0
+    ) -> dict[str, float]:
+        """Shares of held-out renders answered wrongly ("unclear" counts as wrong) and answered "unclear".
+
+        Keys: `background`, `colour`, `shape` and `unclear_background`, `unclear_colour`, `unclear_shape`.
+        """
+        scenes = list(_scenes(seed, count))
+        images = disturbed(np.stack([s.image for s in scenes]), blur=blur, brightness=brightness)
+        products = np.stack([s.product for s in scenes])
+        answers = {
+            "background": self.background(images, ~products),
+            "colour": self.colour(images, products),
+            "shape": self.shape(images, products),
+        }
+        wrong = {
+            k: float(np.mean([a != getattr(s, k) for a, s in zip(v, scenes, strict=True)])) for k, v in answers.items()
+        }
+        return wrong | {f"unclear_{k}": float(np.mean([a == UNCLEAR for a in v])) for k, v in answers.items()}
