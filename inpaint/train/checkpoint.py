@@ -1,0 +1,177 @@
+"""Checkpoints: full fp32 tensors as safetensors and a `state.json` with the sha256 of each file. No pickle.
+
+Guarantees: a checkpoint depends neither on the world size nor on the ZeRO stage. It appears whole or not at all: it is
+written beside its place, flushed to disk, its hashes last, and renamed (object stores: `state.json` last; a folder
+without it is no checkpoint). A reader verifies every hash and falls back to the checkpoint before, saying so.
+Not covered: two runs writing into one folder.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import pyarrow.fs as pafs
+import safetensors.torch
+from torch import Tensor
+
+from inpaint.data.storage import Root, open_root
+from inpaint.errors import CheckpointCorrupt
+
+STATE_FILE = "state.json"
+Tensors = Mapping[str, Mapping[str, Tensor]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """What `state.json` says besides the hashes."""
+
+    samples: int
+    """Position in the plan: samples trained on so far."""
+    steps: int
+    """Optimizer steps so far; Adam's bias correction needs it."""
+    seed: int
+    manifest: str
+    """Hash of the manifest the run began with."""
+    run: dict[str, object] = field(default_factory=dict)
+    """Settings that must not change when a run is resumed."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+
+
+class CheckpointStore:
+    """The checkpoints of one run, in `folder` (a path or an object-store URL)."""
+
+    def __init__(self, folder: str, *, keep: int = 2) -> None:
+        self.root: Root = open_root(folder)
+        self.keep = keep
+
+    def save(self, tensors: Tensors, progress: Progress) -> str:
+        """Write a checkpoint and drop the oldest beyond `keep`; returns its name."""
+        name = f"samples-{progress.samples:012d}"
+        if self.root.is_local:
+            self._save_local(name, tensors, progress)
+        else:
+            with tempfile.TemporaryDirectory() as temporary:
+                _write_files(Path(temporary), tensors, progress)
+                self._upload(Path(temporary), name)
+        for old in self.names()[: -self.keep]:
+            self._delete(old)
+        return name
+
+    def names(self) -> list[str]:
+        """Committed checkpoints, oldest first."""
+        selector = pafs.FileSelector(self.root.path, allow_not_found=True)
+        folders = [i for i in self.root.filesystem.get_file_info(selector) if i.type == pafs.FileType.Directory]
+        names = sorted(i.base_name for i in folders if i.base_name.startswith("samples-") and "." not in i.base_name)
+        states = self.root.filesystem.get_file_info([self.root.join(f"{n}/{STATE_FILE}") for n in names])
+        return [name for name, state in zip(names, states, strict=True) if state.type == pafs.FileType.File]
+
+    def load(self, name: str) -> tuple[dict[str, dict[str, Tensor]], Progress]:
+        """Tensors by kind, and progress.
+
+        Raises:
+            CheckpointCorrupt: a file is missing or does not match its hash.
+        """
+        state = self._read_state(name)
+        tensors = {}
+        for file, digest in state["files"].items():
+            data = self._read(f"{name}/{file}")
+            if hashlib.sha256(data).hexdigest() != digest:
+                raise CheckpointCorrupt(f"{self.root.join(name)}/{file}: its bytes do not match their recorded sha256")
+            tensors[file.removesuffix(".safetensors")] = safetensors.torch.load(data)
+        return tensors, Progress(**state["progress"])
+
+    def latest(self) -> tuple[dict[str, dict[str, Tensor]], Progress] | None:
+        """The newest checkpoint whose hashes hold, or None where there is none at all.
+
+        Raises:
+            CheckpointCorrupt: there are checkpoints, and every one of them is damaged.
+        """
+        damaged = []
+        for name in reversed(self.names()):
+            try:
+                return self.load(name)
+            except CheckpointCorrupt as error:
+                damaged.append(str(error))
+                warnings.warn(f"{error}; falling back to the checkpoint before", stacklevel=2)
+        if damaged:
+            raise CheckpointCorrupt("no usable checkpoint is left: " + "; ".join(damaged))
+        return None
+
+    def progress(self) -> Progress | None:
+        """Progress of the checkpoint that `latest` would load."""
+        found = self.latest()
+        return None if found is None else found[1]
+
+    def _save_local(self, name: str, tensors: Tensors, progress: Progress) -> None:
+        root = Path(self.root.path)
+        temporary = root / f"{name}.tmp"
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        _write_files(temporary, tensors, progress)
+        final = root / name
+        if final.exists():
+            shutil.rmtree(final)
+        os.rename(temporary, final)
+        _sync(root)
+
+    def _upload(self, source: Path, name: str) -> None:
+        target = self.root.join(name)
+        self.root.filesystem.create_dir(target, recursive=True)
+        files = sorted(source.iterdir(), key=lambda path: path.name == STATE_FILE)
+        for file in files:
+            with self.root.filesystem.open_output_stream(f"{target}/{file.name}") as stream:
+                stream.write(file.read_bytes())
+
+    def _read_state(self, name: str) -> dict:
+        try:
+            state = json.loads(self._read(f"{name}/{STATE_FILE}"))
+            if set(state) != {"files", "progress"}:
+                raise ValueError("unexpected fields")
+            return state
+        except ValueError as error:
+            raise CheckpointCorrupt(f"{self.root.join(name)}/{STATE_FILE}: {error}") from error
+
+    def _read(self, relative: str) -> bytes:
+        try:
+            with self.root.filesystem.open_input_stream(self.root.join(relative)) as stream:
+                return stream.read()
+        except FileNotFoundError as error:
+            raise CheckpointCorrupt(f"{self.root.join(relative)} is missing") from error
+
+    def _delete(self, name: str) -> None:
+        # The commit mark goes first, so that a half-deleted checkpoint is none.
+        self.root.filesystem.delete_file(self.root.join(f"{name}/{STATE_FILE}"))
+        self.root.filesystem.delete_dir(self.root.join(name))
+
+
+def _write_files(folder: Path, tensors: Tensors, progress: Progress) -> None:
+    files = {}
+    for kind, named in tensors.items():
+        data = safetensors.torch.save({name: tensor.contiguous() for name, tensor in named.items()})
+        files[f"{kind}.safetensors"] = hashlib.sha256(data).hexdigest()
+        _write(folder / f"{kind}.safetensors", data)
+    state = {"files": files, "progress": asdict(progress)}
+    _write(folder / STATE_FILE, json.dumps(state, indent=1).encode())
+    _sync(folder)
+
+
+def _write(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

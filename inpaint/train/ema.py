@@ -1,0 +1,32 @@
+"""Moving average of the trained parameters, with a half-life in samples, so that it does not depend on the batch."""
+
+import torch
+from torch import Tensor
+
+from inpaint.train.engine import ZeroEngine
+
+
+class MovingAverage:
+    """average <- d * average + (1 - d) * parameters with d = 0.5 ** (samples / halflife) (Karras et al. 2023, eq. 121).
+
+    The half-life is capped at a tenth of the samples seen so far, so that the start is forgotten.
+    """
+
+    def __init__(self, engine: ZeroEngine, halflife: float) -> None:
+        self.halflife = halflife
+        self.samples = 0
+        self.average: dict[str, Tensor] = engine.gather()["trained"]
+
+    def load(self, average: dict[str, Tensor], samples: int) -> None:
+        """Continue from a checkpoint after `samples` samples."""
+        self.samples = samples
+        self.average = {name: tensor.clone() for name, tensor in average.items()}
+
+    @torch.no_grad()
+    def update(self, engine: ZeroEngine, batch: int) -> None:
+        """Take in the parameters after a step over `batch` samples. Collective."""
+        self.samples += batch
+        decay = 0.5 ** (batch / max(min(self.halflife, self.samples / 10), 1e-8))
+        with engine.whole(list(engine.parameters.values())):
+            for name, parameter in engine.parameters.items():
+                self.average[name].lerp_(parameter.detach().float().cpu(), 1 - decay)

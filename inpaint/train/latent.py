@@ -1,0 +1,109 @@
+"""The objective of every workload on a latent base: noise prediction in the hole (docs/architecture.md).
+
+Shapes: B samples, H x W pixels, h x w latents, C latent channels.
+"""
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from inpaint import randomness
+from inpaint.diffusion import objective, schedule
+from inpaint.models.base import Base
+from inpaint.models.prompts import encode_prompts, unet_kwargs
+from inpaint.train.objective import Batch, ParameterGroup, to_hole, to_pixels
+from inpaint.train.settings import Precision
+
+AUTOCAST = {Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossSettings:
+    """How the loss is taken."""
+
+    min_snr_gamma: float | None = None
+    """Weigh timesteps by min(SNR, gamma) / SNR (5 is usual); unset: all alike."""
+    noise_offset: float = 0.0
+    """A per-channel constant of this scale is added to the noise, so that brightness is learned (0.05 is usual)."""
+
+
+class LatentInpainting(nn.Module):
+    """Predicts the noise of a noisy latent; 9-channel bases are shown hole and masked image, 4-channel ones the kept
+    region clean. All randomness is keyed by (seed, purpose, position)."""
+
+    def __init__(
+        self, base: Base, groups: list[ParameterGroup], *, seed: int, loss: LossSettings, precision: Precision
+    ) -> None:
+        super().__init__()
+        self.base = base
+        self.seed = seed
+        self.loss = loss
+        self.precision = precision
+        self.schedule = schedule.schedule_of(base.scheduler)
+        self.unet = base.unet
+        self.text_encoders = nn.ModuleList(base.text_encoders)
+        self.vae = base.vae
+        self._groups = groups
+
+    def groups(self) -> list[ParameterGroup]:
+        return self._groups
+
+    def forward(self, batch: Batch) -> Tensor:
+        device = self.base.device
+        positions = np.asarray(batch["position"])
+        image_B3HW = to_pixels(batch["image"], device)
+        hole_B1HW = to_hole(batch["hole"], device)
+        with self._autocast():
+            clean_BChw = self._encode(image_B3HW, positions, "vae")
+            noise_BChw = self._noise(positions, clean_BChw)
+            timesteps_B = self._timesteps(positions, device)
+            noisy_BChw = schedule.add_noise(self.schedule, clean_BChw, noise_BChw, timesteps_B)
+            input_B3HW = to_pixels(batch["input"], device) if "input" in batch else image_B3HW
+            unet_input = self._unet_input(noisy_BChw, clean_BChw, input_B3HW, hole_B1HW, positions)
+            conditioning = encode_prompts(self.base, [str(p) for p in batch["prompt"]])
+            kwargs = unet_kwargs(conditioning, *image_B3HW.shape[-2:])
+            output_BChw = self.unet(unet_input, timesteps_B, **kwargs).sample
+        target_BChw = schedule.target(self.schedule, clean_BChw, noise_BChw, timesteps_B)
+        area_B1hw = objective.hole_area(hole_B1HW, clean_BChw.shape[-2:])
+        loss_B = objective.hole_loss(output_BChw, target_BChw, area_B1hw)
+        if self.loss.min_snr_gamma is not None:
+            loss_B = loss_B * objective.min_snr_weight(self.schedule, timesteps_B, self.loss.min_snr_gamma)
+        return loss_B
+
+    def _unet_input(
+        self, noisy_BChw: Tensor, clean_BChw: Tensor, input_B3HW: Tensor, hole_B1HW: Tensor, positions: np.ndarray
+    ) -> Tensor:
+        size_hw = cast("tuple[int, int]", tuple(noisy_BChw.shape[-2:]))
+        hole_B1hw = objective.latent_hole(hole_B1HW, size_hw)
+        if self.base.in_channels == 4:
+            return torch.where(hole_B1hw > 0, noisy_BChw, clean_BChw).to(self.base.dtype)
+        masked_B3HW = input_B3HW * (hole_B1HW < 0.5)
+        masked_BChw = self._encode(masked_B3HW, positions, "masked vae")
+        return torch.cat([noisy_BChw, hole_B1hw, masked_BChw], dim=1).to(self.base.dtype)
+
+    @torch.no_grad()
+    def _encode(self, image_B3HW: Tensor, positions: np.ndarray, purpose: str) -> Tensor:
+        """A sample of the VAE's posterior, scaled as the U-Net expects it, float32."""
+        posterior = self.vae.encode(image_B3HW.to(self.vae.dtype)).latent_dist
+        noise = torch.from_numpy(randomness.normal(self.seed, purpose, positions, tuple(posterior.mean.shape[1:])))
+        latents = posterior.mean + posterior.std * noise.to(image_B3HW.device)
+        return (latents - (self.vae.config.shift_factor or 0.0)).float() * self.vae.config.scaling_factor
+
+    def _noise(self, positions: np.ndarray, like_BChw: Tensor) -> Tensor:
+        noise = randomness.normal(self.seed, "noise", positions, tuple(like_BChw.shape[1:]))
+        if self.loss.noise_offset:
+            offset = randomness.normal(self.seed, "noise offset", positions, (like_BChw.shape[1], 1, 1))
+            noise = noise + self.loss.noise_offset * offset
+        return torch.from_numpy(noise).to(like_BChw.device)
+
+    def _timesteps(self, positions: np.ndarray, device: torch.device) -> Tensor:
+        share_B = randomness.uniform(self.seed, "timestep", positions)
+        return torch.from_numpy((share_B * self.schedule.train_timesteps).astype(np.int64)).to(device)
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        dtype = AUTOCAST.get(self.precision)
+        return torch.autocast(self.base.device.type, dtype or torch.bfloat16, enabled=dtype is not None)

@@ -1,0 +1,127 @@
+"""The one training loop. It never asks which workload it runs, and imports no ray.
+
+Position counts samples. Every micro-batch carries its positions, and the loop asserts that they are the plan's, so a
+reader that loses, repeats or reorders rows stops the run instead of spoiling it.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch.utils.flop_counter import FlopCounterMode
+
+from inpaint.data.plan import worker_positions
+from inpaint.train.checkpoint import CheckpointStore, Progress
+from inpaint.train.ema import MovingAverage
+from inpaint.train.engine import ZeroEngine
+from inpaint.train.objective import Batch
+from inpaint.train.settings import TrainSettings
+
+Report = dict[str, float]
+
+
+@dataclass(kw_only=True)
+class Run:
+    """What a worker needs to train."""
+
+    settings: TrainSettings
+    engine: ZeroEngine
+    ema: MovingAverage | None
+    store: CheckpointStore
+    batches: Iterator[Batch]
+    total: int
+    """Samples of the whole run."""
+    progress: Progress
+    """Where it starts."""
+    exchange: Callable[[Report], bool] = field(default=lambda report: False)
+    """Called on rank 0 after every step with figures for the console; true asks for a checkpoint and an end."""
+    flops_per_sample: float | None = None
+    """Of forward and backward; counted at the first step on a GPU."""
+    on_bad_row: Callable[[int, str], None] = field(default=lambda position, error: None)
+    """Called with the position of a row that could no longer be read."""
+
+
+def train(run: Run) -> Progress:
+    """Train to `run.total` samples, or until `exchange` asks to stop; returns where it ended, checkpointed."""
+    settings, progress = run.settings, run.progress
+    saved = progress.samples
+    while progress.samples < run.total:
+        started = time.perf_counter()
+        batches = [_next(run, progress.samples, micro) for micro in range(settings.accumulation)]
+        waited = time.perf_counter() - started
+        loss = _step(run, batches, settings.lr_scale(progress.samples, run.total))
+        samples = progress.samples + settings.global_batch
+        progress = replace(progress, samples=samples, steps=progress.steps + 1, metrics={"loss": loss})
+        if run.ema is not None:
+            run.ema.update(run.engine, settings.global_batch)
+        figures = _agree(run, progress, loss, waited, time.perf_counter() - started)
+        progress = replace(progress, metrics={"loss": figures["loss"]})
+        due = samples // settings.checkpoint_every > saved // settings.checkpoint_every
+        if due or figures["stop"] or samples >= run.total:
+            save(run, progress)
+            saved = samples
+        if figures["stop"]:
+            break
+    return progress
+
+
+def save(run: Run, progress: Progress) -> None:
+    """Gather the state on all ranks and write it on the first. Collective."""
+    tensors = run.engine.gather()
+    if run.ema is not None:
+        tensors["ema"] = run.ema.average
+    if dist.get_rank() == 0:
+        run.store.save(tensors, progress)
+    dist.barrier()
+
+
+def _step(run: Run, batches: list[Batch], lr_scale: float) -> float:
+    if run.engine.device.type != "cuda" or run.flops_per_sample is not None:
+        return run.engine.train_step(batches, lr_scale)
+    with FlopCounterMode(display=False) as counter:
+        loss = run.engine.train_step(batches, lr_scale)
+    run.flops_per_sample = counter.get_total_flops() / sum(len(batch["position"]) for batch in batches)
+    return loss
+
+
+def _next(run: Run, samples: int, micro: int) -> Batch:
+    batch = next(run.batches, None)
+    settings = run.settings
+    expected = worker_positions(
+        samples,
+        0,
+        global_batch=settings.global_batch,
+        micro_batch=settings.micro_batch,
+        workers=settings.workers,
+        rank=dist.get_rank(),
+    ).reshape(settings.accumulation, settings.micro_batch)[micro]
+    got = None if batch is None else np.asarray(batch["position"])
+    assert batch is not None and np.array_equal(got, expected), f"positions {got} were read, the plan says {expected}"
+    for position, error in zip(batch["position"], batch["error"], strict=True):
+        if error:
+            run.on_bad_row(int(position), str(error))
+    return batch
+
+
+def _agree(run: Run, progress: Progress, loss: float, waited: float, seconds: float) -> Report:
+    """One small all-reduce: the mean loss and waiting time, and whether the first rank was asked to stop."""
+    shared = torch.tensor([loss, waited, 0.0], dtype=torch.float64)
+    if dist.get_rank() == 0:
+        report = {"samples": progress.samples, "total": run.total, "loss": loss, "waited": waited, "seconds": seconds}
+        if run.flops_per_sample is not None:
+            report["flops_per_sample"] = run.flops_per_sample
+        shared[2] = float(run.exchange(report))
+    if run.settings.workers > 1:
+        shared = shared.to(run.engine.device)
+        dist.all_reduce(shared)
+    mean_loss = float(shared[0]) / run.settings.workers
+    if not np.isfinite(mean_loss):
+        first = progress.samples - run.settings.global_batch
+        raise FloatingPointError(
+            f"the loss is {mean_loss} at samples {first} to {progress.samples - 1}: lower the learning rate, or use "
+            "bf16 or fp32 instead of fp16. The last checkpoint is from before"
+        )
+    return {"loss": mean_loss, "stop": float(shared[2])}

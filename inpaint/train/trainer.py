@@ -1,0 +1,310 @@
+"""The wiring of training on Ray Train. The only file of train/ that imports ray.
+
+Guarantees: a run continues from its own checkpoints, at the exact position, after a worker's death, after SIGTERM and
+with `resume`; Ray Train's snapshot is never needed. Nothing is trained on another manifest than the run began with.
+"""
+
+import importlib.metadata
+import json
+import os
+import signal
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+import torch
+from ray.train.torch import TorchTrainer, get_device
+
+from inpaint import cluster
+from inpaint.data.manifest import Manifest
+from inpaint.data.pipeline import batches, data_config
+from inpaint.data.sample import ReadSettings
+from inpaint.errors import InpaintError, ResumeMismatch
+from inpaint.train.checkpoint import CheckpointStore, Progress
+from inpaint.train.console import RunConsole, peak_flops
+from inpaint.train.ema import MovingAverage
+from inpaint.train.engine import ZeroEngine
+from inpaint.train.loop import Report, Run, train
+from inpaint.train.objective import Objective
+from inpaint.train.settings import TrainSettings
+
+VERSIONS = ("torch", "ray", "diffusers", "transformers", "peft", "deepspeed")
+POLL_SECONDS = 0.5
+
+_stop_requested = threading.Event()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """One training run: what is read, and what is trained with it."""
+
+    name: str
+    manifest: Manifest
+    read: ReadSettings
+    build: Callable[[torch.device], Objective]
+    """Builds the objective on a worker; must pickle (a `functools.partial` of a module's function)."""
+    settings: TrainSettings
+    identity: dict[str, Any] = field(default_factory=dict)
+    """What else must not change when the run is resumed (rank, base revision, ...); JSON."""
+
+    def fixed(self) -> dict[str, Any]:
+        """Everything that decides what is learned, and must be the same when the run is resumed."""
+        machinery = ("workers", "micro_batch", "gpu", "zero_stage", "offload", "gradient_checkpointing")
+        machinery += ("checkpoint_every", "keep_checkpoints", "max_failures", "epochs", "samples")
+        settings = {k: v for k, v in asdict(self.settings).items() if k not in machinery}
+        total = self.settings.total_samples(len(self.manifest))
+        return json.loads(json.dumps({**settings, "total": total, "read": asdict(self.read), **self.identity}))
+
+
+@contextmanager
+def stop_on_sigterm() -> Iterator[None]:
+    """Within, SIGTERM asks the running trainings to write a checkpoint and end. Main thread only."""
+
+    def request(number: int, frame: object) -> None:
+        _stop_requested.set()
+
+    before = signal.signal(signal.SIGTERM, request)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def fit(workload: Workload, output: str, *, resume: bool = False) -> Progress:
+    """Train on the connected cluster; checkpoints, logs and the manifest go to `output` (a folder or URL).
+
+    Returns where it ended: before the end only where SIGTERM asked for it.
+
+    Raises:
+        InpaintError: `output` holds a run already and `resume` is off, or the cluster can never fit the job.
+        ResumeMismatch: the run in `output` began with another manifest or other settings.
+    """
+    settings = workload.settings
+    store = CheckpointStore(f"{output}/checkpoints", keep=settings.keep_checkpoints)
+    started = _resume_from(workload, store, output, resume)
+    total = settings.total_samples(len(workload.manifest))
+    if started.samples >= total:
+        return started
+    scaling, threads = _scaling(settings)
+    local = None if "://" in output else Path(output).resolve()
+    logs = (local or Path(tempfile.mkdtemp())) / "tensorboard"
+    if local is not None:
+        local.mkdir(parents=True, exist_ok=True)
+        workload.manifest.save(local / "manifest.parquet")
+    board = Board.remote()  # type: ignore[attr-defined]
+    trainer = TorchTrainer(
+        _work,
+        train_loop_config={
+            "build": workload.build,
+            "settings": settings,
+            "start": started,
+            "total": total,
+            "checkpoints": f"{local or output}/checkpoints",
+            "board": board,
+            "threads": threads,
+        },
+        datasets={"train": _dataset(workload, store, total)},
+        dataset_config=data_config(),
+        scaling_config=scaling,
+        run_config=ray.train.RunConfig(
+            # A fresh name each time: Ray Train then never looks for a snapshot of its own to restore.
+            name=f"{workload.name}-{datetime.now(UTC):%Y%m%d-%H%M%S-%f}",
+            storage_path=f"{local or output}/ray_train",
+            failure_config=ray.train.FailureConfig(max_failures=settings.max_failures),
+            worker_runtime_env={"env_vars": _environment(threads, use_gpu=scaling.use_gpu)},
+            logging_config=ray.train.LoggingConfig(log_level="WARNING"),
+        ),
+    )
+    with RunConsole(workload.name, logs, start=started.samples, total=total, peak=_peak(scaling)) as console:
+        with _watched(board, console, output):
+            trainer.fit()
+    ended = store.progress()
+    assert ended is not None, "a finished run has a checkpoint"
+    return ended
+
+
+def _resume_from(workload: Workload, store: CheckpointStore, output: str, resume: bool) -> Progress:
+    fixed = workload.fixed()
+    found = store.progress()
+    if found is None:
+        versions = {name: importlib.metadata.version(name) for name in VERSIONS}
+        manifest = workload.manifest.hash
+        seed = workload.settings.seed
+        return Progress(samples=0, steps=0, seed=seed, manifest=manifest, run=fixed, versions=versions)
+    if not resume:
+        raise InpaintError(
+            f"{output} holds a run that is at sample {found.samples}: continue it with --resume, or give another output"
+        )
+    if found.manifest != workload.manifest.hash:
+        saved = Path(output) / "manifest.parquet"
+        how = Manifest.load(saved).difference(workload.manifest) if saved.is_file() else "its hash is another"
+        raise ResumeMismatch(f"{output} began with another manifest: {how}. Restore the data, or start a new output")
+    changed = [k for k in fixed.keys() | found.run.keys() if fixed.get(k) != found.run.get(k)]
+    if changed:
+        was = ", ".join(f"{k} was {found.run.get(k)!r}, now {fixed.get(k)!r}" for k in sorted(changed))
+        raise ResumeMismatch(f"{output} began with other settings: {was}. Resume with the old ones, or a new output")
+    return found
+
+
+def _scaling(settings: TrainSettings) -> tuple[ray.train.ScalingConfig, int]:
+    nodes = cluster.cluster_nodes()
+    use_gpu = settings.gpu if settings.gpu is not None else any(node.gpus for node in nodes)
+    cpus = cluster.plan_workers(settings.workers, use_gpu, nodes)
+    gpus = 1.0 if use_gpu else 0.0
+    cluster.check_fits(cluster.Needs(workers=settings.workers, cpus_per_worker=cpus, gpus_per_worker=gpus), nodes)
+    resources: dict[str, float] = {"CPU": cpus, **({"GPU": gpus} if use_gpu else {})}
+    scaling = ray.train.ScalingConfig(num_workers=settings.workers, use_gpu=use_gpu, resources_per_worker=resources)
+    return scaling, cluster.worker_threads(cpus)
+
+
+def _dataset(workload: Workload, store: CheckpointStore, total: int) -> Callable[[], ray.data.Dataset]:
+    """Called whenever a worker group starts, so that after a failure reading begins where the checkpoint is."""
+    manifest, read, settings = workload.manifest, workload.read, workload.settings
+
+    def dataset() -> ray.data.Dataset:
+        progress = store.progress()
+        start = 0 if progress is None else progress.samples
+        plan = batches(
+            manifest,
+            read,
+            seed=settings.seed,
+            start=start,
+            stop=total,
+            micro_batch=settings.micro_batch,
+            workers=settings.workers,
+        )
+        plan.context.enable_progress_bars = False
+        return plan
+
+    return dataset
+
+
+def _work(config: dict[str, Any]) -> None:
+    """What each Ray Train worker runs."""
+    torch.set_num_threads(config["threads"])
+    settings: TrainSettings = config["settings"]
+    device = get_device()
+    engine = ZeroEngine(config["build"](device), settings, device)
+    store = CheckpointStore(config["checkpoints"], keep=settings.keep_checkpoints)
+    found = store.latest()
+    progress: Progress = config["start"]
+    ema = None if settings.ema_halflife is None else MovingAverage(engine, settings.ema_halflife)
+    if found is not None:
+        tensors, progress = found
+        engine.load(tensors, steps=progress.steps)
+        if ema is not None:
+            ema.load(tensors["ema"], progress.samples)
+    shard = ray.train.get_dataset_shard("train")
+    exchange = _Exchange(config["board"])
+    run = Run(
+        settings=settings,
+        engine=engine,
+        ema=ema,
+        store=store,
+        batches=iter(shard.iter_batches(batch_size=None, prefetch_batches=4)),
+        total=config["total"],
+        progress=progress,
+        exchange=exchange,
+        on_bad_row=lambda position, error: config["board"].bad_row.remote(position, error),
+    )
+    ended = train(run)
+    exchange.flush()
+    ray.train.report({"samples": ended.samples, **ended.metrics})
+
+
+class _Exchange:
+    """Reports from the first rank to the board, without ever waiting for it."""
+
+    def __init__(self, board: Any) -> None:
+        self._board = board
+        self._answer: ray.ObjectRef | None = None
+        self._unsent: list[Report] = []
+
+    def __call__(self, report: Report) -> bool:
+        """Returns whether the latest answer asks to stop."""
+        self._unsent.append(report)
+        stop = False
+        if self._answer is not None:
+            if not ray.wait([self._answer], timeout=0)[0]:
+                return False
+            stop = ray.get(self._answer)
+        self._answer = self._board.exchange.remote(self._unsent)
+        self._unsent = []
+        return stop
+
+    def flush(self) -> None:
+        ray.get(self._board.exchange.remote(self._unsent))
+
+
+@ray.remote(num_cpus=0)
+class Board:
+    """Where the first worker and the driver meet: reports one way, the wish to stop the other."""
+
+    def __init__(self) -> None:
+        self._reports: list[Report] = []
+        self._bad_rows: list[tuple[int, str]] = []
+        self._stop = False
+
+    def exchange(self, reports: list[Report]) -> bool:
+        self._reports += reports
+        return self._stop
+
+    def bad_row(self, position: int, error: str) -> None:
+        self._bad_rows.append((position, error))
+
+    def read(self, stop: bool) -> tuple[list[Report], list[tuple[int, str]]]:
+        """What is new since the last call; `stop` is passed on to the worker."""
+        self._stop = self._stop or stop
+        taken = self._reports, self._bad_rows
+        self._reports, self._bad_rows = [], []
+        return taken
+
+
+@contextmanager
+def _watched(board: Any, console: RunConsole, output: str) -> Iterator[None]:
+    """Within, a thread shows what comes to the board and passes SIGTERM on to it."""
+    ended = threading.Event()
+
+    def poll() -> None:
+        reports, bad_rows = ray.get(board.read.remote(_stop_requested.is_set()))
+        for report in reports:
+            console.show(report)
+        for position, error in bad_rows:
+            console.warn(f"position {position} could not be read and counts nothing: {error}")
+            if "://" not in output:
+                with (Path(output) / "unreadable.jsonl").open("a", encoding="utf-8") as file:
+                    file.write(json.dumps({"position": position, "error": error}) + os.linesep)
+
+    def watch() -> None:
+        while not ended.wait(POLL_SECONDS):
+            poll()
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        poll()
+
+
+def _environment(threads: int, *, use_gpu: bool) -> dict[str, str]:
+    """More threads than cores make a step up to 50 times slower; the rest keeps libraries from talking."""
+    quiet = {"TRANSFORMERS_VERBOSITY": "error", "PYTHONWARNINGS": "ignore::FutureWarning"}
+    return {"OMP_NUM_THREADS": str(threads), **({} if use_gpu else {"DS_ACCELERATOR": "cpu"}), **quiet}
+
+
+def _peak(scaling: ray.train.ScalingConfig) -> float | None:
+    """FLOP/s of all the job's GPUs together, where the driver's machine tells what they are."""
+    if not scaling.use_gpu or not torch.cuda.is_available():
+        return None
+    peak = peak_flops(torch.cuda.get_device_name())
+    return None if peak is None else peak * scaling.num_workers
