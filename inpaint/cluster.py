@@ -63,8 +63,9 @@ class Needs:
 def connect(*, num_cpus: int | None = None, dashboard: bool = False) -> None:
     """Join the cluster that RAY_ADDRESS names (`ray job submit` sets it), else start an embedded one.
 
-    It never joins a cluster that merely runs on this machine. The embedded cluster listens on loopback, uses token
-    authentication unless RAY_AUTH_MODE says otherwise, and ends with the process. Calling it again does nothing.
+    It never joins a cluster that merely runs on this machine. The embedded cluster ends with the process. Its ports
+    are open on every network interface (Ray 2.60 binds them so, whatever address it is given): what guards them is
+    token authentication, on unless RAY_AUTH_MODE says otherwise. Calling `connect` again does nothing.
 
     Args:
         num_cpus: logical CPUs of an embedded cluster; None: the machine's, but at least 2, since reading and
@@ -91,7 +92,6 @@ def connect(*, num_cpus: int | None = None, dashboard: bool = False) -> None:
         return
     ray.init(
         address="local",
-        _node_ip_address="127.0.0.1",
         num_cpus=num_cpus or max(2, usable_cores()),
         include_dashboard=dashboard,
         dashboard_host="127.0.0.1",

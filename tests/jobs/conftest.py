@@ -24,17 +24,17 @@ START_SECONDS = 120
 
 @dataclass(frozen=True)
 class JobResult:
-    """How a submitted job ended."""
+    """How a command ended."""
 
     succeeded: bool
     logs: str
-    """What `ray job submit` printed: the job's own output among it."""
+    """All that it printed; of `ray job submit`, the job's own output too."""
     seconds: float
 
 
 @dataclass(frozen=True)
 class RayHead:
-    """A running head node: 2 logical CPUs, loopback only, token authentication."""
+    """A running head node: 2 logical CPUs, dashboard on loopback, token authentication."""
 
     gcs_address: str
     dashboard_url: str
@@ -44,24 +44,29 @@ class RayHead:
 
     def submit(self, *entrypoint: str, timeout: float = 600) -> JobResult:
         """Run `ray job submit --working-dir . -- entrypoint...` from the repository root and wait for its end."""
-        command = [str(RAY), "job", "submit", "--address", self.dashboard_url, "--working-dir", ".", "--", *entrypoint]
-        start = time.monotonic()
-        done = subprocess.run(
-            command,
-            cwd=ROOT,
-            env=self.env,
-            timeout=timeout,
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            check=False,
-        )
-        return JobResult(done.returncode == 0, done.stdout, time.monotonic() - start)
+        send = [str(RAY), "job", "submit", "--address", self.dashboard_url, "--working-dir", ".", "--"]
+        return run([*send, *entrypoint], cwd=ROOT, env=self.env, timeout=timeout)
+
+
+def run(command: list[str], cwd: Path, env: dict[str, str], timeout: float = 600) -> JobResult:
+    """Run a command to its end, with what it prints on both streams."""
+    start = time.monotonic()
+    done = subprocess.run(
+        command,
+        cwd=cwd,
+        env=env,
+        timeout=timeout,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        check=False,
+    )
+    return JobResult(done.returncode == 0, done.stdout, time.monotonic() - start)
 
 
 @pytest.fixture(scope="session")
 def ray_head() -> Iterator[RayHead]:
-    """`ray start --head` on free ports of 127.0.0.1; at the end its processes stop, and no other Ray's."""
+    """`ray start --head` on free ports; at the end its processes stop, and no other Ray's."""
     # Sockets lie in it, and their paths may have at most 107 bytes: pytest's own folders are too deep.
     temp_dir = Path(tempfile.mkdtemp(prefix="ray-"))
     port, dashboard, client, agent, metrics = _free_ports(5)
