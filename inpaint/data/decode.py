@@ -7,6 +7,7 @@ Not covered: colour profiles (numbers are taken as sRGB).
 
 import io
 import struct
+import zlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +19,8 @@ from inpaint.errors import BadRow, InpaintError
 FORMATS = ("JPEG", "PNG", "WEBP")
 PAINT = 128  # a hole's value from which a pixel counts as painted
 _ORIENTATION = 0x0112
-_SWAPPING = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
+# What Pillow's decoders raise on damaged files.
+_BROKEN = (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, EOFError, struct.error, zlib.error)
 _SIGNATURES = {b"GIF8": "GIF", b"BM": "BMP", b"II*\0": "TIFF", b"MM\0*": "TIFF", b"%PDF": "PDF", b"<svg": "SVG"}
 
 
@@ -51,7 +53,7 @@ def open_image(data: bytes, field: str, limits: Limits) -> Image.Image:
         raise _unidentified(data, field) from error
     except Image.DecompressionBombError as error:
         raise BadRow(field, Reason.TOO_MANY_PIXELS, f"the limit is {limits.max_pixels:,}") from error
-    except (OSError, SyntaxError, ValueError, struct.error, EOFError, IndexError) as error:
+    except _BROKEN as error:
         raise BadRow(field, Reason.TRUNCATED, f"its header cannot be read ({error}): copy or save it again") from error
     width, height = image.size
     if width * height > limits.max_pixels:
@@ -64,12 +66,6 @@ def open_image(data: bytes, field: str, limits: Limits) -> Image.Image:
     if getattr(image, "is_animated", False) and image.format != "MPO":
         raise BadRow(field, Reason.ANIMATED, f"{getattr(image, 'n_frames', 2)} frames: save one frame as an image")
     return image
-
-
-def size_of(image: Image.Image) -> tuple[int, int]:
-    """(width, height) in pixels after the EXIF orientation is applied."""
-    width, height = image.size
-    return (height, width) if image.getexif().get(_ORIENTATION) in _SWAPPING else (width, height)
 
 
 def load_rgb(data: bytes, field: str, limits: Limits, target: int | None = None) -> Image.Image:
@@ -106,15 +102,16 @@ def check_hole(hole: np.ndarray, field: str) -> None:
 def _decoded(image: Image.Image, field: str) -> Image.Image:
     try:
         image.load()
-    except (OSError, SyntaxError, ValueError, struct.error, EOFError, IndexError) as error:
+    except _BROKEN as error:
         raise BadRow(field, Reason.TRUNCATED, f"its pixels cannot be read ({error}): copy or save it again") from error
     return image
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    if image.getexif().get(_ORIENTATION, 1) == 1:
-        return image
-    return ImageOps.exif_transpose(image)
+    try:
+        return image if image.getexif().get(_ORIENTATION, 1) == 1 else ImageOps.exif_transpose(image)
+    except _BROKEN:
+        return image  # the pixels are good and nobody can read which way is up: viewers show it like this
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

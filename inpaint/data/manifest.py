@@ -34,7 +34,7 @@ SCHEMA = pa.schema(
 )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Row:
     """One usable row. Paths are relative to the manifest's root, with forward slashes."""
 

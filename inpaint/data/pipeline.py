@@ -9,6 +9,7 @@ import hashlib
 import warnings
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,10 @@ from inpaint.data.sources import Candidate, Source
 from inpaint.data.storage import Root, open_root, read
 from inpaint.errors import BadRow, InpaintError
 
-POSITIONS_PER_TASK = 64
+MAX_POSITIONS_PER_TASK = 256
+MAX_BYTES_PER_TASK = 64 * 2**20
+MIN_TASKS = 16  # so that short runs are spread over the cores, too
+MAX_READ_TASKS = 1024
 
 
 def execution_options() -> ray.data.ExecutionOptions:
@@ -74,8 +78,8 @@ def batches(
     root = open_root(manifest.root, filesystem)
     rows = ray.put(manifest.table())
     with_input = manifest.has_inputs
-    per_task = max(1, POSITIONS_PER_TASK // micro_batch) * micro_batch
-    tasks = -(-count // per_task)
+    bytes_per_row = settings.resolution**2 * (7 if with_input else 4)
+    per_task = _positions_per_task(count, micro_batch, bytes_per_row)
 
     def read_task(task: dict[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
         table = ray.get(rows)
@@ -85,11 +89,30 @@ def batches(
                 positions = np.arange(position, position + micro_batch, dtype=np.int64)
                 yield read_batch(table, root, plan, settings, positions, with_input)
 
-    dataset = ray.data.range(tasks, override_num_blocks=tasks)
-    dataset = dataset.map_batches(read_task, batch_size=None, num_cpus=num_cpus)
+    dataset = _numbers(-(-count // per_task)).map_batches(read_task, batch_size=None, num_cpus=num_cpus)
+    # Fused with the map: it cuts what a task yields into blocks of one micro-batch, without a task of its own.
     dataset = dataset.repartition(target_num_rows_per_block=micro_batch)
     dataset.context.execution_options = execution_options()
+    # The map's own output buffer would gather 128 MiB before it lets go of a block. Above this size and below 1.5
+    # times it, a batch leaves the buffer at once and uncut; the strings in it have the room in between.
+    dataset.context.target_max_block_size = max(1, int(micro_batch * bytes_per_row / 1.2))
     return dataset
+
+
+def _positions_per_task(count: int, micro_batch: int, bytes_per_row: int) -> int:
+    """A multiple of the micro-batch. A task costs some 20 ms, and its blocks wait in memory for the tasks before it."""
+    wanted = min(MAX_POSITIONS_PER_TASK, MAX_BYTES_PER_TASK // bytes_per_row, count // MIN_TASKS)
+    return max(1, wanted // micro_batch) * micro_batch
+
+
+def _numbers(tasks: int) -> ray.data.Dataset:
+    """The numbers 0 .. `tasks` in order, one per block, so that each becomes a task."""
+    if tasks <= MAX_READ_TASKS:
+        return ray.data.range(tasks, override_num_blocks=tasks)
+    # Ray Data prepares all read tasks before the first one runs: 1 ms and 6 KB each.
+    return ray.data.range(tasks, override_num_blocks=-(-tasks // MAX_READ_TASKS)).repartition(
+        target_num_rows_per_block=1
+    )
 
 
 def read_batch(
@@ -99,9 +122,9 @@ def read_batch(
     size, side = len(positions), settings.resolution
     _, indices = plan.lookup(positions)
     rows = rows_of(table.take(pa.array(indices)))
-    image = np.zeros((size, side, side, 3), dtype=np.uint8)
-    seen = np.zeros((size, side, side, 3), dtype=np.uint8) if with_input else None
-    hole = np.full((size, side, side), 255, dtype=np.uint8)
+    image = np.empty((size, side, side, 3), dtype=np.uint8)
+    seen = np.empty((size, side, side, 3), dtype=np.uint8) if with_input else None
+    hole = np.empty((size, side, side), dtype=np.uint8)
     prompts, errors = [""] * size, [""] * size
     weight = np.zeros(size, dtype=np.float32)
     for i, row in enumerate(rows):
@@ -110,6 +133,9 @@ def read_batch(
             sample = make_sample(row, files, settings, plan.seed, int(positions[i]))
         except BadRow as error:
             errors[i] = f"{row.id}: {error}"
+            image[i], hole[i] = 0, 255
+            if seen is not None:
+                seen[i] = 0
             continue
         image[i], hole[i], prompts[i], weight[i] = sample["image"], sample["hole"], sample["prompt"], row.weight
         if seen is not None:
@@ -188,19 +214,19 @@ def _inspect_all(
     """One outcome per candidate, in their order, from Ray Data tasks."""
     if not candidates:
         return
-    shared = ray.put(candidates)
-    per_task = min(64, max(1, len(candidates) // 32))
-    tasks = -(-len(candidates) // per_task)
+    columns = [f.name for f in fields(Candidate)]
+    # An Arrow table is read in place by every worker; a list would be unpickled whole by every task.
+    table = ray.put(pa.table({name: [getattr(c, name) for c in candidates] for name in columns}))
+    per_task = max(1, min(64, len(candidates) // MIN_TASKS))
 
     def inspect_task(task: dict[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
-        rows = ray.get(shared)
         for index in task["id"]:
-            lines = [_outcome(c, root, limits) for c in rows[int(index) * per_task : (int(index) + 1) * per_task]]
+            part = ray.get(table).slice(int(index) * per_task, per_task)
+            lines = [_outcome(Candidate(**line), root, limits) for line in part.to_pylist()]
             yield {name: np.array([line[name] for line in lines], dtype=object) for name in lines[0]}
 
-    dataset = ray.data.range(tasks, override_num_blocks=tasks).map_batches(
-        inspect_task, batch_size=None, num_cpus=num_cpus
-    )
+    dataset = _numbers(-(-len(candidates) // per_task))
+    dataset = dataset.map_batches(inspect_task, batch_size=None, num_cpus=num_cpus)
     dataset.context.execution_options = execution_options()
     for line in dataset.iter_rows():
         if line["reason"]:

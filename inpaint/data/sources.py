@@ -23,7 +23,7 @@ REQUIRED = ("output", "prompt")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Candidate:
     """A row as a source states it; paths are relative to the source's root."""
 

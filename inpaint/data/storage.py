@@ -7,6 +7,7 @@ import os
 import posixpath
 import time
 from dataclasses import dataclass
+from functools import lru_cache
 
 import pyarrow.fs as pafs
 
@@ -85,10 +86,15 @@ def read(root: Root, relative: str, field: str, max_bytes: int, retries: tuple[f
     raise AssertionError("the last attempt returns or raises")
 
 
+@lru_cache(maxsize=64)
+def _real(folder: str) -> str:
+    return os.path.realpath(folder)
+
+
 def _read_once(root: Root, relative: str, field: str, max_bytes: int) -> bytes:
     path = root.join(relative)
     if root.is_local:
-        real, base = os.path.realpath(path), os.path.realpath(root.path)
+        real, base = os.path.realpath(path), _real(root.path)
         if os.path.commonpath([real, base]) != base:
             raise BadRow(field, Reason.OUTSIDE_ROOT, f"{relative!r} is a link out of {root.path}: copy the file in")
         with open(real, "rb") as file:
