@@ -161,8 +161,21 @@ def folder_revision(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def _locate(name: str, revision: str | None) -> tuple[Path, str]:
-    """The folder of a base on this machine and its revision; downloads hub ids."""
+def base_identity(name: str) -> str:
+    """What tells one base from another without loading it: a folder's revision, or a hub id as it is.
+
+    Raises:
+        InpaintError: a folder that is not a supported base.
+    """
+    folder = _local_folder(name)
+    if folder is None:
+        return name
+    _read_index(folder)
+    return folder_revision(folder)
+
+
+def _local_folder(name: str) -> Path | None:
+    """The folder of a base on this machine; None for a hub id. Raises InpaintError for anything else."""
     if name == "toy" and not (TOY_BASE / "model_index.json").is_file():
         raise InpaintError(
             f"base 'toy': its weights are not in {TOY_BASE}; make them with `python -m ray_jobs.pretrain_toy`, "
@@ -170,18 +183,26 @@ def _locate(name: str, revision: str | None) -> tuple[Path, str]:
         )
     folder = TOY_BASE if name == "toy" else Path(name).expanduser()
     if folder.is_dir():
-        found = folder_revision(folder)
-        if revision is not None and revision != found:
-            raise InpaintError(f"base {name}: revision {revision} is wanted, but the files in {folder} are {found}")
-        return folder, found
+        return folder
     if folder.is_file():
         raise InpaintError(
             f"base {name}: a single file; a diffusers folder or hub id is needed. Convert it with diffusers: "
             "`StableDiffusionInpaintPipeline.from_single_file(FILE).save_pretrained(FOLDER)`"
         )
     if re.fullmatch(r"[A-Za-z0-9][\w-]*/[\w][\w.-]*", name):
-        return download_base(name, revision)
+        return None
     raise InpaintError(f"base {name}: no such folder, and not a hub id (owner/name) nor 'toy'")
+
+
+def _locate(name: str, revision: str | None) -> tuple[Path, str]:
+    """The folder of a base on this machine and its revision; downloads hub ids."""
+    folder = _local_folder(name)
+    if folder is None:
+        return download_base(name, revision)
+    found = folder_revision(folder)
+    if revision is not None and revision != found:
+        raise InpaintError(f"base {name}: revision {revision} is wanted, but the files in {folder} are {found}")
+    return folder, found
 
 
 def _read_index(folder: Path) -> dict[str, Any]:

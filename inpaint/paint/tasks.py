@@ -1,0 +1,167 @@
+"""What a painting run does, row by row, decided before anything is painted; no Ray, no torch.
+
+A task's seed is a function of (run seed, row id), so a row's picture does not depend on which other rows there are.
+Its `key` covers everything that its picture depends on, so that a second run knows what it need not do again.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePosixPath
+from typing import Literal, Protocol
+
+from inpaint.data.manifest import Manifest, Row
+from inpaint.data.quarantine import Quarantined, Reason
+from inpaint.errors import BadRow, InpaintError
+
+COMPARISONS = "comparisons"
+TOY_GUIDANCE = 3.0
+USUAL_GUIDANCE = 7.5
+
+
+class AdapterFormat(Protocol):
+    """What prompts need of an adapter (`inpaint.models.adapter.AdapterCard`)."""
+
+    @property
+    def tokens(self) -> Mapping[str, str]:
+        """Category -> its token."""
+        ...
+
+    def prompt(self, prompt: str, category: str) -> str:
+        """The prompt as it was written in training."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class PaintSettings:
+    """How all rows of a run are painted."""
+
+    base: str
+    """A folder in diffusers format, a hub id, or `toy`."""
+    adapter: str | None = None
+    """An adapter folder; rows with a category then get its token into their prompt."""
+    steps: int = 25
+    """DDIM steps."""
+    guidance_scale: float | None = None
+    """Classifier-free guidance, up to 1 is none; default: 3 for `toy`, 7.5 for any other base."""
+    seed: int = 0
+    """Of the run; each row's own is made from it and the row's id."""
+    size: int | None = None
+    """Side of the square whose area pictures are painted at; default: the base's own."""
+    feather: int = 0
+    """Pixels inside the hole over which the original fades into the painting."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Of the base's weights; fp16 is for GPUs."""
+    negative_prompt: str = ""
+    """What to steer away from, in every row."""
+
+    @property
+    def guidance(self) -> float:
+        if self.guidance_scale is not None:
+            return self.guidance_scale
+        return TOY_GUIDANCE if self.base == "toy" else USUAL_GUIDANCE
+
+
+@dataclass(frozen=True, kw_only=True)
+class PaintTask:
+    """One row to paint; plain values, so that it travels as JSON."""
+
+    row: Row
+    prompt: str
+    """With the category's token in it."""
+    seed: int
+    output: str
+    """Path of the picture below the output folder; its comparison is at `comparisons/` + this."""
+    key: str
+    """sha256 of all that the picture depends on."""
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> "PaintTask":
+        values = json.loads(text)
+        return cls(**{**values, "row": Row(**values["row"])})
+
+
+def plan_tasks(
+    manifest: Manifest, settings: PaintSettings, models: str, adapter: AdapterFormat | None
+) -> tuple[list[PaintTask], list[Quarantined]]:
+    """A task for each row, in the manifest's order, and the rows whose category the adapter does not know.
+
+    Args:
+        models: identifies the exact weights of base and adapter.
+    """
+    tasks, unknown = [], []
+    names = output_names(manifest.rows)
+    shared = f"{models}/{json.dumps(asdict(settings), sort_keys=True)}/{settings.guidance}"
+    for number, row in enumerate(manifest.rows, start=1):
+        try:
+            prompt = format_prompt(row.prompt, row.category, adapter)
+        except BadRow as error:
+            unknown.append(Quarantined.of(number, row.image, error))
+            continue
+        seed = row_seed(settings.seed, row.id)
+        text = json.dumps([shared, row.id, row.digest, prompt, seed])
+        key = hashlib.sha256(text.encode()).hexdigest()
+        tasks.append(PaintTask(row=row, prompt=prompt, seed=seed, output=names[row.id], key=key))
+    return tasks, unknown
+
+
+def format_prompt(prompt: str, category: str | None, adapter: AdapterFormat | None) -> str:
+    """`a red box` -> `<CDP_FOOD> background, a red box`; as written without an adapter or without a category.
+
+    Raises:
+        BadRow: a category that the adapter was not trained on.
+    """
+    if adapter is None or category is None:
+        return prompt
+    if category not in adapter.tokens:
+        known = ", ".join(sorted(adapter.tokens))
+        raise BadRow("category", Reason.UNKNOWN_CATEGORY, f"{category!r}: the adapter has {known}")
+    return adapter.prompt(prompt, category)
+
+
+def row_seed(seed: int, row_id: str) -> int:
+    """0 .. 2^63 - 1."""
+    digest = hashlib.blake2b(f"{seed}/paint/{row_id}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest) >> 1
+
+
+def output_names(rows: Sequence[Row]) -> dict[str, str]:
+    """Row id -> its picture's path below the output folder: `shoes/a.jpg` -> `shoes/a.png`.
+
+    Where two rows would share a path (`a.jpg` beside `a.png`), both keep their whole id: `a.jpg.png`, `a.png.png`.
+    """
+    short = {row.id: _short_name(row.id) for row in rows}
+    uses = Counter(name.casefold() for name in short.values())
+    names = {i: name if uses[name.casefold()] == 1 else f"{i}.png" for i, name in short.items()}
+    written = Counter(n.casefold() for name in names.values() for n in (name, f"{COMPARISONS}/{name}"))
+    doubled = [i for i, name in names.items() if written[name.casefold()] > 1]
+    if doubled:
+        raise InpaintError(f"row {doubled[0]}: another row's picture would have the same file name; rename the image")
+    return names
+
+
+def _short_name(row_id: str) -> str:
+    path, hash_sign, number = row_id.rpartition("#")
+    if not (hash_sign and number.isdigit()):
+        path, number = row_id, ""
+    stem = PurePosixPath(path).with_suffix("").as_posix()
+    return f"{stem}#{number}.png" if number else f"{stem}.png"
+
+
+def checked_output_folder(output: str | Path) -> Path:
+    """The output folder, which must be on a disk that the driver sees.
+
+    Raises:
+        InpaintError: a URL, or a file.
+    """
+    if "://" in str(output):
+        raise InpaintError(f"output {output}: give a folder; copy it to the object store when the run is done")
+    folder = Path(output)
+    if folder.exists() and not folder.is_dir():
+        raise InpaintError(f"output {output}: is a file; give a folder")
+    return folder

@@ -1,0 +1,158 @@
+"""A painting run on Ray Data: every usable row once, kept pixels untouched, restartable, bad rows set aside."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from inpaint.cluster import Node
+from inpaint.data.sources import CsvSource, FolderSource
+from inpaint.errors import ClusterTooSmall, InpaintError, TooManyBadRows
+from inpaint.paint import batch
+from inpaint.paint.batch import PaintCluster, paint_dataset
+from inpaint.paint.paste import kept_pixels_changed
+from inpaint.paint.rows import paint_file
+from inpaint.paint.tasks import PaintSettings, row_seed
+from tests.unit.paint.examples import request
+
+
+@pytest.fixture
+def products(tmp_path):
+    """A CSV of five photos with masks, one of them of another size, one without a mask, and a broken sixth."""
+    folder = tmp_path / "set"
+    folder.mkdir()
+    rows = []
+    for i in range(5):
+        example = request(i, height=48 if i == 3 else 32)
+        Image.fromarray(example.image).save(folder / f"p{i}.png")
+        Image.fromarray(example.hole.astype(np.uint8) * 255).save(folder / f"m{i}.png")
+        rows.append([f"p{i}.png", f"m{i}.png" if i != 4 else "", f"p{i}.png", f"a red box {i}"])
+    (folder / "broken.png").write_bytes(b"\x89PNG broken")
+    rows.append(["", "", "broken.png", "nothing"])
+    with (folder / "set.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["input", "mask", "output", "prompt"], *rows])
+    return folder / "set.csv"
+
+
+@pytest.fixture
+def settings(tiny_folders):
+    return PaintSettings(base=str(tiny_folders["sd9"]), steps=2, seed=7)
+
+
+def lines_of(folder, name):
+    return [json.loads(line) for line in (folder / name).read_text().splitlines()]
+
+
+def array(path):
+    return np.asarray(Image.open(path))
+
+
+def test_a_run_paints_every_usable_row_and_a_second_run_none(ray_cluster, products, settings, tmp_path):
+    out = tmp_path / "out"
+    seen = []
+    cluster = PaintCluster(max_batch=2, cpus_per_actor=1.0)
+    report = paint_dataset(
+        CsvSource(path=products), settings, out, cluster=cluster, on_progress=lambda *counts: seen.append(counts)
+    )
+    assert (report.painted, report.skipped, [bad.name for bad in report.quarantined]) == (5, 0, ["broken.png"])
+    assert seen == [(i, 5) for i in range(1, 6)]
+    assert [bad["name"] for bad in lines_of(out, "quarantine.jsonl")] == ["broken.png"]
+    lines = {line["id"]: line for line in lines_of(out, "painted.jsonl")}
+    assert sorted(lines) == [f"p{i}.png" for i in range(5)]
+    for i in range(4):
+        line = lines[f"p{i}.png"]
+        assert (line["kept_pixels_changed"], line["seed"]) == (0, row_seed(7, f"p{i}.png"))
+        photo, hole = array(products.parent / f"p{i}.png"), array(products.parent / f"m{i}.png") > 127
+        result = array(out / line["output"])
+        assert kept_pixels_changed(photo, result, hole) == 0 and (result != photo)[hole].any()
+        assert array(out / "comparisons" / line["output"]).shape[1] > 3 * photo.shape[1]
+    before = {p: p.stat().st_mtime_ns for p in out.rglob("*.png")}
+
+    again = paint_dataset(CsvSource(path=products), settings, out, cluster=cluster)
+    assert (again.painted, again.skipped, len(again.quarantined)) == (0, 5, 1)
+    assert {p: p.stat().st_mtime_ns for p in out.rglob("*.png")} == before
+
+    # One picture lost: that one is painted again, alone in its batch, and comes out the same.
+    lost = array(out / "p1.png")
+    (out / "p1.png").unlink()
+    third = paint_dataset(CsvSource(path=products), settings, out, cluster=cluster)
+    assert (third.painted, third.skipped) == (1, 4)
+    assert np.abs(array(out / "p1.png").astype(int) - lost).max() <= 1
+    assert len(lines_of(out, "painted.jsonl")) == 5
+
+
+def test_a_file_that_vanishes_while_painting_goes_to_the_quarantine(ray_cluster, products, settings, tmp_path):
+    real = batch.build_manifest
+
+    def build_then_lose(*args, **kwargs):
+        manifest = real(*args, **kwargs)
+        (products.parent / "m2.png").unlink()
+        return manifest
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(batch, "build_manifest", build_then_lose)
+        report = paint_dataset(CsvSource(path=products), settings, tmp_path / "out")
+    assert report.painted == 4
+    bad = {line["name"]: line["reason"] for line in lines_of(tmp_path / "out", "quarantine.jsonl")}
+    assert bad["p2.png"] == "missing file"
+
+
+def test_what_users_did_wrong_inside_an_actor_is_told_as_such(ray_cluster, products, settings, tmp_path):
+    # Only the base knows how many steps it can be sampled in, and only an actor loads it.
+    with pytest.raises(InpaintError, match="steps 5000: this base can be sampled in 1 to 1000 steps"):
+        paint_dataset(CsvSource(path=products), PaintSettings(base=settings.base, steps=5000), tmp_path / "out")
+
+
+def test_settings_and_bases_are_checked_before_anything_is_read(products, settings, tmp_path):
+    with pytest.raises(InpaintError, match="steps 0"):
+        paint_dataset(CsvSource(path=products), PaintSettings(base=settings.base, steps=0), tmp_path / "out")
+    with pytest.raises(InpaintError, match="no model_index.json"):
+        paint_dataset(CsvSource(path=products), PaintSettings(base=str(products.parent)), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_set_without_a_usable_row_is_refused(ray_cluster, settings, tmp_path):
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "a.png").write_bytes(b"")
+    with pytest.raises(TooManyBadRows):
+        paint_dataset(FolderSource(path=tmp_path / "set"), settings, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("asked", "nodes", "blocks", "needs"),
+    [
+        ({}, [Node(2)], 9, (1, 2, 0)),
+        ({"actors": 2}, [Node(2)], 9, (2, 1, 0)),
+        ({}, [Node(8), Node(8), Node(0)], 9, (2, 8, 0)),
+        ({}, [Node(8, 4), Node(8, 4)], 9, (8, 1, 1)),
+        ({"gpus_per_actor": 0.5}, [Node(8, 2)], 3, (3, 1, 0.5)),
+        ({"gpus_per_actor": 0.0}, [Node(8, 2)], 9, (1, 8, 0)),
+        ({}, [Node(8)], 1, (1, 8, 0)),
+    ],
+)
+def test_actors_fill_the_cluster(monkeypatch, asked, nodes, blocks, needs):
+    monkeypatch.setattr(batch, "cluster_nodes", lambda: tuple(nodes))
+    found = batch._needs(PaintCluster(**asked), blocks)
+    assert (found.workers, found.cpus_per_worker, found.gpus_per_worker) == needs
+
+
+def test_more_actors_than_fit_are_refused(monkeypatch):
+    monkeypatch.setattr(batch, "cluster_nodes", lambda: (Node(2),))
+    with pytest.raises(ClusterTooSmall, match="3 worker"):
+        batch._needs(PaintCluster(actors=3), 9)
+
+
+def test_one_photo_is_painted_without_ray(products, settings, tmp_path):
+    photo, mask = products.parent / "p0.png", products.parent / "m0.png"
+    strip = paint_file(photo, mask, "a red box", tmp_path / "one.png", settings)
+    assert strip == tmp_path / "one_comparison.png" and strip.is_file()
+    result = array(tmp_path / "one.png")
+    assert kept_pixels_changed(array(photo), result, array(mask) > 127) == 0
+    with pytest.raises(InpaintError, match=r"mask: another size .*32 x 48, the photo is 32 x 32"):
+        paint_file(photo, products.parent / "m3.png", "", tmp_path / "one.png", settings)
+    with pytest.raises(InpaintError, match="ends in .png"):
+        paint_file(photo, mask, "", tmp_path / "one.jpg", settings)
+    with pytest.raises(InpaintError, match="image .*absent.png: cannot be read: No such file"):
+        paint_file(tmp_path / "absent.png", mask, "", tmp_path / "one.png", settings)
