@@ -26,6 +26,7 @@ GPU_WORKER_CPUS = 4
 """CPUs that a worker with a GPU can use: launching kernels takes one, the rest go to hashing and checkpoints."""
 _MAX_NODES = 1000
 _JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+_KUBERAY = "RAY_USAGE_STATS_KUBERAY_IN_USE"
 _CHECKOUT = Path(__file__).resolve().parent.parent
 
 
@@ -115,7 +116,7 @@ def cluster_nodes() -> tuple[Node, ...]:
 
 
 def check_fits(needs: Needs, nodes: Iterable[Node] | None = None) -> None:
-    """Refuse a job that the cluster could never run, even when idle and fully grown.
+    """Refuse a job that the cluster could never run, even when idle and fully grown; on KubeRay, warn.
 
     Args:
         needs: what the job asks for.
@@ -139,11 +140,16 @@ def check_fits(needs: Needs, nodes: Iterable[Node] | None = None) -> None:
     if not short:
         shapes = ", ".join(f"{n.cpus:g} CPU + {n.gpus:g} GPU" for n in sorted(set(nodes), key=lambda n: -n.cpus))
         short = [f"machines large enough: in all there would be enough, but the machines have {shapes}"]
-    raise ClusterTooSmall(
+    message = (
         f"{needs.workers} worker(s) of {needs.cpus_per_worker:g} CPU + {needs.gpus_per_worker:g} GPU, with "
         f"{needs.data_cpus} CPU left for reading, do not fit this cluster of {len(nodes)} machine(s): it lacks "
         f"{' and '.join(short)}. Ask for fewer workers, or raise max_workers in cluster.yaml"
     )
+    if os.environ.get(_KUBERAY) == "1":
+        # Its autoscaler keeps the limits outside Ray, so what is missing may still come.
+        logging.getLogger(__name__).warning("Waiting for machines: %s", message)
+        return
+    raise ClusterTooSmall(message)
 
 
 def nodes_hold(needs: Needs, nodes: Iterable[Node]) -> bool:

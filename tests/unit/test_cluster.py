@@ -78,6 +78,14 @@ def test_an_empty_cluster_is_too_small() -> None:
         check_fits(Needs(workers=2, cpus_per_worker=1), ())
 
 
+def test_on_kuberay_whose_limits_are_unknown_it_warns(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("RAY_USAGE_STATS_KUBERAY_IN_USE", "1")
+    check_fits(Needs(workers=2, cpus_per_worker=1, gpus_per_worker=1), (Node(8),))
+    assert "2 more GPU" in caplog.text
+
+
 @pytest.mark.parametrize("bad", [{"workers": 0}, {"cpus_per_worker": 0}, {"gpus_per_worker": -1}])
 def test_nonsense_needs_are_refused(bad: dict[str, float]) -> None:
     with pytest.raises(InpaintError, match=next(iter(bad))):
