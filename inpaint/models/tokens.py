@@ -64,7 +64,7 @@ def token_parameters(base: Base) -> dict[str, nn.Parameter]:
 @torch.no_grad()
 def load_tokens(base: Base, rows: Mapping[str, list[Tensor]]) -> None:
     """Add tokens with trained rows: `rows[token]` holds one vector (D) per text encoder."""
-    words = {token: "a" for token in rows}
+    words = dict.fromkeys(rows, "a")
     add_tokens(base, words)
     for index, parameter in enumerate(token_parameters(base).values()):
         parameter.copy_(torch.stack([vectors[index] for vectors in rows.values()]))

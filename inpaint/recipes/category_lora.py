@@ -1,6 +1,5 @@
 """Category LoRA: a background style per product category, the product untouched."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -112,16 +111,6 @@ def preset(name: str, *, data: str, output: str) -> CategoryLora:
     raise InpaintError(f"preset {name!r}: give toy, sd15 or sdxl")
 
 
-@dataclass(frozen=True)
-class Trained:
-    """What a category run ended with."""
-
-    progress: dict[str, Progress]
-    """By adapter name."""
-    adapters: dict[str, Adapter]
-    """Empty where SIGTERM ended the training before its end."""
-
-
 def read_data(config: CategoryLora) -> Manifest:
     """The usable rows of the CSV; the others are written to `quarantine.jsonl`.
 
@@ -153,6 +142,8 @@ def runs_of(config: CategoryLora, manifest: Manifest) -> dict[str, tuple[Categor
 
 def workload_of(name: str, config: CategoryLora, manifest: Manifest) -> Workload:
     """One training as the loop takes it."""
+    if Path(config.base).is_dir():
+        config = replace(config, base=str(Path(config.base).resolve()))
     base = load_base(config.base, revision=config.revision)
     tokens = {category: category for category in sorted({str(row.category) for row in manifest.rows})}
     words = {token: config.init_words.get(category, "product") for category, token in tokens.items()}
@@ -171,7 +162,7 @@ def workload_of(name: str, config: CategoryLora, manifest: Manifest) -> Workload
         name=name,
         manifest=manifest,
         read=read,
-        build=partial(build_category_lora, config=replace(config, revision=config.revision), words=words),
+        build=partial(build_category_lora, config=config, words=words),
         settings=config.train,
         identity=identity,
     )
@@ -205,10 +196,12 @@ def build_category_lora(
     return LatentInpainting(base, groups, seed=settings.seed, loss=config.loss, precision=settings.precision)
 
 
-def train_one(name: str, config: CategoryLora, manifest: Manifest) -> tuple[Progress, Adapter | None]:
+def train_one(
+    name: str, config: CategoryLora, manifest: Manifest, *, side_by_side: int = 1
+) -> tuple[Progress, Adapter | None]:
     """Train one adapter; None where SIGTERM ended it before its end."""
     workload = workload_of(name, config, manifest)
-    progress = fit(workload, config.output, resume=config.resume)
+    progress = fit(workload, config.output, resume=config.resume, side_by_side=side_by_side)
     if progress.samples < config.train.total_samples(len(manifest)):
         return progress, None
     loaded = CheckpointStore(f"{config.output}/checkpoints").latest()
@@ -227,8 +220,3 @@ def train_one(name: str, config: CategoryLora, manifest: Manifest) -> tuple[Prog
         metrics=progress.metrics,
     )
     return progress, adapter_from(tensors.get("ema", tensors["trained"]), card)
-
-
-def settings_json(config: CategoryLora) -> str:
-    """The settings as they are kept beside a run."""
-    return json.dumps(config, default=lambda value: vars(value) if hasattr(value, "__dict__") else str(value), indent=1)

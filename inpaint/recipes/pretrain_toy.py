@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -62,7 +63,8 @@ def pretrain_toy(config: PretrainToy) -> Path:
         tensors = _train_vae(config, manifest, output / "vae")
         vae = build_vae()
         vae.load_state_dict(tensors)
-        images = to_pixels(_renders(config.seed + 1, 512), torch.device("cpu"))
+        renders = np.stack([render(config.seed + 1, index).image for index in range(512)])
+        images = to_pixels(renders, torch.device("cpu"))
         vae.register_to_config(scaling_factor=measured_scaling_factor(vae, images))
         assemble(vae_folder, vae=vae, seed=config.seed)
     tensors = _train_unet(config, manifest, vae_folder, output / "unet")
@@ -125,9 +127,3 @@ def build_whole(device: torch.device, *, base: str, learning_rate: float, seed: 
         for name, module in modules.items()
     ]
     return LatentInpainting(loaded, groups, seed=seed, loss=LossSettings(), precision=TrainSettings().precision)
-
-
-def _renders(seed: int, count: int):  # noqa: ANN202
-    import numpy as np
-
-    return np.stack([render(seed, index).image for index in range(count)])

@@ -23,7 +23,7 @@ class Reconstruction(nn.Module):
         self.gradient_weight = gradient_weight
 
     def groups(self) -> list[ParameterGroup]:
-        return [ParameterGroup("vae", self.learning_rate, {n: p for n, p in self.vae.named_parameters()})]
+        return [ParameterGroup("vae", self.learning_rate, dict(self.vae.named_parameters()))]
 
     def forward(self, batch: Batch) -> Tensor:
         image_B3HW = to_pixels(batch["image"], self.vae.device)

@@ -35,7 +35,7 @@ class ZeroEngine:
         initial = {name: p.detach().float().cpu().clone() for name, p in self.parameters.items()}
         self._engine = _initialize(objective, self.groups, settings)
         zeros = {name: torch.zeros_like(value) for name, value in initial.items()}
-        self.load({"trained": initial, **{m: zeros for m in self.moments}}, steps=0)
+        self.load({"trained": initial, **dict.fromkeys(self.moments, zeros)}, steps=0)
 
     def train_step(self, batches: list[Batch], lr_scale: float) -> float:
         """One optimizer step over this worker's micro-batches; returns their mean loss."""
@@ -202,4 +202,3 @@ def deepspeed_config(settings: TrainSettings, trained: int) -> dict[str, Any]:
     if settings.precision is Precision.FP16:
         config["fp16"] = {"enabled": True}
     return config
-

@@ -5,7 +5,6 @@ Shapes: B samples, H x W pixels, h x w latents, C latent channels.
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import cast
 
 import numpy as np
 import torch
@@ -55,10 +54,13 @@ class LatentInpainting(nn.Module):
     def forward(self, batch: Batch) -> Tensor:
         device = self.base.device
         positions = np.asarray(batch["position"])
+        # LoRA's dropout is torch's: keyed by the batch, it is the same after a resume (at an equal world size).
+        torch.manual_seed(int(randomness.generator(self.seed, "dropout", int(positions[0])).integers(2**62)))
         image_B3HW = to_pixels(batch["image"], device)
         hole_B1HW = to_hole(batch["hole"], device)
         with self._autocast():
             clean_BChw = self._encode(image_B3HW, positions, "vae")
+            size_hw = (clean_BChw.shape[2], clean_BChw.shape[3])
             noise_BChw = self._noise(positions, clean_BChw)
             timesteps_B = self._timesteps(positions, device)
             noisy_BChw = schedule.add_noise(self.schedule, clean_BChw, noise_BChw, timesteps_B)
@@ -68,7 +70,7 @@ class LatentInpainting(nn.Module):
             kwargs = unet_kwargs(conditioning, *image_B3HW.shape[-2:])
             output_BChw = self.unet(unet_input, timesteps_B, **kwargs).sample
         target_BChw = schedule.target(self.schedule, clean_BChw, noise_BChw, timesteps_B)
-        area_B1hw = objective.hole_area(hole_B1HW, clean_BChw.shape[-2:])
+        area_B1hw = objective.hole_area(hole_B1HW, size_hw)
         loss_B = objective.hole_loss(output_BChw, target_BChw, area_B1hw)
         if self.loss.min_snr_gamma is not None:
             loss_B = loss_B * objective.min_snr_weight(self.schedule, timesteps_B, self.loss.min_snr_gamma)
@@ -77,8 +79,7 @@ class LatentInpainting(nn.Module):
     def _unet_input(
         self, noisy_BChw: Tensor, clean_BChw: Tensor, input_B3HW: Tensor, hole_B1HW: Tensor, positions: np.ndarray
     ) -> Tensor:
-        size_hw = cast("tuple[int, int]", tuple(noisy_BChw.shape[-2:]))
-        hole_B1hw = objective.latent_hole(hole_B1HW, size_hw)
+        hole_B1hw = objective.latent_hole(hole_B1HW, (noisy_BChw.shape[2], noisy_BChw.shape[3]))
         if self.base.in_channels == 4:
             return torch.where(hole_B1hw > 0, noisy_BChw, clean_BChw).to(self.base.dtype)
         masked_B3HW = input_B3HW * (hole_B1HW < 0.5)

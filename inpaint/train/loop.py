@@ -98,8 +98,9 @@ def _next(run: Run, samples: int, micro: int) -> Batch:
         workers=settings.workers,
         rank=dist.get_rank(),
     ).reshape(settings.accumulation, settings.micro_batch)[micro]
-    got = None if batch is None else np.asarray(batch["position"])
-    assert batch is not None and np.array_equal(got, expected), f"positions {got} were read, the plan says {expected}"
+    assert batch is not None, f"nothing more was read, the plan says {expected}"
+    got = np.asarray(batch["position"])
+    assert np.array_equal(got, expected), f"positions {got} were read, the plan says {expected}"
     for position, error in zip(batch["position"], batch["error"], strict=True):
         if error:
             run.on_bad_row(int(position), str(error))

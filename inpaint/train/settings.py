@@ -92,7 +92,7 @@ class TrainSettings:
             raise InpaintError(f"warmup is {self.warmup}: give a share of the samples in [0, 1)")
         if self.keep_checkpoints < 2:
             raise InpaintError(f"keep_checkpoints is {self.keep_checkpoints}: at least 2, or a corrupt one is the end")
-        if self.samples is not None and self.samples < 1 or self.epochs <= 0:
+        if (self.samples is not None and self.samples < 1) or self.epochs <= 0:
             raise InpaintError(f"nothing to train on: samples {self.samples}, epochs {self.epochs}")
 
     @property

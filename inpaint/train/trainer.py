@@ -36,6 +36,11 @@ from inpaint.train.objective import Objective
 from inpaint.train.settings import TrainSettings
 
 VERSIONS = ("torch", "ray", "diffusers", "transformers", "peft", "deepspeed")
+MACHINERY = {
+    *("workers", "micro_batch", "gpu", "zero_stage", "offload", "gradient_checkpointing"),
+    *("checkpoint_every", "keep_checkpoints", "max_failures", "epochs", "samples"),
+}
+"""Settings that may change when a run is resumed: they decide how it is computed, not what is learned."""
 POLL_SECONDS = 0.5
 
 _stop_requested = threading.Event()
@@ -56,9 +61,7 @@ class Workload:
 
     def fixed(self) -> dict[str, Any]:
         """Everything that decides what is learned, and must be the same when the run is resumed."""
-        machinery = ("workers", "micro_batch", "gpu", "zero_stage", "offload", "gradient_checkpointing")
-        machinery += ("checkpoint_every", "keep_checkpoints", "max_failures", "epochs", "samples")
-        settings = {k: v for k, v in asdict(self.settings).items() if k not in machinery}
+        settings = {k: v for k, v in asdict(self.settings).items() if k not in MACHINERY}
         total = self.settings.total_samples(len(self.manifest))
         return json.loads(json.dumps({**settings, "total": total, "read": asdict(self.read), **self.identity}))
 
@@ -77,8 +80,22 @@ def stop_on_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def fit(workload: Workload, output: str, *, resume: bool = False) -> Progress:
+def runs_side_by_side(settings: TrainSettings) -> int:
+    """How many trainings of this kind the connected cluster can hold at once, at least 1.
+
+    On GPUs: as many as find a GPU for every worker. On CPUs: as many as find a machine for every worker, for two
+    trainings on one machine take as long as one after the other.
+    """
+    nodes = cluster.cluster_nodes()
+    places = sum(int(node.gpus) for node in nodes) if _on_gpu(settings) else len(nodes)
+    return max(1, places // settings.workers)
+
+
+def fit(workload: Workload, output: str, *, resume: bool = False, side_by_side: int = 1) -> Progress:
     """Train on the connected cluster; checkpoints, logs and the manifest go to `output` (a folder or URL).
+
+    Args:
+        side_by_side: trainings that share the cluster.
 
     Returns where it ended: before the end only where SIGTERM asked for it.
 
@@ -92,7 +109,7 @@ def fit(workload: Workload, output: str, *, resume: bool = False) -> Progress:
     total = settings.total_samples(len(workload.manifest))
     if started.samples >= total:
         return started
-    scaling, threads = _scaling(settings)
+    scaling, threads = _scaling(settings, side_by_side)
     local = None if "://" in output else Path(output).resolve()
     logs = (local or Path(tempfile.mkdtemp())) / "tensorboard"
     if local is not None:
@@ -153,10 +170,13 @@ def _resume_from(workload: Workload, store: CheckpointStore, output: str, resume
     return found
 
 
-def _scaling(settings: TrainSettings) -> tuple[ray.train.ScalingConfig, int]:
-    nodes = cluster.cluster_nodes()
-    use_gpu = settings.gpu if settings.gpu is not None else any(node.gpus for node in nodes)
-    cpus = cluster.plan_workers(settings.workers, use_gpu, nodes)
+def _on_gpu(settings: TrainSettings) -> bool:
+    return settings.gpu if settings.gpu is not None else any(node.gpus for node in cluster.cluster_nodes())
+
+
+def _scaling(settings: TrainSettings, side_by_side: int) -> tuple[ray.train.ScalingConfig, int]:
+    nodes, use_gpu = cluster.cluster_nodes(), _on_gpu(settings)
+    cpus = cluster.plan_workers(settings.workers * side_by_side, use_gpu, nodes)
     gpus = 1.0 if use_gpu else 0.0
     cluster.check_fits(cluster.Needs(workers=settings.workers, cpus_per_worker=cpus, gpus_per_worker=gpus), nodes)
     resources: dict[str, float] = {"CPU": cpus, **({"GPU": gpus} if use_gpu else {})}

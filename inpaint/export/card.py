@@ -1,0 +1,95 @@
+"""The model card of an adapter folder: what it is, how plain diffusers loads it, and a grid of samples."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from inpaint.models.adapter import EMBEDS_FILES, AdapterCard
+
+LICENCES = {
+    "stable-diffusion-v1-5/stable-diffusion-inpainting": "CreativeML Open RAIL-M",
+    "diffusers/stable-diffusion-xl-1.0-inpainting-0.1": "CreativeML Open RAIL++-M",
+    "toy": "Apache-2.0",
+}
+"""Of the bases that the presets name; an adapter is a derivative of its base."""
+
+
+def write_card(folder: str | Path, card: AdapterCard, comparisons: Sequence[np.ndarray]) -> None:
+    """Write `README.md`, and `samples.png` from strips (H W 3, uint8) of input, hole and result."""
+    folder = Path(folder)
+    if comparisons:
+        Image.fromarray(grid(comparisons, columns=2)).save(folder / "samples.png")
+    (folder / "README.md").write_text(card_text(card, with_samples=bool(comparisons)), encoding="utf-8")
+
+
+def grid(pictures: Sequence[np.ndarray], *, columns: int) -> np.ndarray:
+    """Pictures of any sizes in rows of `columns`, each centred in an equal white cell; uint8 H W 3."""
+    height = max(picture.shape[0] for picture in pictures)
+    width = max(picture.shape[1] for picture in pictures)
+    rows = -(-len(pictures) // columns)
+    canvas = np.full((rows * height, min(columns, len(pictures)) * width, 3), 255, dtype=np.uint8)
+    for number, picture in enumerate(pictures):
+        top = number // columns * height + (height - picture.shape[0]) // 2
+        left = number % columns * width + (width - picture.shape[1]) // 2
+        canvas[top : top + picture.shape[0], left : left + picture.shape[1]] = picture
+    return canvas
+
+
+def card_text(card: AdapterCard, *, with_samples: bool) -> str:
+    """The card as Markdown."""
+    is_xl = "xl" in card.base.lower()
+    family = "StableDiffusionXL" if is_xl else "StableDiffusion"
+    first = next(iter(card.tokens.values()))
+    metrics = "\n".join(f"| {name} | {value:.4g} |" for name, value in card.metrics.items())
+    samples = "\n![input, hole, result](samples.png)\n" if with_samples else ""
+    return f"""---
+base_model: {card.base}
+library_name: diffusers
+tags: [lora, inpainting, textual-inversion]
+---
+# Backgrounds for {", ".join(card.tokens)}
+
+A LoRA (rank {card.rank}) for inpainting product backgrounds on `{card.base}`, with a token per category.
+{samples}
+Prompts are written `{card.prompt_format}`, such as "{card.prompt("a red box", next(iter(card.tokens)))}".
+
+```python
+from diffusers import {family}InpaintPipeline
+from safetensors.torch import load_file
+
+pipe = {family}InpaintPipeline.from_pretrained("{card.base}")
+pipe.load_lora_weights("ADAPTER_FOLDER", use_safetensors=True)
+{_tokens_snippet(is_xl)}
+image = pipe("{card.prompt("a red box", next(iter(card.tokens)))}", image=photo, mask_image=hole).images[0]
+```
+
+| | |
+| --- | --- |
+| base | {card.base} |
+| base revision | {card.base_revision} |
+| licence of the base | {LICENCES.get(card.base, "see the base")} |
+| tokens | {", ".join(f"{category}: {token}" for category, token in card.tokens.items())} |
+| resolution | {card.resolution} px |
+| samples trained on | {card.samples} |
+| manifest | {card.manifest} |
+{metrics}
+
+White in `hole` is painted. Every token is an ordinary word of the prompt; `{first}` alone is enough.
+"""
+
+
+def _tokens_snippet(is_xl: bool) -> str:
+    lines = [
+        f'for token, vector in load_file("ADAPTER_FOLDER/{EMBEDS_FILES[0]}").items():',
+        "    pipe.load_textual_inversion(vector, token=token)",
+    ]
+    if is_xl:
+        lines += [
+            f'for token, vector in load_file("ADAPTER_FOLDER/{EMBEDS_FILES[1]}").items():',
+            "    pipe.load_textual_inversion(",
+            "        vector, token=token, text_encoder=pipe.text_encoder_2, tokenizer=pipe.tokenizer_2",
+            "    )",
+        ]
+    return "\n".join(lines)

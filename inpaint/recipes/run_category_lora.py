@@ -1,0 +1,90 @@
+"""Running a category LoRA to its end: read, train (one run or several side by side), export, sample."""
+
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow.fs as pafs
+from PIL import Image
+
+from inpaint.data.manifest import Manifest, Row
+from inpaint.data.sources import Candidate, Listing
+from inpaint.data.storage import open_root
+from inpaint.errors import InpaintError
+from inpaint.export.card import write_card
+from inpaint.models.adapter import Adapter, save_adapter
+from inpaint.paint.batch import paint_dataset
+from inpaint.paint.tasks import COMPARISONS, PaintSettings
+from inpaint.recipes.category_lora import CategoryLora, read_data, runs_of, train_one
+from inpaint.train.trainer import runs_side_by_side
+
+SAMPLES_ON_CARD = 8
+
+
+def train_category_lora(config: CategoryLora) -> list[str]:
+    """Train, export and sample; returns the adapter folders (or URLs).
+
+    Raises:
+        InpaintError: unusable data or settings, or SIGTERM ended the training (the message says how to go on).
+    """
+    manifest = read_data(config)
+    runs = runs_of(config, manifest)
+    together = min(len(runs), runs_side_by_side(config.train))
+
+    def train(name: str) -> Adapter:
+        own, rows = runs[name]
+        progress, adapter = train_one(name, own, rows, side_by_side=together)
+        if adapter is None:
+            raise InpaintError(f"{name} was stopped at sample {progress.samples}, checkpointed: go on with --resume")
+        return adapter
+
+    with ThreadPoolExecutor(together) as pool:
+        adapters = dict(zip(runs, pool.map(train, runs), strict=True))
+    with _folder_for(f"{config.output}/adapters") as folder:
+        for name, adapter in adapters.items():
+            _export(folder / name, adapter, runs[name][1])
+    return [f"{config.output}/adapters/{name}" for name in adapters]
+
+
+def _export(folder: Path, adapter: Adapter, manifest: Manifest) -> None:
+    save_adapter(folder, adapter)
+    with tempfile.TemporaryDirectory() as temporary:
+        settings = PaintSettings(base=adapter.card.base, adapter=str(folder))
+        paint_dataset(_Rows(manifest), settings, temporary)
+        strips = [np.asarray(Image.open(path)) for path in sorted((Path(temporary) / COMPARISONS).rglob("*.png"))]
+    write_card(folder, adapter.card, strips)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """A few rows of a manifest, evenly from all of it, as a source to paint."""
+
+    manifest: Manifest
+
+    def listing(self) -> Listing:
+        rows = self.manifest.rows
+        chosen = [rows[i * len(rows) // SAMPLES_ON_CARD] for i in range(min(SAMPLES_ON_CARD, len(rows)))]
+        candidates = [_candidate(number, row) for number, row in enumerate(chosen, start=1)]
+        return Listing(open_root(self.manifest.root), self.manifest.root, candidates)
+
+
+def _candidate(number: int, row: Row) -> Candidate:
+    return Candidate(
+        row=number, image=row.image, input=row.input, hole=row.hole, prompt=row.prompt, category=row.category
+    )
+
+
+@contextmanager
+def _folder_for(output: str) -> Iterator[Path]:
+    """A local folder whose content ends up at `output`, a path or an object-store URL."""
+    if "://" not in output:
+        yield Path(output)
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        yield Path(temporary)
+        target = open_root(output)
+        pafs.copy_files(temporary, target.path, pafs.LocalFileSystem(), target.filesystem)
