@@ -5,9 +5,6 @@ deals them in turn, so a step's positions are the next global batch for any W; a
 with weight 0, never a crash and never a shifted position. Not covered: a file whose content changed is read as it is.
 """
 
-import hashlib
-import warnings
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -20,14 +17,15 @@ import ray
 import ray.data
 
 from inpaint.data import quarantine
-from inpaint.data.decode import DEFAULT_LIMITS, Limits, check_hole, load_hole, load_rgb
-from inpaint.data.manifest import Manifest, Row, rows_of
+from inpaint.data.decode import DEFAULT_LIMITS, Limits
+from inpaint.data.manifest import Manifest
 from inpaint.data.plan import Plan
-from inpaint.data.quarantine import Quarantined, Reason
-from inpaint.data.sample import ReadSettings, RowBytes, make_sample
+from inpaint.data.quarantine import Quarantined
+from inpaint.data.reading import Found, inspect_or_quarantine, read_batch, rows_found
+from inpaint.data.sample import ReadSettings
 from inpaint.data.sources import Candidate, Source
-from inpaint.data.storage import Root, open_root, read
-from inpaint.errors import BadRow, InpaintError
+from inpaint.data.storage import Root, open_root
+from inpaint.errors import InpaintError
 
 MAX_POSITIONS_PER_TASK = 256
 MAX_BYTES_PER_TASK = 64 * 2**20
@@ -115,46 +113,6 @@ def _numbers(tasks: int) -> ray.data.Dataset:
     )
 
 
-def read_batch(
-    table: pa.Table, root: Root, plan: Plan, settings: ReadSettings, positions: np.ndarray, with_input: bool
-) -> dict[str, np.ndarray]:
-    """One micro-batch: the batch contract of docs/architecture.md."""
-    size, side = len(positions), settings.resolution
-    _, indices = plan.lookup(positions)
-    rows = rows_of(table.take(pa.array(indices)))
-    image = np.empty((size, side, side, 3), dtype=np.uint8)
-    seen = np.empty((size, side, side, 3), dtype=np.uint8) if with_input else None
-    hole = np.empty((size, side, side), dtype=np.uint8)
-    prompts, errors = [""] * size, [""] * size
-    weight = np.zeros(size, dtype=np.float32)
-    for i, row in enumerate(rows):
-        try:
-            files = fetch(row, root, settings.limits)
-            sample = make_sample(row, files, settings, plan.seed, int(positions[i]))
-        except BadRow as error:
-            errors[i] = f"{row.id}: {error}"
-            image[i], hole[i] = 0, 255
-            if seen is not None:
-                seen[i] = 0
-            continue
-        image[i], hole[i], prompts[i], weight[i] = sample["image"], sample["hole"], sample["prompt"], row.weight
-        if seen is not None:
-            seen[i] = sample["input"]
-    batch = {"position": positions, "image": image, "hole": hole, "weight": weight}
-    if seen is not None:
-        batch["input"] = seen
-    return {**batch, "prompt": np.array(prompts, dtype=object), "error": np.array(errors, dtype=object)}
-
-
-def fetch(row: Row | Candidate, root: Root, limits: Limits) -> RowBytes:
-    """The bytes of a row's files. Raises BadRow."""
-    return RowBytes(
-        image=read(root, row.image, "output", limits.max_bytes),
-        input=read(root, row.input, "input", limits.max_bytes) if row.input is not None else None,
-        hole=read(root, row.hole, "mask", limits.max_bytes) if row.hole is not None else None,
-    )
-
-
 def build_manifest(
     source: Source,
     *,
@@ -181,36 +139,12 @@ def build_manifest(
     if quarantine_path is not None:
         quarantine.write(bad, quarantine_path)
     quarantine.check(bad, total, max_bad_fraction, str(quarantine_path) if quarantine_path else None)
-    return Manifest(_rows(found), listing.name), bad
-
-
-def inspect(candidate: Candidate, root: Root, limits: Limits) -> tuple[int, int, str]:
-    """(width, height, digest) of a candidate whose files all decode and fit together. Raises BadRow."""
-    files = fetch(candidate, root, limits)
-    image = load_rgb(files.image, "output", limits)
-    size = image.size
-    if files.input is not None:
-        _check_size(load_rgb(files.input, "input", limits).size, size, "input")
-    if files.hole is not None:
-        hole = load_hole(files.hole, "mask", limits)
-        _check_size(hole.size, size, "mask")
-        check_hole(np.asarray(hole), "mask")
-    digest = hashlib.sha256()
-    for data in (files.image, files.input, files.hole):
-        # A length before each part, so that no two sets of files run together into the same bytes.
-        digest.update(b"-" if data is None else f"{len(data)}:".encode() + data)
-    return *size, digest.hexdigest()
-
-
-def _check_size(size: tuple[int, int], expected: tuple[int, int], field: str) -> None:
-    if size != expected:
-        text = f"{size[0]} x {size[1]}, the output is {expected[0]} x {expected[1]}: make them the same size"
-        raise BadRow(field, Reason.OTHER_SIZE, text)
+    return Manifest(rows_found(found), listing.name), bad
 
 
 def _inspect_all(
     root: Root, candidates: list[Candidate], limits: Limits, num_cpus: float
-) -> Iterator[tuple[int, int, str] | Quarantined]:
+) -> Iterator[Found | Quarantined]:
     """One outcome per candidate, in their order, from Ray Data tasks."""
     if not candidates:
         return
@@ -222,7 +156,7 @@ def _inspect_all(
     def inspect_task(task: dict[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
         for index in task["id"]:
             part = ray.get(table).slice(int(index) * per_task, per_task)
-            lines = [_outcome(Candidate(**line), root, limits) for line in part.to_pylist()]
+            lines = [inspect_or_quarantine(Candidate(**line), root, limits) for line in part.to_pylist()]
             yield {name: np.array([line[name] for line in lines], dtype=object) for name in lines[0]}
 
     dataset = _numbers(-(-len(candidates) // per_task))
@@ -233,41 +167,3 @@ def _inspect_all(
             yield Quarantined(**{name: line[name] for name in ("row", "name", "field", "reason", "detail")})
         else:
             yield int(line["width"]), int(line["height"]), str(line["digest"])
-
-
-def _outcome(candidate: Candidate, root: Root, limits: Limits) -> dict[str, Any]:
-    line: dict[str, Any] = {"row": candidate.row, "name": candidate.image, "field": "", "reason": "", "detail": ""}
-    try:
-        width, height, digest = inspect(candidate, root, limits)
-    except BadRow as error:
-        line.update(field=error.field, reason=str(error.reason), detail=error.detail)
-        return {**line, "width": 0, "height": 0, "digest": ""}
-    return {**line, "width": width, "height": height, "digest": digest}
-
-
-def _rows(found: list[tuple[Candidate, tuple[int, int, str]]]) -> tuple[Row, ...]:
-    uses: Counter[str] = Counter()
-    whole: Counter[tuple[object, ...]] = Counter()
-    rows = []
-    for c, (width, height, digest) in found:
-        uses[c.image] += 1
-        whole[c.image, c.input, c.hole, c.prompt, c.category] += 1
-        name = c.image if uses[c.image] == 1 else f"{c.image}#{uses[c.image]}"
-        rows.append(
-            Row(
-                id=name,
-                image=c.image,
-                input=c.input,
-                hole=c.hole,
-                prompt=c.prompt,
-                category=c.category,
-                width=width,
-                height=height,
-                digest=digest,
-            )
-        )
-    doubled = sum(count - 1 for count in whole.values())
-    if doubled:
-        first = next(str(key[0]) for key, count in whole.items() if count > 1)
-        warnings.warn(f"{doubled} rows repeat an earlier row (the first: {first}); they are used", stacklevel=3)
-    return tuple(rows)

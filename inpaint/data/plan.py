@@ -18,8 +18,9 @@ _CACHED_EPOCHS = 4  # one worker touches at most two epochs at a time, and a set
 @lru_cache(maxsize=_CACHED_EPOCHS)
 def permutation(seed: int, epoch: int, rows: int) -> np.ndarray:
     """The order of the rows in one epoch: a Philox permutation, uint32[rows], read-only."""
-    order = np.arange(rows, dtype=np.uint32)
-    generator(seed, "order", epoch).shuffle(order)
+    # Sorting the raw Philox words, for numpy promises their stream for ever and that of `shuffle` not.
+    words = generator(seed, "order", epoch).bit_generator.random_raw(rows)
+    order = np.argsort(words, kind="stable").astype(np.uint32)
     order.setflags(write=False)
     return order
 

@@ -42,7 +42,7 @@ class Listing:
 
     root: Root
     name: str
-    """The root for the manifest: a URL as written, else an absolute path, for workers have another directory."""
+    """The root for the manifest: a URL or a path on the given filesystem as written, else an absolute path."""
     candidates: list[Candidate] = field(default_factory=list)
     quarantined: list[Quarantined] = field(default_factory=list)
 
@@ -69,7 +69,7 @@ class CsvSource:
         text_path = os.fspath(self.path)
         file = open_root(text_path, self.filesystem)
         text = _read_text(file, text_path)
-        name = posixpath.dirname(text_path if "://" in text_path else file.path)
+        name = posixpath.dirname(_recorded(text_path, file, self.filesystem))
         listing = Listing(Root(file.filesystem, posixpath.dirname(file.path)), name)
         lines = csv.reader(io.StringIO(text, newline=""))
         try:
@@ -113,8 +113,7 @@ class FolderSource:
     def listing(self) -> Listing:
         """Walk the folder, sorted by path. Raises InpaintError where it does not exist."""
         root = open_root(self.path, self.filesystem)
-        where = os.fspath(self.path)
-        listing = Listing(root, where if "://" in where else root.path)
+        listing = Listing(root, _recorded(os.fspath(self.path), root, self.filesystem))
         names = sorted(_walk(root, listing.name))
         captions = {name for name in names if name.lower().endswith(".txt")}
         images = [name for name in names if name.lower().endswith(SUFFIXES)]
@@ -130,6 +129,11 @@ class FolderSource:
             prompt = prompt.strip() or self.prompt
             listing.candidates.append(Candidate(row=number, image=image, prompt=prompt, category=self.category))
         return listing
+
+
+def _recorded(path: str, opened: Root, filesystem: pafs.FileSystem | None) -> str:
+    """What leads back to `opened` from another process, together with the same `filesystem`."""
+    return path if "://" in path or filesystem is not None else opened.path
 
 
 def _candidate(values: dict[str, str], line: int, categories: Sequence[str] | None) -> Candidate:

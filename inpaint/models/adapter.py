@@ -99,6 +99,10 @@ def load_adapter(folder: str | Path) -> Adapter:
         card = AdapterCard(**json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
         raise InpaintError(f"{path}: not a card of this version ({error})") from error
+    known = (LORA_FILE, *EMBEDS_FILES)
+    strange = sorted(set(card.files) - set(known))
+    if strange:
+        raise InpaintError(f"{path}: lists {strange[0]}; only safetensors files are read: {', '.join(known)}")
     tensors = {name: _read(folder / name, digest) for name, digest in card.files.items()}
     if not {LORA_FILE, EMBEDS_FILES[0]} <= tensors.keys():
         raise InpaintError(f"{path}: lists {sorted(tensors)}, but not {LORA_FILE} and {EMBEDS_FILES[0]}")
@@ -126,8 +130,6 @@ def apply_adapter(base: Base, adapter: Adapter, *, scale: float = 1.0) -> None:
 
 
 def _read(path: Path, digest: str) -> dict[str, Tensor]:
-    if path.suffix != ".safetensors" or path.name != str(path.name).split("/")[-1]:
-        raise InpaintError(f"{path}: only safetensors files are read")
     if not path.is_file():
         raise InpaintError(f"{path} is missing: copy the whole adapter folder")
     data = path.read_bytes()

@@ -91,11 +91,19 @@ def runs_side_by_side(settings: TrainSettings) -> int:
     return max(1, places // settings.workers)
 
 
-def fit(workload: Workload, output: str, *, resume: bool = False, side_by_side: int = 1) -> Progress:
+def fit(
+    workload: Workload,
+    output: str,
+    *,
+    resume: bool = False,
+    side_by_side: int = 1,
+    watch: Callable[[Report], None] | None = None,
+) -> Progress:
     """Train on the connected cluster; checkpoints, logs and the manifest go to `output` (a folder or URL).
 
     Args:
         side_by_side: trainings that share the cluster.
+        watch: called with every step's report, some time after the step.
 
     Returns where it ended: before the end only where SIGTERM asked for it.
 
@@ -140,7 +148,7 @@ def fit(workload: Workload, output: str, *, resume: bool = False, side_by_side: 
         ),
     )
     with RunConsole(workload.name, logs, start=started.samples, total=total, peak=_peak(scaling)) as console:
-        with _watched(board, console, output):
+        with _watched(board, console, output, watch):
             trainer.fit()
     ended = store.progress()
     assert ended is not None, "a finished run has a checkpoint"
@@ -288,7 +296,7 @@ class Board:
 
 
 @contextmanager
-def _watched(board: Any, console: RunConsole, output: str) -> Iterator[None]:
+def _watched(board: Any, console: RunConsole, output: str, watch: Callable[[Report], None] | None) -> Iterator[None]:
     """Within, a thread shows what comes to the board and passes SIGTERM on to it."""
     ended = threading.Event()
 
@@ -296,17 +304,19 @@ def _watched(board: Any, console: RunConsole, output: str) -> Iterator[None]:
         reports, bad_rows = ray.get(board.read.remote(_stop_requested.is_set()))
         for report in reports:
             console.show(report)
+            if watch is not None:
+                watch(report)
         for position, error in bad_rows:
             console.warn(f"position {position} could not be read and counts nothing: {error}")
             if "://" not in output:
                 with (Path(output) / "unreadable.jsonl").open("a", encoding="utf-8") as file:
                     file.write(json.dumps({"position": position, "error": error}) + os.linesep)
 
-    def watch() -> None:
+    def keep_polling() -> None:
         while not ended.wait(POLL_SECONDS):
             poll()
 
-    thread = threading.Thread(target=watch, daemon=True)
+    thread = threading.Thread(target=keep_polling, daemon=True)
     thread.start()
     try:
         yield

@@ -50,7 +50,7 @@ def test_mush_is_unclear(detectors: Detectors, pictures: tuple) -> None:
     two_at_once = (images // 2 + images[1:2] // 2)[[k for k, name in enumerate(names) if name != names[1]]]
     for mush in (noise, np.full_like(images, 128), np.full_like(images, 250), two_at_once):
         answers = detectors.background(mush, ~products[: len(mush)])
-        assert answers.count(UNCLEAR) >= 0.95 * len(answers)
+        assert answers.count(UNCLEAR) >= 0.9 * len(answers)
 
 
 def test_a_picture_too_blurred_to_tell_is_unclear_or_right(detectors: Detectors, pictures: tuple) -> None:

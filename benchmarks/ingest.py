@@ -1,0 +1,229 @@
+"""Our Ray Data pipeline beside torch's DataLoader, and its memory when the set grows tenfold.
+
+    python -m benchmarks.ingest                # two minutes on 2 cores; expects ratio >= 1.0 and memory <= 1.1
+    python -m benchmarks.ingest --images 128 --rounds 1 --skip-memory   # twenty seconds
+
+Both sides do the same work through the same functions (plan, fetch, JPEG decode, resize to 512, hole) on two
+worker processes, and the consumer turns each batch into torch tensors. Both are warm: a first epoch is not timed.
+The JPEGs are made here, in a temporary folder, photo-like and 480 to 640 pixels wide.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+import psutil
+import ray
+import torch
+from PIL import Image
+
+from benchmarks.harness import emit, paired_ratio, progress
+from inpaint.data.manifest import Manifest
+from inpaint.data.pipeline import batches, build_manifest
+from inpaint.data.plan import Plan
+from inpaint.data.reading import fetch
+from inpaint.data.sample import ReadSettings, make_sample
+from inpaint.data.sources import CsvSource
+from inpaint.data.storage import open_root
+
+WORKERS = 2
+MICRO_BATCH = 16
+OBJECT_STORE = 256 * 2**20
+DISTINCT = 128  # pictures drawn; larger sets hold copies of them, each in a file of its own
+SETTINGS = ReadSettings(resolution=512)
+
+
+def make_photos(folder: Path, count: int) -> Path:
+    """`count` JPEGs with masks below `folder`, and the CSV that lists them."""
+    lines = ["mask,output,prompt"]
+    encoded: list[tuple[bytes, bytes]] = []
+    for i in range(count):
+        if i < DISTINCT:
+            encoded.append(_photo(np.random.default_rng(i), folder))
+        jpeg, png = encoded[i % DISTINCT]
+        (folder / f"{i}.jpg").write_bytes(jpeg)
+        (folder / f"{i}.png").write_bytes(png)
+        lines.append(f"{i}.png,{i}.jpg,picture {i}")
+    (folder / "data.csv").write_text("\n".join(lines))
+    return folder / "data.csv"
+
+
+def _photo(rng: np.random.Generator, folder: Path) -> tuple[bytes, bytes]:
+    width, height = (int(n) for n in rng.integers(480, 641, 2))
+    layers = np.zeros((height, width, 3))
+    # Detail at every scale, weaker where finer: the statistics of a photo, and so its size as a JPEG.
+    for cells in (3, 8, 24, 72, 216):
+        noise = rng.integers(0, 256, (cells, cells, 3), dtype=np.uint8)
+        layers += np.asarray(Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)) / cells**0.5
+    layers = 255 * (layers - layers.min()) / (layers.max() - layers.min())
+    mask = np.zeros((height, width), dtype=np.uint8)
+    mask[height // 4 : height // 2, width // 4 : 3 * width // 4] = 255
+    Image.fromarray(layers.astype(np.uint8)).save(folder / "photo.jpg", quality=90)
+    Image.fromarray(mask).save(folder / "mask.png")
+    return (folder / "photo.jpg").read_bytes(), (folder / "mask.png").read_bytes()
+
+
+class TorchDataset(torch.utils.data.Dataset):
+    """What a careful user of torch's DataLoader would write, on our functions."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        self.rows = manifest.rows
+        self.root = open_root(manifest.root)
+        self.plan = Plan(0, len(manifest))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, position: int) -> dict[str, np.ndarray | str | int]:
+        _, index = self.plan.lookup(np.array([position]))
+        row = self.rows[int(index[0])]
+        sample = make_sample(row, fetch(row, self.root, SETTINGS.limits), SETTINGS, 0, position)
+        return {"position": position, "image": sample["image"], "hole": sample["hole"], "prompt": sample["prompt"]}
+
+
+def torch_epoch(loader: torch.utils.data.DataLoader) -> float:
+    """images/s"""
+    began, seen = time.perf_counter(), 0
+    for batch in loader:
+        seen += _consume(batch["image"], batch["hole"])
+    return seen / (time.perf_counter() - began)
+
+
+def ray_epoch(manifest: Manifest, count: int) -> float:
+    """images/s"""
+    began, seen = time.perf_counter(), 0
+    dataset = batches(manifest, SETTINGS, seed=0, start=0, stop=count, micro_batch=MICRO_BATCH)
+    for batch in dataset.iter_batches(batch_size=None):
+        seen += _consume(_tensor(batch["image"]), _tensor(batch["hole"]))
+    return seen / (time.perf_counter() - began)
+
+
+def _tensor(array: np.ndarray) -> torch.Tensor:
+    array.setflags(write=False)
+    return torch.from_numpy(array)
+
+
+def _consume(image: torch.Tensor, hole: torch.Tensor) -> int:
+    """Read a few values of each sample, so that neither side gets away without having its data here."""
+    assert image.shape[1:] == (512, 512, 3) and hole.shape[1:] == (512, 512), (image.shape, hole.shape)
+    assert int(hole[:, ::8, ::8].amax(dim=(1, 2)).min()) > 0 and int(image[:, ::64, ::64].sum()) > 0
+    return len(image)
+
+
+def throughput(images: int, rounds: int) -> tuple[float, list[float]]:
+    """Median and all ratios of images/s, ours over torch's."""
+    count = images - images % MICRO_BATCH
+    with tempfile.TemporaryDirectory() as folder, cluster():
+        manifest, _ = build_manifest(CsvSource(path=make_photos(Path(folder), count)))
+        loader = torch.utils.data.DataLoader(
+            TorchDataset(manifest),
+            batch_size=MICRO_BATCH,
+            num_workers=WORKERS,
+            persistent_workers=True,
+            prefetch_factor=4,
+            multiprocessing_context="forkserver",
+        )
+        progress("warming both sides")
+        torch_epoch(loader)
+        ray_epoch(manifest, count)
+        return paired_ratio(lambda: ray_epoch(manifest, count), lambda: torch_epoch(loader), rounds)
+
+
+@contextmanager
+def cluster() -> Iterator[None]:
+    ray.init(
+        address="local",
+        num_cpus=WORKERS,
+        object_store_memory=OBJECT_STORE,
+        include_dashboard=False,
+        log_to_driver=False,
+    )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def memory(images: int) -> float:
+    """Peak MiB of all processes while a set is inspected and read once, in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.ingest", "--memory-of", str(images)]
+    answer = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    peak = float(json.loads(answer.stdout.splitlines()[-1])["peak_mib"])
+    progress(f"{images} images: peak {peak:.0f} MiB")
+    return peak
+
+
+def measure_memory(images: int) -> float:
+    count = images - images % MICRO_BATCH
+    with tempfile.TemporaryDirectory() as folder, cluster():
+        path = make_photos(Path(folder), count)
+        # Shared memory counts once touched: touch it all, so that a small set does not look smaller for it.
+        filler = [ray.put(np.ones(8 * 2**20, dtype=np.uint8)) for _ in range(OBJECT_STORE // 2**23 - 4)]
+        del filler
+        sampler = PeakMemory()
+        with sampler:
+            manifest, _ = build_manifest(CsvSource(path=path))
+            ray_epoch(manifest, count)
+        return sampler.peak / 2**20
+
+
+class PeakMemory(threading.Thread):
+    """The largest sum of resident memory of this process and all below it, sampled every 0.2 s."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.peak = 0
+        self._stop_now = threading.Event()
+
+    def run(self) -> None:
+        me = psutil.Process()
+        while not self._stop_now.wait(0.2):
+            total = 0
+            for process in [me, *me.children(recursive=True)]:
+                try:
+                    total += process.memory_info().rss
+                except psutil.NoSuchProcess:
+                    continue
+            self.peak = max(self.peak, total)
+
+    def __enter__(self) -> "PeakMemory":
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop_now.set()
+        self.join()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=1024, help="images per timed epoch")
+    parser.add_argument("--rounds", type=int, default=5, help="how often both sides take turns")
+    parser.add_argument("--memory-images", type=int, default=400, help="the smaller set of the memory comparison")
+    parser.add_argument("--skip-memory", action="store_true")
+    parser.add_argument("--memory-of", type=int, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.memory_of:
+        print(json.dumps({"peak_mib": measure_memory(options.memory_of)}), flush=True)
+        return
+    ratio, ratios = throughput(options.images, options.rounds)
+    figures = {"images_per_s_ratio": ratio}
+    if not options.skip_memory:
+        small, large = memory(options.memory_images), memory(10 * options.memory_images)
+        figures |= {"peak_memory_ratio_10x": large / small}
+    emit("ingest", figures, ratios=ratios)
+
+
+if __name__ == "__main__":
+    main()

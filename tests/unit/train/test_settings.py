@@ -1,0 +1,59 @@
+"""Settings: what is refused and with which way out, and the arithmetic of samples."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from inpaint.errors import InpaintError
+from inpaint.train.settings import Offload, Precision, Schedule, TrainSettings
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"global_batch": 10, "workers": 2, "micro_batch": 4}, "16 would be"),
+        ({"zero_stage": 4}, "give 0, 1, 2 or 3"),
+        ({"zero_stage": 0, "offload": Offload.CPU}, "offload needs"),
+        ({"zero_stage": 0, "precision": Precision.FP16}, "or use bf16"),
+        ({"optimizer": "lion"}, "adamw or sgd"),
+        ({"warmup": 1.0}, "share of the samples"),
+        ({"keep_checkpoints": 1}, "at least 2"),
+        ({"samples": 0}, "nothing to train on"),
+        ({"workers": 0}, "at least 1"),
+    ],
+)
+def test_what_cannot_work_is_refused_with_the_way_out(wrong: dict, message: str) -> None:
+    with pytest.raises(InpaintError, match=message):
+        TrainSettings(**wrong)
+
+
+@given(rows=st.integers(1, 500), epochs=st.floats(0.1, 5), workers=st.integers(1, 4), accumulation=st.integers(1, 4))
+def test_a_run_is_whole_global_batches_and_covers_its_epochs(
+    rows: int, epochs: float, workers: int, accumulation: int
+) -> None:
+    batch = 2 * workers * accumulation
+    settings = TrainSettings(epochs=epochs, workers=workers, micro_batch=2, global_batch=batch)
+    total = settings.total_samples(rows)
+    assert settings.accumulation == accumulation
+    assert total % batch == 0
+    assert total - batch < epochs * rows <= total or total == batch
+
+
+@pytest.mark.parametrize("schedule", list(Schedule))
+def test_rates_rise_over_the_warm_up_then_follow_the_schedule(schedule: Schedule) -> None:
+    settings = TrainSettings(schedule=schedule, warmup=0.25, global_batch=10, micro_batch=10)
+    scales = [settings.lr_scale(samples, 400) for samples in range(0, 400, 10)]
+    assert scales[:11] == sorted(scales[:11])
+    assert 0 < scales[0] < 0.2
+    assert max(scales) == pytest.approx(1.0)
+    if schedule is Schedule.CONSTANT:
+        assert scales[-1] == 1.0
+    else:
+        assert scales[10:] == sorted(scales[10:], reverse=True)
+        assert scales[-1] < 0.05
+
+
+def test_schedules_do_not_depend_on_the_batch() -> None:
+    small = TrainSettings(global_batch=8, micro_batch=8, warmup=0.0)
+    large = TrainSettings(global_batch=64, micro_batch=8, warmup=0.0)
+    assert small.lr_scale(3200, 6400) == large.lr_scale(3200, 6400)
