@@ -88,8 +88,11 @@ def connect(*, num_cpus: int | None = None, dashboard: bool = False) -> None:
     # Ray 2.60 turns token authentication on by itself here and warns about it. Setting RAY_AUTH_MODE instead would be
     # too late once ray is imported: no token is made, and its server dies for lack of one.
     logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    # What workers have to say reaches the driver as errors, or through the run's board; their raw output is a flood.
+    quiet = {"logging_level": logging.WARNING, "log_to_driver": False}
     if address not in ("", "local"):
-        ray.init(address=address, logging_level=logging.WARNING, runtime_env=_runtime_env())
+        ray.init(address=address, runtime_env=_runtime_env(), **quiet)
         return
     ray.init(
         address="local",
@@ -97,8 +100,8 @@ def connect(*, num_cpus: int | None = None, dashboard: bool = False) -> None:
         include_dashboard=dashboard,
         dashboard_host="127.0.0.1",
         object_store_memory=embedded_store_bytes(psutil.virtual_memory().total),
-        logging_level=logging.WARNING,
         runtime_env={"env_vars": {"PYTHONPATH": _python_path(os.environ.get("PYTHONPATH", ""))}},
+        **quiet,
     )
 
 

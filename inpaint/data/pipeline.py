@@ -5,7 +5,7 @@ deals them in turn, so a step's positions are the next global batch for any W; a
 with weight 0, never a crash and never a shifted position. Not covered: a file whose content changed is read as it is.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -90,7 +90,7 @@ def batches(
     dataset = _numbers(-(-count // per_task)).map_batches(read_task, batch_size=None, num_cpus=num_cpus)
     # Fused with the map: it cuts what a task yields into blocks of one micro-batch, without a task of its own.
     dataset = dataset.repartition(target_num_rows_per_block=micro_batch)
-    dataset.context.execution_options = execution_options()
+    _quiet_in_order(dataset)
     # The map's own output buffer would gather 128 MiB before it lets go of a block. Above this size and below 1.5
     # times it, a batch leaves the buffer at once and uncut; the strings in it have the room in between.
     dataset.context.target_max_block_size = max(1, int(micro_batch * bytes_per_row / 1.2))
@@ -113,6 +113,13 @@ def _numbers(tasks: int) -> ray.data.Dataset:
     )
 
 
+def _quiet_in_order(dataset: ray.data.Dataset) -> None:
+    dataset.context.execution_options = execution_options()
+    # Ray's own report is of blocks and operators; callers show rows.
+    dataset.context.enable_progress_bars = False
+    dataset.context.print_on_execution_start = False
+
+
 def build_manifest(
     source: Source,
     *,
@@ -120,16 +127,19 @@ def build_manifest(
     max_bad_fraction: float = 0.05,
     quarantine_path: str | Path | None = None,
     num_cpus: float = 1.0,
+    progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Manifest, list[Quarantined]]:
     """Open every file of a source and decode it once: the usable rows, in the source's order, and the others.
 
     Writes `quarantine_path` where given. Raises TooManyBadRows above `max_bad_fraction`, with the table of what
-    is wrong. Warns of rows that occur more than once; they are used.
+    is wrong. Warns of rows that occur more than once; they are used. `progress` is called with (rows done, rows).
     """
     listing = source.listing()
     found, bad = [], list(listing.quarantined)
     outcomes = _inspect_all(listing.root, listing.candidates, limits, num_cpus)
-    for candidate, outcome in zip(listing.candidates, outcomes, strict=True):
+    for done, (candidate, outcome) in enumerate(zip(listing.candidates, outcomes, strict=True), start=1):
+        if progress is not None:
+            progress(done, len(listing.candidates))
         if isinstance(outcome, Quarantined):
             bad.append(outcome)
         else:
@@ -161,7 +171,7 @@ def _inspect_all(
 
     dataset = _numbers(-(-len(candidates) // per_task))
     dataset = dataset.map_batches(inspect_task, batch_size=None, num_cpus=num_cpus)
-    dataset.context.execution_options = execution_options()
+    _quiet_in_order(dataset)
     for line in dataset.iter_rows():
         if line["reason"]:
             yield Quarantined(**{name: line[name] for name in ("row", "name", "field", "reason", "detail")})

@@ -104,7 +104,7 @@ def plan_tasks(
             unknown.append(Quarantined.of(number, row.image, error))
             continue
         seed = row_seed(settings.seed, row.id)
-        text = json.dumps([shared, row.id, row.digest, prompt, seed])
+        text = json.dumps([shared, row.id, row.digest, prompt])
         key = hashlib.sha256(text.encode()).hexdigest()
         tasks.append(PaintTask(row=row, prompt=prompt, seed=seed, output=names[row.id], key=key))
     return tasks, unknown

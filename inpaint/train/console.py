@@ -43,6 +43,7 @@ class RunConsole:
         self._writer = SummaryWriter(str(logs))
         self._terminal = Console(stderr=True)
         self._printed = time.monotonic()
+        self._warned: set[str] = set()
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
         self._bar = Progress(
             *columns, TimeRemainingColumn(), TextColumn("{task.fields[figures]}"), console=self._terminal
@@ -75,7 +76,10 @@ class RunConsole:
             self._print(report)
 
     def warn(self, message: str) -> None:
-        """Print a line above the bar."""
+        """Print a line above the bar; a message that came before is not repeated."""
+        if message in self._warned:
+            return
+        self._warned.add(message)
         self._terminal.print(f"[yellow]warning[/yellow] {self.title}: {message}", highlight=False)
 
     def figures(self) -> dict[str, float]:

@@ -8,18 +8,24 @@ from inpaint.errors import InpaintError
 
 
 class Precision(StrEnum):
+    """Compute type of a forward and backward."""
+
     FP32 = "fp32"
     BF16 = "bf16"
     FP16 = "fp16"
 
 
 class Schedule(StrEnum):
+    """How learning rates fall after the warm-up."""
+
     CONSTANT = "constant"
     LINEAR = "linear"
     COSINE = "cosine"
 
 
 class Offload(StrEnum):
+    """Where optimizer states are kept."""
+
     NONE = "none"
     CPU = "cpu"
 

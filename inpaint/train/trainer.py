@@ -6,16 +6,16 @@ with `resume`; Ray Train's snapshot is never needed. Nothing is trained on anoth
 
 import importlib.metadata
 import json
-import os
 import signal
 import tempfile
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import ray
 import ray.train
@@ -148,7 +148,7 @@ def fit(
         ),
     )
     with RunConsole(workload.name, logs, start=started.samples, total=total, peak=_peak(scaling)) as console:
-        with _watched(board, console, output, watch):
+        with _watched(board, console, watch):
             trainer.fit()
     ended = store.progress()
     assert ended is not None, "a finished run has a checkpoint"
@@ -217,6 +217,7 @@ def _dataset(workload: Workload, store: CheckpointStore, total: int) -> Callable
 def _work(config: dict[str, Any]) -> None:
     """What each Ray Train worker runs."""
     torch.set_num_threads(config["threads"])
+    _send_warnings(config["board"])
     settings: TrainSettings = config["settings"]
     device = get_device()
     engine = ZeroEngine(config["build"](device), settings, device)
@@ -240,11 +241,30 @@ def _work(config: dict[str, Any]) -> None:
         total=config["total"],
         progress=progress,
         exchange=exchange,
-        on_bad_row=lambda position, error: config["board"].bad_row.remote(position, error),
+        on_bad_row=lambda position, error: warnings.warn(
+            f"position {position} could not be read and counts nothing: {error}", stacklevel=2
+        ),
     )
     ended = train(run)
     exchange.flush()
     ray.train.report({"samples": ended.samples, **ended.metrics})
+
+
+def _send_warnings(board: Any) -> None:
+    """This process's own warnings go to the driver's console: a cut prompt, a damaged checkpoint, an unread row."""
+
+    def send(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        if issubclass(category, UserWarning):
+            board.warn.remote(str(message))
+
+    warnings.showwarning = send
 
 
 class _Exchange:
@@ -277,40 +297,37 @@ class Board:
 
     def __init__(self) -> None:
         self._reports: list[Report] = []
-        self._bad_rows: list[tuple[int, str]] = []
+        self._warnings: list[str] = []
         self._stop = False
 
     def exchange(self, reports: list[Report]) -> bool:
         self._reports += reports
         return self._stop
 
-    def bad_row(self, position: int, error: str) -> None:
-        self._bad_rows.append((position, error))
+    def warn(self, message: str) -> None:
+        self._warnings.append(message)
 
-    def read(self, stop: bool) -> tuple[list[Report], list[tuple[int, str]]]:
+    def read(self, stop: bool) -> tuple[list[Report], list[str]]:
         """What is new since the last call; `stop` is passed on to the worker."""
         self._stop = self._stop or stop
-        taken = self._reports, self._bad_rows
-        self._reports, self._bad_rows = [], []
+        taken = self._reports, self._warnings
+        self._reports, self._warnings = [], []
         return taken
 
 
 @contextmanager
-def _watched(board: Any, console: RunConsole, output: str, watch: Callable[[Report], None] | None) -> Iterator[None]:
+def _watched(board: Any, console: RunConsole, watch: Callable[[Report], None] | None) -> Iterator[None]:
     """Within, a thread shows what comes to the board and passes SIGTERM on to it."""
     ended = threading.Event()
 
     def poll() -> None:
-        reports, bad_rows = ray.get(board.read.remote(_stop_requested.is_set()))
+        reports, messages = ray.get(board.read.remote(_stop_requested.is_set()))
         for report in reports:
             console.show(report)
             if watch is not None:
                 watch(report)
-        for position, error in bad_rows:
-            console.warn(f"position {position} could not be read and counts nothing: {error}")
-            if "://" not in output:
-                with (Path(output) / "unreadable.jsonl").open("a", encoding="utf-8") as file:
-                    file.write(json.dumps({"position": position, "error": error}) + os.linesep)
+        for message in messages:
+            console.warn(message)
 
     def keep_polling() -> None:
         while not ended.wait(POLL_SECONDS):
