@@ -45,7 +45,7 @@ def test_the_colour_is_judged_by_the_product_alone(detectors: Detectors, picture
 
 
 def test_mush_is_unclear(detectors: Detectors, pictures: tuple) -> None:
-    images, products, names = pictures
+    images, products, _ = pictures
     noise = np.random.default_rng(0).integers(0, 256, images.shape, dtype=np.uint8)
     two_at_once = images // 2 + np.roll(images, 1, axis=0) // 2
     for mush in (noise, np.full_like(images, 128), np.full_like(images, 250), two_at_once):
