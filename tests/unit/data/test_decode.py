@@ -1,0 +1,183 @@
+"""Bytes -> pixels: what is converted, what is refused, and that nothing else comes out of broken files."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from inpaint.data.decode import DEFAULT_LIMITS, FORMATS, Limits, check_hole, load_hole, load_rgb
+from inpaint.data.quarantine import Reason
+from inpaint.errors import BadRow, InpaintError
+from tests.unit.data import images
+
+
+def rgb(data: bytes, **options) -> np.ndarray:
+    return np.asarray(load_rgb(data, "output", DEFAULT_LIMITS, **options)).astype(int)
+
+
+def hole(data: bytes) -> np.ndarray:
+    return np.asarray(load_hole(data, "mask", DEFAULT_LIMITS))
+
+
+def reason(data: bytes, limits: Limits = DEFAULT_LIMITS) -> str:
+    with pytest.raises(BadRow) as caught:
+        load_rgb(data, "output", limits)
+    assert caught.value.field == "output" and caught.value.detail
+    return caught.value.reason
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_formats_are_read(form):
+    lossless = {"lossless": True} if form == "WEBP" else {}
+    assert np.abs(rgb(images.encoded(images.picture(), form, **lossless)) - np.asarray(images.picture())).max() <= 12
+
+
+def test_cmyk_is_converted():
+    red = Image.new("RGB", (16, 16), (255, 0, 0)).convert("CMYK")
+    assert np.abs(rgb(images.encoded(red, "JPEG", quality=95)) - [255, 0, 0]).max() <= 6
+
+
+def test_grey_is_converted():
+    assert (rgb(images.encoded(Image.new("L", (8, 8), 77))) == 77).all()
+    assert (rgb(images.encoded(Image.new("1", (8, 8), 1))) == 255).all()
+
+
+def test_palettes_are_converted():
+    data = images.encoded(images.picture().quantize(64))
+    assert np.abs(rgb(data) - np.asarray(images.picture())).mean() < 12
+
+
+def test_a_transparent_palette_entry_is_white():
+    image = Image.new("P", (8, 8), 0)
+    image.putpalette([10, 20, 30, 40, 50, 60])
+    image.putpixel((0, 0), 1)
+    found = rgb(images.encoded(image, transparency=0))
+    assert found[0, 0].tolist() == [40, 50, 60] and (found[1:] == 255).all()
+
+
+@pytest.mark.parametrize("form", ["PNG", "WEBP"])
+def test_alpha_is_composited_on_white(form):
+    values = np.zeros((8, 8, 4), dtype=np.uint8)
+    values[:, :4, 3] = 255
+    values[:, 4:] = (0, 0, 0, 51)
+    found = rgb(images.encoded(Image.fromarray(values), form, **({"lossless": True} if form == "WEBP" else {})))
+    assert (found[:, :4] == 0).all() and (found[:, 4:] == 204).all()
+
+
+def test_16_bit_grey_is_scaled_and_not_clipped():
+    values = np.linspace(0, 65535, 256).astype(np.uint16)[None].repeat(4, axis=0)
+    found = rgb(images.encoded(Image.fromarray(values)))
+    assert np.array_equal(found[0, :, 0], np.arange(256))
+
+
+def test_16_bit_colour_is_scaled_and_not_clipped():
+    values = np.linspace(0, 65535, 48).astype(np.uint16).reshape(4, 4, 3)
+    assert np.abs(rgb(images.png_16_bit_rgb(values)) - values / 257).max() <= 1
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied_to_image_and_mask_alike(form, orientation):
+    undo = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # orientation -> the transpose that a camera held so writes
+    stored = [images.picture(), images.mask()]
+    if orientation > 1:
+        stored = [image.transpose(Image.Transpose(undo[orientation])) for image in stored]
+    options = {"PNG": {}, "JPEG": {"quality": 95}, "WEBP": {"lossless": True}}[form]
+    image, painted = (images.with_orientation(s, orientation, form, **options) for s in stored)
+    assert np.abs(rgb(image) - np.asarray(images.picture())).max() <= 16
+    assert np.abs(hole(painted).astype(int) - np.asarray(images.mask())).mean() < 6
+
+
+def test_a_photo_with_previews_is_a_photo():
+    """Phones write MPO, a JPEG with several pictures: it is not an animation."""
+    preview = images.picture(10, 8)
+    data = images.encoded(images.picture(), "MPO", save_all=True, append_images=[preview])
+    assert rgb(data).shape == (30, 40, 3)
+
+
+def test_a_far_larger_jpeg_is_decoded_smaller_but_never_below_twice_the_target():
+    data = images.encoded(images.picture(1600, 1200), "JPEG")
+    assert rgb(data, target=128).shape == (300, 400, 3)
+    assert rgb(data, target=1000).shape == (1200, 1600, 3)
+    assert rgb(images.encoded(images.picture(160, 120)), target=16).shape == (120, 160, 3)
+
+
+def test_damaged_exif_does_not_cost_a_good_picture():
+    data = images.with_orientation(images.picture(), images.ROTATED, "JPEG")
+    at = data.index(b"Exif\0\0")
+    assert rgb(data[: at + 6] + b"\xff" * 8 + data[at + 14 :]).shape == (30, 40, 3)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_truncated_files_are_refused(form):
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    data = images.encoded(noise, form)
+    assert reason(data[: len(data) // 2]) == Reason.TRUNCATED
+
+
+def test_other_files_are_refused():
+    assert reason(b"") == Reason.ZERO_BYTES
+    assert reason(b"hello world" * 10) == Reason.NOT_AN_IMAGE
+    assert reason(images.encoded(images.picture(), "BMP")) == Reason.WRONG_FORMAT
+    assert reason(images.encoded(images.picture(), "TIFF")) == Reason.WRONG_FORMAT
+    assert reason(images.animated("GIF")) == Reason.WRONG_FORMAT
+
+
+@pytest.mark.parametrize("form", ["PNG", "WEBP"])
+def test_animations_are_refused(form):
+    assert reason(images.animated(form)) == Reason.ANIMATED
+
+
+def test_bombs_are_refused_before_they_are_decoded():
+    assert reason(images.png_bomb(9000, 9000)) == Reason.TOO_MANY_PIXELS
+    assert reason(images.png_bomb(40_000, 40_000)) == Reason.TOO_MANY_PIXELS
+    assert reason(images.encoded(images.picture()), Limits(max_pixels=40 * 30 - 1)) == Reason.TOO_MANY_PIXELS
+    assert reason(images.encoded(images.picture()), Limits(max_bytes=50)) == Reason.TOO_MANY_BYTES
+
+
+def test_white_is_what_shall_be_painted():
+    found = hole(images.encoded(images.mask()))
+    assert found[0, 0] == 255 and found[-1, -1] == 0
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "RGB", "RGBA", "LA", "P", "CMYK"])
+def test_masks_of_any_mode_paint_where_they_are_white(mode):
+    image = images.mask().convert(mode)
+    data = images.encoded(image, "JPEG", quality=95) if mode == "CMYK" else images.encoded(image)
+    assert np.array_equal(hole(data) >= 128, np.asarray(images.mask()) >= 128)
+
+
+def test_16_bit_masks_are_scaled_and_not_clipped():
+    values = np.array([[0, 300, 32768, 65535]], dtype=np.uint16)
+    assert hole(images.encoded(Image.fromarray(values))).tolist() == [[0, 1, 128, 255]]
+
+
+def test_empty_and_full_masks_are_refused():
+    for value, expected in ((0, Reason.EMPTY_HOLE), (4, Reason.EMPTY_HOLE), (255, Reason.FULL_HOLE)):
+        with pytest.raises(BadRow) as caught:
+            check_hole(np.full((4, 4), value, dtype=np.uint8), "mask")
+        assert caught.value.reason == expected
+    check_hole(np.asarray(images.mask()), "mask")
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    form=st.sampled_from(FORMATS),
+    damage=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=8),
+    kept=st.floats(0.05, 1),
+)
+def test_broken_bytes_raise_nothing_but_bad_row(form, damage, kept):
+    data = bytearray(images.with_orientation(images.picture(), images.ROTATED, form))
+    for at, value in damage:
+        data[int(at * len(data))] = value
+    for load in (load_rgb, load_hole):
+        try:
+            load(bytes(data[: int(kept * len(data))]), "output", DEFAULT_LIMITS)
+        except BadRow:
+            continue
+
+
+def test_limits_must_be_positive():
+    with pytest.raises(InpaintError, match="max_pixels 0"):
+        Limits(max_pixels=0)
