@@ -1,0 +1,91 @@
+"""ZeRO stages and world sizes are machinery: what is learned does not depend on them, nor does resuming."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.multiprocessing
+from safetensors.torch import load_file
+
+from tests.unit.train.workers import STEPS, Tiny, micro_batches, run, settings_of
+
+States = dict[str, dict[str, dict[str, torch.Tensor]]]
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int, int], States]:
+    """What training ended with, by number of workers and ZeRO stage."""
+    folders: dict[int, Path] = {}
+    for workers in (1, 2):
+        folders[workers] = tmp_path_factory.mktemp(f"workers{workers}")
+        torch.multiprocessing.spawn(run, args=(workers, str(folders[workers])), nprocs=workers)
+
+    def states(workers: int, stage: int) -> States:
+        found: States = {}
+        for path, tensor in load_file(folders[workers] / f"{workers}-{stage}.safetensors").items():
+            run_name, kind, name = path.split("/")
+            found.setdefault(run_name, {}).setdefault(kind, {})[name] = tensor
+        return found
+
+    return states
+
+
+def difference(a: dict[str, dict[str, torch.Tensor]], b: dict[str, dict[str, torch.Tensor]]) -> float:
+    assert {k: set(v) for k, v in a.items()} == {k: set(v) for k, v in b.items()}
+    return max(float((a[kind][name] - b[kind][name]).abs().max()) for kind in a for name in a[kind])
+
+
+def by_hand() -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """The same training in plain PyTorch, and the average of its parameters in closed form."""
+    settings = settings_of(1, 0)
+    module = Tiny()
+    groups = [{"params": list(g.parameters.values()), "lr": g.learning_rate} for g in module.groups()]
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=settings.weight_decay)
+    rates = [group["lr"] for group in optimizer.param_groups]
+    named = {name: p for group in module.groups() for name, p in group.parameters.items()}
+    history = [{name: p.detach().clone() for name, p in named.items()}]
+    for step in range(STEPS):
+        batches = micro_batches(step, settings, 0)
+        x, weight = (torch.tensor(np.concatenate([batch[key] for batch in batches])) for key in ("x", "weight"))
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate * (1 - step / STEPS)
+        optimizer.zero_grad()
+        (module({"x": x.numpy()}) * weight).mean().backward()
+        torch.nn.utils.clip_grad_norm_(named.values(), settings.max_grad_norm)
+        optimizer.step()
+        history.append({name: p.detach().clone() for name, p in named.items()})
+    decays = [0.5 ** (16 / min(40, 16 * (step + 1) / 10)) for step in range(STEPS)]
+    shares = [(1 - d) * np.prod(decays[step + 1 :]) for step, d in enumerate(decays)]
+    average = {
+        name: float(np.prod(decays)) * history[0][name]
+        + sum(float(share) * history[step + 1][name] for step, share in enumerate(shares))
+        for name in named
+    }
+    return history[-1], average
+
+
+def test_one_worker_does_what_plain_pytorch_does(ended: Callable[[int, int], States]) -> None:
+    trained, average = by_hand()
+    states = ended(1, 0)
+    assert difference({"trained": trained}, {"trained": states["whole"]["trained"]}) <= 1e-6
+    assert difference({"ema": average}, states["ema"]) <= 1e-6
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_every_stage_and_world_size_ends_with_the_same_state(
+    ended: Callable[[int, int], States], workers: int, stage: int
+) -> None:
+    reference, states = ended(1, 0), ended(workers, stage)
+    assert set(states["whole"]) == {"trained", "exp_avg", "exp_avg_sq"}
+    assert difference(states["whole"], reference["whole"]) <= 1e-5
+    assert difference(states["ema"], reference["ema"]) <= 1e-5
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_a_gathered_state_continues_exactly(ended: Callable[[int, int], States], workers: int, stage: int) -> None:
+    states = ended(workers, stage)
+    assert difference(states["whole"], states["resumed"]) == 0.0

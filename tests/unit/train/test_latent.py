@@ -1,0 +1,116 @@
+"""The latent objective: only the hole counts, randomness follows positions, and batches do not matter."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from inpaint.diffusion import objective
+from inpaint.diffusion.schedule import schedule_of
+from inpaint.models.base import load_base
+from inpaint.train.latent import LatentInpainting, LossSettings
+from inpaint.train.objective import Batch, to_hole, to_pixels
+from inpaint.train.settings import Precision
+from tests.tiny import SIZE, tiny_scheduler, tiny_sd, tiny_sd_inpaint
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    return {9: tiny_sd_inpaint(tmp_path_factory.mktemp("nine")), 4: tiny_sd(tmp_path_factory.mktemp("four"))}
+
+
+def module_of(folder: Path, precision: Precision = Precision.FP32, **loss: float) -> LatentInpainting:
+    base = load_base(folder)
+    for model in (base.unet, *base.text_encoders):
+        model.requires_grad_(False)
+    return LatentInpainting(base, [], seed=1, loss=LossSettings(**loss), precision=precision)
+
+
+def batch_of(positions: list[int], hole: np.ndarray | None = None) -> Batch:
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (100, SIZE, SIZE, 3), dtype=np.uint8)[positions]
+    holes = np.zeros((len(positions), SIZE, SIZE), dtype=np.uint8)
+    holes[:, 8:24, 4:20] = 255
+    if hole is not None:
+        holes[:] = hole
+    prompts = np.array([f"the red wood {p}" for p in positions], dtype=object)
+    return {"position": np.array(positions), "image": images, "hole": holes, "prompt": prompts}
+
+
+@pytest.mark.parametrize("channels", [9, 4])
+def test_a_sample_does_not_depend_on_its_batch(folders: dict[int, Path], channels: int) -> None:
+    module = module_of(folders[channels])
+    together = module(batch_of([3, 7, 11]))
+    alone = torch.cat([module(batch_of([p])) for p in (3, 7, 11)])
+    assert torch.allclose(together, alone, atol=1e-5)
+    assert len({round(float(loss), 4) for loss in together}) == 3
+
+
+def test_another_position_draws_other_noise(folders: dict[int, Path]) -> None:
+    module = module_of(folders[9])
+    batch = dict(batch_of([3]))
+    moved = {**batch, "position": np.array([4])}
+    assert abs(float(module(batch)) - float(module(moved))) > 1e-4
+
+
+def test_the_gradient_is_zero_outside_the_hole() -> None:
+    output = torch.randn(2, 4, 8, 8, requires_grad=True)
+    area = torch.zeros(2, 1, 8, 8)
+    area[:, :, 2:5, 3:7] = 1.0
+    area[1, :, 6, 6] = 0.25
+    objective.hole_loss(output, torch.randn(2, 4, 8, 8), area).sum().backward()
+    assert output.grad is not None
+    assert torch.equal(output.grad.abs().sum(1, keepdim=True) > 0, area > 0)
+
+
+def test_the_loss_is_a_mean_over_the_holes_area() -> None:
+    output, target = torch.zeros(2, 4, 8, 8), torch.ones(2, 4, 8, 8)
+    area = torch.zeros(2, 1, 8, 8)
+    area[0, :, :2, :2] = 1.0
+    area[1] = 0.5
+    assert torch.allclose(objective.hole_loss(output * 1, target, area), torch.ones(2))
+
+
+def test_what_is_kept_does_not_reach_a_nine_channel_base_but_through_the_masked_image(
+    folders: dict[int, Path],
+) -> None:
+    module = module_of(folders[9])
+    batch = dict(batch_of([5]))
+    seen = dict(batch, input=np.where(batch["hole"][..., None] > 0, 0, batch["image"]).astype(np.uint8))
+    assert float(module(seen)) == pytest.approx(float(module(batch)), abs=1e-6)
+    other = dict(batch, input=255 - batch["image"])
+    assert abs(float(module(other)) - float(module(batch))) > 1e-5
+
+
+def test_pixels_and_holes_have_their_ranges() -> None:
+    pixels = to_pixels(np.array([[[[0, 127, 255]]]], dtype=np.uint8), torch.device("cpu"))
+    assert pixels.shape == (1, 3, 1, 1)
+    assert pixels.flatten().tolist() == pytest.approx([-1.0, -1 / 255, 1.0], abs=1e-6)
+    hole = to_hole(np.array([[[0, 255]]], dtype=np.uint8), torch.device("cpu"))
+    assert hole.shape == (1, 1, 1, 2)
+    assert hole.flatten().tolist() == [0.0, 1.0]
+
+
+def test_min_snr_follows_its_formula() -> None:
+    for prediction, plus in (("epsilon", 0.0), ("v_prediction", 1.0)):
+        schedule = schedule_of(tiny_scheduler(prediction))
+        timesteps = torch.tensor([0, 200, 999])
+        alphas = schedule.alphas_cumprod_T[timesteps].double()
+        ratio = alphas / (1 - alphas)
+        expected = ratio.clamp(max=5.0) / (ratio + plus)
+        assert torch.allclose(objective.min_snr_weight(schedule, timesteps, 5.0).double(), expected, rtol=1e-4)
+
+
+def test_settings_change_the_loss(folders: dict[int, Path]) -> None:
+    plain = float(module_of(folders[9])(batch_of([2])))
+    assert float(module_of(folders[9], min_snr_gamma=1e-3)(batch_of([2]))) < plain
+    assert abs(float(module_of(folders[9], noise_offset=0.5)(batch_of([2]))) - plain) > 1e-4
+
+
+def test_bf16_is_near_fp32(folders: dict[int, Path]) -> None:
+    exact = module_of(folders[9])(batch_of([1, 2]))
+    half = module_of(folders[9], Precision.BF16)(batch_of([1, 2]))
+    assert half.dtype == torch.float32
+    assert torch.allclose(exact, half, rtol=0.05)
+    assert not torch.equal(exact, half)
