@@ -102,6 +102,8 @@ def paint_dataset(
     todo = [task for task in tasks if task.row.id not in done]
     lines = _paint_all(todo, open_root(manifest.root), settings, cluster or PaintCluster(), limits)
     for finished, line in enumerate(lines, start=1):
+        if line.get("refused"):
+            raise InpaintError(line["refused"])
         if line["failure"]:
             bad.append(Quarantined(row=0, name=line["id"], **json.loads(line["failure"])))
         else:
@@ -184,7 +186,7 @@ def _failure(task: PaintTask, error: BadRow) -> dict[str, Any]:
 def _paint_all(
     tasks: list[PaintTask], root: Root, settings: PaintSettings, cluster: PaintCluster, limits: Limits
 ) -> Iterator[dict[str, Any]]:
-    """Lines of `PaintActor.paint`, as they are finished."""
+    """Lines of `PaintActor`, as they are finished."""
     if not tasks:
         return
     # Pictures of like aspect share a working shape, and only those share a U-Net call.
@@ -208,10 +210,7 @@ def _paint_all(
         num_gpus=needs.gpus_per_worker,
     )
     dataset.context.enable_progress_bars = False
-    for line in dataset.iter_rows():
-        if line.get("refused"):
-            raise InpaintError(line["refused"])
-        yield line
+    yield from dataset.iter_rows()
 
 
 def _needs(cluster: PaintCluster, blocks: int) -> Needs:

@@ -2,16 +2,18 @@
 
 import csv
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from inpaint.cluster import Node
-from inpaint.data.sources import CsvSource, FolderSource
+from inpaint.data.manifest import Manifest, Row
+from inpaint.data.sources import CsvSource
 from inpaint.errors import ClusterTooSmall, InpaintError, TooManyBadRows
 from inpaint.paint import batch
-from inpaint.paint.batch import PaintCluster, paint_dataset
+from inpaint.paint.batch import PaintActor, PaintCluster, paint_dataset
 from inpaint.paint.paste import kept_pixels_changed
 from inpaint.paint.rows import paint_file
 from inpaint.paint.tasks import PaintSettings, row_seed
@@ -20,7 +22,7 @@ from tests.unit.paint.examples import request
 
 @pytest.fixture
 def products(tmp_path):
-    """A CSV of five photos with masks, one of them of another size, one without a mask, and a broken sixth."""
+    """A CSV of four photos with masks, one of them of another size, a fifth without a mask, and a broken sixth."""
     folder = tmp_path / "set"
     folder.mkdir()
     rows = []
@@ -41,6 +43,35 @@ def settings(tiny_folders):
     return PaintSettings(base=str(tiny_folders["sd9"]), steps=2, seed=7)
 
 
+@pytest.fixture
+def without_ray(monkeypatch, products):
+    """The same run with its actor in this process and a manifest made by hand: starting workers takes long."""
+    rows = [
+        Row(
+            id=f"p{i}.png",
+            image=f"p{i}.png",
+            hole=f"m{i}.png" if i != 4 else None,
+            prompt=f"a red box {i}",
+            width=32,
+            height=48 if i == 3 else 32,
+            digest="d",
+        )
+        for i in range(5)
+    ]
+
+    def paint_all(tasks, root, settings, cluster, limits):
+        actor = PaintActor(
+            settings=settings, root=root, limits=limits, cpus=1, use_gpu=False, max_batch=cluster.max_batch
+        )
+        for start in range(0, len(tasks), cluster.max_batch):
+            texts = [task.to_json() for task in tasks[start : start + cluster.max_batch]]
+            columns = actor({"task": np.array(texts, dtype=object)})
+            yield from (dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True))
+
+    monkeypatch.setattr(batch, "build_manifest", lambda *a, **k: (Manifest(tuple(rows), str(products.parent)), []))
+    monkeypatch.setattr(batch, "_paint_all", paint_all)
+
+
 def lines_of(folder, name):
     return [json.loads(line) for line in (folder / name).read_text().splitlines()]
 
@@ -49,12 +80,15 @@ def array(path):
     return np.asarray(Image.open(path))
 
 
-def test_a_run_paints_every_usable_row_and_a_second_run_none(ray_cluster, products, settings, tmp_path):
+def test_a_run_on_ray_paints_every_usable_row(ray_cluster, products, settings, tmp_path):
     out = tmp_path / "out"
     seen = []
-    cluster = PaintCluster(max_batch=2, cpus_per_actor=1.0)
     report = paint_dataset(
-        CsvSource(path=products), settings, out, cluster=cluster, on_progress=lambda *counts: seen.append(counts)
+        CsvSource(path=products),
+        settings,
+        out,
+        cluster=PaintCluster(max_batch=2, cpus_per_actor=1.0),
+        on_progress=lambda *counts: seen.append(counts),
     )
     assert (report.painted, report.skipped, [bad.name for bad in report.quarantined]) == (5, 0, ["broken.png"])
     assert seen == [(i, 5) for i in range(1, 6)]
@@ -68,41 +102,45 @@ def test_a_run_paints_every_usable_row_and_a_second_run_none(ray_cluster, produc
         result = array(out / line["output"])
         assert kept_pixels_changed(photo, result, hole) == 0 and (result != photo)[hole].any()
         assert array(out / "comparisons" / line["output"]).shape[1] > 3 * photo.shape[1]
+
+
+def test_a_second_run_paints_only_what_is_lost(without_ray, products, settings, tmp_path):
+    out = tmp_path / "out"
+    source = CsvSource(path=products)
+    first = paint_dataset(source, settings, out)
+    assert (first.painted, first.skipped) == (5, 0)
     before = {p: p.stat().st_mtime_ns for p in out.rglob("*.png")}
-
-    again = paint_dataset(CsvSource(path=products), settings, out, cluster=cluster)
-    assert (again.painted, again.skipped, len(again.quarantined)) == (0, 5, 1)
+    again = paint_dataset(source, settings, out)
+    assert (again.painted, again.skipped) == (0, 5)
     assert {p: p.stat().st_mtime_ns for p in out.rglob("*.png")} == before
-
-    # One picture lost: that one is painted again, alone in its batch, and comes out the same.
+    # Painted again, alone in its batch, it comes out the same.
     lost = array(out / "p1.png")
     (out / "p1.png").unlink()
-    third = paint_dataset(CsvSource(path=products), settings, out, cluster=cluster)
+    third = paint_dataset(source, settings, out)
     assert (third.painted, third.skipped) == (1, 4)
     assert np.abs(array(out / "p1.png").astype(int) - lost).max() <= 1
     assert len(lines_of(out, "painted.jsonl")) == 5
 
 
-def test_a_file_that_vanishes_while_painting_goes_to_the_quarantine(ray_cluster, products, settings, tmp_path):
-    real = batch.build_manifest
-
-    def build_then_lose(*args, **kwargs):
-        manifest = real(*args, **kwargs)
-        (products.parent / "m2.png").unlink()
-        return manifest
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(batch, "build_manifest", build_then_lose)
-        report = paint_dataset(CsvSource(path=products), settings, tmp_path / "out")
+def test_a_file_that_vanishes_before_it_is_painted_goes_to_the_quarantine(without_ray, products, settings, tmp_path):
+    (products.parent / "m2.png").unlink()
+    report = paint_dataset(CsvSource(path=products), settings, tmp_path / "out")
     assert report.painted == 4
-    bad = {line["name"]: line["reason"] for line in lines_of(tmp_path / "out", "quarantine.jsonl")}
-    assert bad["p2.png"] == "missing file"
+    (bad,) = lines_of(tmp_path / "out", "quarantine.jsonl")
+    assert (bad["name"], bad["field"], bad["reason"]) == ("p2.png", "mask", "missing file")
 
 
-def test_what_users_did_wrong_inside_an_actor_is_told_as_such(ray_cluster, products, settings, tmp_path):
+def test_what_users_did_wrong_inside_an_actor_is_told_as_such(without_ray, products, settings, tmp_path):
     # Only the base knows how many steps it can be sampled in, and only an actor loads it.
     with pytest.raises(InpaintError, match="steps 5000: this base can be sampled in 1 to 1000 steps"):
-        paint_dataset(CsvSource(path=products), PaintSettings(base=settings.base, steps=5000), tmp_path / "out")
+        paint_dataset(CsvSource(path=products), replace(settings, steps=5000), tmp_path / "out")
+
+
+def test_a_set_without_a_usable_row_is_refused(without_ray, products, settings, tmp_path):
+    for photo in products.parent.glob("p?.png"):
+        photo.unlink()
+    with pytest.raises(TooManyBadRows):
+        paint_dataset(CsvSource(path=products), settings, tmp_path / "out")
 
 
 def test_settings_and_bases_are_checked_before_anything_is_read(products, settings, tmp_path):
@@ -111,13 +149,6 @@ def test_settings_and_bases_are_checked_before_anything_is_read(products, settin
     with pytest.raises(InpaintError, match="no model_index.json"):
         paint_dataset(CsvSource(path=products), PaintSettings(base=str(products.parent)), tmp_path / "out")
     assert not (tmp_path / "out").exists()
-
-
-def test_a_set_without_a_usable_row_is_refused(ray_cluster, settings, tmp_path):
-    (tmp_path / "set").mkdir()
-    (tmp_path / "set" / "a.png").write_bytes(b"")
-    with pytest.raises(TooManyBadRows):
-        paint_dataset(FolderSource(path=tmp_path / "set"), settings, tmp_path / "out")
 
 
 @pytest.mark.parametrize(
