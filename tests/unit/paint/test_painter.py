@@ -20,7 +20,6 @@ def painted_by_diffusers(folder, wanted: PaintRequest) -> np.ndarray:
     kind = StableDiffusionXLInpaintPipeline if xl else StableDiffusionInpaintPipeline
     pipeline = kind.from_pretrained(folder, **({"add_watermarker": False} if xl else {"safety_checker": None}))
     pipeline.set_progress_bar_config(disable=True)
-    # The pipeline would set a sample size below 64 to 64 for some old files; ours says its size itself.
     return pipeline(
         prompt=wanted.prompt,
         negative_prompt=wanted.negative_prompt or None,
