@@ -63,6 +63,7 @@ class Quarantined:
 
 def write(rows: Sequence[Quarantined], path: str | Path) -> None:
     """Write `quarantine.jsonl`: one JSON object per row; an empty file says that every row was used."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     Path(path).write_text("".join(json.dumps(asdict(row)) + "\n" for row in rows), encoding="utf-8")
 
 

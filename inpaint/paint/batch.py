@@ -26,7 +26,7 @@ from inpaint.data.quarantine import Quarantined
 from inpaint.data.sources import Source
 from inpaint.data.storage import Root, open_root
 from inpaint.errors import BadRow, InpaintError
-from inpaint.models.base import base_identity, folder_revision
+from inpaint.models.base import base_identity
 from inpaint.paint.painter import Painter
 from inpaint.paint.paste import comparison, kept_pixels_changed
 from inpaint.paint.results import QUARANTINE, Painted, Results, picture_hash
@@ -88,19 +88,21 @@ def paint_dataset(
     """
     check_settings(settings)
     folder = checked_output_folder(output)
-    adapter = read_adapter(settings.adapter)
+    adapter = read_adapter(settings)
     models = base_identity(settings.base)
-    if settings.adapter is not None:
-        models += f" {folder_revision(Path(settings.adapter))}"
+    if adapter is not None:
+        models += f" {sorted(adapter.card.files.items())}"
     folder.mkdir(parents=True, exist_ok=True)
     manifest, bad = build_manifest(source, limits=limits, max_bad_fraction=1.0, quarantine_path=folder / QUARANTINE)
     total = len(manifest) + len(bad)
-    tasks, unknown = plan_tasks(manifest, settings, models, adapter)
+    tasks, unknown = plan_tasks(manifest, settings, models, None if adapter is None else adapter.card)
     bad += unknown
     results = Results(folder)
     done = results.keep_done(tasks)
     todo = [task for task in tasks if task.row.id not in done]
-    lines = _paint_all(todo, open_root(manifest.root), settings, cluster or PaintCluster(), limits)
+    # The adapter goes to the actors by value: their machines need not see its folder.
+    load = partial(load_painter, settings, adapter)
+    lines = _paint_all(todo, open_root(manifest.root), settings, load, cluster or PaintCluster(), limits)
     for finished, line in enumerate(lines, start=1):
         if line.get("refused"):
             raise InpaintError(line["refused"])
@@ -120,13 +122,21 @@ class PaintActor:
     """Holds a painter and paints batches of tasks; each batch is read and encoded by threads around one painting."""
 
     def __init__(
-        self, *, settings: PaintSettings, root: Root, limits: Limits, cpus: float, use_gpu: bool, max_batch: int
+        self,
+        *,
+        settings: PaintSettings,
+        load: Callable[..., Painter],
+        root: Root,
+        limits: Limits,
+        cpus: float,
+        use_gpu: bool,
+        max_batch: int,
     ) -> None:
         self.settings, self.root, self.limits = settings, root, limits
         # Ray sets OMP_NUM_THREADS from whole CPUs only, and torch may have read it before.
         torch.set_num_threads(worker_threads(cpus))
         self.threads = ThreadPoolExecutor(worker_threads(cpus))
-        self.load = partial(load_painter, settings, device="cuda" if use_gpu else "cpu", max_batch=max_batch)
+        self.load = partial(load, device="cuda" if use_gpu else "cpu", max_batch=max_batch)
         self.painter: Painter | None = None
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -184,7 +194,12 @@ def _failure(task: PaintTask, error: BadRow) -> dict[str, Any]:
 
 
 def _paint_all(
-    tasks: list[PaintTask], root: Root, settings: PaintSettings, cluster: PaintCluster, limits: Limits
+    tasks: list[PaintTask],
+    root: Root,
+    settings: PaintSettings,
+    load: Callable[..., Painter],
+    cluster: PaintCluster,
+    limits: Limits,
 ) -> Iterator[dict[str, Any]]:
     """Lines of `PaintActor`, as they are finished."""
     if not tasks:
@@ -198,6 +213,7 @@ def _paint_all(
         PaintActor,
         fn_constructor_kwargs={
             "settings": settings,
+            "load": load,
             "root": root,
             "limits": limits,
             "cpus": needs.cpus_per_worker,

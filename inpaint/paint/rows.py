@@ -13,27 +13,27 @@ from inpaint.data.manifest import Row
 from inpaint.data.quarantine import Reason
 from inpaint.data.storage import Root, read
 from inpaint.errors import BadRow, InpaintError
-from inpaint.models.adapter import apply_adapter, load_adapter
+from inpaint.models.adapter import Adapter, apply_adapter, load_adapter
 from inpaint.models.base import load_base
 from inpaint.paint.painter import Painter, PaintRequest
 from inpaint.paint.paste import comparison
 from inpaint.paint.results import write_atomically
-from inpaint.paint.tasks import AdapterFormat, PaintSettings, format_prompt
+from inpaint.paint.tasks import PaintSettings, format_prompt
 from inpaint.randomness import generator
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def read_adapter(folder: str | None) -> AdapterFormat | None:
-    """How the run's adapter, if it has one, wants prompts. Raises InpaintError where the folder is none."""
-    return None if folder is None else load_adapter(folder).card
+def read_adapter(settings: PaintSettings) -> Adapter | None:
+    """The run's adapter, if it has one. Raises InpaintError where the folder is none."""
+    return None if settings.adapter is None else load_adapter(settings.adapter)
 
 
-def load_painter(settings: PaintSettings, *, device: str, max_batch: int) -> Painter:
+def load_painter(settings: PaintSettings, adapter: Adapter | None, *, device: str, max_batch: int) -> Painter:
     """A painter with the run's base, and its adapter applied."""
     base = load_base(settings.base, dtype=DTYPES[settings.precision])
-    if settings.adapter is not None:
-        apply_adapter(base, load_adapter(settings.adapter))
+    if adapter is not None:
+        apply_adapter(base, adapter)
     return Painter(base, device=device, max_batch=max_batch)
 
 
@@ -87,10 +87,11 @@ def paint_file(
         raise InpaintError(f"output {output}: give a name that ends in .png, which keeps pixels as they are")
     photo = _photo(_bytes(image, "image"), "image", DEFAULT_LIMITS)
     hole = _hole(_bytes(mask, "mask"), photo, DEFAULT_LIMITS)
-    prompt = format_prompt(prompt, category, read_adapter(settings.adapter))
+    adapter = read_adapter(settings)
+    prompt = format_prompt(prompt, category, None if adapter is None else adapter.card)
     request = request_of(photo, hole, prompt, settings.seed, settings)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    (result,) = load_painter(settings, device=device, max_batch=1).paint([request])
+    (result,) = load_painter(settings, adapter, device=device, max_batch=1).paint([request])
     strip = output.with_name(f"{output.stem}_comparison.png")
     write_atomically(output, encode_png(result))
     write_atomically(strip, encode_png(comparison(photo, hole, result)))

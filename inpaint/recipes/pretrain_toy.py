@@ -120,7 +120,6 @@ def build_whole(device: torch.device, *, base: str, learning_rate: float, seed: 
     """The objective of training all of a base but its VAE."""
     loaded: Base = load_base(base, device=device)
     loaded.vae.requires_grad_(False)
-    loaded.unet.to(memory_format=torch.channels_last)
     modules: dict[str, nn.Module] = {"unet": loaded.unet, "text_encoder": loaded.text_encoders[0]}
     groups = [
         ParameterGroup(name, learning_rate, {f"{name}.{n}": p for n, p in module.named_parameters()})

@@ -59,9 +59,10 @@ def without_ray(monkeypatch, products):
         for i in range(5)
     ]
 
-    def paint_all(tasks, root, settings, cluster, limits):
+    def paint_all(tasks, root, settings, load, cluster, limits):
+        size = cluster.max_batch
         actor = PaintActor(
-            settings=settings, root=root, limits=limits, cpus=1, use_gpu=False, max_batch=cluster.max_batch
+            settings=settings, load=load, root=root, limits=limits, cpus=1, use_gpu=False, max_batch=size
         )
         for start in range(0, len(tasks), cluster.max_batch):
             texts = [task.to_json() for task in tasks[start : start + cluster.max_batch]]

@@ -1,0 +1,52 @@
+"""The whole job on real photos, in short form: every photo is used, none wrongly in quarantine, products are kept."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from inpaint.data.manifest import Manifest
+from tests.jobs.conftest import ROOT, JobResult, run
+from tests.photos import PHOTOS, photo_rows, write_photo_csv
+
+pytestmark = pytest.mark.skipif(not PHOTOS.is_dir(), reason=f"the photos are not in ../{PHOTOS.parent.name}")
+PAINTED = 8
+
+
+def command(name: str, *arguments: str) -> JobResult:
+    return run([sys.executable, "-m", f"ray_jobs.{name}", *arguments], cwd=ROOT, env=dict(os.environ))
+
+
+@pytest.mark.timeout(400)
+def test_real_photos_go_through_the_whole_job(tmp_path: Path) -> None:
+    rows = photo_rows()
+    data = write_photo_csv(tmp_path, rows)
+    output = tmp_path / "run"
+    one_epoch = ("--train.epochs", "1", "--train.samples", "None", "--train.global-batch", "8")
+    trained = command("train_category_lora", "--data", str(data), "--output", str(output), *one_epoch)
+    assert trained.succeeded, trained.logs
+    assert (output / "quarantine.jsonl").read_text() == ""
+    manifest = Manifest.load(output / "manifest.parquet")
+    assert sorted(row.image for row in manifest.rows) == sorted(path for path, _ in rows)
+    adapter = output / "adapters" / "shared"
+    card = json.loads((adapter / "adapter.json").read_text())
+    assert card["samples"] == -(-len(rows) // 8) * 8
+
+    some = write_photo_csv(tmp_path, rows[:: len(rows) // PAINTED][:PAINTED])
+    pictures = tmp_path / "painted"
+    settings = ("--steps", "6", "--base", "toy", "--adapter", str(adapter))
+    painted = command("paint", "--data", str(some), "--output", str(pictures), *settings)
+    assert painted.succeeded, painted.logs
+    lines = [json.loads(line) for line in (pictures / "painted.jsonl").read_text().splitlines()]
+    assert len(lines) == PAINTED
+    for line in lines:
+        photo = np.asarray(ImageOps.exif_transpose(Image.open(tmp_path / line["id"])).convert("RGB"))
+        result = np.asarray(Image.open(pictures / line["output"]))
+        assert result.shape == photo.shape
+        kept = (result == photo).all(-1).mean()
+        assert 0.02 < kept < 0.98, "something is kept, something is painted"
+        assert line["kept_pixels_changed"] == 0
