@@ -16,6 +16,7 @@ import sys
 import tempfile
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,7 +40,8 @@ from inpaint.data.storage import open_root
 
 WORKERS = 2
 MICRO_BATCH = 16
-OBJECT_STORE = 256 * 2**20
+OBJECT_STORE = 192 * 2**20
+WARM_SET, WARM_POSITIONS = 64, 1024
 DISTINCT = 128  # pictures drawn; larger sets hold copies of them, each in a file of its own
 SETTINGS = ReadSettings(resolution=512)
 
@@ -110,8 +112,10 @@ def ray_epoch(manifest: Manifest, count: int) -> float:
 
 
 def _tensor(array: np.ndarray) -> torch.Tensor:
-    array.setflags(write=False)
-    return torch.from_numpy(array)
+    with warnings.catch_warnings():
+        # Blocks are read in place, so they are read-only, and nothing here writes to them.
+        warnings.simplefilter("ignore", UserWarning)
+        return torch.from_numpy(array)
 
 
 def _consume(image: torch.Tensor, hole: torch.Tensor) -> int:
@@ -168,9 +172,12 @@ def measure_memory(images: int) -> float:
     count = images - images % MICRO_BATCH
     with tempfile.TemporaryDirectory() as folder, cluster():
         path = make_photos(Path(folder), count)
-        # Shared memory counts once touched: touch it all, so that a small set does not look smaller for it.
-        filler = [ray.put(np.ones(8 * 2**20, dtype=np.uint8)) for _ in range(OBJECT_STORE // 2**23 - 4)]
-        del filler
+        # A page of the object store counts in a process from its first touch there, and stays. So both sizes first
+        # read the same number of pictures, which touch it all; what is then measured is what the set's size adds.
+        few = Path(folder) / "few.csv"
+        few.write_text("\n".join(path.read_text().splitlines()[: WARM_SET + 1]))
+        warm, _ = build_manifest(CsvSource(path=few))
+        ray_epoch(warm, WARM_POSITIONS)
         sampler = PeakMemory()
         with sampler:
             manifest, _ = build_manifest(CsvSource(path=path))

@@ -2,13 +2,14 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inpaint.data.plan import Plan, worker_positions
 from inpaint.errors import InpaintError
 
 
+@settings(deadline=None)
 @given(seed=st.integers(0, 2**40), rows=st.integers(1, 200), epoch=st.integers(0, 5))
 def test_each_row_comes_once_per_epoch(seed, rows, epoch):
     epochs, found = Plan(seed, rows).lookup(np.arange(epoch * rows, (epoch + 1) * rows))
@@ -16,6 +17,7 @@ def test_each_row_comes_once_per_epoch(seed, rows, epoch):
     assert set(epochs) == {epoch}
 
 
+@settings(deadline=None)
 @given(
     rows=st.integers(1, 40),
     micro_batch=st.integers(1, 4),
@@ -34,6 +36,7 @@ def test_workers_together_use_each_row_once_per_epoch(rows, micro_batch, accumul
         assert sorted(found[epochs == epoch]) == list(range(rows))
 
 
+@settings(deadline=None)
 @given(step=st.integers(0, 50), start=st.integers(0, 1000), micro_batch=st.sampled_from([1, 2, 4]))
 def test_a_global_batch_is_the_same_set_for_any_number_of_workers(step, start, micro_batch):
     def together(workers):
