@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from rich.progress import MofNCompleteColumn, Progress
 
 from inpaint.cluster import connect
 from inpaint.data.sources import CsvSource, FolderSource
@@ -20,6 +19,7 @@ from inpaint.errors import InpaintError
 from inpaint.paint.batch import PaintCluster, paint_dataset
 from inpaint.paint.rows import paint_file
 from inpaint.paint.tasks import PaintSettings
+from inpaint.progress import ProgressBar
 
 
 def paint(
@@ -42,13 +42,8 @@ def paint(
     folder = FolderSource(path=data, prompt=prompt, category=category)
     source = CsvSource(path=data) if data.lower().endswith(".csv") else folder
     connect()
-    with Progress(*Progress.get_default_columns(), MofNCompleteColumn()) as progress:
-        bar = progress.add_task("painting", total=None)
-
-        def show(finished: int, total: int) -> None:
-            progress.update(bar, completed=finished, total=total)
-
-        report = paint_dataset(source, settings, output, cluster=cluster, on_progress=show)
+    with ProgressBar("painting") as bar:
+        report = paint_dataset(source, settings, output, cluster=cluster, on_progress=bar.show)
     print(f"{report.painted} painted, {report.skipped} were done, {len(report.quarantined)} in quarantine: {output}")
 
 

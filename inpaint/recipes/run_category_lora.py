@@ -19,6 +19,7 @@ from inpaint.export.card import write_card
 from inpaint.models.adapter import Adapter, save_adapter
 from inpaint.paint.batch import paint_dataset
 from inpaint.paint.tasks import COMPARISONS, PaintSettings
+from inpaint.progress import ProgressBar
 from inpaint.recipes.category_lora import CategoryLora, read_data, runs_of, train_one
 from inpaint.train.trainer import runs_side_by_side
 
@@ -54,7 +55,8 @@ def _export(folder: Path, adapter: Adapter, manifest: Manifest) -> None:
     save_adapter(folder, adapter)
     with tempfile.TemporaryDirectory() as temporary:
         settings = PaintSettings(base=adapter.card.base, adapter=str(folder))
-        paint_dataset(_Rows(manifest), settings, temporary)
+        with ProgressBar("samples for the card") as bar:
+            paint_dataset(_Rows(manifest), settings, temporary, on_progress=bar.show)
         strips = [np.asarray(Image.open(path)) for path in sorted((Path(temporary) / COMPARISONS).rglob("*.png"))]
     write_card(folder, adapter.card, strips)
 

@@ -9,6 +9,7 @@ import torch
 from inpaint.models.base import Base, load_base
 from inpaint.paint.painter import Painter, PaintRequest
 from inpaint.paint.paste import kept_pixels_changed
+from inpaint.progress import ProgressBar
 from inpaint.toy.catalogue import BACKGROUND_NAMES, CATEGORIES, Scene, render
 from inpaint.toy.detectors import Detectors
 
@@ -23,7 +24,9 @@ def held_out(count: int, *, first: int = 0) -> list[Scene]:
     return [render(HELD_OUT_SEED, index) for index in range(first, first + count)]
 
 
-def paint_scenes(painter: Painter, scenes: Sequence[Scene], prompts: Sequence[str], *, seed: int = 0) -> np.ndarray:
+def paint_scenes(
+    painter: Painter, scenes: Sequence[Scene], prompts: Sequence[str], *, seed: int = 0, title: str = "painting"
+) -> np.ndarray:
     """Paint everything but the product of each scene; uint8 N H W 3."""
     requests = [
         PaintRequest(
@@ -36,7 +39,12 @@ def paint_scenes(painter: Painter, scenes: Sequence[Scene], prompts: Sequence[st
         )
         for number, (scene, prompt) in enumerate(zip(scenes, prompts, strict=True))
     ]
-    return np.stack(painter.paint(requests))
+    images: list[np.ndarray] = []
+    with ProgressBar(title, total=len(requests)) as bar:
+        while len(images) < len(requests):
+            images += painter.paint(requests[len(images) :][: painter.max_batch])
+            bar.show(len(images), len(requests))
+    return np.stack(images)
 
 
 def backgrounds_of(detectors: Detectors, scenes: Sequence[Scene], images: np.ndarray) -> list[str]:
@@ -104,7 +112,7 @@ def measure_category(
     painter: Painter, detectors: Detectors, category: str, prompts: Sequence[str], scenes: Sequence[Scene]
 ) -> CategoryResult:
     """Paint the scenes with the prompts and count whose backgrounds come."""
-    images = paint_scenes(painter, scenes, prompts)
+    images = paint_scenes(painter, scenes, prompts, title=f"painting for {category}")
     seen = backgrounds_of(detectors, scenes, images)
     return CategoryResult(
         category=category,

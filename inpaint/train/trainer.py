@@ -199,7 +199,7 @@ def _dataset(workload: Workload, store: CheckpointStore, total: int) -> Callable
     def dataset() -> ray.data.Dataset:
         progress = store.progress()
         start = 0 if progress is None else progress.samples
-        plan = batches(
+        return batches(
             manifest,
             read,
             seed=settings.seed,
@@ -208,8 +208,6 @@ def _dataset(workload: Workload, store: CheckpointStore, total: int) -> Callable
             micro_batch=settings.micro_batch,
             workers=settings.workers,
         )
-        plan.context.enable_progress_bars = False
-        return plan
 
     return dataset
 
@@ -327,7 +325,7 @@ def _watched(board: Any, console: RunConsole, watch: Callable[[Report], None] | 
             if watch is not None:
                 watch(report)
         for message in messages:
-            console.warn(message)
+            console.bar.warn(message)
 
     def keep_polling() -> None:
         while not ended.wait(POLL_SECONDS):

@@ -10,11 +10,12 @@ import pytest
 
 from tests.rules.sources import ROOT, imports, modules
 
-GROUND = {"errors", "randomness"}
+GROUND = {"errors", "progress", "randomness"}
 BELOW_THE_LOOP = GROUND | {"cluster", "data", "diffusion", "models", "paint"}
 TOP = {"evaluate", "export", "photoshoot", "recipes", "serve", "toy", "tune"}
 MAY_IMPORT = {
     "errors": set(),
+    "progress": set(),
     "randomness": {"errors"},
     "cluster": {"errors"},
     "data": GROUND,

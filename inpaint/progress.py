@@ -1,0 +1,62 @@
+"""A bar with an ETA for whatever lasts over a few seconds; plain lines where there is no terminal (job logs)."""
+
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+PLAIN_EVERY = 10.0
+"""Seconds between lines where there is no terminal."""
+
+
+class ProgressBar:
+    """Shows how much of one thing is done, on stderr. A context manager."""
+
+    def __init__(self, title: str, *, done: int = 0, total: int | None = None, text: str = "") -> None:
+        self.title = title
+        self._first = done
+        self._console = Console(stderr=True)
+        self._started = self._printed = time.monotonic()
+        self._unprinted: str | None = None
+        self._warned: set[str] = set()
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self._bar = Progress(*columns, TextColumn("{task.fields[text]}"), console=self._console)
+        self._task = self._bar.add_task(title, completed=done, total=total, text=text)
+
+    def __enter__(self) -> "ProgressBar":
+        if self._console.is_terminal:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._console.is_terminal:
+            self._bar.stop()
+        elif self._unprinted is not None:
+            self._print(self._unprinted)
+
+    def show(self, done: int, total: int, text: str = "") -> None:
+        """`done` of `total`, and what else is to be said."""
+        self._bar.update(self._task, completed=done, total=total, text=text)
+        if self._console.is_terminal:
+            return
+        self._unprinted = f"{self.title}  {done}/{total}  {text}  {self._left(done, total)}"
+        if time.monotonic() - self._printed > PLAIN_EVERY:
+            self._print(self._unprinted)
+
+    def warn(self, message: str) -> None:
+        """A line above the bar; a message that came before is not repeated."""
+        if message not in self._warned:
+            self._warned.add(message)
+            self._console.print(f"[yellow]warning[/yellow] {self.title}: {message}", highlight=False)
+
+    def _left(self, done: int, total: int) -> str:
+        rate = (done - self._first) / max(time.monotonic() - self._started, 1e-9)
+        return f"{(total - done) / rate:.0f} s left" if rate > 0 else "ETA unknown"
+
+    def _print(self, line: str) -> None:
+        self._console.print(line, highlight=False, soft_wrap=True)
+        self._printed = time.monotonic()
+        self._unprinted = None
