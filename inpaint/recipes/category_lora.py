@@ -68,6 +68,8 @@ class CategoryLora:
     unet_learning_rate: float = 1e-4
     text_encoder_learning_rate: float = 5e-5
     token_learning_rate: float = 1e-3
+    card_samples: int = 8
+    """Rows painted for the adapter's model card; 0: none."""
     train: TrainSettings = TrainSettings()
     resume: bool = False
     """Continue the run in `output`, exactly: on the manifest and settings it began with."""

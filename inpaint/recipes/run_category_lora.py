@@ -23,8 +23,6 @@ from inpaint.progress import ProgressBar
 from inpaint.recipes.category_lora import CategoryLora, read_data, runs_of, train_one
 from inpaint.train.trainer import runs_side_by_side
 
-SAMPLES_ON_CARD = 8
-
 
 def train_category_lora(config: CategoryLora) -> list[str]:
     """Train, export and sample; returns the adapter folders (or URLs).
@@ -47,18 +45,22 @@ def train_category_lora(config: CategoryLora) -> list[str]:
         adapters = dict(zip(runs, pool.map(train, runs), strict=True))
     with _folder_for(f"{config.output}/adapters") as folder:
         for name, adapter in adapters.items():
-            _export(folder / name, adapter, runs[name][1])
+            _export(folder / name, adapter, runs[name][1], config.card_samples)
     return [f"{config.output}/adapters/{name}" for name in adapters]
 
 
-def _export(folder: Path, adapter: Adapter, manifest: Manifest) -> None:
+def _export(folder: Path, adapter: Adapter, manifest: Manifest, samples: int) -> None:
     save_adapter(folder, adapter)
+    write_card(folder, adapter.card, _samples(folder, adapter, manifest, samples) if samples else [])
+
+
+def _samples(folder: Path, adapter: Adapter, manifest: Manifest, count: int) -> list[np.ndarray]:
+    """Comparison strips of a few rows, painted with the adapter."""
     with tempfile.TemporaryDirectory() as temporary:
         settings = PaintSettings(base=adapter.card.base, adapter=str(folder))
         with ProgressBar("samples for the card") as bar:
-            paint_dataset(_Rows(manifest), settings, temporary, on_progress=bar.show)
-        strips = [np.asarray(Image.open(path)) for path in sorted((Path(temporary) / COMPARISONS).rglob("*.png"))]
-    write_card(folder, adapter.card, strips)
+            paint_dataset(_Rows(manifest, count), settings, temporary, on_progress=bar.show)
+        return [np.asarray(Image.open(path)) for path in sorted((Path(temporary) / COMPARISONS).rglob("*.png"))]
 
 
 @dataclass(frozen=True)
@@ -66,10 +68,11 @@ class _Rows:
     """A few rows of a manifest, evenly from all of it, as a source to paint."""
 
     manifest: Manifest
+    count: int
 
     def listing(self) -> Listing:
-        rows = self.manifest.rows
-        chosen = [rows[i * len(rows) // SAMPLES_ON_CARD] for i in range(min(SAMPLES_ON_CARD, len(rows)))]
+        rows, count = self.manifest.rows, min(self.count, len(self.manifest))
+        chosen = [rows[i * len(rows) // count] for i in range(count)]
         candidates = [_candidate(number, row) for number, row in enumerate(chosen, start=1)]
         return Listing(open_root(self.manifest.root), self.manifest.root, candidates)
 

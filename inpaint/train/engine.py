@@ -34,6 +34,8 @@ class ZeroEngine:
         self.moments = MOMENTS[settings.optimizer]
         initial = {name: p.detach().float().cpu().clone() for name, p in self.parameters.items()}
         self._engine = _initialize(objective, self.groups, settings)
+        # Once: it walks through all modules. Whoever switches some to evaluation, switches them back.
+        self._engine.train()
         zeros = {name: torch.zeros_like(value) for name, value in initial.items()}
         self.load({"trained": initial, **dict.fromkeys(self.moments, zeros)}, steps=0)
 
@@ -42,7 +44,6 @@ class ZeroEngine:
         for group, settings in zip(self._optimizer_groups(), self.groups, strict=True):
             group["lr"] = settings.learning_rate * lr_scale
         total = 0.0
-        self._engine.train()
         for batch in batches:
             losses_B = self._engine(batch)
             loss = (losses_B * torch.tensor(batch["weight"], device=losses_B.device)).mean()
@@ -168,13 +169,28 @@ def _initialize(objective: Objective, groups: list[ParameterGroup], settings: Tr
         )
     else:
         optimizer = torch.optim.SGD(parameters, lr=0.0, momentum=0.9, weight_decay=settings.weight_decay)
-    engine, *_ = deepspeed.initialize(
-        model=objective,
-        optimizer=optimizer,
-        config=deepspeed_config(settings, sum(p.numel() for g in groups for p in g.parameters.values())),
-        dist_init_required=False,
-    )
+    with _contiguous(objective):
+        engine, *_ = deepspeed.initialize(
+            model=objective,
+            optimizer=optimizer,
+            config=deepspeed_config(settings, sum(p.numel() for g in groups for p in g.parameters.values())),
+            dist_init_required=False,
+        )
     return engine
+
+
+@contextmanager
+def _contiguous(objective: Any) -> Iterator[None]:
+    """Within, no weight is in channels_last, which DeepSpeed's first broadcast refuses. Frozen weights are so again
+    afterwards; trained ones are not, for ZeRO keeps them in flat buffers."""
+    # Not `is_contiguous`, which is true of a 1 x 1 convolution in channels_last.
+    changed = [p for p in objective.parameters() if p.ndim == 4 and p.stride(-1) != 1]
+    for parameter in changed:
+        parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
+    yield
+    for parameter in changed:
+        if not parameter.requires_grad and parameter.ndim == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
 
 
 def deepspeed_config(settings: TrainSettings, trained: int) -> dict[str, Any]:

@@ -52,13 +52,14 @@ class LatentInpainting(nn.Module):
         return self._groups
 
     def forward(self, batch: Batch) -> Tensor:
-        device = self.base.device
+        # Not `base.device` and `vae.dtype`: diffusers finds those by walking through all modules, 4 % of a small step.
+        device = self.unet.conv_in.weight.device
         positions = np.asarray(batch["position"])
         # LoRA's dropout is torch's: keyed by the batch, it is the same after a resume (at an equal world size).
         torch.manual_seed(int(randomness.generator(self.seed, "dropout", int(positions[0])).integers(2**62)))
         image_B3HW = to_pixels(batch["image"], device)
         hole_B1HW = to_hole(batch["hole"], device)
-        with self._autocast():
+        with self._autocast(device):
             clean_BChw = self._encode(image_B3HW, positions, "vae")
             size_hw = (clean_BChw.shape[2], clean_BChw.shape[3])
             noise_BChw = self._noise(positions, clean_BChw)
@@ -68,6 +69,8 @@ class LatentInpainting(nn.Module):
             unet_input = self._unet_input(noisy_BChw, clean_BChw, input_B3HW, hole_B1HW, positions)
             conditioning = encode_prompts(self.base, [str(p) for p in batch["prompt"]])
             kwargs = unet_kwargs(conditioning, *image_B3HW.shape[-2:])
+            # The weights may not be: ZeRO keeps trained ones in flat buffers.
+            unet_input = unet_input.contiguous(memory_format=torch.channels_last)
             output_BChw = self.unet(unet_input, timesteps_B, **kwargs).sample
         target_BChw = schedule.target(self.schedule, clean_BChw, noise_BChw, timesteps_B)
         area_B1hw = objective.hole_area(hole_B1HW, size_hw)
@@ -81,15 +84,15 @@ class LatentInpainting(nn.Module):
     ) -> Tensor:
         hole_B1hw = objective.latent_hole(hole_B1HW, (noisy_BChw.shape[2], noisy_BChw.shape[3]))
         if self.base.in_channels == 4:
-            return torch.where(hole_B1hw > 0, noisy_BChw, clean_BChw).to(self.base.dtype)
+            return torch.where(hole_B1hw > 0, noisy_BChw, clean_BChw).to(self.unet.conv_in.weight.dtype)
         masked_B3HW = input_B3HW * (hole_B1HW < 0.5)
         masked_BChw = self._encode(masked_B3HW, positions, "masked vae")
-        return torch.cat([noisy_BChw, hole_B1hw, masked_BChw], dim=1).to(self.base.dtype)
+        return torch.cat([noisy_BChw, hole_B1hw, masked_BChw], dim=1).to(self.unet.conv_in.weight.dtype)
 
     @torch.no_grad()
     def _encode(self, image_B3HW: Tensor, positions: np.ndarray, purpose: str) -> Tensor:
         """A sample of the VAE's posterior, scaled as the U-Net expects it, float32."""
-        posterior = self.vae.encode(image_B3HW.to(self.vae.dtype)).latent_dist
+        posterior = self.vae.encode(image_B3HW.to(self.vae.encoder.conv_in.weight.dtype)).latent_dist
         noise = torch.from_numpy(randomness.normal(self.seed, purpose, positions, tuple(posterior.mean.shape[1:])))
         latents = posterior.mean + posterior.std * noise.to(image_B3HW.device)
         return (latents - (self.vae.config.shift_factor or 0.0)).float() * self.vae.config.scaling_factor
@@ -105,6 +108,6 @@ class LatentInpainting(nn.Module):
         share_B = randomness.uniform(self.seed, "timestep", positions)
         return torch.from_numpy((share_B * self.schedule.train_timesteps).astype(np.int64)).to(device)
 
-    def _autocast(self) -> AbstractContextManager[object]:
+    def _autocast(self, device: torch.device) -> AbstractContextManager[object]:
         dtype = AUTOCAST.get(self.precision)
-        return torch.autocast(self.base.device.type, dtype or torch.bfloat16, enabled=dtype is not None)
+        return torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None)

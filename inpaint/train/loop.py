@@ -112,6 +112,7 @@ def _agree(run: Run, progress: Progress, loss: float, waited: float, seconds: fl
     shared = torch.tensor([loss, waited, 0.0], dtype=torch.float64)
     if dist.get_rank() == 0:
         report = {"samples": progress.samples, "total": run.total, "loss": loss, "waited": waited, "seconds": seconds}
+        report["time"] = time.perf_counter()
         if run.flops_per_sample is not None:
             report["flops_per_sample"] = run.flops_per_sample
         shared[2] = float(run.exchange(report))
