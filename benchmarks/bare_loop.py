@@ -1,0 +1,114 @@
+"""The training loop that a PyTorch script would have, as diffusers' train scripts write it: the yardstick of ours.
+
+It trains the same modules, made by the same function, on batches that lie in memory as tensors. It has no reading, no
+tokenising, no seeded noise, no checkpoint and no console.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from inpaint.models.base import Base
+from inpaint.models.prompts import tokenize
+from inpaint.train.latent import AUTOCAST, LatentInpainting
+from inpaint.train.objective import Batch, to_hole, to_pixels
+from inpaint.train.settings import TrainSettings
+
+Tensors = dict[str, Any]
+
+
+def time_bare(
+    build: Callable[[torch.device], LatentInpainting],
+    batches: list[Batch],
+    settings: TrainSettings,
+    *,
+    steps: int,
+    threads: int,
+) -> tuple[list[float], str]:
+    """Train `steps` steps; returns `time.perf_counter()` at the end of each, and the device's name."""
+    torch.set_num_threads(threads)
+    torch.manual_seed(settings.seed)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    objective = build(device)
+    base, groups = objective.base, objective.groups()
+    parameters = [p for group in groups for p in group.parameters.values()]
+    optimizer = torch.optim.AdamW(
+        [{"params": list(group.parameters.values()), "lr": group.learning_rate} for group in groups],
+        betas=(settings.beta1, settings.beta2),
+        eps=settings.epsilon,
+        weight_decay=settings.weight_decay,
+    )
+    decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * step / steps)))
+    alphas_T = base.scheduler.alphas_cumprod.to(device)
+    autocast = AUTOCAST.get(settings.precision)
+    preloaded = [_tensors(base, batch) for batch in batches]
+    objective.train()
+    ended = []
+    for step in range(steps):
+        batch = {key: _moved(value, device) for key, value in preloaded[step % len(preloaded)].items()}
+        with torch.autocast(device.type, autocast or torch.bfloat16, enabled=autocast is not None):
+            loss = _loss(base, batch, alphas_T)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)
+        optimizer.step()
+        decay.step()
+        optimizer.zero_grad()
+        loss.detach().item()
+        ended.append(time.perf_counter())
+    return ended, torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
+
+
+def _tensors(base: Base, batch: Batch) -> Tensors:
+    """What a DataLoader's workers would hand out."""
+    cpu = torch.device("cpu")
+    pixels_B3HW, hole_B1HW = to_pixels(batch["image"], cpu), to_hole(batch["hole"], cpu)
+    prompts = [str(prompt) for prompt in batch["prompt"]]
+    return {
+        "pixels": pixels_B3HW,
+        "masked": pixels_B3HW * (hole_B1HW < 0.5),
+        "hole": hole_B1HW,
+        "ids": [tokenize(tokenizer, prompts) for tokenizer in base.tokenizers],
+    }
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    return [v.to(device) for v in value] if isinstance(value, list) else value.to(device)
+
+
+def _loss(base: Base, batch: Tensors, alphas_T: Tensor) -> Tensor:
+    dtype = base.unet.conv_in.weight.dtype
+    clean_BChw = _encode(base, batch["pixels"].to(dtype))
+    noise_BChw = torch.randn_like(clean_BChw)
+    timesteps_B = torch.randint(0, len(alphas_T), (len(clean_BChw),), device=clean_BChw.device)
+    alpha_B111 = alphas_T[timesteps_B][:, None, None, None]
+    noisy_BChw = alpha_B111.sqrt() * clean_BChw + (1 - alpha_B111).sqrt() * noise_BChw
+    hole_B1hw = F.interpolate(batch["hole"], size=clean_BChw.shape[2:])
+    if base.in_channels == 9:
+        given = torch.cat([noisy_BChw, hole_B1hw, _encode(base, batch["masked"].to(dtype))], dim=1)
+    else:
+        given = torch.where(hole_B1hw > 0.5, noisy_BChw, clean_BChw)
+    text = _text(base, batch["ids"], batch["pixels"].shape[-2:])
+    output_BChw = base.unet(given.to(dtype), timesteps_B, **text).sample
+    error_BChw = F.mse_loss(output_BChw.float(), noise_BChw.float(), reduction="none")
+    return (error_BChw * hole_B1hw).mean((1, 2, 3)).div(hole_B1hw.mean((1, 2, 3)).clamp(min=1e-6)).mean()
+
+
+@torch.no_grad()
+def _encode(base: Base, pixels_B3HW: Tensor) -> Tensor:
+    latents_BChw = base.vae.encode(pixels_B3HW).latent_dist.sample()
+    return latents_BChw.float() * base.vae.config.scaling_factor
+
+
+def _text(base: Base, ids: list[Tensor], size_hw: torch.Size) -> Tensors:
+    if not base.is_xl:
+        return {"encoder_hidden_states": base.text_encoders[0](ids[0])[0]}
+    first, second = (e(i, output_hidden_states=True) for e, i in zip(base.text_encoders, ids, strict=True))
+    embeds_BLD = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], dim=-1)
+    time_ids = torch.tensor([[*size_hw, 0, 0, *size_hw]], device=embeds_BLD.device, dtype=embeds_BLD.dtype)
+    conditions = {"text_embeds": second.text_embeds, "time_ids": time_ids.repeat(len(embeds_BLD), 1)}
+    return {"encoder_hidden_states": embeds_BLD, "added_cond_kwargs": conditions}

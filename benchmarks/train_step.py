@@ -1,0 +1,266 @@
+"""What our training loop costs: its time per sample over that of a bare PyTorch loop with the same model and batch.
+
+    python -m benchmarks.train_step                                  # five minutes on 2 idle cores
+    python -m benchmarks.train_step --rounds 1 --no-zero             # one minute
+    python -m benchmarks.train_step --architecture sdxl-inpaint      # for a GPU; random weights, no download
+
+Both sides train the category LoRA (U-Net, text encoder, tokens) in Ray processes with the same environment, threads
+and niceness. Ours is `inpaint.train.trainer.fit` on one worker, reading a catalogue with Ray Data; bare is
+`benchmarks/bare_loop.py`, its batches in memory. They take turns; the first steps of each are not counted. Time is wall
+clock from the last uncounted step's end to the last step's end, so it holds waiting for data, reports and optimizer.
+Bar: `time_ratio` (median over the rounds) <= 1.10. Beside it ZeRO 1, 2 and 3 on two workers, and stage 0 on one; on a
+GPU also images/s, TFLOP/s (forward and backward, counted by torch) and share of the GPU's bf16 peak.
+"""
+
+import os
+import tempfile
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Literal
+
+import numpy as np
+import ray
+import torch
+import tyro
+
+from benchmarks.bare_loop import time_bare
+from benchmarks.harness import emit, paired_ratio, progress
+from inpaint import cluster
+from inpaint.data.manifest import Manifest
+from inpaint.data.pipeline import build_manifest
+from inpaint.data.plan import Plan
+from inpaint.data.reading import read_batch
+from inpaint.data.sample import ReadSettings
+from inpaint.data.sources import CsvSource
+from inpaint.data.storage import open_root
+from inpaint.models.architectures import ARCHITECTURES, build_architecture
+from inpaint.models.base import Base
+from inpaint.recipes.category_lora import PROMPT_FORMAT, CategoryLora, build_category_lora
+from inpaint.toy.base import IMAGE_SIZE, build_scheduler, build_text_encoder, build_unet, build_vae
+from inpaint.toy.catalogue import CATEGORIES, CATEGORY_INIT_WORDS, write_catalogue
+from inpaint.toy.tokens import build_tokenizer
+from inpaint.train.console import peak_flops
+from inpaint.train.latent import LatentInpainting
+from inpaint.train.loop import Report
+from inpaint.train.objective import Batch
+from inpaint.train.settings import Precision, TrainSettings
+from inpaint.train.trainer import Workload, fit
+
+IMAGES = 32
+BATCH = {"toy": 8, "sd15-inpaint": 8, "sdxl": 4, "sdxl-inpaint": 4}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What is measured."""
+
+    architecture: Literal["toy", "sd15-inpaint", "sdxl", "sdxl-inpaint"] = "toy"
+    """Random weights of this architecture; all but toy are meant for a GPU."""
+    batch: int | None = None
+    """Samples per step; unset: 8, for SDXL 4."""
+    resolution: int | None = None
+    """Side of the images in pixels; unset: the architecture's own."""
+    steps: int = 30
+    """Counted steps per round and side."""
+    warmup: int = 5
+    """Steps before them, not counted."""
+    rounds: int = 5
+    """Turns that each side takes."""
+    zero: bool = True
+    """Whether stages 0 to 3 are measured beside."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward, on both sides."""
+
+    def __post_init__(self) -> None:
+        if min(self.steps, self.warmup, self.rounds) < 1:
+            raise SystemExit("steps, warmup and rounds must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """One training, ready to be run by either side."""
+
+    settings: Settings
+    workload: Workload
+    use_gpu: bool
+
+    @property
+    def train(self) -> TrainSettings:
+        return self.workload.settings
+
+    def with_train(self, train: TrainSettings) -> "Subject":
+        return replace(self, workload=replace(self.workload, settings=train))
+
+
+def build_objective(device: torch.device, *, architecture: str, config: CategoryLora) -> LatentInpainting:
+    """Runs on the worker: nothing but names travels there."""
+    dtype = torch.bfloat16 if config.train.precision is Precision.BF16 else torch.float32
+    base = (
+        _toy(device, dtype) if architecture == "toy" else build_architecture(architecture, device=device, dtype=dtype)
+    )
+    words = {name: CATEGORY_INIT_WORDS[name] for name in CATEGORIES}
+    return build_category_lora(device, config=config, words=words, base=base)
+
+
+def _toy(device: torch.device, dtype: torch.dtype) -> Base:
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer = build_tokenizer(folder)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        encoder, vae, unet = build_text_encoder(tokenizer), build_vae(), build_unet()
+    for module in (encoder, vae, unet):
+        module.to(device, dtype).eval()
+    return Base(
+        name="toy",
+        revision="random-0",
+        tokenizers=[tokenizer],
+        text_encoders=[encoder],
+        vae=vae,
+        unet=unet,
+        scheduler=build_scheduler(),
+    )
+
+
+def subject_of(settings: Settings, folder: Path) -> Subject:
+    """The workload on a catalogue written to `folder`."""
+    use_gpu = any(node.gpus for node in cluster.cluster_nodes())
+    toy = settings.architecture == "toy"
+    if not (use_gpu or toy):
+        progress(f"{settings.architecture} on a CPU: minutes per step and many GB; it is meant for a GPU")
+    resolution = settings.resolution or (IMAGE_SIZE if toy else ARCHITECTURES[settings.architecture].resolution)
+    batch = settings.batch or BATCH[settings.architecture]
+    data = write_catalogue(folder / "data", seed=0, count=IMAGES, size=resolution)
+    manifest, _ = build_manifest(CsvSource(path=str(data)))
+    train = TrainSettings(
+        samples=(settings.warmup + settings.steps) * batch,
+        global_batch=batch,
+        micro_batch=batch,
+        precision=Precision.BF16 if use_gpu else Precision.FP32,
+        gradient_checkpointing=settings.gradient_checkpointing,
+        checkpoint_every=2**40,
+    )
+    config = CategoryLora(data=str(data), output=str(folder), train=train)
+    read = ReadSettings(
+        resolution=resolution, prompt_format=PROMPT_FORMAT, tokens={name: name for name in sorted(CATEGORIES)}
+    )
+    workload = Workload(
+        name="train-step",
+        manifest=manifest,
+        read=read,
+        build=partial(build_objective, architecture=settings.architecture, config=config),
+        settings=train,
+    )
+    return Subject(settings=settings, workload=workload, use_gpu=use_gpu)
+
+
+def ours(subject: Subject, reports: list[Report]) -> float:
+    """Seconds per sample of a run through Ray Train; its reports are appended to `reports`."""
+    found: list[Report] = []
+    with tempfile.TemporaryDirectory() as output:
+        fit(subject.workload, output, watch=found.append)
+    reports += found[subject.settings.warmup :]
+    return _per_sample([report["time"] for report in found], subject)
+
+
+def bare(subject: Subject, batches: list[Batch], devices: list[str]) -> float:
+    """Seconds per sample of the bare loop in a fresh Ray process."""
+    threads = cluster.worker_threads(cluster.plan_workers(1, subject.use_gpu))
+    remote = ray.remote(num_cpus=1, num_gpus=int(subject.use_gpu), max_calls=1)(time_bare)
+    environment = {"OMP_NUM_THREADS": str(threads), "TRANSFORMERS_VERBOSITY": "error"}
+    steps = subject.settings.warmup + subject.settings.steps
+    call = remote.options(runtime_env={"env_vars": environment}).remote(
+        subject.workload.build, batches, subject.train, steps=steps, threads=threads
+    )
+    ended, device = ray.get(call)
+    devices.append(device)
+    return _per_sample(ended, subject)
+
+
+def _per_sample(ended: list[float], subject: Subject) -> float:
+    counted = ended[subject.settings.warmup - 1 :]
+    assert len(counted) == subject.settings.steps + 1, f"{len(ended)} steps were reported"
+    return (counted[-1] - counted[0]) / subject.settings.steps / subject.train.global_batch
+
+
+def batches_of(manifest: Manifest, read: ReadSettings, batch: int) -> list[Batch]:
+    """The batches of the first epoch, in memory."""
+    table, root, plan = manifest.table(), open_root(manifest.root), Plan(0, len(manifest))
+    positions = np.arange(max(len(manifest) // batch, 1) * batch).reshape(-1, batch)
+    return [read_batch(table, root, plan, read, row, manifest.has_inputs) for row in positions]
+
+
+def zero_rates(subject: Subject) -> dict[str, float]:
+    """Samples/s by ZeRO stage and workers; the batch per worker stays."""
+    rates = {}
+    places = sum(int(n.gpus) if subject.use_gpu else 2 for n in cluster.cluster_nodes())
+    for stage, workers in ((0, 1), (1, 2), (2, 2), (3, 2)):
+        if workers > places:
+            progress(f"ZeRO {stage} on {workers} workers is left out: {places} GPU")
+            continue
+        batch, steps = subject.train.micro_batch * workers, subject.settings.warmup + subject.settings.steps
+        train = replace(subject.train, zero_stage=stage, workers=workers, global_batch=batch, samples=steps * batch)
+        rates[f"zero{stage}_workers{workers}"] = 1 / ours(subject.with_train(train), [])
+        progress(f"ZeRO {stage} on {workers} worker(s): {rates[f'zero{stage}_workers{workers}']:.3g} samples/s")
+    return rates
+
+
+def gpu_figures(device: str, reports: list[Report], seconds: dict[str, float]) -> dict[str, float]:
+    """Images/s, TFLOP/s and share of peak of both sides, from seconds per sample; empty without a GPU."""
+    if device == "cpu":
+        return {}
+    flops, peak = reports[-1]["flops_per_sample"], peak_flops(device)
+    figures = {"tflop_per_image": flops / 1e12}
+    for side, per_sample in seconds.items():
+        figures[f"{side}_images_per_s"] = 1 / per_sample
+        figures[f"{side}_tflops"] = flops / per_sample / 1e12
+        if peak is not None:
+            figures[f"{side}_peak_share"] = flops / per_sample / peak
+    return figures
+
+
+def main() -> None:
+    settings = tyro.cli(Settings, description=__doc__)
+    cluster.connect()
+    before = os.getloadavg()
+    reports: list[Report] = []
+    devices: list[str] = []
+    seconds: dict[str, list[float]] = {"ours": [], "bare": []}
+    with tempfile.TemporaryDirectory() as folder:
+        subject = subject_of(settings, Path(folder))
+        batches = batches_of(subject.workload.manifest, subject.workload.read, subject.train.global_batch)
+
+        def timed(side: str, per_sample: float) -> float:
+            seconds[side].append(per_sample)
+            return per_sample
+
+        ratio, ratios = paired_ratio(
+            lambda: timed("ours", ours(subject, reports)),
+            lambda: timed("bare", bare(subject, batches, devices)),
+            settings.rounds,
+        )
+        rates = zero_rates(subject) if settings.zero else {}
+    medians = {side: median(values) for side, values in seconds.items()}
+    emit(
+        "train_step",
+        {
+            "time_ratio": ratio,
+            "ours_samples_per_s": 1 / medians["ours"],
+            "bare_samples_per_s": 1 / medians["bare"],
+            **gpu_figures(devices[0], reports, medians),
+        },
+        ratios=ratios,
+        seconds_per_sample=seconds,
+        waiting_share=sum(r["waited"] for r in reports) / sum(r["seconds"] for r in reports),
+        samples_per_s=rates,
+        architecture=settings.architecture,
+        device=devices[0],
+        batch=subject.train.global_batch,
+        resolution=subject.workload.read.resolution,
+        load_average=[before, os.getloadavg()],
+    )
+
+
+if __name__ == "__main__":
+    main()
