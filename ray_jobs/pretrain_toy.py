@@ -6,7 +6,7 @@ Two minutes on a CPU, to see it run (its pictures will be noise):
 
     python -m ray_jobs.pretrain_toy --output runs/toy-short --images 200 --vae.samples 640 --unet.samples 640
 
-The full command takes about 80 minutes on two cores; what it should reach stands in `inpaint/toy/weights/base`.
+The full command takes about 80 minutes on two cores; what it should reach stands in `inpaint/toy/weights/base.json`.
 """
 
 import tyro
@@ -20,7 +20,10 @@ def main() -> None:
     config = tyro.cli(PretrainToy, description=__doc__)
     connect()
     with stop_on_sigterm():
-        print(pretrain_toy(config))
+        folder, figures = pretrain_toy(config)
+    for name, value in figures.items():
+        print(f"{name}: {value:.4g}")
+    print(f"base: {folder}")
 
 
 if __name__ == "__main__":

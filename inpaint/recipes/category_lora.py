@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from inpaint.data import quarantine
 from inpaint.data.manifest import Manifest
 from inpaint.data.pipeline import build_manifest
 from inpaint.data.sample import Crop, ReadSettings
@@ -17,6 +18,7 @@ from inpaint.models.adapter import Adapter, AdapterCard, adapter_from
 from inpaint.models.base import Base, load_base
 from inpaint.models.lora import LoraSettings, inject_lora, lora_parameters
 from inpaint.models.tokens import add_tokens, token_parameters
+from inpaint.progress import ProgressBar
 from inpaint.train.checkpoint import CheckpointStore, Progress
 from inpaint.train.latent import AUTOCAST, LatentInpainting, LossSettings
 from inpaint.train.objective import ParameterGroup
@@ -120,8 +122,13 @@ def read_data(config: CategoryLora) -> Manifest:
         InpaintError: the CSV is unusable, a row has no category, or too many rows are in the quarantine.
     """
     source = CsvSource(path=config.data, categories=config.categories or None)
-    quarantine = None if "://" in config.output else Path(config.output) / "quarantine.jsonl"
-    manifest, _ = build_manifest(source, max_bad_fraction=config.max_bad_fraction, quarantine_path=quarantine)
+    listed = None if "://" in config.output else Path(config.output) / "quarantine.jsonl"
+    with ProgressBar("checking rows") as bar:
+        manifest, bad = build_manifest(
+            source, max_bad_fraction=config.max_bad_fraction, quarantine_path=listed, progress=bar.show
+        )
+        if bad:
+            bar.warn(quarantine.table(bad, len(bad) + len(manifest)))
     without = [row.id for row in manifest.rows if not row.category]
     if without:
         raise InpaintError(f"{config.data}: {len(without)} rows have no category, the first is {without[0]}: fill them")

@@ -1,6 +1,7 @@
 """How the toy base is made: first its VAE, then its U-Net and text encoder, both through the one loop."""
 
-from dataclasses import dataclass, field
+import json
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from inpaint.errors import InpaintError
 from inpaint.models.base import Base, load_base
 from inpaint.toy.base import assemble, build_vae, measured_scaling_factor
 from inpaint.toy.catalogue import render, write_catalogue
+from inpaint.toy.measure import measure_base
 from inpaint.train.autoencoder import Reconstruction
 from inpaint.train.checkpoint import CheckpointStore, Progress
 from inpaint.train.latent import LatentInpainting, LossSettings
@@ -36,8 +38,6 @@ class PretrainToy:
     """Share of the captions that name the background."""
     seed: int = 7
     """Of the catalogue and of both trainings."""
-    resume: bool = False
-    """Continue the run in `output`."""
     vae_learning_rate: float = 2e-3
     unet_learning_rate: float = 8e-4
     vae: TrainSettings = field(
@@ -54,8 +54,14 @@ class PretrainToy:
     """Training of the U-Net and the text encoder."""
 
 
-def pretrain_toy(config: PretrainToy) -> Path:
-    """Make the base; returns its folder, in diffusers format, or raises where SIGTERM stopped the training."""
+def pretrain_toy(config: PretrainToy) -> tuple[Path, dict[str, float]]:
+    """Make the base and measure it; returns its folder, in diffusers format, and the figures of `measure_base`.
+
+    They are written beside it, to `base.json`, with the settings that made it. Run again, it goes on where it ended.
+
+    Raises:
+        InpaintError: SIGTERM stopped the training.
+    """
     output = Path(config.output)
     manifest = _catalogue(output / "catalogue", config)
     vae_folder = output / "vae_base"
@@ -73,7 +79,10 @@ def pretrain_toy(config: PretrainToy) -> Path:
         prefix = f"{name}."
         module.load_state_dict({n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)})
     folder = assemble(output / "base", vae=base.vae, text_encoder=base.text_encoders[0], unet=base.unet)
-    return folder
+    figures = measure_base(str(folder))
+    made = {"command": "python -m ray_jobs.pretrain_toy --output RUN", "settings": asdict(config), "figures": figures}
+    (output / "base.json").write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
+    return folder, figures
 
 
 def _catalogue(folder: Path, config: PretrainToy) -> Manifest:
@@ -100,8 +109,7 @@ def _fit(
     read = ReadSettings(resolution=64, flip_probability=0.5)
     workload = Workload(name=name, manifest=manifest, read=read, build=build, settings=settings)
     store = CheckpointStore(f"{output}/checkpoints")
-    resume = config.resume or store.names() != []
-    ended: Progress = fit(workload, str(output), resume=resume)
+    ended: Progress = fit(workload, str(output), resume=True)
     if ended.samples < settings.total_samples(len(manifest)):
         raise InpaintError(f"{name} was stopped at sample {ended.samples}: run the command again to continue")
     loaded = store.latest()
