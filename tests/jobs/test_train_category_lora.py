@@ -86,9 +86,8 @@ def test_after_sigterm_it_goes_on_exactly_where_it_was(data: Path, on_one: Comma
         stderr=subprocess.STDOUT,
         text=True,
     )
-    # The first sample's report is in the log as soon as a step is done.
-    log = tmp_path / "tensorboard"
-    while process.poll() is None and not any(path.stat().st_size > 400 for path in log.glob("*")):
+    # Written when the training is about to start: the wish to stop is then waiting for the first steps.
+    while process.poll() is None and not (tmp_path / "manifest.parquet").is_file():
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
     logs, _ = process.communicate(timeout=300)
