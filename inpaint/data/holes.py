@@ -13,6 +13,7 @@ from inpaint.data.decode import PAINT
 
 
 def is_empty(hole: np.ndarray) -> bool:
+    """Whether a hole, uint8 H W, has no painted pixel."""
     return not bool((hole >= PAINT).any())
 
 

@@ -90,6 +90,7 @@ def _check_size(size: tuple[int, int], expected: tuple[int, int], field: str) ->
 
 
 def inspect_or_quarantine(candidate: Candidate, root: Root, limits: Limits) -> dict[str, Any]:
+    """`inspect`'s answer as one flat line for Ray Data; `reason` is empty where the row is usable."""
     line: dict[str, Any] = {"row": candidate.row, "name": candidate.image, "field": "", "reason": "", "detail": ""}
     try:
         width, height, digest = inspect(candidate, root, limits)
@@ -100,6 +101,7 @@ def inspect_or_quarantine(candidate: Candidate, root: Root, limits: Limits) -> d
 
 
 def rows_found(found: list[tuple[Candidate, Found]]) -> tuple[Row, ...]:
+    """Candidates and what their files told -> rows with stable ids. Warns of rows that repeat an earlier one."""
     uses: Counter[str] = Counter()
     whole: Counter[tuple[object, ...]] = Counter()
     rows = []
