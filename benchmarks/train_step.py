@@ -41,7 +41,7 @@ from inpaint.recipes.category_lora import PROMPT_FORMAT, CategoryLora, build_cat
 from inpaint.toy.base import IMAGE_SIZE, build_scheduler, build_text_encoder, build_unet, build_vae
 from inpaint.toy.catalogue import CATEGORIES, CATEGORY_INIT_WORDS, write_catalogue
 from inpaint.toy.tokens import build_tokenizer
-from inpaint.train.console import peak_flops
+from inpaint.train.flops import peak_flops
 from inpaint.train.latent import LatentInpainting
 from inpaint.train.loop import Report
 from inpaint.train.objective import Batch

@@ -20,8 +20,9 @@ class ProgressBar:
         self._started = self._printed = time.monotonic()
         self._unprinted: str | None = None
         self._warned: set[str] = set()
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self._bar = Progress(*columns, TextColumn("{task.fields[text]}"), console=self._console)
+        names = TextColumn("{task.description}", markup=False), TextColumn("{task.fields[text]}", markup=False)
+        columns = (names[0], BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), names[1])
+        self._bar = Progress(*columns, console=self._console)
         self._task = self._bar.add_task(title, completed=done, total=total, text=text)
 
     def __enter__(self) -> "ProgressBar":
@@ -50,13 +51,13 @@ class ProgressBar:
         """A line above the bar; a message that came before is not repeated."""
         if message not in self._warned:
             self._warned.add(message)
-            self._console.print(f"[yellow]warning[/yellow] {self.title}: {message}", highlight=False)
+            self._console.print(f"warning: {self.title}: {message}", highlight=False, markup=False, style="yellow")
 
     def _left(self, done: int, total: int) -> str:
         rate = (done - self._first) / max(time.monotonic() - self._started, 1e-9)
         return f"{(total - done) / rate:.0f} s left" if rate > 0 else "ETA unknown"
 
     def _print(self, line: str) -> None:
-        self._console.print(line, highlight=False, soft_wrap=True)
+        self._console.print(line, highlight=False, markup=False, soft_wrap=True)
         self._printed = time.monotonic()
         self._unprinted = None

@@ -14,13 +14,13 @@ import tyro
 from inpaint.cluster import connect
 from inpaint.errors import InpaintError
 from inpaint.recipes.demo import Demo, run_demo
-from inpaint.train.trainer import stop_on_sigterm
+from inpaint.train.trainer import stop_on_signals
 
 
 def main() -> None:
     demo = tyro.cli(Demo, description=__doc__)
     connect()
-    with stop_on_sigterm():
+    with stop_on_signals():
         page, data, figures = run_demo(demo)
     for name, value in figures.items():
         print(f"{name}: {value:g}")

@@ -61,6 +61,8 @@ class CsvSource:
     """The CSV file: a local path or an object-store URL. Paths in it are relative to its folder."""
     categories: Sequence[str] | None = None
     """The categories that may occur; None: any."""
+    category_required: bool = False
+    """Whether a row without a category goes to the quarantine."""
     filesystem: pafs.FileSystem | None = None
     """Where `path` lies, if not on the local disk and not a URL."""
 
@@ -90,6 +92,8 @@ class CsvSource:
                     Reason.TOO_FEW_FIELDS,
                     f"{len(cells)} fields, the header needs {max(header.values()) + 1}: add the missing commas",
                 )
+            if self.category_required and not values.get("category"):
+                raise BadRow("category", Reason.EMPTY_FIELD, "write the category that the row belongs to")
             listing.candidates.append(_candidate(values, line, self.categories))
         except BadRow as error:
             listing.quarantined.append(Quarantined.of(line, values.get("output", ""), error))

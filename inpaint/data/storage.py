@@ -5,9 +5,13 @@ Guarantee: nothing outside the root is read: absolute paths, `..`, URLs and syml
 
 import os
 import posixpath
+import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 
 import pyarrow.fs as pafs
 
@@ -51,6 +55,36 @@ def _unwrapped(filesystem: pafs.FileSystem, path: str) -> Root:
         path = posixpath.join(filesystem.base_path, path.lstrip("/"))
         filesystem = filesystem.base_fs
     return Root(filesystem, path)
+
+
+@contextmanager
+def output_folder(where: str) -> Iterator[Path]:
+    """A local folder whose files are at `where` (a path or an object-store URL) at the end, even after an error."""
+    if "://" not in where:
+        Path(where).mkdir(parents=True, exist_ok=True)
+        yield Path(where)
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        try:
+            yield Path(temporary)
+        finally:
+            target = open_root(where)
+            target.filesystem.create_dir(target.path, recursive=True)
+            pafs.copy_files(temporary, target.path, pafs.LocalFileSystem(), target.filesystem)
+
+
+@contextmanager
+def input_file(where: str) -> Iterator[Path | None]:
+    """A local copy of the file at `where` (a path or an object-store URL), or None where there is none."""
+    root = open_root(where)
+    if root.filesystem.get_file_info(root.path).type != pafs.FileType.File:
+        yield None
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        copy = Path(temporary) / posixpath.basename(root.path)
+        with root.filesystem.open_input_stream(root.path) as stream:
+            copy.write_bytes(stream.read())
+        yield copy
 
 
 def check_relative(path: str, field: str) -> str:

@@ -21,7 +21,9 @@ def write_card(folder: str | Path, card: AdapterCard, comparisons: Sequence[np.n
     folder = Path(folder)
     if comparisons:
         Image.fromarray(grid(comparisons, columns=2)).save(folder / "samples.png")
-    (folder / "README.md").write_text(card_text(card, with_samples=bool(comparisons)), encoding="utf-8")
+    is_xl = (folder / EMBEDS_FILES[1]).is_file()
+    text = card_text(card, is_xl=is_xl, with_samples=bool(comparisons))
+    (folder / "README.md").write_text(text, encoding="utf-8")
 
 
 def grid(pictures: Sequence[np.ndarray], *, columns: int) -> np.ndarray:
@@ -37,9 +39,8 @@ def grid(pictures: Sequence[np.ndarray], *, columns: int) -> np.ndarray:
     return canvas
 
 
-def card_text(card: AdapterCard, *, with_samples: bool) -> str:
-    """The card as Markdown."""
-    is_xl = "xl" in card.base.lower()
+def card_text(card: AdapterCard, *, is_xl: bool, with_samples: bool) -> str:
+    """The card as Markdown; `is_xl` where the adapter has tokens for a second text encoder."""
     family = "StableDiffusionXL" if is_xl else "StableDiffusion"
     first = next(iter(card.tokens.values()))
     metrics = "\n".join(f"| {name} | {value:.4g} |" for name, value in card.metrics.items())
@@ -59,7 +60,7 @@ Prompts are written `{card.prompt_format}`, such as "{card.prompt("a red box", n
 from diffusers import {family}InpaintPipeline
 from safetensors.torch import load_file
 
-pipe = {family}InpaintPipeline.from_pretrained("{card.base}")
+pipe = {family}InpaintPipeline.from_pretrained({_source(card)})
 pipe.load_lora_weights("ADAPTER_FOLDER", use_safetensors=True)
 {_tokens_snippet(is_xl)}
 image = pipe("{card.prompt("a red box", next(iter(card.tokens)))}", image=photo, mask_image=hole).images[0]
@@ -78,6 +79,14 @@ image = pipe("{card.prompt("a red box", next(iter(card.tokens)))}", image=photo,
 
 White in `hole` is painted. Every token is an ordinary word of the prompt; `{first}` alone is enough.
 """
+
+
+def _source(card: AdapterCard) -> str:
+    """What diffusers loads the base from: the toy base is a folder of this package, a hub id has a commit."""
+    if card.base == "toy":
+        return '"inpaint/toy/weights/base"'
+    is_hub_id = not card.base.startswith(("/", ".", "~"))
+    return f'"{card.base}", revision="{card.base_revision}"' if is_hub_id else f'"{card.base}"'
 
 
 def _tokens_snippet(is_xl: bool) -> str:

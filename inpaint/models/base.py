@@ -20,7 +20,7 @@ from diffusers import AutoencoderKL, SchedulerMixin, UNet2DConditionModel
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers
 
 from inpaint.errors import InpaintError
-from inpaint.models.hub import WEIGHT_STEMS, download_base
+from inpaint.models.hub import WEIGHT_STEMS, download_base, download_configs
 
 TOY_BASE = Path(__file__).resolve().parent.parent / "toy" / "weights" / "base"
 """The base shipped with the package, which the name `toy` stands for."""
@@ -161,17 +161,35 @@ def folder_revision(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def base_identity(name: str) -> str:
-    """What tells one base from another without loading it: a folder's revision, or a hub id as it is.
+@dataclass(frozen=True)
+class BaseFacts:
+    """What a base is, read from its configuration files alone."""
+
+    revision: str
+    """As `Base.revision`."""
+    default_size: int
+    """As `Base.default_size`."""
+
+
+def base_facts(name: str, revision: str | None = None) -> BaseFacts:
+    """What must be known of a base before it is loaded; of a hub id only the configuration files are downloaded.
 
     Raises:
-        InpaintError: a folder that is not a supported base.
+        InpaintError: not found, or not a supported base.
     """
     folder = _local_folder(name)
     if folder is None:
-        return name
+        folder, found = download_configs(name, revision)
+    else:
+        found = _checked_revision(name, folder, revision)
     _read_index(folder)
-    return folder_revision(folder)
+    unet, vae = (json.loads((folder / part / "config.json").read_text(encoding="utf-8")) for part in ("unet", "vae"))
+    return BaseFacts(found, int(unet["sample_size"]) * 2 ** (len(vae["block_out_channels"]) - 1))
+
+
+def absolute_name(name: str) -> str:
+    """The same base for a process in another directory: a folder's absolute path, a hub id or `toy` as it is."""
+    return str(Path(name).expanduser().resolve()) if name != "toy" and Path(name).expanduser().is_dir() else name
 
 
 def _local_folder(name: str) -> Path | None:
@@ -199,10 +217,14 @@ def _locate(name: str, revision: str | None) -> tuple[Path, str]:
     folder = _local_folder(name)
     if folder is None:
         return download_base(name, revision)
+    return folder, _checked_revision(name, folder, revision)
+
+
+def _checked_revision(name: str, folder: Path, revision: str | None) -> str:
     found = folder_revision(folder)
     if revision is not None and revision != found:
         raise InpaintError(f"base {name}: revision {revision} is wanted, but the files in {folder} are {found}")
-    return folder, found
+    return found
 
 
 def _read_index(folder: Path) -> dict[str, Any]:

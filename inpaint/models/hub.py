@@ -44,6 +44,12 @@ def download_base(name: str, revision: str | None) -> tuple[Path, str]:
     return folder, folder.name
 
 
+def download_configs(name: str, revision: str | None) -> tuple[Path, str]:
+    """As `download_base`, but without the weights: a few kB that say what the base is."""
+    folder = _snapshot(name, revision, ["model_index.json", "*/config.json"])
+    return folder, folder.name
+
+
 def _snapshot(name: str, revision: str | None, patterns: list[str]) -> Path:
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))

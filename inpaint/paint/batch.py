@@ -9,7 +9,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,11 +26,19 @@ from inpaint.data.quarantine import Quarantined
 from inpaint.data.sources import Source
 from inpaint.data.storage import Root, open_root
 from inpaint.errors import BadRow, InpaintError
-from inpaint.models.base import base_identity
+from inpaint.models.base import absolute_name, base_facts
 from inpaint.paint.painter import Painter
 from inpaint.paint.paste import comparison, kept_pixels_changed
 from inpaint.paint.results import QUARANTINE, Painted, Results, picture_hash
-from inpaint.paint.rows import check_settings, encode_png, load_painter, read_adapter, read_row, request_of
+from inpaint.paint.rows import (
+    check_settings,
+    encode_png,
+    load_painter,
+    read_adapter,
+    read_row,
+    request_of,
+    wanted_revision,
+)
 from inpaint.paint.tasks import PaintSettings, PaintTask, checked_output_folder, plan_tasks
 
 
@@ -89,7 +97,8 @@ def paint_dataset(
     check_settings(settings)
     folder = checked_output_folder(output)
     adapter = read_adapter(settings)
-    models = base_identity(settings.base)
+    settings = replace(settings, base=absolute_name(settings.base))
+    models = base_facts(settings.base, wanted_revision(settings, adapter)).revision
     if adapter is not None:
         models += f" {sorted(adapter.card.files.items())}"
     folder.mkdir(parents=True, exist_ok=True)

@@ -31,10 +31,16 @@ def read_adapter(settings: PaintSettings) -> Adapter | None:
 
 def load_painter(settings: PaintSettings, adapter: Adapter | None, *, device: str, max_batch: int) -> Painter:
     """A painter with the run's base, and its adapter applied."""
-    base = load_base(settings.base, dtype=DTYPES[settings.precision])
+    revision = wanted_revision(settings, adapter)
+    base = load_base(settings.base, revision=revision, dtype=DTYPES[settings.precision])
     if adapter is not None:
         apply_adapter(base, adapter)
     return Painter(base, device=device, max_batch=max_batch)
+
+
+def wanted_revision(settings: PaintSettings, adapter: Adapter | None) -> str | None:
+    """The base's revision that the run asks for, or else its adapter."""
+    return settings.revision or (None if adapter is None else adapter.card.base_revision)
 
 
 def read_row(row: Row, root: Root, limits: Limits, seed: int) -> tuple[np.ndarray, np.ndarray]:

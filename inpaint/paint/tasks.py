@@ -40,6 +40,8 @@ class PaintSettings:
 
     base: str
     """A folder in diffusers format, a hub id, or `toy`."""
+    revision: str | None = None
+    """Of the base; default: the one that the adapter was trained on."""
     adapter: str | None = None
     """An adapter folder; rows with a category then get its token into their prompt."""
     steps: int = 25

@@ -1,10 +1,10 @@
 """Category LoRA: a background style per product category, the product untouched."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import partial
-from pathlib import Path
 
 import torch
 
@@ -13,9 +13,10 @@ from inpaint.data.manifest import Manifest
 from inpaint.data.pipeline import build_manifest
 from inpaint.data.sample import Crop, ReadSettings
 from inpaint.data.sources import CsvSource
+from inpaint.data.storage import output_folder
 from inpaint.errors import InpaintError
 from inpaint.models.adapter import Adapter, AdapterCard, adapter_from
-from inpaint.models.base import Base, load_base
+from inpaint.models.base import Base, absolute_name, base_facts, load_base
 from inpaint.models.lora import LoraSettings, inject_lora, lora_parameters
 from inpaint.models.tokens import add_tokens, token_parameters
 from inpaint.progress import ProgressBar
@@ -23,7 +24,7 @@ from inpaint.train.checkpoint import CheckpointStore, Progress
 from inpaint.train.latent import AUTOCAST, LatentInpainting, LossSettings
 from inpaint.train.objective import ParameterGroup
 from inpaint.train.settings import Precision, TrainSettings
-from inpaint.train.trainer import Workload, fit
+from inpaint.train.trainer import Workload, check_stop, fit
 
 PROMPT_FORMAT = "{token} background, {prompt}"
 
@@ -116,28 +117,31 @@ def preset(name: str, *, data: str, output: str) -> CategoryLora:
 
 
 def read_data(config: CategoryLora) -> Manifest:
-    """The usable rows of the CSV; the others are written to `quarantine.jsonl`.
+    """The usable rows of the CSV; the others are written to the output's `data/quarantine.jsonl`.
 
     Raises:
-        InpaintError: the CSV is unusable, a row has no category, or too many rows are in the quarantine.
+        InpaintError: the CSV is unusable, or too many rows are in the quarantine.
     """
-    source = CsvSource(path=config.data, categories=config.categories or None)
-    listed = None if "://" in config.output else Path(config.output) / "quarantine.jsonl"
-    with ProgressBar("checking rows") as bar:
+    source = CsvSource(path=config.data, categories=config.categories or None, category_required=True)
+    with ProgressBar("checking rows") as bar, output_folder(f"{config.output}/data") as folder:
+
+        def show(done: int, total: int) -> None:
+            check_stop()
+            bar.show(done, total)
+
+        listed = folder / "quarantine.jsonl"
         manifest, bad = build_manifest(
-            source, max_bad_fraction=config.max_bad_fraction, quarantine_path=listed, progress=bar.show
+            source, max_bad_fraction=config.max_bad_fraction, quarantine_path=listed, progress=show
         )
         if bad:
             bar.warn(quarantine.table(bad, len(bad) + len(manifest)))
-    without = [row.id for row in manifest.rows if not row.category]
-    if without:
-        raise InpaintError(f"{config.data}: {len(without)} rows have no category, the first is {without[0]}: fill them")
     return manifest
 
 
 def runs_of(config: CategoryLora, manifest: Manifest) -> dict[str, tuple[CategoryLora, Manifest]]:
     """The trainings to be run, by adapter name: one, or one per category with that category's rows."""
     categories = sorted({str(row.category) for row in manifest.rows})
+    _check_categories(categories, manifest)
     if config.adapters is Adapters.SHARED:
         return {"shared" if len(categories) > 1 else categories[0]: (config, manifest)}
     return {
@@ -149,15 +153,28 @@ def runs_of(config: CategoryLora, manifest: Manifest) -> dict[str, tuple[Categor
     }
 
 
+def _check_categories(categories: list[str], manifest: Manifest) -> None:
+    """A category is a token, which is found wherever its letters stand, and the name of a folder."""
+    for category in categories:
+        if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", category) or category in ("adapters", "shared"):
+            raise InpaintError(f"category {category!r}: name it with letters, digits, '_', '-' and '.', as in CDP_FOOD")
+        prompt = next((row.prompt for row in manifest.rows if category.lower() in row.prompt.lower()), None)
+        if prompt is not None:
+            raise InpaintError(
+                f"category {category!r} becomes a token and would be found in the prompt {prompt!r}: give it a name "
+                f"that is no word, such as CDP_{category.upper()}"
+            )
+
+
 def workload_of(name: str, config: CategoryLora, manifest: Manifest) -> Workload:
     """One training as the loop takes it."""
-    if Path(config.base).is_dir():
-        config = replace(config, base=str(Path(config.base).resolve()))
-    base = load_base(config.base, revision=config.revision)
+    facts = base_facts(config.base, config.revision)
+    # Workers load exactly what the identity says, and from another directory.
+    config = replace(config, base=absolute_name(config.base), revision=facts.revision)
     tokens = {category: category for category in sorted({str(row.category) for row in manifest.rows})}
     words = {token: config.init_words.get(category, "product") for category, token in tokens.items()}
     read = ReadSettings(
-        resolution=config.resolution or base.default_size,
+        resolution=config.resolution or facts.default_size,
         crop=config.crop,
         flip_probability=config.flip_probability,
         full_hole_probability=config.full_hole_probability,
@@ -166,7 +183,7 @@ def workload_of(name: str, config: CategoryLora, manifest: Manifest) -> Workload
         tokens=tokens,
     )
     rates = (config.unet_learning_rate, config.text_encoder_learning_rate, config.token_learning_rate)
-    identity = {"base": base.revision, "lora": vars(config.lora), "loss": vars(config.loss), "rates": rates}
+    identity = {"base": facts.revision, "lora": vars(config.lora), "loss": vars(config.loss), "rates": rates}
     return Workload(
         name=name,
         manifest=manifest,

@@ -62,7 +62,7 @@ def pretrain_toy(config: PretrainToy) -> tuple[Path, dict[str, float]]:
     Raises:
         InpaintError: SIGTERM stopped the training.
     """
-    output = Path(config.output)
+    output = Path(config.output).resolve()  # Ray Train's workers run in another directory
     manifest = _catalogue(output / "catalogue", config)
     vae_folder = output / "vae_base"
     if not (vae_folder / "model_index.json").is_file():
@@ -80,7 +80,8 @@ def pretrain_toy(config: PretrainToy) -> tuple[Path, dict[str, float]]:
         module.load_state_dict({n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)})
     folder = assemble(output / "base", vae=base.vae, text_encoder=base.text_encoders[0], unet=base.unet)
     figures = measure_base(str(folder))
-    made = {"command": "python -m ray_jobs.pretrain_toy --output RUN", "settings": asdict(config), "figures": figures}
+    settings = {name: value for name, value in asdict(config).items() if name != "output"}
+    made = {"command": "python -m ray_jobs.pretrain_toy --output RUN", "settings": settings, "figures": figures}
     (output / "base.json").write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
     return folder, figures
 
@@ -107,7 +108,8 @@ def _fit(
 ) -> dict[str, torch.Tensor]:
     """Train, and return the averaged parameters."""
     read = ReadSettings(resolution=64, flip_probability=0.5)
-    workload = Workload(name=name, manifest=manifest, read=read, build=build, settings=settings)
+    identity = {"learning_rate": build.keywords["learning_rate"]}
+    workload = Workload(name=name, manifest=manifest, read=read, build=build, settings=settings, identity=identity)
     store = CheckpointStore(f"{output}/checkpoints")
     ended: Progress = fit(workload, str(output), resume=True)
     if ended.samples < settings.total_samples(len(manifest)):

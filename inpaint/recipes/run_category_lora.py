@@ -1,27 +1,26 @@
 """Running a category LoRA to its end: read, train (one run or several side by side), export, sample."""
 
 import tempfile
-from collections.abc import Iterator
+import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow.fs as pafs
 from PIL import Image
 
 from inpaint.data.manifest import Manifest, Row
 from inpaint.data.sources import Candidate, Listing
-from inpaint.data.storage import open_root
+from inpaint.data.storage import open_root, output_folder
 from inpaint.errors import InpaintError
 from inpaint.export.card import write_card
 from inpaint.models.adapter import Adapter, save_adapter
+from inpaint.models.base import base_facts
 from inpaint.paint.batch import paint_dataset
 from inpaint.paint.tasks import COMPARISONS, PaintSettings
 from inpaint.progress import ProgressBar
 from inpaint.recipes.category_lora import CategoryLora, read_data, runs_of, train_one
-from inpaint.train.trainer import runs_side_by_side
+from inpaint.train.trainer import check_cluster, check_stop, runs_side_by_side
 
 
 def train_category_lora(config: CategoryLora) -> list[str]:
@@ -30,21 +29,33 @@ def train_category_lora(config: CategoryLora) -> list[str]:
     Raises:
         InpaintError: unusable data or settings, or SIGTERM ended the training (the message says how to go on).
     """
+    # What can be refused without the data is refused before it is read.
+    check_cluster(config.train)
+    base_facts(config.base, config.revision)
     manifest = read_data(config)
     runs = runs_of(config, manifest)
     together = min(len(runs), runs_side_by_side(config.train))
+    failed = threading.Event()
 
     def train(name: str) -> Adapter:
         own, rows = runs[name]
-        progress, adapter = train_one(name, own, rows, side_by_side=together)
+        check_stop()
+        if failed.is_set():
+            raise InpaintError(f"{name} was not begun, for another training failed")
+        try:
+            progress, adapter = train_one(name, own, rows, side_by_side=together)
+        except BaseException:
+            failed.set()
+            raise
         if adapter is None:
             raise InpaintError(f"{name} was stopped at sample {progress.samples}, checkpointed: go on with --resume")
         return adapter
 
     with ThreadPoolExecutor(together) as pool:
         adapters = dict(zip(runs, pool.map(train, runs), strict=True))
-    with _folder_for(f"{config.output}/adapters") as folder:
+    with output_folder(f"{config.output}/adapters") as folder:
         for name, adapter in adapters.items():
+            check_stop()
             _export(folder / name, adapter, runs[name][1], config.card_samples)
     return [f"{config.output}/adapters/{name}" for name in adapters]
 
@@ -81,15 +92,3 @@ def _candidate(number: int, row: Row) -> Candidate:
     return Candidate(
         row=number, image=row.image, input=row.input, hole=row.hole, prompt=row.prompt, category=row.category
     )
-
-
-@contextmanager
-def _folder_for(output: str) -> Iterator[Path]:
-    """A local folder whose content ends up at `output`, a path or an object-store URL."""
-    if "://" not in output:
-        yield Path(output)
-        return
-    with tempfile.TemporaryDirectory() as temporary:
-        yield Path(temporary)
-        target = open_root(output)
-        pafs.copy_files(temporary, target.path, pafs.LocalFileSystem(), target.filesystem)

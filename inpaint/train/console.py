@@ -11,29 +11,11 @@ from inpaint.progress import ProgressBar
 WINDOW = 50
 """Steps over which figures are averaged."""
 
-PEAK_FLOPS = {
-    "H200": 989e12,
-    "H100": 989e12,
-    "A100": 312e12,
-    "L40S": 362e12,
-    "A10G": 70e12,
-    "L4": 121e12,
-    "T4": 65e12,
-    "RTX 4090": 165e12,
-}
-"""Dense bf16 (T4: fp16) peak in FLOP/s by a part of the device's name, from the makers' data sheets."""
-
-
-def peak_flops(device_name: str) -> float | None:
-    """The peak of a GPU by its name, or None where it is not listed."""
-    return next((peak for name, peak in PEAK_FLOPS.items() if name in device_name), None)
-
 
 class RunConsole:
     """Shows the reports of `inpaint.train.loop` for one run, and keeps them in TensorBoard files below `logs`."""
 
-    def __init__(self, title: str, logs: Path, *, start: int, total: int, peak: float | None = None) -> None:
-        self.peak = peak
+    def __init__(self, title: str, logs: Path, *, start: int, total: int) -> None:
         self.bar = ProgressBar(title, done=start, total=total, text="starting workers")
         self._window: deque[dict[str, float]] = deque(maxlen=WINDOW)
         self._writer = SummaryWriter(str(logs))
@@ -71,6 +53,6 @@ class RunConsole:
             "samples_per_s": rate,
             "waiting_share": sum(step["waited"] for step in steps) / seconds,
         }
-        if self.peak and "flops_per_sample" in steps[-1]:
-            figures["peak_share"] = rate * steps[-1]["flops_per_sample"] / self.peak
+        if steps[-1].get("peak_flops"):
+            figures["peak_share"] = rate * steps[-1]["flops_per_sample"] / steps[-1]["peak_flops"]
         return figures

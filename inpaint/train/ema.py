@@ -14,13 +14,14 @@ class MovingAverage:
 
     def __init__(self, engine: ZeroEngine, halflife: float) -> None:
         self.halflife = halflife
-        self.samples = 0
-        self.average: dict[str, Tensor] = engine.gather()["trained"]
+        self.average: dict[str, Tensor] = {}
+        self._device = engine.device
+        self.load(engine.gather()["trained"], samples=0)
 
     def load(self, average: dict[str, Tensor], samples: int) -> None:
         """Continue from a checkpoint after `samples` samples."""
         self.samples = samples
-        self.average = {name: tensor.clone() for name, tensor in average.items()}
+        self.average = {name: tensor.to(self._device, copy=True) for name, tensor in average.items()}
 
     @torch.no_grad()
     def update(self, engine: ZeroEngine, batch: int) -> None:
@@ -29,4 +30,4 @@ class MovingAverage:
         decay = 0.5 ** (batch / max(min(self.halflife, self.samples / 10), 1e-8))
         with engine.whole(list(engine.parameters.values())):
             for name, parameter in engine.parameters.items():
-                self.average[name].lerp_(parameter.detach().float().cpu(), 1 - decay)
+                self.average[name].lerp_(parameter.detach().float(), 1 - decay)

@@ -43,9 +43,9 @@ class LatentInpainting(nn.Module):
         self.loss = loss
         self.precision = precision
         self.schedule = schedule.schedule_of(base.scheduler)
+        # The VAE is not registered: DeepSpeed would shard it, and cast SDXL's, which overflows in fp16.
         self.unet = base.unet
         self.text_encoders = nn.ModuleList(base.text_encoders)
-        self.vae = base.vae
         self._groups = groups
 
     def groups(self) -> list[ParameterGroup]:
@@ -92,10 +92,12 @@ class LatentInpainting(nn.Module):
     @torch.no_grad()
     def _encode(self, image_B3HW: Tensor, positions: np.ndarray, purpose: str) -> Tensor:
         """A sample of the VAE's posterior, scaled as the U-Net expects it, float32."""
-        posterior = self.vae.encode(image_B3HW.to(self.vae.encoder.conv_in.weight.dtype)).latent_dist
+        vae = self.base.vae
+        with torch.autocast(image_B3HW.device.type, enabled=False):  # it computes in the type it was loaded in
+            posterior = vae.encode(image_B3HW.to(vae.encoder.conv_in.weight.dtype)).latent_dist
         noise = torch.from_numpy(randomness.normal(self.seed, purpose, positions, tuple(posterior.mean.shape[1:])))
         latents = posterior.mean + posterior.std * noise.to(image_B3HW.device)
-        return (latents - (self.vae.config.shift_factor or 0.0)).float() * self.vae.config.scaling_factor
+        return (latents - (vae.config.shift_factor or 0.0)).float() * vae.config.scaling_factor
 
     def _noise(self, positions: np.ndarray, like_BChw: Tensor) -> Tensor:
         noise = randomness.normal(self.seed, "noise", positions, tuple(like_BChw.shape[1:]))

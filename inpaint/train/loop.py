@@ -17,6 +17,7 @@ from inpaint.data.plan import worker_positions
 from inpaint.train.checkpoint import CheckpointStore, Progress
 from inpaint.train.ema import MovingAverage
 from inpaint.train.engine import ZeroEngine
+from inpaint.train.flops import peak_flops
 from inpaint.train.objective import Batch
 from inpaint.train.settings import TrainSettings
 
@@ -38,6 +39,8 @@ class Run:
     """Where it starts."""
     exchange: Callable[[Report], bool] = field(default=lambda report: False)
     """Called on rank 0 after every step with figures for the console; true asks for a checkpoint and an end."""
+    asked_to_stop: bool = False
+    """On rank 0: what `exchange` answered."""
     flops_per_sample: float | None = None
     """Of forward and backward; counted at the first step on a GPU."""
     on_bad_row: Callable[[int, str], None] = field(default=lambda position, error: None)
@@ -57,13 +60,14 @@ def train(run: Run) -> Progress:
         progress = replace(progress, samples=samples, steps=progress.steps + 1, metrics={"loss": loss})
         if run.ema is not None:
             run.ema.update(run.engine, settings.global_batch)
-        figures = _agree(run, progress, loss, waited, time.perf_counter() - started)
-        progress = replace(progress, metrics={"loss": figures["loss"]})
+        loss, waited, stop = _agree(run, progress, loss, waited)
+        progress = replace(progress, metrics={"loss": loss})
+        _report(run, progress, waited, time.perf_counter() - started)
         due = samples // settings.checkpoint_every > saved // settings.checkpoint_every
-        if due or figures["stop"] or samples >= run.total:
+        if due or stop or samples >= run.total:
             save(run, progress)
             saved = samples
-        if figures["stop"]:
+        if stop:
             break
     return progress
 
@@ -72,7 +76,7 @@ def save(run: Run, progress: Progress) -> None:
     """Gather the state on all ranks and write it on the first. Collective."""
     tensors = run.engine.gather()
     if run.ema is not None:
-        tensors["ema"] = run.ema.average
+        tensors["ema"] = {name: tensor.cpu() for name, tensor in run.ema.average.items()}
     if dist.get_rank() == 0:
         run.store.save(tensors, progress)
     dist.barrier()
@@ -107,23 +111,35 @@ def _next(run: Run, samples: int, micro: int) -> Batch:
     return batch
 
 
-def _agree(run: Run, progress: Progress, loss: float, waited: float, seconds: float) -> Report:
-    """One small all-reduce: the mean loss and waiting time, and whether the first rank was asked to stop."""
-    shared = torch.tensor([loss, waited, 0.0], dtype=torch.float64)
-    if dist.get_rank() == 0:
-        report = {"samples": progress.samples, "total": run.total, "loss": loss, "waited": waited, "seconds": seconds}
-        report["time"] = time.perf_counter()
-        if run.flops_per_sample is not None:
-            report["flops_per_sample"] = run.flops_per_sample
-        shared[2] = float(run.exchange(report))
+def _agree(run: Run, progress: Progress, loss: float, waited: float) -> tuple[float, float, bool]:
+    """One small all-reduce: the mean loss and waiting time, and whether the first rank was asked to stop.
+
+    Raises:
+        FloatingPointError: the loss is not finite.
+    """
+    shared = torch.tensor([loss, waited, float(run.asked_to_stop)], dtype=torch.float64)
     if run.settings.workers > 1:
         shared = shared.to(run.engine.device)
         dist.all_reduce(shared)
-    mean_loss = float(shared[0]) / run.settings.workers
-    if not np.isfinite(mean_loss):
+    loss, waited, stop = (float(value) for value in shared)
+    loss, waited = loss / run.settings.workers, waited / run.settings.workers
+    if not np.isfinite(loss):
         first = progress.samples - run.settings.global_batch
         raise FloatingPointError(
-            f"the loss is {mean_loss} at samples {first} to {progress.samples - 1}: lower the learning rate, or use "
+            f"the loss is {loss} at samples {first} to {progress.samples - 1}: lower the learning rate, or use "
             "bf16 or fp32 instead of fp16. The last checkpoint is from before"
         )
-    return {"loss": mean_loss, "stop": float(shared[2])}
+    return loss, waited, stop > 0
+
+
+def _report(run: Run, progress: Progress, waited: float, seconds: float) -> None:
+    """The first rank's report of a step; the answer is acted on in the next step, by all ranks at once."""
+    if dist.get_rank() != 0:
+        return
+    report = {"samples": progress.samples, "total": run.total, "loss": progress.metrics["loss"]}
+    report |= {"waited": waited, "seconds": seconds, "time": time.perf_counter()}
+    if run.flops_per_sample is not None:
+        peak = peak_flops(torch.cuda.get_device_name(run.engine.device))
+        report["flops_per_sample"] = run.flops_per_sample
+        report["peak_flops"] = (peak or 0.0) * run.settings.workers
+    run.asked_to_stop = run.exchange(report) or run.asked_to_stop

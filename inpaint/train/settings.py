@@ -34,10 +34,10 @@ class Offload(StrEnum):
 class TrainSettings:
     """How long, how fast, on how many workers."""
 
-    epochs: float = 1.0
-    """Passes over the manifest. The last step's batch runs on into the next epoch."""
-    samples: int | None = None
-    """Samples to train on; overrides `epochs`."""
+    epochs: float | None = None
+    """Passes over the manifest; where given, it replaces `samples`. The last step's batch runs on into the next."""
+    samples: int = 10_000
+    """Samples to train on."""
     global_batch: int = 16
     """Samples per optimizer step, over all workers: constant when the number of workers changes."""
     micro_batch: int = 4
@@ -98,7 +98,7 @@ class TrainSettings:
             raise InpaintError(f"warmup is {self.warmup}: give a share of the samples in [0, 1)")
         if self.keep_checkpoints < 2:
             raise InpaintError(f"keep_checkpoints is {self.keep_checkpoints}: at least 2, or a corrupt one is the end")
-        if (self.samples is not None and self.samples < 1) or self.epochs <= 0:
+        if self.samples < 1 or (self.epochs is not None and self.epochs <= 0):
             raise InpaintError(f"nothing to train on: samples {self.samples}, epochs {self.epochs}")
 
     @property
@@ -108,7 +108,7 @@ class TrainSettings:
 
     def total_samples(self, rows: int) -> int:
         """Samples of the whole run over a manifest of `rows`, rounded up to whole global batches."""
-        wanted = self.samples if self.samples is not None else math.ceil(self.epochs * rows)
+        wanted = self.samples if self.epochs is None else math.ceil(self.epochs * rows)
         return math.ceil(wanted / self.global_batch) * self.global_batch
 
     def lr_scale(self, samples: int, total: int) -> float:

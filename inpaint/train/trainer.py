@@ -7,7 +7,6 @@ with `resume`; Ray Train's snapshot is never needed. Nothing is trained on anoth
 import importlib.metadata
 import json
 import signal
-import tempfile
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -15,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import ray
 import ray.train
@@ -26,9 +25,11 @@ from inpaint import cluster
 from inpaint.data.manifest import Manifest
 from inpaint.data.pipeline import batches, data_config
 from inpaint.data.sample import ReadSettings
+from inpaint.data.storage import input_file, output_folder
 from inpaint.errors import InpaintError, ResumeMismatch
+from inpaint.train.board import Exchange, send_warnings, start_board, watched
 from inpaint.train.checkpoint import CheckpointStore, Progress
-from inpaint.train.console import RunConsole, peak_flops
+from inpaint.train.console import RunConsole
 from inpaint.train.ema import MovingAverage
 from inpaint.train.engine import ZeroEngine
 from inpaint.train.loop import Report, Run, train
@@ -41,7 +42,7 @@ MACHINERY = {
     *("checkpoint_every", "keep_checkpoints", "max_failures", "epochs", "samples"),
 }
 """Settings that may change when a run is resumed: they decide how it is computed, not what is learned."""
-POLL_SECONDS = 0.5
+MANIFEST = "manifest.parquet"
 
 _stop_requested = threading.Event()
 
@@ -67,17 +68,27 @@ class Workload:
 
 
 @contextmanager
-def stop_on_sigterm() -> Iterator[None]:
-    """Within, SIGTERM asks the running trainings to write a checkpoint and end. Main thread only."""
+def stop_on_signals() -> Iterator[None]:
+    """Within, SIGTERM or Ctrl-C asks the running trainings to write a checkpoint and end; a second one ends the
+    process. Main thread only."""
 
     def request(number: int, frame: object) -> None:
         _stop_requested.set()
+        signal.signal(number, before[signal.Signals(number)])
 
-    before = signal.signal(signal.SIGTERM, request)
+    before = {number: signal.signal(number, request) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        _stop_requested.clear()
+
+
+def check_stop() -> None:
+    """Raise InpaintError where a stop was asked for: for the parts of a job around its trainings."""
+    if _stop_requested.is_set():
+        raise InpaintError("stopped as asked; go on with --resume")
 
 
 def runs_side_by_side(settings: TrainSettings) -> int:
@@ -112,18 +123,17 @@ def fit(
         ResumeMismatch: the run in `output` began with another manifest or other settings.
     """
     settings = workload.settings
+    output = output if "://" in output else str(Path(output).resolve())
     store = CheckpointStore(f"{output}/checkpoints", keep=settings.keep_checkpoints)
     started = _resume_from(workload, store, output, resume)
     total = settings.total_samples(len(workload.manifest))
     if started.samples >= total:
         return started
+    check_stop()
     scaling, threads = _scaling(settings, side_by_side)
-    local = None if "://" in output else Path(output).resolve()
-    logs = (local or Path(tempfile.mkdtemp())) / "tensorboard"
-    if local is not None:
-        local.mkdir(parents=True, exist_ok=True)
-        workload.manifest.save(local / "manifest.parquet")
-    board = Board.remote()  # type: ignore[attr-defined]
+    with output_folder(output) as folder:
+        workload.manifest.save(folder / MANIFEST)
+    board = start_board()
     trainer = TorchTrainer(
         _work,
         train_loop_config={
@@ -131,7 +141,7 @@ def fit(
             "settings": settings,
             "start": started,
             "total": total,
-            "checkpoints": f"{local or output}/checkpoints",
+            "checkpoints": f"{output}/checkpoints",
             "board": board,
             "threads": threads,
         },
@@ -141,18 +151,31 @@ def fit(
         run_config=ray.train.RunConfig(
             # A fresh name each time: Ray Train then never looks for a snapshot of its own to restore.
             name=f"{workload.name}-{datetime.now(UTC):%Y%m%d-%H%M%S-%f}",
-            storage_path=f"{local or output}/ray_train",
+            storage_path=f"{output}/ray_train",
             failure_config=ray.train.FailureConfig(max_failures=settings.max_failures),
             worker_runtime_env={"env_vars": _environment(threads, use_gpu=scaling.use_gpu)},
             logging_config=ray.train.LoggingConfig(log_level="WARNING"),
         ),
     )
-    with RunConsole(workload.name, logs, start=started.samples, total=total, peak=_peak(scaling)) as console:
-        with _watched(board, console, watch):
-            trainer.fit()
+    with (
+        output_folder(f"{output}/tensorboard") as logs,
+        RunConsole(workload.name, logs, start=started.samples, total=total) as console,
+        watched(board, console, _stop_requested, watch),
+    ):
+        _run(trainer, board)
     ended = store.progress()
     assert ended is not None, "a finished run has a checkpoint"
     return ended
+
+
+def _run(trainer: TorchTrainer, board: Any) -> None:
+    try:
+        trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        refusal = ray.get(board.refusal.remote())
+        if refusal is None:
+            raise
+        raise InpaintError(refusal) from error
 
 
 def _resume_from(workload: Workload, store: CheckpointStore, output: str, resume: bool) -> Progress:
@@ -168,14 +191,19 @@ def _resume_from(workload: Workload, store: CheckpointStore, output: str, resume
             f"{output} holds a run that is at sample {found.samples}: continue it with --resume, or give another output"
         )
     if found.manifest != workload.manifest.hash:
-        saved = Path(output) / "manifest.parquet"
-        how = Manifest.load(saved).difference(workload.manifest) if saved.is_file() else "its hash is another"
+        with input_file(f"{output}/{MANIFEST}") as saved:
+            how = "its hash is another" if saved is None else Manifest.load(saved).difference(workload.manifest)
         raise ResumeMismatch(f"{output} began with another manifest: {how}. Restore the data, or start a new output")
     changed = [k for k in fixed.keys() | found.run.keys() if fixed.get(k) != found.run.get(k)]
     if changed:
         was = ", ".join(f"{k} was {found.run.get(k)!r}, now {fixed.get(k)!r}" for k in sorted(changed))
         raise ResumeMismatch(f"{output} began with other settings: {was}. Resume with the old ones, or a new output")
     return found
+
+
+def check_cluster(settings: TrainSettings) -> None:
+    """Raise ClusterTooSmall where the connected cluster can never hold such a training."""
+    _scaling(settings, 1)
 
 
 def _on_gpu(settings: TrainSettings) -> bool:
@@ -198,7 +226,8 @@ def _dataset(workload: Workload, store: CheckpointStore, total: int) -> Callable
 
     def dataset() -> ray.data.Dataset:
         progress = store.progress()
-        start = 0 if progress is None else progress.samples
+        # A run that failed after its last checkpoint has nothing left to read, but a dataset cannot be empty.
+        start = 0 if progress is None else min(progress.samples, total - settings.global_batch)
         return batches(
             manifest,
             read,
@@ -213,9 +242,24 @@ def _dataset(workload: Workload, store: CheckpointStore, total: int) -> Callable
 
 
 def _work(config: dict[str, Any]) -> None:
-    """What each Ray Train worker runs."""
+    """What each Ray Train worker runs. What can never succeed is said once, and not tried again."""
+    board = config["board"]
+    refusal = ray.get(board.refusal.remote())
+    if refusal is not None:
+        raise InpaintError(refusal)
+    try:
+        _train(config)
+    except (InpaintError, FloatingPointError) as error:
+        ray.get(board.refuse.remote(str(error)))
+        raise
+
+
+def _train(config: dict[str, Any]) -> None:
+    folder = Path(config["checkpoints"]).parent
+    if "://" not in config["checkpoints"] and not folder.is_dir():
+        raise InpaintError(f"{folder} cannot be seen from every machine: give a shared folder or a URL as output")
     torch.set_num_threads(config["threads"])
-    _send_warnings(config["board"])
+    send_warnings(config["board"])
     settings: TrainSettings = config["settings"]
     device = get_device()
     engine = ZeroEngine(config["build"](device), settings, device)
@@ -229,7 +273,7 @@ def _work(config: dict[str, Any]) -> None:
         if ema is not None:
             ema.load(tensors["ema"], progress.samples)
     shard = ray.train.get_dataset_shard("train")
-    exchange = _Exchange(config["board"])
+    exchange = Exchange(config["board"])
     run = Run(
         settings=settings,
         engine=engine,
@@ -248,108 +292,7 @@ def _work(config: dict[str, Any]) -> None:
     ray.train.report({"samples": ended.samples, **ended.metrics})
 
 
-def _send_warnings(board: Any) -> None:
-    """This process's own warnings go to the driver's console: a cut prompt, a damaged checkpoint, an unread row."""
-
-    def send(
-        message: Warning | str,
-        category: type[Warning],
-        filename: str,
-        lineno: int,
-        file: TextIO | None = None,
-        line: str | None = None,
-    ) -> None:
-        if issubclass(category, UserWarning):
-            board.warn.remote(str(message))
-
-    warnings.showwarning = send
-
-
-class _Exchange:
-    """Reports from the first rank to the board, without ever waiting for it."""
-
-    def __init__(self, board: Any) -> None:
-        self._board = board
-        self._answer: ray.ObjectRef | None = None
-        self._unsent: list[Report] = []
-
-    def __call__(self, report: Report) -> bool:
-        """Returns whether the latest answer asks to stop."""
-        self._unsent.append(report)
-        stop = False
-        if self._answer is not None:
-            if not ray.wait([self._answer], timeout=0)[0]:
-                return False
-            stop = ray.get(self._answer)
-        self._answer = self._board.exchange.remote(self._unsent)
-        self._unsent = []
-        return stop
-
-    def flush(self) -> None:
-        ray.get(self._board.exchange.remote(self._unsent))
-
-
-@ray.remote(num_cpus=0)
-class Board:
-    """Where the first worker and the driver meet: reports one way, the wish to stop the other."""
-
-    def __init__(self) -> None:
-        self._reports: list[Report] = []
-        self._warnings: list[str] = []
-        self._stop = False
-
-    def exchange(self, reports: list[Report]) -> bool:
-        self._reports += reports
-        return self._stop
-
-    def warn(self, message: str) -> None:
-        self._warnings.append(message)
-
-    def read(self, stop: bool) -> tuple[list[Report], list[str]]:
-        """What is new since the last call; `stop` is passed on to the worker."""
-        self._stop = self._stop or stop
-        taken = self._reports, self._warnings
-        self._reports, self._warnings = [], []
-        return taken
-
-
-@contextmanager
-def _watched(board: Any, console: RunConsole, watch: Callable[[Report], None] | None) -> Iterator[None]:
-    """Within, a thread shows what comes to the board and passes SIGTERM on to it."""
-    ended = threading.Event()
-
-    def poll() -> None:
-        reports, messages = ray.get(board.read.remote(_stop_requested.is_set()))
-        for report in reports:
-            console.show(report)
-            if watch is not None:
-                watch(report)
-        for message in messages:
-            console.bar.warn(message)
-
-    def keep_polling() -> None:
-        while not ended.wait(POLL_SECONDS):
-            poll()
-
-    thread = threading.Thread(target=keep_polling, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
-        poll()
-
-
 def _environment(threads: int, *, use_gpu: bool) -> dict[str, str]:
     """More threads than cores make a step up to 50 times slower; the rest keeps libraries from talking."""
     quiet = {"TRANSFORMERS_VERBOSITY": "error", "PYTHONWARNINGS": "ignore::FutureWarning"}
     return {"OMP_NUM_THREADS": str(threads), **({} if use_gpu else {"DS_ACCELERATOR": "cpu"}), **quiet}
-
-
-def _peak(scaling: ray.train.ScalingConfig) -> float | None:
-    """FLOP/s of all the job's GPUs together, where the driver's machine tells what they are."""
-    if not scaling.use_gpu or not torch.cuda.is_available():
-        return None
-    peak = peak_flops(torch.cuda.get_device_name())
-    return None if peak is None else peak * scaling.num_workers

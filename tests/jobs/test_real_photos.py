@@ -10,6 +10,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from inpaint.data.manifest import Manifest
+from inpaint.data.plan import Plan
 from tests.jobs.conftest import ROOT, JobResult, run
 from tests.photos import PHOTOS, photo_rows, write_photo_csv
 
@@ -26,12 +27,14 @@ def test_real_photos_go_through_the_whole_job(tmp_path: Path) -> None:
     rows = photo_rows()
     data = write_photo_csv(tmp_path, rows)
     output = tmp_path / "run"
-    one_epoch = ("--train.epochs", "1", "--train.samples", "None", "--train.global-batch", "8")
+    one_epoch = ("--train.epochs", "1", "--train.global-batch", "8")
     trained = command("train_category_lora", "--data", str(data), "--output", str(output), *one_epoch)
     assert trained.succeeded, trained.logs
-    assert (output / "quarantine.jsonl").read_text() == ""
+    assert (output / "data" / "quarantine.jsonl").read_text() == ""
     manifest = Manifest.load(output / "manifest.parquet")
     assert sorted(row.image for row in manifest.rows) == sorted(path for path, _ in rows)
+    _, used = Plan(0, len(manifest)).lookup(np.arange(len(manifest)))
+    assert sorted(used) == list(range(len(manifest))), "the loop asserts that it trains on the plan's positions"
     adapter = output / "adapters" / "shared"
     card = json.loads((adapter / "adapter.json").read_text())
     assert card["samples"] == -(-len(rows) // 8) * 8

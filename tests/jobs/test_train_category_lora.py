@@ -30,6 +30,7 @@ class Command:
 
     def arguments(self, *more: str) -> list[str]:
         settings = f"--train.samples {SAMPLES} --train.global-batch 8 --train.micro-batch 4 --train.checkpoint-every 16"
+        settings += " --train.ema-halflife 16"
         arguments = [sys.executable, "-m", "ray_jobs.train_category_lora", "--data", str(self.data)]
         return [*arguments, "--output", str(self.output), "--card-samples", "0", *settings.split(), *more]
 
@@ -39,7 +40,7 @@ class Command:
     def checkpoint(self, samples: int) -> dict[str, torch.Tensor]:
         """Trained parameters and Adam's moments, by kind and name."""
         folder = self.output / "checkpoints" / f"samples-{samples:012d}"
-        kinds = ("trained", "exp_avg", "exp_avg_sq")
+        kinds = ("trained", "exp_avg", "exp_avg_sq", "ema")
         return {f"{kind}/{n}": t for kind in kinds for n, t in load_file(folder / f"{kind}.safetensors").items()}
 
 
@@ -67,7 +68,8 @@ def test_a_submitted_job_on_two_workers_learns_what_one_worker_learns(
     ray_head: RayHead, data: Path, on_one: Command, tmp_path: Path
 ) -> None:
     command = Command(data, tmp_path)
-    arguments = command.arguments("--train.workers", "2", "--train.zero-stage", "2")
+    # By URL, as on a cluster.
+    arguments = command.arguments("--train.workers", "2", "--train.zero-stage", "2", "--output", tmp_path.as_uri())
     result = ray_head.submit("python", *arguments[1:])
     assert result.succeeded, result.logs
     assert difference(command.checkpoint(SAMPLES), on_one.checkpoint(SAMPLES)) <= 1e-5

@@ -33,6 +33,7 @@ KNOW_RAY = (
     "inpaint/paint/batch.py",
     "inpaint/photoshoot/batch.py",
     "inpaint/serve/*",
+    "inpaint/train/board.py",
     "inpaint/train/trainer.py",
     "inpaint/tune/*",
     "ray_jobs/*",

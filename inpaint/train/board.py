@@ -1,0 +1,130 @@
+"""Where the first worker and the driver meet: a small actor that carries figures, warnings and refusals one way and
+the wish to stop the other. Imports ray; part of the wiring."""
+
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TextIO
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from inpaint.train.console import RunConsole
+from inpaint.train.loop import Report
+
+POLL_SECONDS = 0.5
+
+
+@ray.remote(num_cpus=0)
+class Board:
+    """The actor. It lives on the driver's machine and ends with the driver."""
+
+    def __init__(self) -> None:
+        self._reports: list[Report] = []
+        self._warnings: list[str] = []
+        self._stop = False
+        self._refusal: str | None = None
+
+    def exchange(self, reports: list[Report]) -> bool:
+        """The worker's side: new reports; returns whether the run shall stop."""
+        self._reports += reports
+        return self._stop
+
+    def warn(self, message: str) -> None:
+        """A warning of a worker."""
+        self._warnings.append(message)
+
+    def refuse(self, reason: str) -> None:
+        """A worker found that the run can never succeed."""
+        self._refusal = self._refusal or reason
+
+    def refusal(self) -> str | None:
+        """Why the run can never succeed, if a worker said so: then it is not tried again."""
+        return self._refusal
+
+    def read(self, stop: bool) -> tuple[list[Report], list[str]]:
+        """The driver's side: reports and warnings since the last call; `stop` is passed on to the worker."""
+        self._stop = self._stop or stop
+        taken = self._reports, self._warnings
+        self._reports, self._warnings = [], []
+        return taken
+
+
+def start_board() -> Any:
+    """A board on this process's machine: elsewhere it could go with a spot machine."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return Board.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
+
+
+class Exchange:
+    """Reports from the first rank to the board, without ever waiting for it."""
+
+    def __init__(self, board: Any) -> None:
+        self._board = board
+        self._answer: ray.ObjectRef | None = None
+        self._unsent: list[Report] = []
+
+    def __call__(self, report: Report) -> bool:
+        """Returns whether the latest answer asks to stop."""
+        self._unsent.append(report)
+        stop = False
+        if self._answer is not None:
+            if not ray.wait([self._answer], timeout=0)[0]:
+                return False
+            stop = ray.get(self._answer)
+        self._answer = self._board.exchange.remote(self._unsent)
+        self._unsent = []
+        return stop
+
+    def flush(self) -> None:
+        """Send what is left, and wait until it is there."""
+        ray.get(self._board.exchange.remote(self._unsent))
+        self._unsent = []
+
+
+def send_warnings(board: Any) -> None:
+    """This process's own warnings go to the driver's console: a cut prompt, a damaged checkpoint, an unread row."""
+
+    def send(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        if issubclass(category, UserWarning):
+            board.warn.remote(str(message))
+
+    warnings.showwarning = send
+
+
+@contextmanager
+def watched(
+    board: Any, console: RunConsole, stop: threading.Event, watch: Callable[[Report], None] | None
+) -> Iterator[None]:
+    """Within, a thread shows what comes to the board and passes `stop` on to it."""
+    ended = threading.Event()
+
+    def poll() -> None:
+        reports, messages = ray.get(board.read.remote(stop.is_set()))
+        for report in reports:
+            console.show(report)
+            if watch is not None:
+                watch(report)
+        for message in messages:
+            console.bar.warn(message)
+
+    def keep_polling() -> None:
+        while not ended.wait(POLL_SECONDS):
+            poll()
+
+    thread = threading.Thread(target=keep_polling, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        poll()
