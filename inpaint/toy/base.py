@@ -7,6 +7,7 @@ Different: 64 px, latents at a quarter of the resolution, 32 tokens.
 
 import copy
 import json
+import json
 from pathlib import Path
 from typing import TypeVar
 
@@ -138,6 +139,12 @@ def assemble(
         requires_safety_checker=False,
     )
     pipeline.save_pretrained(folder, safe_serialization=True)
+    for part in ("vae", "unet"):
+        # Where the parts were loaded from is a path of this machine.
+        config = folder / part / "config.json"
+        settings = json.loads(config.read_text(encoding="utf-8"))
+        settings.pop("_name_or_path", None)
+        config.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     _load_text_encoder_in_fp32(folder / "text_encoder" / "config.json")
     return folder
 
