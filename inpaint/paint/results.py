@@ -72,6 +72,7 @@ class Results:
 
 
 def picture_hash(picture: bytes) -> str:
+    """sha256 of a picture's file, in hex."""
     return hashlib.sha256(picture).hexdigest()
 
 
