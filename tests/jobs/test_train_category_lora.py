@@ -123,4 +123,4 @@ def test_it_refuses_to_resume_on_other_data_or_settings_and_says_what_differs(on
 def test_a_cluster_that_is_too_small_is_said_at_once(data: Path, tmp_path: Path) -> None:
     result = Command(data, tmp_path).run("--train.workers", "2", "--train.gpu", "True")
     assert not result.succeeded
-    assert "it lacks 2 more GPU" in result.logs
+    assert "2 more GPU (2 asked, 0 there)" in result.logs
