@@ -30,6 +30,8 @@ class Settings:
     held_out: int = 200
     """Products painted per category."""
     seed: int = 0
+    output: str | None = None
+    """Folder in which the trainings are kept, new or empty; unset: a temporary one."""
 
 
 def main() -> None:
@@ -38,7 +40,8 @@ def main() -> None:
     detectors = Detectors.fit()
     scenes = held_out(settings.held_out)
     adapted, plain = {}, {}
-    with tempfile.TemporaryDirectory() as output:
+    with tempfile.TemporaryDirectory() as temporary:
+        output = settings.output or temporary
         demo = Demo(output=output, categories=settings.categories, images=settings.images, seed=settings.seed)
         folders = train_category_lora(training_of(demo))
         for category, folder in zip(sorted(settings.categories), folders, strict=True):

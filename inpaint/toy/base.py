@@ -7,7 +7,6 @@ Different: 64 px, latents at a quarter of the resolution, 32 tokens.
 
 import copy
 import json
-import json
 from pathlib import Path
 from typing import TypeVar
 

@@ -9,6 +9,7 @@ import torch
 from inpaint.models.base import Base, load_base
 from inpaint.paint.painter import Painter, PaintRequest
 from inpaint.paint.paste import kept_pixels_changed
+from inpaint.paint.tasks import TOY_GUIDANCE
 from inpaint.progress import ProgressBar
 from inpaint.toy.catalogue import BACKGROUND_NAMES, CATEGORIES, Scene, render
 from inpaint.toy.detectors import Detectors
@@ -16,7 +17,6 @@ from inpaint.toy.detectors import Detectors
 HELD_OUT_SEED = 900_001
 """The world whose products are painted; nothing is trained on it."""
 STEPS = 25
-GUIDANCE = 3.0
 
 
 def held_out(count: int, *, first: int = 0) -> list[Scene]:
@@ -35,7 +35,7 @@ def paint_scenes(
             prompt=prompt,
             seed=seed + number,
             steps=STEPS,
-            guidance_scale=GUIDANCE,
+            guidance_scale=TOY_GUIDANCE,
         )
         for number, (scene, prompt) in enumerate(zip(scenes, prompts, strict=True))
     ]
