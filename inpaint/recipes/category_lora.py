@@ -81,7 +81,8 @@ class CategoryLora:
 def preset(name: str, *, data: str, output: str) -> CategoryLora:
     """The documented defaults for a kind of base.
 
-    toy: three minutes per category on two cores. sd15: kohya's and diffusers' usual rank and rates for SD 1.5. sdxl: for 1024 px.
+    toy: three minutes per category on two cores. sd15: kohya's and diffusers' usual rank and rates for SD 1.5. sdxl:
+    the same for 1024 px.
 
     Raises:
         InpaintError: an unknown name.
