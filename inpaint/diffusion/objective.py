@@ -26,6 +26,16 @@ def hole_loss(output_BChw: Tensor, target_BChw: Tensor, area_B1hw: Tensor) -> Te
     return (error_B1hw * area_B1hw).sum((1, 2, 3)) / area_B1hw.sum((1, 2, 3)).clamp(min=1e-6)
 
 
+def debiased_weight(schedule: Schedule, timesteps_B: Tensor) -> Tensor:
+    """Loss weight 1 / sqrt(SNR) for noise prediction, 1 / (SNR + 1) for v (Yu et al. 2023, "Debias the training of
+    diffusion models"; for v as kohya's trainer does it).
+
+    The error of the predicted noise is smallest where noise is most; unweighted, those timesteps hardly count.
+    """
+    ratio_B = snr(schedule, timesteps_B)
+    return ratio_B.clamp(min=1e-3).rsqrt() if schedule.prediction_type == "epsilon" else 1 / (ratio_B + 1)
+
+
 def min_snr_weight(schedule: Schedule, timesteps_B: Tensor, gamma: float) -> Tensor:
     """Loss weight min(SNR, gamma) / SNR for noise prediction, / (SNR + 1) for v (Hang et al. 2023, section 3.4)."""
     ratio_B = snr(schedule, timesteps_B)

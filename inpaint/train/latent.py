@@ -26,6 +26,8 @@ class LossSettings:
 
     min_snr_gamma: float | None = None
     """Weigh timesteps by min(SNR, gamma) / SNR (5 is usual); unset: all alike."""
+    debiased: bool = False
+    """Weigh timesteps by 1 / sqrt(SNR): the noisiest ones, which decide what is painted, then count like the others."""
     noise_offset: float = 0.0
     """A per-channel constant of this scale is added to the noise, so that brightness is learned (0.05 is usual)."""
 
@@ -77,6 +79,8 @@ class LatentInpainting(nn.Module):
         loss_B = objective.hole_loss(output_BChw, target_BChw, area_B1hw)
         if self.loss.min_snr_gamma is not None:
             loss_B = loss_B * objective.min_snr_weight(self.schedule, timesteps_B, self.loss.min_snr_gamma)
+        if self.loss.debiased:
+            loss_B = loss_B * objective.debiased_weight(self.schedule, timesteps_B)
         return loss_B
 
     def _unet_input(

@@ -92,7 +92,7 @@ def test_pixels_and_holes_have_their_ranges() -> None:
     assert hole.flatten().tolist() == [0.0, 1.0]
 
 
-def test_min_snr_follows_its_formula() -> None:
+def test_loss_weights_follow_their_formulas() -> None:
     for prediction, plus in (("epsilon", 0.0), ("v_prediction", 1.0)):
         schedule = schedule_of(tiny_scheduler(prediction))
         timesteps = torch.tensor([0, 200, 999])
@@ -100,12 +100,15 @@ def test_min_snr_follows_its_formula() -> None:
         ratio = alphas / (1 - alphas)
         expected = ratio.clamp(max=5.0) / (ratio + plus)
         assert torch.allclose(objective.min_snr_weight(schedule, timesteps, 5.0).double(), expected, rtol=1e-4)
+        debiased = ratio**-0.5 if prediction == "epsilon" else 1 / (ratio + 1)
+        assert torch.allclose(objective.debiased_weight(schedule, timesteps).double(), debiased, rtol=1e-3)
 
 
 def test_settings_change_the_loss(folders: dict[int, Path]) -> None:
     plain = float(module_of(folders[9])(batch_of([2])))
     assert float(module_of(folders[9], min_snr_gamma=1e-3)(batch_of([2]))) < plain
     assert abs(float(module_of(folders[9], noise_offset=0.5)(batch_of([2]))) - plain) > 1e-4
+    assert abs(float(module_of(folders[9], debiased=True)(batch_of([2]))) - plain) > 1e-4
 
 
 def test_bf16_is_near_fp32(folders: dict[int, Path]) -> None:
