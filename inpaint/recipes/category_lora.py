@@ -95,6 +95,7 @@ def preset(name: str, *, data: str, output: str) -> CategoryLora:
             text_encoder_learning_rate=2e-3,
             token_learning_rate=1e-2,
             caption_dropout=0.2,
+            lora=LoraSettings(rank=6),
             loss=LossSettings(debiased=True),
             train=TrainSettings(samples=7200, global_batch=16, micro_batch=8, workers=2, checkpoint_every=2400),
         )
