@@ -17,7 +17,7 @@ from inpaint.data.quarantine import Quarantined, Reason
 from inpaint.errors import BadRow, InpaintError
 
 COMPARISONS = "comparisons"
-TOY_GUIDANCE = 1.5
+TOY_GUIDANCE = 1.0
 USUAL_GUIDANCE = 7.5
 
 
@@ -47,7 +47,7 @@ class PaintSettings:
     steps: int = 25
     """DDIM steps."""
     guidance_scale: float | None = None
-    """Classifier-free guidance, up to 1 is none; default: 1.5 for `toy`, 7.5 for any other base."""
+    """Classifier-free guidance, up to 1 is none; default: none (1) for `toy`, 7.5 for any other base."""
     seed: int = 0
     """Of the run; each row's own is made from it and the row's id."""
     size: int | None = None

@@ -93,7 +93,7 @@ def test_a_row_named_like_a_comparison_is_refused():
 
 
 def test_guidance_defaults_to_what_the_base_is_used_to():
-    assert SETTINGS.guidance == 1.5
+    assert SETTINGS.guidance == 1.0
     assert PaintSettings(base="owner/base").guidance == 7.5
     assert PaintSettings(base="toy", guidance_scale=0.0).guidance == 0.0
 
