@@ -295,4 +295,5 @@ def _train(config: dict[str, Any]) -> None:
 def _environment(threads: int, *, use_gpu: bool) -> dict[str, str]:
     """More threads than cores make a step up to 50 times slower; the rest keeps libraries from talking."""
     quiet = {"TRANSFORMERS_VERBOSITY": "error", "PYTHONWARNINGS": "ignore::FutureWarning"}
-    return {"OMP_NUM_THREADS": str(threads), **({} if use_gpu else {"DS_ACCELERATOR": "cpu"}), **quiet}
+    few = {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
+    return {**few, **({} if use_gpu else {"DS_ACCELERATOR": "cpu"}), **quiet}
