@@ -3,8 +3,8 @@
     python -m ray_jobs.train_category_lora --preset sd15 --data catalogue.csv --output runs/catalogue
 
 `--preset toy|sd15|sdxl` gives the defaults below (unset: toy for the toy base, else sd15). `--base` takes any Stable
-Diffusion (XL) inpainting base: a folder or a hub id. Two minutes on a CPU, on the small base
-that comes with the package; `python -m benchmarks.category` measures what it reaches (hit rate 0.90 or more):
+Diffusion (XL) inpainting base: a folder or a hub id. Three minutes on two cores, on the small base that comes with the
+package; `python -m benchmarks.category` measures what it reaches (hit rate 0.90 or more):
 
     python -m ray_jobs.train_category_lora --data runs/demo/data/catalogue.csv --output runs/first
 """

@@ -1,4 +1,4 @@
-"""The wiring of training on Ray Train. The only file of train/ that imports ray.
+"""The wiring of training on Ray Train; with `board.py` the only file of train/ that imports ray.
 
 Guarantees: a run continues from its own checkpoints, at the exact position, after a worker's death, after SIGTERM and
 with `resume`; Ray Train's snapshot is never needed. Nothing is trained on another manifest than the run began with.
