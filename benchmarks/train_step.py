@@ -14,6 +14,7 @@ GPU also images/s, TFLOP/s (forward and backward, counted by torch) and share of
 
 import os
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -188,7 +189,8 @@ def batches_of(manifest: Manifest, read: ReadSettings, batch: int) -> list[Batch
     """The batches of the first epoch, in memory."""
     table, root, plan = manifest.table(), open_root(manifest.root), Plan(0, len(manifest))
     positions = np.arange(max(len(manifest) // batch, 1) * batch).reshape(-1, batch)
-    return [read_batch(table, root, plan, read, row, manifest.has_inputs) for row in positions]
+    with ThreadPoolExecutor(1) as threads:
+        return [read_batch(table, root, plan, read, row, manifest.has_inputs, threads) for row in positions]
 
 
 def zero_rates(subject: Subject) -> dict[str, float]:

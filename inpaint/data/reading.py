@@ -7,6 +7,7 @@ becomes a row with weight 0 and the reason, in its place.
 import hashlib
 import warnings
 from collections import Counter
+from concurrent.futures import Executor
 from typing import Any
 
 import numpy as np
@@ -26,9 +27,15 @@ Found = tuple[int, int, str]
 
 
 def read_batch(
-    table: pa.Table, root: Root, plan: Plan, settings: ReadSettings, positions: np.ndarray, with_input: bool
+    table: pa.Table,
+    root: Root,
+    plan: Plan,
+    settings: ReadSettings,
+    positions: np.ndarray,
+    with_input: bool,
+    threads: Executor,
 ) -> dict[str, np.ndarray]:
-    """One micro-batch: the batch contract of docs/architecture.md."""
+    """One micro-batch, its rows read by `threads`: the batch contract of docs/architecture.md."""
     size, side = len(positions), settings.resolution
     _, indices = plan.lookup(positions)
     rows = rows_of(table.take(pa.array(indices)))
@@ -37,7 +44,9 @@ def read_batch(
     hole = np.empty((size, side, side), dtype=np.uint8)
     prompts, errors = [""] * size, [""] * size
     weight = np.zeros(size, dtype=np.float32)
-    for i, row in enumerate(rows):
+
+    def fill(i: int) -> None:
+        row = rows[i]
         try:
             files = fetch(row, root, settings.limits)
             sample = make_sample(row, files, settings, plan.seed, int(positions[i]))
@@ -46,10 +55,13 @@ def read_batch(
             image[i], hole[i] = 0, 255
             if seen is not None:
                 seen[i] = 0
-            continue
+            return
         image[i], hole[i], prompts[i], weight[i] = sample["image"], sample["hole"], sample["prompt"], row.weight
         if seen is not None:
             seen[i] = sample["input"]
+
+    for _ in threads.map(fill, range(size)):
+        pass  # asks for each result, so that an error of ours is raised here
     batch = {"position": positions, "image": image, "hole": hole, "weight": weight}
     if seen is not None:
         batch["input"] = seen

@@ -15,8 +15,9 @@ from inpaint.data.storage import Root, read
 from inpaint.errors import BadRow, InpaintError
 from inpaint.models.adapter import Adapter, apply_adapter, load_adapter
 from inpaint.models.base import load_base
-from inpaint.paint.painter import Painter, PaintRequest
+from inpaint.paint.painter import Painter
 from inpaint.paint.paste import comparison
+from inpaint.paint.request import PaintRequest
 from inpaint.paint.results import write_atomically
 from inpaint.paint.tasks import PaintSettings, format_prompt
 from inpaint.randomness import generator

@@ -7,8 +7,9 @@ import numpy as np
 import torch
 
 from inpaint.models.base import Base, load_base
-from inpaint.paint.painter import Painter, PaintRequest
+from inpaint.paint.painter import Painter
 from inpaint.paint.paste import kept_pixels_changed
+from inpaint.paint.request import PaintRequest
 from inpaint.paint.tasks import TOY_GUIDANCE
 from inpaint.progress import ProgressBar
 from inpaint.toy.catalogue import BACKGROUND_NAMES, CATEGORIES, Scene, render

@@ -27,7 +27,7 @@ def test_real_photos_go_through_the_whole_job(tmp_path: Path) -> None:
     rows = photo_rows()
     data = write_photo_csv(tmp_path, rows)
     output = tmp_path / "run"
-    one_epoch = ("--train.epochs", "1", "--train.global-batch", "8")
+    one_epoch = ("--train.epochs", "1", "--train.global-batch", "8", "--train.micro-batch", "4")
     trained = command("train_category_lora", "--data", str(data), "--output", str(output), *one_epoch)
     assert trained.succeeded, trained.logs
     assert (output / "data" / "quarantine.jsonl").read_text() == ""

@@ -18,7 +18,8 @@ from inpaint.models.base import Base, load_base
 from inpaint.models.lora import LoraSettings, inject_lora, lora_parameters
 from inpaint.models.prompts import encode_prompts, tokenize
 from inpaint.models.tokens import add_tokens, token_parameters
-from inpaint.paint.painter import Painter, PaintRequest
+from inpaint.paint.painter import Painter
+from inpaint.paint.request import PaintRequest
 from tests.tiny import SIZE, tiny_sd_inpaint
 
 TOKENS = {"CDP_COS": "CDP_COS", "CDP_FOOD": "CDP_FOOD"}

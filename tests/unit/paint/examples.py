@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from inpaint.paint.painter import PaintRequest
+from inpaint.paint.request import PaintRequest
 from tests.tiny import SIZE
 
 

@@ -7,8 +7,9 @@ from diffusers import StableDiffusionInpaintPipeline, StableDiffusionXLInpaintPi
 from PIL import Image
 
 from inpaint.errors import InpaintError
-from inpaint.paint.painter import Painter, PaintRequest
+from inpaint.paint.painter import Painter
 from inpaint.paint.paste import kept_pixels_changed
+from inpaint.paint.request import PaintRequest
 from tests.tiny import SIZE
 from tests.unit.paint.examples import request
 

@@ -1,0 +1,153 @@
+"""What the rooms of the service hand each other: orders, what comes of them, and what they find each other to be.
+
+    dialects (HTTP bytes) -> Order -> Service (registry, admission, router) -> Engine (one base, its loop)
+                          <- Preview, ..., Painted <-
+
+Plain frozen values; no ray, no HTTP, no torch modules. A dialect never sees a replica, the engine never sees bytes of
+a client that were not checked.
+"""
+
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from inpaint.errors import InpaintError
+from inpaint.models.adapter import Adapter, AdapterCard
+from inpaint.paint.request import PaintRequest
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterUse:
+    """One adapter of an order, pinned to the version that was there when the order came."""
+
+    name: str
+    """Of its folder in the registry."""
+    digest: str
+    """sha256 of its `adapter.json`, which holds the sha256 of every file: names the exact bytes."""
+    weight: float = 1.0
+    """Of its LoRA; its token embeddings are used whole."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Order:
+    """One picture to paint. All settings are decided: running it twice gives the same picture."""
+
+    id: str
+    """Of the HTTP request, with the picture's number where there are several."""
+    request: PaintRequest
+    """With tokens in its prompt."""
+    adapters: tuple[AdapterUse, ...] = ()
+    previews: int = 0
+    """Pictures of the state between wanted on the way, spread evenly over the steps."""
+    timeout_s: float | None = None
+    """Given up when it takes longer than this after it reached the engine."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Preview:
+    """What the picture looks like on the way: H x W x 3 uint8, kept pixels the original's."""
+
+    index: int
+    image: np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Painted:
+    """An order done."""
+
+    image: np.ndarray
+    """H x W x 3 uint8, the original with its hole painted."""
+    kept_pixels_changed: int
+    """Counted on this picture; always 0, or the engine has raised."""
+    steps: int
+    """Denoising steps taken; 0 where the hole was empty."""
+    batch_rows: float
+    """Mean number of U-Net rows in the ticks that it took part in."""
+    queue_s: float
+    paint_s: float
+
+
+class Overloaded(InpaintError):
+    """The service's queue is full; nothing was begun. Try again in `retry_after_s` seconds."""
+
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+    def __reduce__(self) -> tuple[type["Overloaded"], tuple[str, float]]:
+        return type(self), (str(self), self.retry_after_s)
+
+
+class DeadlinePassed(InpaintError):
+    """The order took longer than its `timeout_s`."""
+
+
+class AdapterGone(InpaintError):
+    """The registry no longer has this version of an adapter, and no replica holds it."""
+
+
+class AdapterSource(Protocol):
+    """Where the engine gets adapters from (`registry.Registry`, or a dict in a test)."""
+
+    def load(self, name: str, digest: str) -> Adapter:
+        """That version, verified. Blocks; called off the loop's thread. Raises AdapterGone."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One adapter that the registry serves now."""
+
+    name: str
+    digest: str
+    card: AdapterCard
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseInfo:
+    """What clients and admission must know of the base, without its weights."""
+
+    name: str
+    """As the user called it: `toy`, a hub id, a folder's last part."""
+    revision: str
+    default_size: int
+    size_multiple: int
+    guidance_scale: float
+    """Used where a request says nothing."""
+    steps: int
+    """Used where a request says nothing."""
+
+
+class Service(Protocol):
+    """What the HTTP dialects need of the service behind them."""
+
+    @property
+    def base(self) -> BaseInfo:
+        """The base that all orders are painted with."""
+        ...
+
+    def catalogue(self) -> Mapping[str, Entry]:
+        """Adapter name -> what is served under it now. Cheap: asked for with every request."""
+        ...
+
+    def refused(self) -> Mapping[str, str]:
+        """Adapter name -> why it is not served."""
+        ...
+
+    def paint(self, orders: Sequence[Order]) -> AsyncGenerator[tuple[int, Preview | Painted], None]:
+        """Paint all or admit none: (number of the order, what came), each number ending with its Painted.
+
+        Closing the generator takes the orders off their replicas.
+
+        Raises:
+            Overloaded: before anything was begun.
+            DeadlinePassed: an order took too long.
+            InpaintError: an order cannot be painted, whoever tries.
+        """
+        ...
+
+    async def healthy(self) -> bool:
+        """Whether a replica does, or can be started to do, real work."""
+        ...
