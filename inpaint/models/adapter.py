@@ -85,6 +85,14 @@ def save_adapter(folder: str | Path, adapter: Adapter) -> Path:
     return folder
 
 
+def parse_card(data: bytes, where: str | Path) -> AdapterCard:
+    """The card from the bytes of `adapter.json`; `where` is what errors call it. Raises InpaintError."""
+    try:
+        return AdapterCard(**json.loads(data))
+    except (ValueError, TypeError) as error:
+        raise InpaintError(f"{where}: not a card of this version ({error})") from error
+
+
 def load_adapter(folder: str | Path) -> Adapter:
     """Read and verify an adapter folder.
 
@@ -95,10 +103,7 @@ def load_adapter(folder: str | Path) -> Adapter:
     path = folder / CARD_FILE
     if not path.is_file():
         raise InpaintError(f"{folder}: no {CARD_FILE}, so not an adapter of ours; train one with train_category_lora")
-    try:
-        card = AdapterCard(**json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise InpaintError(f"{path}: not a card of this version ({error})") from error
+    card = parse_card(path.read_bytes(), path)
     known = (LORA_FILE, *EMBEDS_FILES)
     strange = sorted(set(card.files) - set(known))
     if strange:

@@ -177,14 +177,24 @@ def base_facts(name: str, revision: str | None = None) -> BaseFacts:
     Raises:
         InpaintError: not found, or not a supported base.
     """
+    folder, found = base_configs(name, revision)
+    unet, vae = (json.loads((folder / part / "config.json").read_text(encoding="utf-8")) for part in ("unet", "vae"))
+    return BaseFacts(found, int(unet["sample_size"]) * 2 ** (len(vae["block_out_channels"]) - 1))
+
+
+def base_configs(name: str, revision: str | None = None) -> tuple[Path, str]:
+    """A folder with at least the configuration files of a supported base, and the base's revision.
+
+    Raises:
+        InpaintError: not found, or not a supported base.
+    """
     folder = _local_folder(name)
     if folder is None:
         folder, found = download_configs(name, revision)
     else:
         found = _checked_revision(name, folder, revision)
     _read_index(folder)
-    unet, vae = (json.loads((folder / part / "config.json").read_text(encoding="utf-8")) for part in ("unet", "vae"))
-    return BaseFacts(found, int(unet["sample_size"]) * 2 ** (len(vae["block_out_channels"]) - 1))
+    return folder, found
 
 
 def absolute_name(name: str) -> str:

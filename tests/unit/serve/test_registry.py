@@ -1,0 +1,301 @@
+"""The registry: new, changed, removed, put back; a bad adapter is refused with its reason and the rest go on."""
+
+import json
+import os
+import shutil
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow.fs as pafs
+import pytest
+import torch
+
+from inpaint.data.storage import Root
+from inpaint.errors import InpaintError
+from inpaint.models.adapter import CARD_FILE, LORA_FILE, Adapter, save_adapter
+from inpaint.models.outline import BaseOutline, outline_base
+from inpaint.serve.orders import AdapterGone
+from inpaint.serve.registry import Registry, RegistrySettings
+from inpaint.serve.shelf import Library, Parcel, Shelf
+from tests.adapters import SHIPPED, variant, write_variant
+
+
+@pytest.fixture(scope="module")
+def outline() -> BaseOutline:
+    return outline_base("toy")
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    folder = tmp_path / "registry"
+    shutil.copytree(SHIPPED, folder)
+    return folder
+
+
+@pytest.fixture
+def registry(root: Path, tmp_path: Path, outline: BaseOutline) -> Registry:
+    registry = Registry(RegistrySettings(root=str(root), cache=str(tmp_path / "cache")), outline)
+    registry.poll()
+    return registry
+
+
+def age(folder: Path) -> None:
+    """As if written an hour ago: settled, as most of a registry is."""
+    for file in folder.rglob("*"):
+        os.utime(file, (time.time() - 3600,) * 2)
+
+
+def test_shipped_adapters_are_served_with_their_categories(registry: Registry) -> None:
+    served = registry.catalogue()
+    assert [(name, *entry.card.tokens) for name, entry in served.items()] == [
+        ("CDP_COS", "CDP_COS"),
+        ("CDP_FOOD", "CDP_FOOD"),
+    ]
+    assert not registry.refused()
+
+
+def test_a_new_adapter_is_served_and_a_removed_one_is_not(registry: Registry, root: Path) -> None:
+    write_variant(root, "CDP_NEW", 1)
+    shutil.rmtree(root / "CDP_FOOD")
+    registry.poll()
+    assert list(registry.catalogue()) == ["CDP_COS", "CDP_NEW"]
+
+
+def test_a_replaced_version_stays_usable_by_digest_and_can_be_put_back(
+    registry: Registry, root: Path, tmp_path: Path
+) -> None:
+    old = registry.catalogue()["CDP_COS"].digest
+    shutil.copytree(root / "CDP_COS", tmp_path / "backup")
+    write_variant(root, "CDP_COS", 2)
+    registry.poll()
+    new = registry.catalogue()["CDP_COS"].digest
+    assert new != old
+    layer = next(iter(registry.load("CDP_COS", new).lora))
+    assert not torch.equal(registry.load("CDP_COS", old).lora[layer], registry.load("CDP_COS", new).lora[layer])
+    shutil.rmtree(root / "CDP_COS")
+    shutil.copytree(tmp_path / "backup", root / "CDP_COS")
+    registry.poll()
+    assert registry.catalogue()["CDP_COS"].digest == old
+
+
+def test_the_thread_finds_a_new_adapter_by_itself(root: Path, tmp_path: Path, outline: BaseOutline) -> None:
+    settings = RegistrySettings(root=str(root), cache=str(tmp_path / "cache"), poll_s=0.01)
+    registry = Registry(settings, outline)
+    registry.start()
+    try:
+        write_variant(root, "CDP_NEW", 3)
+        deadline = time.monotonic() + 60
+        while "CDP_NEW" not in registry.catalogue():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    finally:
+        registry.close()
+
+
+def test_half_copied_is_not_yet_and_the_version_before_goes_on(registry: Registry, root: Path, tmp_path: Path) -> None:
+    old = registry.catalogue()["CDP_COS"].digest
+    new = write_variant(tmp_path, "CDP_COS", 4)
+    for name in (CARD_FILE, "learned_embeds.safetensors"):
+        shutil.copy(new / name, root / "CDP_COS" / name)
+    registry.poll()
+    assert registry.catalogue()["CDP_COS"].digest == old
+    assert "not complete yet" in registry.refused()["CDP_COS"]
+    shutil.copy(new / LORA_FILE, root / "CDP_COS" / LORA_FILE)
+    registry.poll()
+    assert registry.catalogue()["CDP_COS"].digest != old
+    assert not registry.refused()
+
+
+def nan(adapter: Adapter) -> Adapter:
+    name = next(iter(adapter.lora))
+    broken = adapter.lora[name].clone()
+    broken.view(-1)[0] = float("nan")
+    return replace(adapter, lora={**adapter.lora, name: broken})
+
+
+def misshapen(adapter: Adapter) -> Adapter:
+    name = next(iter(adapter.lora))
+    return replace(adapter, lora={**adapter.lora, name: adapter.lora[name][:, :-1].contiguous()})
+
+
+def strange_layer(adapter: Adapter) -> Adapter:
+    name = next(iter(adapter.lora))
+    return replace(adapter, lora={**adapter.lora, f"unet.elsewhere.{name}": adapter.lora[name].clone()})
+
+
+def lonely(adapter: Adapter) -> Adapter:
+    name = next(name for name in adapter.lora if "lora_A" in name)
+    return replace(adapter, lora={n: t for n, t in adapter.lora.items() if n != name})
+
+
+def narrow_token(adapter: Adapter) -> Adapter:
+    return replace(adapter, embeds=tuple({k: v[:-1].contiguous() for k, v in e.items()} for e in adapter.embeds))
+
+
+def with_card(**changes: object):
+    return lambda adapter: replace(adapter, card=replace(adapter.card, **changes))
+
+
+BAD = {
+    "not finite": nan,
+    "expected (": misshapen,
+    "no such place": strange_layer,
+    "lora_A and lora_B must both": lonely,
+    "expected (96,)": narrow_token,
+    "trained on base": with_card(base_revision="0" * 64),
+    "rank 100": with_card(rank=100),
+    "rank True": with_card(rank=True),
+    "alpha nan": with_card(alpha=float("nan")),
+    "give it a name": with_card(tokens={"a/b": "CDP_BAD"}),
+    "tokens": with_card(tokens={"CDP_BAD": 3}),
+    "prompt_format": with_card(prompt_format="{token.__class__}"),
+    "is served by adapter": with_card(tokens={"CDP_COS": "CDP_BAD"}),
+}
+
+
+@pytest.mark.parametrize("reason", BAD)
+def test_a_bad_adapter_is_refused_with_its_reason_and_the_rest_go_on(
+    registry: Registry, root: Path, reason: str
+) -> None:
+    save_adapter(root / "CDP_BAD", BAD[reason](variant("CDP_BAD", 5)))
+    write_variant(root, "CDP_GOOD", 6)
+    registry.poll()
+    assert list(registry.catalogue()) == ["CDP_COS", "CDP_FOOD", "CDP_GOOD"]
+    assert reason in registry.refused()["CDP_BAD"]
+
+
+@pytest.mark.parametrize("name", ["CDP BAD", "x" * 65, "caf\u00e9"])
+def test_a_folder_whose_name_is_none_is_refused(registry: Registry, root: Path, name: str) -> None:
+    save_adapter(root / name, variant("CDP_BAD", 5))
+    registry.poll()
+    assert "give it a name" in registry.refused()[name]
+    assert name not in registry.catalogue()
+
+
+def test_a_pickle_in_the_card_is_never_opened(registry: Registry, root: Path) -> None:
+    folder = write_variant(root, "CDP_BAD", 5)
+    card = json.loads((folder / CARD_FILE).read_text())
+    card["files"]["../weights.bin"] = "0" * 64
+    (folder / CARD_FILE).write_text(json.dumps(card))
+    registry.poll()
+    assert "only pytorch_lora_weights.safetensors" in registry.refused()["CDP_BAD"]
+
+
+def test_too_large_an_adapter_is_not_even_read(root: Path, tmp_path: Path, outline: BaseOutline) -> None:
+    settings = RegistrySettings(root=str(root), cache=str(tmp_path / "cache"), max_adapter_bytes=1000)
+    registry = Registry(settings, outline)
+    registry.poll()
+    assert not registry.catalogue()
+    assert "takes 1,000" in registry.refused()["CDP_COS"]
+
+
+def test_a_refused_version_leaves_the_one_before(registry: Registry, root: Path) -> None:
+    old = registry.catalogue()["CDP_COS"].digest
+    save_adapter(root / "CDP_COS", nan(variant("CDP_COS", 7)))
+    registry.poll()
+    assert registry.catalogue()["CDP_COS"].digest == old
+    assert "not finite" in registry.refused()["CDP_COS"]
+
+
+def test_the_adapter_called_like_the_category_owns_it(registry: Registry, root: Path) -> None:
+    save_adapter(root / "AAA", variant("CDP_COS", 8))
+    registry.poll()
+    assert "CDP_COS" in registry.catalogue()
+    assert "call the folder" in registry.refused()["AAA"]
+    shutil.rmtree(root / "CDP_COS")
+    registry.poll()
+    assert "AAA" in registry.catalogue()
+
+
+class CountingReads(Library):
+    reads = 0
+
+    def _read(self, relative: str, limit: int) -> bytes:
+        type(self).reads += 1
+        return super()._read(relative, limit)
+
+
+def test_what_has_not_changed_is_not_read_again(root: Path, tmp_path: Path, outline: BaseOutline) -> None:
+    age(root)
+    settings = RegistrySettings(root=str(root), cache=str(tmp_path / "cache"))
+    plain = settings.library()
+    library = CountingReads(plain.root, plain.shelf, plain.max_adapter_bytes)
+    registry = Registry(settings, outline, library)
+    registry.poll()
+    before = library.reads
+    assert before
+    for _ in range(3):
+        registry.poll()
+    assert library.reads == before
+
+
+def test_a_registry_that_cannot_be_listed_leaves_all_as_it_was(registry: Registry, root: Path) -> None:
+    root.rename(root.with_name("away"))
+    registry.poll()
+    assert list(registry.catalogue()) == ["CDP_COS", "CDP_FOOD"]
+
+
+@pytest.mark.parametrize("kind", ["url", "mock"])
+def test_object_stores_work_like_folders(root: Path, tmp_path: Path, outline: BaseOutline, kind: str) -> None:
+    settings = RegistrySettings(root=root.as_uri(), cache=str(tmp_path / "cache"))
+    library = settings.library()
+    if kind == "mock":
+        store = pafs._MockFileSystem()
+        for file in root.rglob("*.*"):
+            path = f"bucket/adapters/{file.relative_to(root)}"
+            store.create_dir(path.rpartition("/")[0], recursive=True)
+            with store.open_output_stream(path) as stream:
+                stream.write(file.read_bytes())
+        library = Library(Root(store, "bucket/adapters"), library.shelf, library.max_adapter_bytes)
+    registry = Registry(settings, outline, library)
+    registry.poll()
+    assert list(registry.catalogue()) == ["CDP_COS", "CDP_FOOD"]
+
+
+def test_a_version_that_nobody_has_is_gone(registry: Registry) -> None:
+    with pytest.raises(AdapterGone, match="replaced"):
+        registry.load("CDP_COS", "0" * 64)
+    with pytest.raises(AdapterGone, match="missing"):
+        registry.load("CDP_NONE", "0" * 64)
+
+
+def test_another_library_gets_it_from_the_folder_or_from_a_parcel(
+    registry: Registry, root: Path, tmp_path: Path
+) -> None:
+    digest = registry.catalogue()["CDP_COS"].digest
+    elsewhere = Library(registry.library.root, Shelf(tmp_path / "elsewhere", 1 << 30), 1 << 30)
+    assert elsewhere.load("CDP_COS", digest).card.tokens == {"CDP_COS": "CDP_COS"}
+    write_variant(root, "CDP_COS", 9)
+    third = Library(registry.library.root, Shelf(tmp_path / "third", 1 << 30), 1 << 30)
+    with pytest.raises(AdapterGone):
+        third.load("CDP_COS", digest)
+    third.shelf.put(registry.parcel("CDP_COS", digest))
+    assert third.load("CDP_COS", digest).card.tokens == {"CDP_COS": "CDP_COS"}
+
+
+def test_a_parcel_of_other_bytes_is_refused(registry: Registry, tmp_path: Path) -> None:
+    cos, food = (registry.parcel(n, registry.catalogue()[n].digest) for n in ("CDP_COS", "CDP_FOOD"))
+    shelf = Shelf(tmp_path / "other", 1 << 30)
+    for wrong in (Parcel(cos.digest, food.files), Parcel(cos.digest, {**cos.files, LORA_FILE: food.files[LORA_FILE]})):
+        with pytest.raises(InpaintError):
+            shelf.put(wrong)
+        assert cos.digest not in shelf
+
+
+def test_a_damaged_copy_is_fetched_again(registry: Registry) -> None:
+    entry = registry.catalogue()["CDP_COS"]
+    copy = registry.library.shelf.folder / entry.digest / LORA_FILE
+    copy.write_bytes(b"damaged")
+    assert registry.load("CDP_COS", entry.digest).lora
+    assert copy.stat().st_size > 7
+
+
+def test_the_shelf_is_bounded_and_drops_what_was_used_longest_ago(registry: Registry, tmp_path: Path) -> None:
+    parcels = [registry.parcel(n, e.digest) for n, e in registry.catalogue().items()]
+    sizes = [sum(map(len, p.files.values())) for p in parcels]
+    shelf = Shelf(tmp_path / "small", max(sizes) + 10)
+    for parcel in parcels:
+        shelf.put(parcel)
+    assert parcels[0].digest not in shelf
+    assert parcels[1].digest in shelf
