@@ -7,7 +7,7 @@ v = sqrt(a_t) e - sqrt(1 - a_t) x_0 (Salimans 2022, sec. 4). Shapes: B rows, T t
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 import torch
@@ -36,12 +36,14 @@ class Schedule:
     """What the model outputs: the noise e, or v."""
     final_alpha_cumprod: float = 1.0
     """a_t "before" timestep 0: 1, or a_0 where the base was trained with `set_alpha_to_one=False`."""
-    timestep_spacing: Spacing = "leading"
-    """Which timesteps sampling visits (Lin 2023, table 2)."""
+    timestep_spacing: Spacing | None = None
+    """Which timesteps sampling visits (Lin 2023, table 2); None where the base does not say: each sampler's default."""
     steps_offset: int = 0
     """Added to leading timesteps; 1 for Stable Diffusion."""
     clip_range: float | None = None
     """Predicted clean samples are clamped to this; None for latents, 1 for a model of pixels."""
+    stated: Mapping[str, Any] = field(default_factory=dict)
+    """The settings of the base's scheduler that its file states, which any other scheduler is made from."""
 
     @property
     def train_timesteps(self) -> int:
@@ -61,11 +63,14 @@ def schedule_of(scheduler: SchedulerLike) -> Schedule:
         InpaintError: a prediction type or timestep spacing that is not supported.
     """
     config = scheduler.config
+    # diffusers notes which settings are its class's defaults, and hands only the others to another class.
+    defaults = config.get("_use_default_values", ())
+    stated = {name: value for name, value in config.items() if name not in defaults and not name.startswith("_")}
     prediction_type = config.get("prediction_type", "epsilon")
     if prediction_type not in ("epsilon", "v_prediction"):
         raise InpaintError(f"scheduler: prediction_type {prediction_type!r}; supported are epsilon, v_prediction")
-    spacing = config.get("timestep_spacing", "leading")
-    if spacing not in ("leading", "trailing", "linspace"):
+    spacing = stated.get("timestep_spacing")
+    if spacing not in (None, "leading", "trailing", "linspace"):
         raise InpaintError(f"scheduler: timestep_spacing {spacing!r}; supported are leading, trailing, linspace")
     if config.get("thresholding", False):
         raise InpaintError("scheduler: thresholding is not supported; set it to false in scheduler_config.json")
@@ -77,6 +82,7 @@ def schedule_of(scheduler: SchedulerLike) -> Schedule:
         timestep_spacing=spacing,
         steps_offset=int(config.get("steps_offset", 0)),
         clip_range=float(config.get("clip_sample_range", 1.0)) if config.get("clip_sample", False) else None,
+        stated=stated,
     )
 
 
@@ -126,12 +132,21 @@ def sampling_timesteps(schedule: Schedule, steps: int) -> Tensor:
     Raises:
         InpaintError: more steps than the model has timesteps for.
     """
+    if not 1 <= steps <= schedule.train_timesteps:
+        raise InpaintError(f"steps {steps}: this base can be sampled in 1 to {schedule.train_timesteps} steps")
+    return spaced(schedule, schedule.timestep_spacing or "leading", steps)
+
+
+def spaced(schedule: Schedule, spacing: Spacing, steps: int) -> Tensor:
+    """`steps` of the training timesteps (S, int64, falling), spaced as Lin 2023, table 2, says.
+
+    Raises:
+        InpaintError: the base's offset moves the first beyond the last timestep there is.
+    """
     count = schedule.train_timesteps
-    if not 1 <= steps <= count:
-        raise InpaintError(f"steps {steps}: this base can be sampled in 1 to {count} steps")
-    if schedule.timestep_spacing == "leading":
+    if spacing == "leading":
         timesteps_S = torch.arange(steps) * (count // steps) + schedule.steps_offset
-    elif schedule.timestep_spacing == "linspace":
+    elif spacing == "linspace":
         timesteps_S = torch.linspace(0, count - 1, steps, dtype=torch.float64).round().long()
     else:
         timesteps_S = torch.arange(count, 0, -count / steps, dtype=torch.float64).round().long().flip(0) - 1
@@ -140,8 +155,3 @@ def sampling_timesteps(schedule: Schedule, steps: int) -> Tensor:
             f"steps {steps}: with this base's steps_offset at most {count - schedule.steps_offset} steps"
         )
     return timesteps_S.flip(0)
-
-
-def previous_timesteps(schedule: Schedule, timesteps_B: Tensor, steps: int | Tensor) -> Tensor:
-    """Where a step from `timesteps_B` leads, for rows of `steps` (one number, or B of them); negative is the end."""
-    return timesteps_B - schedule.train_timesteps // steps

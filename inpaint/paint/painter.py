@@ -1,10 +1,10 @@
 """The painter: fills holes with one base, many requests per U-Net call.
 
-Guaranteed: at the base's size, the picture of diffusers' inpaint pipeline with DDIM, strength 1 and the same seed (1e-3
-in [0, 1] before paste-back, float32); a request's picture does not depend on what shared its batch (same bound);
-pixels outside the hole come back bit for bit. Not covered: strength below 1, other samplers.
+Guaranteed: at the base's size, the picture of diffusers' inpaint pipeline with the same sampler, strength and seed
+(1e-3 in [0, 1] before paste-back, float32); a request's picture does not depend on what shared its batch (same bound);
+pixels outside the hole come back bit for bit.
 
-Shapes: B rows; H W working pixels, h w latents; C latent channels.
+Shapes: H W working pixels.
 """
 
 from collections import defaultdict
@@ -14,15 +14,14 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-from inpaint.diffusion.samplers import ddim_step
-from inpaint.diffusion.schedule import previous_timesteps, sampling_timesteps, schedule_of
+from inpaint.diffusion.schedule import schedule_of
 from inpaint.errors import InpaintError
 from inpaint.models.base import Base
-from inpaint.models.latents import decode, guided, keep_known, predict, prepare
-from inpaint.models.prompts import encode_negative_prompts, encode_prompts
-from inpaint.paint.paste import assert_kept, paste_back
+from inpaint.models.latents import decode
+from inpaint.models.prompts import Conditioning, encode_negative_prompts, encode_prompts
+from inpaint.paint.crop import Scene, pasted, scene_of, window_of, working_shape_of
+from inpaint.paint.denoise import Batch, Row, is_guided, start_rows
 from inpaint.paint.request import PaintRequest
-from inpaint.paint.shapes import resize_hole, resize_image, working_shape
 
 
 class Painter:
@@ -42,61 +41,55 @@ class Painter:
         A request without a hole gets its image back, and costs nothing.
         """
         painted = iter(self.paint_raw([r for r in requests if r.hole.any()]))
-        return [_pasted(r, next(painted)) if r.hole.any() else r.image.copy() for r in requests]
+        return [
+            pasted(r, window_of(r.hole, r.padding), next(painted)) if r.hole.any() else r.image.copy() for r in requests
+        ]
 
     def paint_raw(self, requests: Sequence[PaintRequest]) -> list[np.ndarray]:
         """What the VAE decodes, before paste-back: float32 in [0, 1], each at its working shape H x W x 3."""
-        groups: dict[tuple[tuple[int, int], int], list[int]] = defaultdict(list)
-        for index, request in enumerate(requests):
-            groups[self.shape_of(request), request.steps].append(index)
+        scenes = [scene_of(self.base, request) for request in requests]
+        groups: dict[tuple[int, int], list[int]] = defaultdict(list)
+        for index, scene in enumerate(scenes):
+            groups[scene.shape].append(index)
         results: dict[int, np.ndarray] = {}
         with torch.no_grad(), _evaluating(self.base):
-            for (shape, steps), indices in groups.items():
+            for indices in groups.values():
                 for start in range(0, len(indices), self.max_batch):
                     batch = indices[start : start + self.max_batch]
-                    images = self._paint_batch([requests[i] for i in batch], shape, steps)
+                    images = self._paint_batch([requests[i] for i in batch], [scenes[i] for i in batch])
                     results.update(zip(batch, images, strict=True))
         return [results[i] for i in range(len(requests))]
 
     def shape_of(self, request: PaintRequest) -> tuple[int, int]:
         """The request's working height and width."""
-        size = request.size or self.base.default_size
-        height, width = request.hole.shape
-        return working_shape(height, width, size=size, multiple=self.base.size_multiple)
+        return working_shape_of(self.base, request)
 
-    def _paint_batch(self, requests: list[PaintRequest], shape: tuple[int, int], steps: int) -> list[np.ndarray]:
-        base, schedule = self.base, self.schedule
-        images_BHW3 = np.stack([resize_image(r.image, shape) for r in requests])
-        hole_BHW = np.stack([resize_hole(r.hole, shape) for r in requests])
-        pixels_B3HW = torch.from_numpy(images_BHW3).to(base.device).permute(0, 3, 1, 2).float() / 127.5 - 1
-        hole_B1HW = torch.from_numpy(hole_BHW).to(base.device)[:, None].float()
-        generators = [torch.Generator("cpu").manual_seed(r.seed) for r in requests]
-        canvas = prepare(base, pixels_B3HW, hole_B1HW, generators)
+    def _paint_batch(self, requests: list[PaintRequest], scenes: list[Scene]) -> list[np.ndarray]:
+        text = encode_prompts(self.base, [r.prompt for r in requests])
+        texts = [text[i : i + 1] for i in range(len(requests))]
+        rows = start_rows(self.base, self.schedule, requests, scenes, texts, self._negatives(requests))
+        running = rows
+        while running:
+            batch = Batch(self.base, self.schedule, running)
+            for _ in range(min(row.left for row in running)):
+                batch.advance(self.base.unet)
+            batch.split()
+            running = [row for row in running if row.left]
+        return self._decoded(rows)
 
-        rows = [i for i, r in enumerate(requests) if r.guidance_scale > 1]
-        text = encode_prompts(base, [r.prompt for r in requests])
-        if rows:
-            text = guided(text, encode_negative_prompts(base, [requests[i].negative_prompt for i in rows]), rows)
-        scales_B = torch.tensor([r.guidance_scale for r in requests], device=base.device)
+    def _negatives(self, requests: list[PaintRequest]) -> list[Conditioning | None]:
+        """One row for each guided request."""
+        guided = [i for i, request in enumerate(requests) if is_guided(request)]
+        negatives: list[Conditioning | None] = [None] * len(requests)
+        if guided:
+            encoded = encode_negative_prompts(self.base, [requests[i].negative_prompt for i in guided])
+            for number, index in enumerate(guided):
+                negatives[index] = encoded[number : number + 1]
+        return negatives
 
-        latents_BChw = canvas.noise_BChw
-        visited = sampling_timesteps(schedule, steps).tolist()
-        for timestep, following in zip(visited, [*visited[1:], -1], strict=True):
-            timesteps_B = torch.full((len(requests),), timestep, device=base.device)
-            output_BChw = predict(base, canvas, latents_BChw, timesteps_B, text, rows, scales_B)
-            previous_B = previous_timesteps(schedule, timesteps_B, steps)
-            latents_BChw = ddim_step(schedule, output_BChw, latents_BChw, timesteps_B, previous_B)
-            if base.in_channels == 4:
-                latents_BChw = keep_known(schedule, canvas, latents_BChw, torch.full_like(timesteps_B, following))
-        return list(decode(base, latents_BChw).permute(0, 2, 3, 1).cpu().numpy())
-
-
-def _pasted(request: PaintRequest, painted: np.ndarray) -> np.ndarray:
-    small = np.rint(painted * 255).astype(np.uint8)
-    large = resize_image(small, request.hole.shape)
-    result = paste_back(request.image, large, request.hole, feather=request.feather)
-    assert_kept(request.image, result, request.hole)
-    return result
+    def _decoded(self, rows: list[Row]) -> list[np.ndarray]:
+        images_B3HW = decode(self.base, torch.stack([row.latents_Chw for row in rows]))
+        return list(images_B3HW.permute(0, 2, 3, 1).cpu().numpy())
 
 
 @contextmanager

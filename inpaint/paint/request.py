@@ -1,21 +1,11 @@
 """What one is asked to paint: a photo, its hole, and how; plain values that travel between processes."""
 
 from dataclasses import dataclass
-from enum import StrEnum
 
 import numpy as np
 
+from inpaint.diffusion.samplers import Sampler
 from inpaint.errors import InpaintError
-
-
-class Sampler(StrEnum):
-    """How noise becomes a picture, step by step."""
-
-    DDIM = "ddim"
-    EULER = "euler"
-    EULER_ANCESTRAL = "euler_a"
-    DPMPP_2M = "dpmpp_2m"
-    LCM = "lcm"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -1,0 +1,107 @@
+"""Between a photo and what is painted of it: the window around the hole, its working size, and back into the photo.
+
+Images are H x W x 3 uint8, holes H x W bool, True = paint. Photos of any size are painted at a size that the base was
+trained for; a small hole in a large photo, in a window around it, so that it gets all of that size.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from inpaint.models.base import Base
+from inpaint.paint.paste import assert_kept, paste_back
+from inpaint.paint.request import PaintRequest
+from inpaint.paint.shapes import resize_hole, resize_image, working_shape
+
+LONGEST = 2.0
+"""A window is at most this many times as long as wide, where the photo is: what bases were trained on."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """A rectangle of a photo, in pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+    def of(self, photo: np.ndarray) -> np.ndarray:
+        """Its part of a photo or hole; a view."""
+        return photo[self.top : self.top + self.height, self.left : self.left + self.width]
+
+
+def window_of(hole: np.ndarray, padding: int | None) -> Window:
+    """The hole's bounding box and `padding` pixels on each side, inside the photo; None: the whole photo.
+
+    A box that is longer than `LONGEST` times its width is widened, as far as the photo goes.
+    """
+    height, width = hole.shape
+    if padding is None or not hole.any():
+        return Window(0, 0, height, width)
+    top, high = _padded(np.any(hole, axis=1, keepdims=True)[:, 0], padding)
+    left, wide = _padded(np.any(hole, axis=0, keepdims=True)[0], padding)
+    top, high = _widened(top, high, round(wide / LONGEST), height)
+    left, wide = _widened(left, wide, round(high / LONGEST), width)
+    return Window(top, left, high, wide)
+
+
+def _padded(covered: np.ndarray, padding: int) -> tuple[int, int]:
+    """Start and length of what is True, with `padding`, inside the array."""
+    places = np.flatnonzero(covered)
+    start = max(0, int(places[0]) - padding)
+    return start, min(len(covered), int(places[-1]) + 1 + padding) - start
+
+
+def _widened(start: int, length: int, wanted: int, limit: int) -> tuple[int, int]:
+    """At least `wanted` long around the same middle, as far as there is room in `limit`."""
+    wanted = min(wanted, limit)
+    if length >= wanted:
+        return start, length
+    return min(max(0, start - (wanted - length) // 2), limit - wanted), wanted
+
+
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """What the base sees of a request, at its working shape."""
+
+    window: Window
+    image_HW3: np.ndarray
+    hole_HW: np.ndarray
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Working height and width in pixels."""
+        return self.hole_HW.shape  # type: ignore[return-value]
+
+
+def working_shape_of(base: Base, request: PaintRequest, window: Window | None = None) -> tuple[int, int]:
+    """The working height and width of a request on this base."""
+    window = window or window_of(request.hole, request.padding)
+    size = request.size or base.default_size
+    return working_shape(window.height, window.width, size=size, multiple=base.size_multiple)
+
+
+def scene_of(base: Base, request: PaintRequest) -> Scene:
+    """The window of a request, resized to its working shape."""
+    window = window_of(request.hole, request.padding)
+    shape = working_shape_of(base, request, window)
+    image, hole = window.of(request.image), window.of(request.hole)
+    return Scene(window, resize_image(np.ascontiguousarray(image), shape), resize_hole(hole, shape))
+
+
+def pasted(request: PaintRequest, window: Window, painted: np.ndarray) -> np.ndarray:
+    """The original with what was painted in its hole: a new array, kept pixels bit for bit.
+
+    Args:
+        painted: the window as it was painted, at its working shape: H x W x 3 float32 in [0, 1].
+
+    Raises:
+        AssertionError: a kept pixel differs.
+    """
+    small = np.rint(painted * 255).astype(np.uint8)
+    large = request.image.copy()
+    window.of(large)[:] = resize_image(small, (window.height, window.width))
+    result = paste_back(request.image, large, request.hole, feather=request.feather)
+    assert_kept(request.image, result, request.hole)
+    return result

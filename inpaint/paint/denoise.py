@@ -1,0 +1,216 @@
+"""Denoising: rows, each with its own sampler, step, guidance and text, advanced together by one U-Net call per step.
+
+The painter and the painting engine of the service both paint with this, and with nothing else. Shapes: B rows; U U-Net
+rows (a guided row has two); C latent channels; h w latents.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from inpaint.diffusion.samplers import COLUMNS, Trajectory, column, step, trajectory
+from inpaint.diffusion.schedule import Schedule
+from inpaint.models.base import Base
+from inpaint.models.latents import prepare
+from inpaint.models.prompts import Conditioning, unet_kwargs
+from inpaint.paint.crop import Scene
+from inpaint.paint.request import PaintRequest
+
+_NEXT_PREVIOUS = COLUMNS.index("next_previous")
+
+Unet = Callable[..., Any]
+"""A `UNet2DConditionModel`, or what it was compiled to."""
+
+
+@dataclass(eq=False, kw_only=True)
+class Row:
+    """One picture between two steps."""
+
+    trajectory: Trajectory
+    generator: torch.Generator
+    """On the CPU; what the sampler draws comes from here."""
+    guidance_scale: float
+    latents_Chw: Tensor
+    clean_Chw: Tensor
+    """The clean latents predicted by the step before; zeros at first."""
+    noise_Chw: Tensor
+    hole_1hw: Tensor
+    known_Chw: Tensor
+    text: Conditioning
+    """One row."""
+    negative: Conditioning | None
+    """One row; None where there is no guidance."""
+    uses: tuple[tuple[int, float], ...] = ()
+    """(slot, weight) of the adapters painted with; the engine's."""
+    step: int = 0
+    """Steps taken."""
+
+    @property
+    def unet_rows(self) -> int:
+        """What a step of it costs: 1, with guidance 2."""
+        return 1 if self.negative is None else 2
+
+    @property
+    def left(self) -> int:
+        """Steps to take."""
+        return len(self.trajectory) - self.step
+
+
+def is_guided(request: PaintRequest) -> bool:
+    """Whether it is painted with classifier-free guidance, which costs a second U-Net row."""
+    return request.guidance_scale > 1
+
+
+def start_rows(
+    base: Base,
+    schedule: Schedule,
+    requests: Sequence[PaintRequest],
+    scenes: Sequence[Scene],
+    text: Sequence[Conditioning],
+    negative: Sequence[Conditioning | None],
+) -> list[Row]:
+    """Rows before their first step; all scenes of one shape. Encodes with the VAE, in one call.
+
+    Raises:
+        InpaintError: steps or a strength that the base cannot be sampled with.
+    """
+    paths = [trajectory(schedule, r.sampler, r.steps, r.strength) for r in requests]
+    images_BHW3 = torch.from_numpy(np.stack([scene.image_HW3 for scene in scenes])).to(base.device)
+    holes_BHW = torch.from_numpy(np.stack([scene.hole_HW for scene in scenes])).to(base.device)
+    pixels_B3HW = images_BHW3.permute(0, 3, 1, 2).float() / 127.5 - 1
+    generators = [torch.Generator("cpu").manual_seed(r.seed) for r in requests]
+    canvas = prepare(base, pixels_B3HW, holes_BHW[:, None].float(), generators, [p.start_clean == 0 for p in paths])
+    return [
+        Row(
+            trajectory=path,
+            generator=generators[i],
+            guidance_scale=requests[i].guidance_scale,
+            latents_Chw=path.start_clean * canvas.image_BChw[i] + path.start_noise * canvas.noise_BChw[i],
+            clean_Chw=torch.zeros_like(canvas.noise_BChw[i]),
+            noise_Chw=canvas.noise_BChw[i],
+            hole_1hw=canvas.hole_B1hw[i],
+            known_Chw=canvas.known_BChw[i],
+            text=text[i],
+            negative=negative[i],
+        )
+        for i, path in enumerate(paths)
+    ]
+
+
+@dataclass(frozen=True)
+class BatchSettings:
+    """How a batch is laid out in memory."""
+
+    sizes: tuple[int, ...] = ()
+    """Numbers of U-Net rows that batches are padded to, rising; empty: as many as there are."""
+    memory_format: torch.memory_format = field(default=torch.contiguous_format)
+    """Of the U-Net's input."""
+
+
+class Batch:
+    """Rows of one shape, stacked for as long as the same ones go on together."""
+
+    def __init__(
+        self, base: Base, schedule: Schedule, rows: Sequence[Row], settings: BatchSettings | None = None
+    ) -> None:
+        self.base, self.schedule, self.rows = base, schedule, list(rows)
+        self.settings = settings or BatchSettings()
+        self.latents_BChw = torch.stack([row.latents_Chw for row in rows])
+        self.clean_BChw = torch.stack([row.clean_Chw for row in rows])
+        self._known_BChw = torch.stack([row.known_Chw for row in rows])
+        self._hole_B1hw = torch.stack([row.hole_1hw for row in rows])
+        self._noise_BChw = torch.stack([row.noise_Chw for row in rows]) if base.in_channels == 4 else None
+        self._lay_out_unet_rows()
+
+    def _lay_out_unet_rows(self) -> None:
+        """Rows with adapters first, so that the others cost their adapters' kernels nothing; padding last."""
+        device = self.base.device
+        places = [(i, positive) for i, row in enumerate(self.rows) for positive in (False, True)[-row.unet_rows :]]
+        places.sort(key=lambda place: not self.rows[place[0]].uses)
+        where = {place: index for index, place in enumerate(places)}
+        wanted = next((size for size in self.settings.sizes if size >= len(places)), len(places))
+        padded = places + [places[-1]] * (wanted - len(places))
+        self.unet_uses = [self.rows[i].uses for i, _ in padded]
+        self.source_U = torch.tensor([i for i, _ in padded], device=device)
+        texts = [self._text_of(self.rows[i], positive) for i, positive in padded]
+        height, width = (side * self.base.downsample for side in self.latents_BChw.shape[2:])
+        self._kwargs = unet_kwargs(_stacked(texts), height, width)
+        self._positive_B = torch.tensor([where[i, True] for i in range(len(self.rows))], device=device)
+        self._is_guided = any(row.negative is not None for row in self.rows)
+        self._negative_B = torch.tensor(
+            [where[i, row.negative is None] for i, row in enumerate(self.rows)], device=device
+        )
+        scales = [1.0 if row.negative is None else row.guidance_scale for row in self.rows]
+        self._scales_B111 = torch.tensor(scales, device=device).reshape(-1, 1, 1, 1)
+        self._context_Uxhw = None
+        if self.base.in_channels == 9:
+            self._context_Uxhw = torch.cat([self._hole_B1hw, self._known_BChw], dim=1)[self.source_U]
+
+    @staticmethod
+    def _text_of(row: Row, positive: bool) -> Conditioning:
+        if positive or row.negative is None:
+            return row.text
+        return row.negative
+
+    @property
+    def text_ULD(self) -> Tensor:
+        """The text that each U-Net row attends to."""
+        embeds: Tensor = self._kwargs["encoder_hidden_states"]
+        return embeds
+
+    def advance(self, unet: Unet) -> None:
+        """One step of every row."""
+        rows, device = self.rows, self.base.device
+        lines = np.stack([row.trajectory.table_SK[row.step] for row in rows])
+        times = np.array([row.trajectory.timesteps_S[row.step] for row in rows])
+        table_BK, times_B = torch.from_numpy(lines).to(device), torch.from_numpy(times).to(device)
+        output_BChw = self._predict(unet, table_BK, times_B)
+        previous = self.clean_BChw if lines[:, _NEXT_PREVIOUS].any() else None
+        self.latents_BChw, self.clean_BChw = step(
+            table_BK, output_BChw, self.latents_BChw, previous, self._draw(), clip_range=self.schedule.clip_range
+        )
+        if self._noise_BChw is not None:
+            known_BChw = column(table_BK, "known_clean", 4) * self._known_BChw
+            known_BChw = known_BChw.addcmul_(column(table_BK, "known_noise", 4), self._noise_BChw)
+            self.latents_BChw = torch.lerp(known_BChw, self.latents_BChw, self._hole_B1hw)
+        for row in rows:
+            row.step += 1
+
+    def _predict(self, unet: Unet, table_BK: Tensor, times_B: Tensor) -> Tensor:
+        """The U-Net's output with classifier-free guidance (Ho 2022, eq. 6), in one call for all rows; float32."""
+        inputs_UChw = (self.latents_BChw * column(table_BK, "scale_input", 4))[self.source_U]
+        if self._context_Uxhw is not None:
+            inputs_UChw = torch.cat([inputs_UChw, self._context_Uxhw], dim=1)
+        inputs_UChw = inputs_UChw.to(self.base.dtype).contiguous(memory_format=self.settings.memory_format)
+        output_UChw = unet(inputs_UChw, times_B[self.source_U], return_dict=False, **self._kwargs)[0].float()
+        positive_BChw = output_UChw[self._positive_B]
+        if not self._is_guided:
+            return positive_BChw
+        # An unguided row is its own negative.
+        return torch.lerp(output_UChw[self._negative_B], positive_BChw, self._scales_B111)
+
+    def _draw(self) -> Tensor | None:
+        """Fresh noise, drawn on the CPU in the base's precision, as diffusers draws it."""
+        drawing = [i for i, row in enumerate(self.rows) if row.trajectory.draws and row.left > 1]
+        if not drawing:
+            return None
+        noise_BChw = torch.zeros(self.latents_BChw.shape)
+        for i in drawing:
+            shape = (1, *noise_BChw.shape[1:])
+            noise_BChw[i] = torch.randn(shape, generator=self.rows[i].generator, dtype=self.base.dtype)[0]
+        return noise_BChw.to(self.base.device)
+
+    def split(self) -> None:
+        """Hands each row its state back; the batch is done with."""
+        for row, latents_Chw, clean_Chw in zip(self.rows, self.latents_BChw, self.clean_BChw, strict=True):
+            row.latents_Chw, row.clean_Chw = latents_Chw, clean_Chw
+
+
+def _stacked(texts: Sequence[Conditioning]) -> Conditioning:
+    embeds_BLD = torch.cat([text.embeds_BLD for text in texts])
+    pooled = [text.pooled_BP for text in texts if text.pooled_BP is not None]
+    return Conditioning(embeds_BLD, torch.cat(pooled) if pooled else None)
