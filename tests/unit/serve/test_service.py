@@ -1,0 +1,186 @@
+"""The service over painters that die, lack an adapter or never answer: every admitted order is answered, and right."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from inpaint.errors import InpaintError
+from inpaint.paint.request import PaintRequest
+from inpaint.serve.admission import Admission
+from inpaint.serve.orders import AdapterGone, AdapterUse, DeadlinePassed, Order, Overloaded, Painted, Preview
+from inpaint.serve.service import MOST_TRIES, Fleet, FleetState, ReplicaLost
+from inpaint.serve.shelf import Parcel
+from tests.unit.serve.test_work import BASE
+
+IMAGE = np.zeros((64, 64, 3), dtype=np.uint8)
+REQUEST = PaintRequest(image=IMAGE, hole=np.ones((64, 64), dtype=bool), prompt="", seed=0, steps=10, guidance_scale=1)
+DONE = Painted(image=IMAGE, kept_pixels_changed=0, steps=10, batch_rows=1, queue_s=0, paint_s=0)
+
+
+def order(number: int = 0, **changes: object) -> Order:
+    return Order(id=str(number), request=REQUEST, **changes)
+
+
+class Painters:
+    """One behaviour per call, the last one for all that follow."""
+
+    def __init__(self, *behaviours: Callable[[Order, tuple[Parcel, ...]], AsyncGenerator]) -> None:
+        self.behaviours = list(behaviours)
+        self.calls: list[tuple[Order, tuple[Parcel, ...]]] = []
+        self.cancelled = 0
+
+    async def __call__(self, order: Order, work: float, parcels: tuple[Parcel, ...]) -> AsyncGenerator:
+        behaviour = self.behaviours.pop(0) if len(self.behaviours) > 1 else self.behaviours[0]
+        self.calls.append((order, parcels))
+        try:
+            async for event in behaviour(order, parcels):
+                yield event
+        except (asyncio.CancelledError, GeneratorExit):
+            self.cancelled += 1
+            raise
+
+
+async def paints(order: Order, parcels: tuple[Parcel, ...]) -> AsyncGenerator:
+    for index in range(order.previews):
+        yield Preview(index=index, image=IMAGE)
+    yield DONE
+
+
+async def dies(order: Order, parcels: tuple[Parcel, ...]) -> AsyncGenerator:
+    for index in range(order.previews - 1):
+        yield Preview(index=index, image=IMAGE)
+    raise ReplicaLost("killed")
+
+
+async def falls_silent(order: Order, parcels: tuple[Parcel, ...]) -> AsyncGenerator:
+    return
+    yield
+
+
+async def hangs(order: Order, parcels: tuple[Parcel, ...]) -> AsyncGenerator:
+    await asyncio.Event().wait()
+    yield
+
+
+async def lacks_the_adapter(order: Order, parcels: tuple[Parcel, ...]) -> AsyncGenerator:
+    if not parcels:
+        raise AdapterGone("gone")
+    yield DONE
+
+
+async def refuses(order: Order, parcels: tuple[Parcel, ...]) -> AsyncGenerator:
+    raise InpaintError("cannot be painted")
+    yield
+
+
+def fleet(painters: Painters, queue: float = 100.0) -> tuple[Fleet, Admission]:
+    async def look() -> FleetState:
+        return FleetState(painters=2, ingresses=4)
+
+    registry = SimpleNamespace(parcel=lambda name, digest: Parcel(digest, {}))
+    admission = Admission(queue_per_painter=queue, expected_speed=10)
+    return Fleet(BASE, registry, admission, painters, look), admission
+
+
+def collect(service: Fleet, *orders: Order) -> list[tuple[int, Preview | Painted]]:
+    async def run() -> list[tuple[int, Preview | Painted]]:
+        return [event async for event in service.paint(orders)]
+
+    return asyncio.run(asyncio.wait_for(run(), 60))
+
+
+def test_every_order_ends_with_its_picture_and_leaves_the_queue() -> None:
+    service, admission = fleet(Painters(paints))
+    events = collect(service, order(0, previews=2), order(1))
+    assert sorted(number for number, event in events if isinstance(event, Painted)) == [0, 1]
+    assert [e.index for number, e in events if number == 0 and isinstance(e, Preview)] == [0, 1]
+    assert admission.outstanding == 0
+
+
+@pytest.mark.parametrize("failure", [dies, falls_silent])
+def test_a_lost_painters_orders_are_painted_by_another_and_no_preview_comes_twice(failure) -> None:
+    painters = Painters(failure, failure, paints)
+    service, admission = fleet(painters)
+    events = collect(service, order(previews=3))
+    assert [e.index for _, e in events[:-1]] == [0, 1, 2]
+    assert isinstance(events[-1][1], Painted)
+    assert len(painters.calls) == 3
+    assert admission.outstanding == 0
+
+
+def test_it_gives_up_after_so_many_lost_painters_and_says_try_again() -> None:
+    painters = Painters(dies)
+    service, admission = fleet(painters)
+    with pytest.raises(Overloaded, match="painters were lost"):
+        collect(service, order())
+    assert len(painters.calls) == MOST_TRIES
+    assert admission.outstanding == 0
+
+
+def test_a_painter_that_lacks_the_version_is_sent_it() -> None:
+    painters = Painters(lacks_the_adapter)
+    service, _ = fleet(painters)
+    collect(service, order(adapters=(AdapterUse(name="CDP_COS", digest="d"),)))
+    assert [[p.digest for p in parcels] for _, parcels in painters.calls] == [[], ["d"]]
+
+
+def test_what_no_painter_can_paint_is_not_tried_again_and_ends_the_others() -> None:
+    painters = Painters(hangs, refuses)
+    service, admission = fleet(painters)
+    with pytest.raises(InpaintError, match="cannot be painted"):
+        collect(service, order(0), order(1))
+    assert (len(painters.calls), painters.cancelled) == (2, 1)
+    assert admission.outstanding == 0
+
+
+def test_closing_cancels_all_orders() -> None:
+    painters = Painters(paints, hangs)
+    service, admission = fleet(painters)
+
+    async def leave() -> None:
+        async with aclosing(service.paint([order(0), order(1), order(2)])) as events:
+            await anext(events)
+            await asyncio.sleep(0)
+
+    asyncio.run(leave())
+    assert painters.cancelled == 2
+    assert admission.outstanding == 0
+
+
+def test_a_deadline_holds_even_where_no_painter_ever_answers() -> None:
+    service, admission = fleet(Painters(hangs))
+    with pytest.raises(DeadlinePassed):
+        collect(service, order(timeout_s=0.01))
+    assert admission.outstanding == 0
+
+
+def test_all_orders_of_a_request_are_let_in_or_none() -> None:
+    painters = Painters(hangs)
+    service, admission = fleet(painters, queue=25)
+
+    async def two_requests() -> None:
+        first = service.paint([order()])
+        waiting = asyncio.create_task(anext(first))
+        await asyncio.sleep(0)
+        try:
+            async for _ in service.paint([order(), order()]):
+                pass
+        finally:
+            waiting.cancel()
+            await asyncio.gather(waiting, return_exceptions=True)
+            await first.aclose()
+
+    with pytest.raises(Overloaded):
+        asyncio.run(two_requests())
+    assert len(painters.calls) <= 1
+
+
+def test_it_learns_how_many_painters_and_ingresses_there_are() -> None:
+    service, admission = fleet(Painters(paints))
+    asyncio.run(service.watch())
+    assert admission.limit == 50
+    assert asyncio.run(service.healthy())

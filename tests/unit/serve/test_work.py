@@ -1,0 +1,187 @@
+"""The measure of work, and who is let in, scaled for and served by whom because of it."""
+
+import asyncio
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from inpaint.paint.request import PaintRequest
+from inpaint.serve.admission import Admission
+from inpaint.serve.orders import BaseInfo, Overloaded
+from inpaint.serve.ranking import Ledger, Standing, rank
+from inpaint.serve.scaling import WORK, ByRemainingWork
+from inpaint.serve.work import work_of
+
+BASE = BaseInfo(name="toy", revision="r", default_size=64, size_multiple=16, guidance_scale=1.0, steps=25)
+
+
+def request(*, side: int = 64, hole: tuple[slice, slice] = np.s_[16:48, 16:48], **changes: object) -> PaintRequest:
+    area = np.zeros((side, side), dtype=bool)
+    area[hole] = True
+    settings = {"prompt": "", "seed": 0, "steps": 20, "guidance_scale": 1.0, **changes}
+    return PaintRequest(image=np.zeros((side, side, 3), dtype=np.uint8), hole=area, **settings)
+
+
+@pytest.mark.parametrize(
+    ("changes", "rows"),
+    [
+        ({}, 20),
+        ({"steps": 40}, 40),
+        ({"guidance_scale": 3.0}, 40),
+        ({"strength": 0.5}, 10),
+        ({"strength": 0.001}, 1),
+        ({"size": 128}, 80),
+        ({"side": 640}, 20),
+        ({"side": 640, "padding": 16}, 20),
+        ({"hole": np.s_[0:0, 0:0]}, 0),
+    ],
+)
+def test_work_counts_steps_guidance_strength_and_pixels(changes: dict[str, object], rows: float) -> None:
+    assert work_of(request(**changes), BASE) == rows
+
+
+def test_a_crop_costs_what_its_own_shape_does() -> None:
+    wide = request(side=640, hole=np.s_[300:310, 100:500], padding=0, size=64)
+    assert work_of(wide, BASE) == 20 * (16 * 400 // 400 * 16 * round(64 * 40**0.5 / 16)) / 64**2
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def admission(clock: Clock | None = None, **changes: float) -> Admission:
+    settings = {"queue_per_painter": 100.0, "expected_speed": 10.0, **changes}
+    return Admission(**settings, clock=clock or Clock())
+
+
+def test_the_queue_is_bounded_by_work_and_says_when_to_come_back() -> None:
+    queue = admission()
+    queue.admit(60)
+    queue.admit(40)
+    with pytest.raises(Overloaded) as refused:
+        queue.admit(50)
+    assert refused.value.retry_after_s == 5.0  # 50 rows too many at 10 rows/s
+    queue.leave(60, done=True)
+    queue.admit(50)
+
+
+def test_an_order_larger_than_the_limit_has_its_turn_when_nothing_else_waits() -> None:
+    queue = admission()
+    queue.admit(1000)
+    with pytest.raises(Overloaded) as refused:
+        queue.admit(1)
+    assert refused.value.retry_after_s <= 120
+    queue.leave(1000, done=False)
+    queue.admit(1000)
+
+
+def test_waiting_time_follows_the_measured_speed() -> None:
+    clock = Clock()
+    queue = admission(clock)
+    for _ in range(8):
+        queue.admit(90)
+        clock.now += 1.0
+        queue.leave(90, done=True)
+        clock.now += 50.0  # idle: does not count
+    assert queue.speed == pytest.approx(90)
+
+
+def test_ingresses_share_what_the_painters_may_have_waiting() -> None:
+    queue = admission()
+    queue.painters, queue.ingresses = 3, 2
+    assert queue.limit == 150
+    queue.painters = 0  # scaled to zero: the first requests wake one up
+    assert queue.limit == 50
+
+
+def context(remaining: dict[str, float], *, requests: float = 0, least: int = 0, most: int = 8) -> SimpleNamespace:
+    return SimpleNamespace(
+        aggregated_metrics={WORK: remaining},
+        total_num_requests=requests,
+        capacity_adjusted_min_replicas=least,
+        capacity_adjusted_max_replicas=most,
+    )
+
+
+@pytest.mark.parametrize(
+    ("ctx", "painters"),
+    [
+        (context({}), 0),
+        (context({"a": 0.0}), 0),
+        (context({"a": 0.0}, least=1), 1),
+        (context({"a": 0.0}, requests=3), 1),
+        (context({"a": 500.0}), 1),
+        (context({"a": 501.0}), 2),
+        (context({"a": 900.0, "b": 600.0}), 3),
+        (context({"a": 1e6}), 8),
+    ],
+)
+def test_painters_follow_the_work_that_is_waiting_not_the_requests(ctx: SimpleNamespace, painters: int) -> None:
+    assert ByRemainingWork(work_per_painter=500)(ctx)[0] == painters
+
+
+def test_the_painter_that_holds_the_adapter_comes_first_until_waiting_costs_more() -> None:
+    painters = {"cold": Standing(10), "warm": Standing(30, frozenset({"d"}))}
+    assert rank(painters, {}, ["d"], load_cost=30) == ["warm", "cold"]
+    assert rank(painters, {"warm": 50.0}, ["d"], load_cost=30) == ["cold", "warm"]
+    assert rank(painters, {}, [], load_cost=30) == ["cold", "warm"]
+
+
+def test_what_was_sent_since_the_last_report_counts() -> None:
+    ledger = Ledger()
+    for _ in range(2):
+        ledger.send("a", "request", 20)
+    assert ledger.outstanding("a") == 40
+    ledger.done("a", "request")
+    ledger.done("a", "turned down")
+    assert ledger.outstanding("a") == 20
+    ledger.forget({"b"})
+    assert ledger.outstanding("a") == 0
+
+
+def test_standing_survives_its_way_through_serve() -> None:
+    standing = Standing(3.5, frozenset({"x", "y"}))
+    assert Standing.of(standing.published()) == standing
+    assert Standing.of({}) == Standing()
+
+
+def test_serve_accepts_policy_and_router_by_name() -> None:
+    from ray.serve.config import AutoscalingPolicy, RequestRouterConfig
+
+    policy = AutoscalingPolicy(
+        policy_function="inpaint.serve.scaling:ByRemainingWork", policy_kwargs={"work_per_painter": 7}
+    )
+    assert policy.get_policy()(**policy.policy_kwargs).work_per_painter == 7
+    router = RequestRouterConfig(request_router_class="inpaint.serve.router.AdapterRouter")
+    assert router.get_request_router_class().__name__ == "AdapterRouter"
+
+
+def test_the_router_ranks_replicas_by_what_they_publish() -> None:
+    from inpaint.serve.orders import AdapterUse, Order
+    from inpaint.serve.router import AdapterRouter
+
+    router = AdapterRouter.__new__(AdapterRouter)  # without Serve's controller
+    router.initialize_state(load_cost=30)
+    replicas = [
+        SimpleNamespace(replica_id=name, routing_stats=Standing(work, frozenset(held)).published())
+        for name, work, held in (("busy", 500, {"d"}), ("warm", 20, {"d"}), ("cold", 0, set()))
+    ]
+    order = Order(id="1", request=request(), adapters=(AdapterUse(name="CDP_COS", digest="d"),))
+    pending = SimpleNamespace(args=[order, 20.0, ()], metadata=SimpleNamespace(internal_request_id="r"))
+
+    def choose() -> list[str]:
+        return [r.replica_id for (r,) in asyncio.run(router.choose_replicas(replicas, pending))]
+
+    assert choose() == ["warm", "cold", "busy"]
+    for _ in range(3):
+        router.on_request_routed(pending, "warm", None)
+    assert choose() == ["cold", "warm", "busy"]
+    for _ in range(3):
+        router.on_request_completed("warm", "r")
+    assert choose()[0] == "warm"
+    (pair,) = asyncio.run(router.choose_replicas(replicas, None))
+    assert len(pair) == 2
