@@ -160,7 +160,7 @@ def test_a_deadline_holds_even_where_no_painter_ever_answers() -> None:
 
 def test_all_orders_of_a_request_are_let_in_or_none() -> None:
     painters = Painters(hangs)
-    service, admission = fleet(painters, queue=25)
+    service, _ = fleet(painters, queue=25)
 
     async def two_requests() -> None:
         first = service.paint([order()])
