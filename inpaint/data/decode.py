@@ -19,8 +19,8 @@ from inpaint.errors import BadRow, InpaintError
 FORMATS = ("JPEG", "PNG", "WEBP")
 PAINT = 128  # a hole's value from which a pixel counts as painted
 _ORIENTATION = 0x0112
-# What Pillow's decoders raise on damaged files.
-_BROKEN = (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, EOFError, struct.error, zlib.error)
+BROKEN = (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, EOFError, struct.error, zlib.error)
+"""What Pillow's decoders raise on damaged files."""
 _SIGNATURES = {b"GIF8": "GIF", b"BM": "BMP", b"II*\0": "TIFF", b"MM\0*": "TIFF", b"%PDF": "PDF", b"<svg": "SVG"}
 
 
@@ -53,7 +53,7 @@ def open_image(data: bytes, field: str, limits: Limits) -> Image.Image:
         raise _unidentified(data, field) from error
     except Image.DecompressionBombError as error:
         raise BadRow(field, Reason.TOO_MANY_PIXELS, f"the limit is {limits.max_pixels:,}") from error
-    except _BROKEN as error:
+    except BROKEN as error:
         raise BadRow(field, Reason.TRUNCATED, f"its header cannot be read ({error}): copy or save it again") from error
     width, height = image.size
     if width * height > limits.max_pixels:
@@ -79,15 +79,12 @@ def load_rgb(data: bytes, field: str, limits: Limits, target: int | None = None)
         short = min(image.size)
         scale = min(1.0, 2.0 * target / short)
         image.draft(None, (max(1, round(image.width * scale)), max(1, round(image.height * scale))))
-    return _to_rgb(_upright(_decoded(image, field)))
+    return to_rgb(upright(image, field))
 
 
 def load_hole(data: bytes, field: str, limits: Limits) -> Image.Image:
     """A grey image ("L"), upright: 255 = paint (white), 0 = keep. An alpha channel of a mask is ignored."""
-    image = _upright(_decoded(open_image(data, field, limits), field))
-    if image.mode.startswith("I"):
-        return _scaled_16_bit(image)
-    return image.convert("L")
+    return to_grey(upright(open_image(data, field, limits), field))
 
 
 def check_hole(hole: np.ndarray, field: str) -> None:
@@ -99,22 +96,20 @@ def check_hole(hole: np.ndarray, field: str) -> None:
         raise BadRow(field, Reason.FULL_HOLE, "every pixel is white: black is what shall be kept; is it inverted?")
 
 
-def _decoded(image: Image.Image, field: str) -> Image.Image:
+def upright(image: Image.Image, field: str) -> Image.Image:
+    """Decode what `open_image` let through, and turn it as its EXIF says; the mode stays. Raises BadRow."""
     try:
         image.load()
-    except _BROKEN as error:
+    except BROKEN as error:
         raise BadRow(field, Reason.TRUNCATED, f"its pixels cannot be read ({error}): copy or save it again") from error
-    return image
-
-
-def _upright(image: Image.Image) -> Image.Image:
     try:
         return image if image.getexif().get(_ORIENTATION, 1) == 1 else ImageOps.exif_transpose(image)
-    except _BROKEN:
+    except BROKEN:
         return image  # the pixels are good and nobody can read which way is up: viewers show it like this
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """RGB of any mode; transparency on white, 16 bits scaled."""
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode.startswith("I"):
@@ -124,6 +119,18 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         white = Image.new("RGBA", rgba.size, "white")
         return Image.alpha_composite(white, rgba).convert("RGB")
     return image.convert("RGB")
+
+
+def to_grey(image: Image.Image) -> Image.Image:
+    """Grey ("L") of any mode; an alpha channel is ignored, 16 bits scaled."""
+    return _scaled_16_bit(image) if image.mode.startswith("I") else image.convert("L")
+
+
+def alpha_of(image: Image.Image) -> Image.Image | None:
+    """The alpha channel ("L", 0 = transparent), also of a palette's transparent entries; None where there is none."""
+    if image.mode.startswith("I") or not image.has_transparency_data:
+        return None
+    return image.convert("RGBA").getchannel("A")
 
 
 def _scaled_16_bit(image: Image.Image) -> Image.Image:

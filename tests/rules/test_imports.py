@@ -42,7 +42,7 @@ KNOW_RAY = (
 )
 """The wiring: files that may import Ray, or `inpaint.cluster`, which does."""
 
-DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml", "skimage": "scikit-image", "ray": "ray"}
+DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml", "skimage": "scikit-image", "python_multipart": "python-multipart"}
 """Distribution names that differ from the name imported."""
 
 

@@ -1,0 +1,203 @@
+"""A request's body: read up to a limit, then taken apart. Nothing here trusts what the client says about its bytes.
+
+Forms are parsed strictly: a body that ends before its last boundary was cut off on the way and is refused, where
+lenient parsers would quietly drop the last part.
+"""
+
+import asyncio
+import base64
+import binascii
+import json
+import re
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+from python_multipart import MultipartParser
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import parse_options_header
+
+from inpaint.serve.wire.fields import shown
+from inpaint.serve.wire.problems import Problem, bad, too_large
+from inpaint.serve.wire.settings import HttpSettings
+
+_DATA_URL = re.compile(r"data:[\w.+-]*/?[\w.+-]*(;[\w.+=-]*)*,", re.ASCII)
+_URL = re.compile(r"(https?|ftp|file|s3|gs)://", re.IGNORECASE)
+
+
+@dataclass
+class Part:
+    """One part of a form."""
+
+    name: str = ""
+    data: bytearray = field(default_factory=bytearray)
+
+
+async def read_body(chunks: AsyncIterator[bytes], declared: str | None, settings: HttpSettings) -> bytes:
+    """The whole body.
+
+    Args:
+        declared: `content-length` as sent; only ever used to refuse sooner.
+
+    Raises:
+        Problem: 413 above `max_body_bytes`, 408 where it took longer than `body_timeout_s`.
+    """
+    most = settings.max_body_bytes
+    if declared is not None and declared.isdecimal() and len(declared) < 20 and int(declared) > most:
+        raise too_large("body", f"{int(declared):,} bytes, the limit is {most:,}: scale the pictures down")
+    body = bytearray()
+    try:
+        async with asyncio.timeout(settings.body_timeout_s):
+            async for chunk in chunks:
+                body += chunk
+                if len(body) > most:
+                    raise too_large("body", f"more than the limit of {most:,} bytes: scale the pictures down")
+    except TimeoutError as error:
+        message = f"the body had not arrived after {settings.body_timeout_s:g} s: send it again"
+        raise Problem(message, status=408, code="body_timeout") from error
+    return bytes(body)
+
+
+def media_type(content_type: str, wanted: tuple[str, ...]) -> str:
+    """Which of `wanted` the body is. Raises Problem 415."""
+    kind = content_type.split(";", 1)[0].strip().lower()
+    if kind not in wanted:
+        raise Problem(
+            f"content-type: {shown(content_type)}; send {' or '.join(wanted)}",
+            status=415,
+            code="unsupported_media_type",
+            field="content-type",
+        )
+    return kind
+
+
+def parse_form(body: bytes, content_type: str, settings: HttpSettings) -> list[Part]:
+    """The parts of a multipart/form-data body, in order; names as sent, contents undecoded."""
+    boundary = parse_options_header(content_type)[1].get(b"boundary")
+    if not boundary:
+        raise bad("content-type", "has no boundary: let the HTTP library write this header", "broken_form")
+    reader = _FormReader(settings.max_parts)
+    try:
+        parser = MultipartParser(boundary, reader.callbacks())
+        parser.write(body)
+        parser.finalize()
+    except (FormParserError, UnicodeDecodeError) as error:
+        raise bad("body", f"not a well-formed form ({error}): let the HTTP library write it", "broken_form") from error
+    if not reader.complete:
+        raise bad("body", "the form ends before its last boundary: it was cut off, send it again", "broken_form")
+    return reader.parts
+
+
+def sort_parts(parts: list[Part], files: set[str], settings: HttpSettings) -> tuple[dict[str, bytes], dict[str, str]]:
+    """Files and text fields by name; `image[]`, as SDKs write lists, counts as `image`.
+
+    Raises:
+        Problem: a name comes twice, or a text is too long or not UTF-8.
+    """
+    data: dict[str, bytes] = {}
+    texts: dict[str, str] = {}
+    for part in parts:
+        name = part.name.removesuffix("[]") if part.name.removesuffix("[]") in files else part.name
+        if name in data or name in texts:
+            raise bad(shown(name).strip("'"), "given twice; one is painted per request", "given_twice")
+        if name in files:
+            data[name] = bytes(part.data)
+            continue
+        try:
+            texts[name] = part.data.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise bad(shown(name).strip("'"), "its text is not UTF-8") from error
+        if "prompt" not in name and len(texts[name]) > settings.max_field_chars:
+            raise bad(shown(name).strip("'"), f"longer than {settings.max_field_chars:,} characters", "too_long")
+    return data, texts
+
+
+class _FormReader:
+    """Collects what the parser finds."""
+
+    def __init__(self, most: int) -> None:
+        self.parts: list[Part] = []
+        self.complete = False
+        self._most = most
+        self._header = bytearray()
+        self._value = bytearray()
+
+    def callbacks(self) -> Any:
+        return {
+            "on_part_begin": self._begin,
+            "on_part_data": self._data,
+            "on_header_field": self._header_field,
+            "on_header_value": self._header_value,
+            "on_header_end": self._header_end,
+            "on_headers_finished": self._headers_finished,
+            "on_end": self._end,
+        }
+
+    def _begin(self) -> None:
+        if len(self.parts) == self._most:
+            raise bad("body", f"the form has more than {self._most} parts", "too_many_parts")
+        self.parts.append(Part())
+
+    def _data(self, data: bytes, start: int, end: int) -> None:
+        self.parts[-1].data += data[start:end]
+
+    def _header_field(self, data: bytes, start: int, end: int) -> None:
+        self._header += data[start:end]
+
+    def _header_value(self, data: bytes, start: int, end: int) -> None:
+        self._value += data[start:end]
+
+    def _header_end(self) -> None:
+        if self._header.lower() == b"content-disposition":
+            name = parse_options_header(bytes(self._value))[1].get(b"name", b"")
+            self.parts[-1].name = name.decode("utf-8")
+        self._header.clear()
+        self._value.clear()
+
+    def _headers_finished(self) -> None:
+        if not self.parts[-1].name:
+            raise bad("body", "a part of the form has no name", "broken_form")
+
+    def _end(self) -> None:
+        self.complete = True
+
+
+def parse_json(body: bytes) -> dict[str, Any]:
+    """A JSON object without NaN, infinities or a key given twice."""
+    try:
+        value = json.loads(body.decode("utf-8"), parse_constant=_constant, object_pairs_hook=_once)
+    except Problem:
+        raise
+    except (ValueError, RecursionError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise bad("body", f"not valid JSON ({reason[:120]})", "broken_json") from error
+    if not isinstance(value, dict):
+        raise bad("body", f"JSON {type(value).__name__}; send an object", "broken_json")
+    return value
+
+
+def _constant(name: str) -> NoReturn:
+    raise bad("body", f"{name} is not JSON: send a finite number", "broken_json")
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        name = next(name for name in names if names.count(name) > 1)
+        raise bad(shown(name), "given twice", "given_twice")
+    return found
+
+
+def from_base64(value: Any, field: str) -> bytes:
+    """Bytes of a picture in JSON: base64, with or without `data:image/png;base64,` before it. URLs are not fetched."""
+    if not isinstance(value, str):
+        raise bad(field, f"{shown(value)}; send the file's bytes in base64")
+    if _URL.match(value):
+        raise bad(field, "a URL, and no URL is fetched here: send the file's bytes in base64", "url_refused")
+    prefix = _DATA_URL.match(value)
+    text = value[prefix.end() :] if prefix else value
+    try:
+        return base64.b64decode("".join(text.split()), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise bad(field, f"broken base64 ({error}): send the file's bytes in base64", "broken_base64") from error

@@ -1,0 +1,106 @@
+"""Bytes of a photo and of a mask -> image and hole, everything checked before anything is decoded.
+
+Guaranteed: photo and mask are each turned by their own EXIF and then have one size. Which mask value means "paint" is
+the dialect's to say: `hole_where_white` (A1111, ours) or `hole_where_transparent` (OpenAI); a mask of the other kind is
+refused where it can be told, never read upside down.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from inpaint.data import decode
+from inpaint.serve.wire.problems import bad
+from inpaint.serve.wire.settings import HttpSettings
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Photo:
+    """A photo as it will be painted."""
+
+    image: np.ndarray
+    """H x W x 3 uint8; what was transparent is on white."""
+    transparent: np.ndarray | None
+    """H x W bool, True where alpha is 0; None without an alpha channel."""
+
+
+def read_photo(data: bytes, field: str, settings: HttpSettings, smallest: int) -> Photo:
+    """Decode a photo whose sides have at least `smallest` pixels. Raises BadRow, Problem."""
+    picture = _opened(data, field, settings, smallest)
+    alpha = decode.alpha_of(picture)
+    transparent = None if alpha is None else np.asarray(alpha) == 0
+    return Photo(image=np.array(decode.to_rgb(picture)), transparent=transparent)
+
+
+def hole_where_white(
+    data: bytes, field: str, photo: Photo, settings: HttpSettings, *, alpha_paints: bool
+) -> np.ndarray:
+    """H x W bool, True = paint: grey values from 128.
+
+    Args:
+        alpha_paints: a mask with transparent pixels is read by its alpha, opaque = paint, as A1111 does; else refused,
+            for OpenAI's masks mean the opposite.
+    """
+    mask = _opened(data, field, settings, 1)
+    alpha = decode.alpha_of(mask)
+    if alpha is None or np.asarray(alpha).min() == 255:
+        values = decode.to_grey(mask)
+    elif alpha_paints:
+        values = alpha
+    else:
+        raise bad(
+            field,
+            "has transparent pixels, and here white is painted, not transparency: send a grey image, white = paint, "
+            "or use /v1/images/edits, where transparency is painted",
+            "ambiguous_mask",
+        )
+    return _of_size(np.asarray(values) >= decode.PAINT, field, photo)
+
+
+def hole_where_transparent(data: bytes, field: str, photo: Photo, settings: HttpSettings) -> np.ndarray:
+    """H x W bool, True = paint: pixels whose alpha is 0."""
+    mask = _opened(data, field, settings, 1)
+    alpha = decode.alpha_of(mask)
+    if alpha is None:
+        raise bad(
+            field,
+            f"a {mask.mode} image without an alpha channel, and here transparency (alpha 0) is what gets painted, not "
+            "white: send a PNG with alpha, 0 where to paint and 255 elsewhere",
+            "mask_without_alpha",
+        )
+    return _of_size(np.asarray(alpha) == 0, field, photo)
+
+
+def resized(photo: Photo, hole: np.ndarray, width: int, height: int) -> tuple[Photo, np.ndarray]:
+    """Both stretched to width x height; the hole covers whatever touched it."""
+    if photo.image.shape[:2] == (height, width):
+        return photo, hole
+    image = Image.fromarray(photo.image).resize((width, height), Image.Resampling.LANCZOS)
+    grey = Image.fromarray(hole.astype(np.uint8) * 255).resize((width, height), Image.Resampling.BOX)
+    return Photo(image=np.array(image), transparent=None), np.asarray(grey) > 0
+
+
+def _opened(data: bytes, field: str, settings: HttpSettings, smallest: int) -> Image.Image:
+    limits = decode.Limits(max_bytes=settings.max_image_bytes, max_pixels=settings.max_pixels)
+    image = decode.open_image(data, field, limits)
+    width, height = image.size
+    if max(width, height) > settings.max_side:
+        raise bad(field, f"{width} x {height} pixels, the longest side allowed is {settings.max_side:,}: scale it down")
+    if min(width, height) < smallest:
+        raise bad(field, f"{width} x {height} pixels, the shortest side allowed is {smallest}: send a larger picture")
+    if max(width, height) > settings.max_aspect * min(width, height):
+        raise bad(field, f"{width} x {height} pixels, sides may differ by a factor of {settings.max_aspect:g}: crop it")
+    return decode.upright(image, field)
+
+
+def _of_size(hole: np.ndarray, field: str, photo: Photo) -> np.ndarray:
+    height, width = photo.image.shape[:2]
+    if hole.shape != (height, width):
+        raise bad(
+            field,
+            f"{hole.shape[1]} x {hole.shape[0]} pixels, the image has {width} x {height} (each upright by its own "
+            "EXIF): send a mask of the image's size",
+            "other_size",
+        )
+    return hole

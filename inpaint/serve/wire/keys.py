@@ -1,0 +1,144 @@
+"""API keys: who may ask.
+
+Guaranteed: the time of a check does not depend on how much of a key is right, nor on which key it is; keys are neither
+logged nor told. A keys file that became unreadable or wrong leaves the keys as they were and is logged as an error.
+Not covered: quotas, and encryption on the way (put TLS in front).
+"""
+
+import base64
+import binascii
+import hashlib
+import hmac
+import ipaddress
+import logging
+import os
+import re
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from inpaint.errors import InpaintError
+from inpaint.serve.wire.settings import HttpSettings
+
+logger = logging.getLogger(__name__)
+
+SHORTEST = 16
+NOBODY = "-"
+"""The name of whoever asks a service that has no keys."""
+
+
+class Keys:
+    """The keys that are valid now."""
+
+    def __init__(self, settings: HttpSettings, environment: Mapping[str, str] | None = None) -> None:
+        """Raises InpaintError: a key is unusable, or there is none and the host is not a loopback address."""
+        self._file = Path(settings.keys_file) if settings.keys_file else None
+        given = (os.environ if environment is None else environment).get(settings.keys_variable, "")
+        self._fixed = parse_keys(given.replace(",", "\n"), settings.keys_variable)
+        self._state: tuple[int, ...] | None = None
+        self._from_file: dict[str, bytes] = {}
+        if self._file is not None:
+            self._state = _state(self._file)
+            self._from_file = _read(self._file)
+        if not self.required and not _is_loopback(settings.host):
+            raise InpaintError(
+                f"host {settings.host} can be reached from other machines and there are no API keys: put some into "
+                f"keys_file or {settings.keys_variable}, or listen on 127.0.0.1"
+            )
+
+    @property
+    def required(self) -> bool:
+        """Whether a key must be shown. Once a keys file is named, always: an emptied file opens nothing."""
+        return self._file is not None or bool(self._fixed)
+
+    def name_of(self, headers: Mapping[str, str]) -> str | None:
+        """The name of the key that a request shows; None where none is valid."""
+        if not self.required:
+            return NOBODY
+        self._refresh()
+        digests = [hashlib.sha256(shown).digest() for shown in _shown(headers)]
+        found: str | None = None
+        for name, known in (*self._fixed.items(), *self._from_file.items()):
+            for digest in digests:
+                # No early exit: every check compares with every key.
+                if hmac.compare_digest(digest, known):
+                    found = name
+        return found
+
+    def _refresh(self) -> None:
+        if self._file is None:
+            return
+        state = _state(self._file)
+        if state == self._state:
+            return
+        self._state = state
+        try:
+            self._from_file = _read(self._file)
+        except InpaintError as error:
+            logger.error("the keys stay as they were: %s", error)
+
+
+def parse_keys(text: str, source: str) -> dict[str, bytes]:
+    """Name -> sha256 of the key.
+
+    Raises:
+        InpaintError: a key is shorter than 16 characters or not printable ASCII, or a name is used twice; the message
+            has the line, not the key.
+    """
+    keys: dict[str, bytes] = {}
+    for number, line in enumerate(text.splitlines(), start=1):
+        line = line.split("#", 1)[0].strip()
+        if not line:
+            continue
+        first, colon, rest = line.partition(":")
+        name, key = (first.strip(), rest.strip()) if colon else (f"key-{number}", line)
+        if not re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", name):
+            raise InpaintError(f"{source}, line {number}: a key's name has 1 to 64 letters, digits, '_', '.', '-'")
+        if not re.fullmatch(rf"[!-~]{{{SHORTEST},512}}", key):
+            raise InpaintError(
+                f"{source}, line {number}: a key has {SHORTEST} to 512 printable ASCII characters without spaces; "
+                "make one with: openssl rand -hex 32"
+            )
+        if name in keys:
+            raise InpaintError(f"{source}, line {number}: the name {name} is used twice")
+        keys[name] = hashlib.sha256(key.encode()).digest()
+    return keys
+
+
+def _shown(headers: Mapping[str, str]) -> list[bytes]:
+    """Keys that a request shows: Bearer, the password of Basic (A1111's clients), or x-api-key."""
+    shown = []
+    scheme, _, value = headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer":
+        shown.append(value.strip().encode("utf-8", "replace"))
+    elif scheme.lower() == "basic":
+        # Broken base64 shows no key.
+        with suppress(binascii.Error, ValueError):
+            shown.append(base64.b64decode(value.strip(), validate=True).partition(b":")[2])
+    if "x-api-key" in headers:
+        shown.append(headers["x-api-key"].strip().encode("utf-8", "replace"))
+    return shown
+
+
+def _read(path: Path) -> dict[str, bytes]:
+    try:
+        return parse_keys(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InpaintError(f"keys_file {path} cannot be read: {error}") from error
+
+
+def _state(path: Path) -> tuple[int, ...] | None:
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return stat.st_mtime_ns, stat.st_size, stat.st_ino
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,97 @@
+"""What clients call things: a category, an adapter or the base -> adapters to use and the prompt as trained."""
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from inpaint.serve.orders import AdapterUse, Entry
+from inpaint.serve.wire.fields import shown
+from inpaint.serve.wire.problems import Problem, bad
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chosen:
+    """One adapter that a request names."""
+
+    entry: Entry
+    category: str | None
+    """Whose token goes into the prompt; None where the adapter has several and none was named."""
+    weight: float = 1.0
+
+    @property
+    def use(self) -> AdapterUse:
+        return AdapterUse(name=self.entry.name, digest=self.entry.digest, weight=self.weight)
+
+
+def categories(catalogue: Mapping[str, Entry]) -> dict[str, list[str]]:
+    """Category -> adapters that know it."""
+    found: dict[str, list[str]] = {}
+    for name, entry in sorted(catalogue.items()):
+        for category in entry.card.tokens:
+            found.setdefault(category, []).append(name)
+    return found
+
+
+def choose(name: str, catalogue: Mapping[str, Entry], field: str, *, weight: float = 1.0, also: str = "") -> Chosen:
+    """The adapter of a category's or an adapter's name.
+
+    Args:
+        also: the base's name, where the field may name it, too; only for the hint.
+
+    Raises:
+        Problem: 404 with the nearest names, or 400 where several adapters know the category.
+    """
+    adapters = categories(catalogue).get(name, [])
+    if name in catalogue:
+        tokens = catalogue[name].card.tokens
+        only = next(iter(tokens)) if len(tokens) == 1 else None
+        return Chosen(entry=catalogue[name], category=name if name in tokens else only, weight=weight)
+    if len(adapters) == 1:
+        return Chosen(entry=catalogue[adapters[0]], category=name, weight=weight)
+    if adapters:
+        raise bad(field, f"{shown(name)} is known to the adapters {', '.join(adapters)}: name one of them", "ambiguous")
+    raise unknown(name, [*catalogue, *categories(catalogue), *([also] if also else [])], field)
+
+
+def unknown(name: str, known: Sequence[str], field: str) -> Problem:
+    """A 404 with the nearest of the known names."""
+    folded = {candidate.casefold(): candidate for candidate in sorted(known)}
+    near = [folded[match] for match in difflib.get_close_matches(name[:200].casefold(), folded, n=3, cutoff=0.5)]
+    hint = f"nearest: {', '.join(near)}" if near else "none is near"
+    return Problem(
+        f"{field}: {shown(name)} is not served; {hint}; GET /catalogue lists all {len(folded)}",
+        status=404,
+        code="model_not_found",
+        field=field,
+    )
+
+
+def as_trained(prompt: str, chosen: Sequence[Chosen], field: str) -> str:
+    """The prompt as the adapters' cards write it, the first adapter's token first.
+
+    A prompt that already holds one of an adapter's tokens, as a word, is left as it is for that adapter.
+
+    Raises:
+        Problem: an adapter has several tokens, and neither a category nor the prompt says which.
+    """
+    for one in reversed(chosen):
+        card = one.entry.card
+        if any(re.search(rf"(?<!\w){re.escape(token)}(?!\w)", prompt) for token in card.tokens.values()):
+            continue
+        if one.category is None:
+            tokens = ", ".join(sorted(card.tokens.values()))
+            raise bad(field, f"adapter {one.entry.name} has the tokens {tokens}: write one of them into the prompt")
+        prompt = card.prompt(prompt, one.category)
+    return prompt
+
+
+def different(chosen: Sequence[Chosen], field: str, most: int) -> tuple[AdapterUse, ...]:
+    """The adapters to use. Raises Problem where one comes twice or there are too many."""
+    names = [one.entry.name for one in chosen]
+    if len(names) > most:
+        raise bad(field, f"{len(names)} adapters, the limit is {most}")
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise bad(field, f"adapter {twice} is named twice: give it once, with the weight you mean", "given_twice")
+    return tuple(one.use for one in chosen)

@@ -1,0 +1,73 @@
+"""What a client is told when it gets no picture: one exception, which each dialect writes in its own form.
+
+Status codes are chosen by what a retry would do, for SDKs retry 408, 409, 429 and all 5xx and send the whole body
+again: 400, 404, 413, 415 for what will never succeed; 429 with `Retry-After` for load; 409 where the same request
+will be understood anew (an adapter was replaced meanwhile); 408 with `x-should-retry: false` for a deadline that the
+client set; 5xx only for our own faults.
+"""
+
+import math
+import re
+
+from inpaint.errors import BadRow, InpaintError
+from inpaint.serve.orders import AdapterGone, DeadlinePassed, Overloaded
+
+
+class Problem(InpaintError):
+    """An answer without a picture.
+
+    Args:
+        message: names the value, the limit and the way out.
+        status: HTTP status.
+        code: short and fixed, so that programs can tell problems apart.
+        field: the request's field at fault, as the client named it.
+        headers: for the answer beside those of the dialect.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int = 400,
+        code: str = "invalid_value",
+        field: str | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.field = field
+        self.headers = headers or {}
+
+
+def bad(field: str, message: str, code: str = "invalid_value") -> Problem:
+    """A 400 that names its field."""
+    return Problem(f"{field}: {message}", code=code, field=field)
+
+
+def too_large(field: str, message: str) -> Problem:
+    """A 413: more bytes than are read."""
+    return Problem(f"{field}: {message}", status=413, code="too_large", field=field)
+
+
+def overloaded(message: str, retry_after_s: float) -> Problem:
+    """A 429 that says when to come back, in whole seconds and at least one."""
+    wait = max(1, math.ceil(retry_after_s)) if math.isfinite(retry_after_s) else 60
+    return Problem(message, status=429, code="overloaded", headers={"retry-after": str(wait)})
+
+
+def problem_of(error: InpaintError) -> Problem:
+    """How the service's and the package's own errors are told."""
+    if isinstance(error, Problem):
+        return error
+    if isinstance(error, Overloaded):
+        return overloaded(str(error), error.retry_after_s)
+    if isinstance(error, DeadlinePassed):
+        return Problem(str(error), status=408, code="deadline_passed", headers={"x-should-retry": "false"})
+    if isinstance(error, AdapterGone):
+        return Problem(str(error), status=409, code="adapter_gone", headers={"retry-after": "1"})
+    if isinstance(error, BadRow):
+        return Problem(str(error), code=re.sub(r"\W+", "_", str(error.reason)), field=error.field)
+    # The package's messages begin with the setting's name.
+    name = re.match(r"[a-z_]+", str(error))
+    return Problem(str(error), field=name.group() if name else None)

@@ -1,0 +1,145 @@
+"""A service without an engine: paints holes in one colour, checks that only valid orders come, and does as told."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import contextmanager
+from threading import Thread
+
+import numpy as np
+import uvicorn
+from PIL import Image
+
+from inpaint.models.adapter import AdapterCard
+from inpaint.serve.http import HttpSettings, build_http
+from inpaint.serve.orders import BaseInfo, Entry, Order, Painted, Preview
+from tests.unit.data.images import encoded, mask, picture
+
+BLUE = (0, 0, 255)
+BASE = BaseInfo(name="toy", revision="c" * 64, default_size=64, size_multiple=8, guidance_scale=1.0, steps=25)
+
+
+def entry(name: str, **tokens: str) -> Entry:
+    card = AdapterCard(
+        base="toy",
+        base_revision=BASE.revision,
+        tokens=tokens or {name: name},
+        prompt_format="{token} background, {prompt}",
+        resolution=64,
+        rank=4,
+        alpha=4.0,
+        samples=100,
+        manifest="m",
+    )
+    return Entry(name=name, digest=(name.encode().hex() * 64)[:64], card=card)
+
+
+CATALOGUE = {
+    name: entry(name, **tokens)
+    for name, tokens in {
+        "CDP_FOOD": {},
+        "CDP_COS": {},
+        "home": {"CDP_SOFA": "CDP_SOFA", "CDP_LAMP": "CDP_LAMP"},
+    }.items()
+}
+
+
+class FakeService:
+    """Set `fails` to raise it at once, `waits` to paint for ever, `fails_later` to raise after the previews."""
+
+    base = BASE
+
+    def __init__(self) -> None:
+        self.orders: list[Order] = []
+        self.closed = asyncio.Event()
+        self.begun = asyncio.Event()
+        self.fails: Exception | None = None
+        self.fails_later: Exception | None = None
+        self.waits = False
+        self.is_healthy = True
+        self.changed = 0
+
+    def catalogue(self) -> Mapping[str, Entry]:
+        return CATALOGUE
+
+    def refused(self) -> Mapping[str, str]:
+        return {"BROKEN": "rank 0"}
+
+    async def healthy(self) -> bool:
+        return self.is_healthy
+
+    async def paint(self, orders: Sequence[Order]) -> AsyncGenerator[tuple[int, Preview | Painted], None]:
+        try:
+            self.orders += orders
+            if self.fails is not None:
+                raise self.fails
+            for number, order in enumerate(orders):
+                for index in range(order.previews):
+                    yield number, Preview(index=index, image=order.request.image)
+            self.begun.set()
+            # A task-bound context: painting must not move from one task to another.
+            async with asyncio.timeout(60):
+                await asyncio.sleep(60 if self.waits else 0)
+            if self.fails_later is not None:
+                raise self.fails_later
+            for number, order in reversed(list(enumerate(orders))):
+                yield number, self._painted(order)
+        finally:
+            self.closed.set()
+
+    def _painted(self, order: Order) -> Painted:
+        image = order.request.image.copy()
+        image[order.request.hole] = BLUE
+        return Painted(
+            image=image,
+            kept_pixels_changed=self.changed,
+            steps=order.request.steps,
+            batch_rows=1.0,
+            queue_s=0.25,
+            paint_s=0.5,
+        )
+
+
+def photo_png(width: int = 40, height: int = 30) -> bytes:
+    return encoded(picture(width, height))
+
+
+def mask_png(width: int = 40, height: int = 30) -> bytes:
+    """White in the upper left quarter."""
+    return encoded(mask(width, height))
+
+
+def alpha_png(width: int = 40, height: int = 30) -> bytes:
+    """The photo, transparent in the upper left quarter: OpenAI's mask for the same hole as `mask_png`'s."""
+    image = picture(width, height).convert("RGBA")
+    image.putalpha(Image.fromarray(255 - np.asarray(mask(width, height))))
+    return encoded(image)
+
+
+def hole(width: int = 40, height: int = 30) -> np.ndarray:
+    return np.asarray(mask(width, height)) > 0
+
+
+def expected(width: int = 40, height: int = 30) -> np.ndarray:
+    """What comes of the photo and either mask."""
+    image = np.array(picture(width, height))
+    image[hole(width, height)] = BLUE
+    return image
+
+
+@contextmanager
+def served(service: FakeService, settings: HttpSettings | None = None, metrics=None):
+    """The application behind a real server on a free port of this machine; gives its URL."""
+    app = build_http(service, settings or HttpSettings(), metrics)
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error"))
+    thread = Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        assert thread.is_alive(), "the server did not start"
+        thread.join(0.01)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.should_exit = True
+        thread.join(20)
+        assert not thread.is_alive(), "the server did not end"
