@@ -2,9 +2,12 @@
 
     python -m ray_jobs.paint --data set.csv --base toy --adapter ADAPTER --output runs/painted
 
-`set.csv`: input, mask (white = paint), output, prompt, category. Run again, it goes on. One photo, seconds on a CPU:
+`set.csv`: input, mask (white = paint), output, prompt, category. Run again, it goes on. One photo:
 
     python -m ray_jobs.paint --image a.jpg --mask m.png --prompt "a red box on wood" --base toy --output a_painted.png
+
+A model of one's own has masks that are black where to fill:
+    python -m ray_jobs.paint --model RUN --image image.png --mask mask.png --output output.png
 """
 
 import sys
@@ -20,6 +23,7 @@ from inpaint.paint.batch import PaintCluster, paint_dataset
 from inpaint.paint.rows import paint_file
 from inpaint.paint.tasks import PaintSettings
 from inpaint.progress import ProgressBar
+from inpaint.recipes.inpainting import paint_with_model
 
 
 def paint(
@@ -48,8 +52,9 @@ def paint(
 
 
 if __name__ == "__main__":
+    own = any(argument.startswith("--model") for argument in sys.argv)
     try:
-        tyro.cli(paint, description=__doc__)
+        tyro.cli(paint_with_model if own else paint, description=__doc__)
     except InpaintError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

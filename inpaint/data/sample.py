@@ -12,6 +12,7 @@ from PIL import Image
 from inpaint.data import holes
 from inpaint.data.decode import DEFAULT_LIMITS, Limits, load_hole, load_rgb
 from inpaint.data.manifest import Row
+from inpaint.data.random_holes import RandomHoles, random_hole
 from inpaint.errors import InpaintError
 from inpaint.randomness import generator
 
@@ -42,6 +43,8 @@ class ReadSettings:
     """A hole's edge is softened, inside it, over up to this share of the resolution, uniform."""
     full_hole_probability: float = 0.25
     """Share of samples whose hole is the whole image."""
+    random_holes: RandomHoles | None = None
+    """Holes drawn at random in place of the rows' own; unset: a row's mask, or all but a random centre crop."""
     caption_dropout: float = 0.1
     """Share of samples with an empty prompt, for classifier-free guidance."""
     prompt_format: str = "{prompt}"
@@ -121,12 +124,15 @@ def make_sample(row: Row, files: RowBytes, settings: ReadSettings, seed: int, po
     """
     side, limits = settings.resolution, settings.limits
     image = load_rgb(files.image, "output", limits, target=side)
-    mask = load_hole(files.hole, "mask", limits) if files.hole is not None else None
+    own_hole = None if settings.random_holes is not None else files.hole
+    mask = load_hole(own_hole, "mask", limits) if own_hole is not None else None
     square, hole = _choose_square(image, mask, settings, seed, position)
     flip = bool(generator(seed, "flip", position).random() < settings.flip_probability)
 
     image_HW3 = _resized(image, square, side, Image.Resampling.BICUBIC, flip)
-    if hole is None:
+    if settings.random_holes is not None:
+        hole = random_hole(side, side, generator(seed, "random hole", position), settings.random_holes)
+    elif hole is None:
         hole = holes.all_but_centre_crop(side, side, generator(seed, "centre crop", position))
     elif flip:
         hole = np.ascontiguousarray(hole[:, ::-1])

@@ -111,6 +111,8 @@ class FolderSource:
     """Whether an image without a text file, or with an empty one, goes to the quarantine."""
     category: str | None = None
     """The category of every row."""
+    category_from_folder: bool = False
+    """The category of a row is instead the name of the folder that it lies in; images in `path` itself have none."""
     filesystem: pafs.FileSystem | None = None
     """Where `path` lies, if not on the local disk and not a URL."""
 
@@ -131,7 +133,9 @@ class FolderSource:
                 listing.quarantined.append(Quarantined.of(number, image, error))
                 continue
             prompt = prompt.strip() or self.prompt
-            listing.candidates.append(Candidate(row=number, image=image, prompt=prompt, category=self.category))
+            folder = posixpath.basename(posixpath.dirname(image)) or None
+            category = folder if self.category_from_folder else self.category
+            listing.candidates.append(Candidate(row=number, image=image, prompt=prompt, category=category))
         return listing
 
 

@@ -85,6 +85,11 @@ def stop_on_signals() -> Iterator[None]:
         _stop_requested.clear()
 
 
+def request_stop() -> None:
+    """What SIGTERM does within `stop_on_signals`: the running trainings write a checkpoint and end."""
+    _stop_requested.set()
+
+
 def check_stop() -> None:
     """Raise InpaintError where a stop was asked for: for the parts of a job around its trainings."""
     if _stop_requested.is_set():

@@ -1,0 +1,184 @@
+"""The painter of DDPMs: fills holes with a model of pixels, many requests per network call.
+
+Guaranteed: pixels outside the hole come back bit for bit; a request's picture depends on what shared its batch by
+rounding alone (1e-3 in [-1, 1]). A photo of any size is painted at the model's size, and only the painted hole is
+scaled up. Shapes: B rows; H x W working pixels; S steps.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from inpaint.diffusion.ddpm import Noise, NoiseSettings
+from inpaint.diffusion.repaint import OnStep, Sampling, fill
+from inpaint.diffusion.unet import Known, MaskedUNet, UNetSettings
+from inpaint.errors import InpaintError
+from inpaint.paint.ddpm_request import DdpmRequest
+from inpaint.paint.paste import GAP, assert_kept, paste_back
+from inpaint.paint.shapes import resize_hole, resize_image, working_shape
+
+OnFrame = Callable[[int, int, np.ndarray], None]
+"""Called after each network evaluation with (evaluations done, all of them, pictures so far B x H x W x 3 uint8)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelCard:
+    """What must be known of a DDPM beside its weights."""
+
+    image_size: int
+    """Side of the square images it was trained on, in pixels."""
+    unet: UNetSettings
+    noise: NoiseSettings
+    classes: tuple[str, ...] = ()
+    """Names of its classes, in the order of their labels."""
+
+    def to_json(self) -> dict[str, object]:
+        """As plain values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, object]) -> "ModelCard":
+        """What `to_json` gave, also after a way through a file. Raises InpaintError where it is something else."""
+        try:
+            return cls(
+                image_size=int(data["image_size"]),  # type: ignore[call-overload]
+                unet=_unet_settings(dict(data["unet"])),  # type: ignore[call-overload]
+                noise=_noise_settings(dict(data["noise"])),  # type: ignore[call-overload]
+                classes=tuple(data["classes"]),  # type: ignore[arg-type]
+            )
+        except (KeyError, TypeError) as error:
+            raise InpaintError(f"not the description of a DDPM: {error!r}") from error
+
+
+class DdpmPainter:
+    """Paints requests with one DDPM."""
+
+    def __init__(
+        self,
+        card: ModelCard,
+        weights: Mapping[str, Tensor],
+        *,
+        device: str | torch.device = "cpu",
+        max_batch: int = 16,
+    ) -> None:
+        """Args: weights: by parameter name of `MaskedUNet`. max_batch: most requests per network call."""
+        if max_batch < 1:
+            raise InpaintError(f"max_batch {max_batch}: give at least 1")
+        self.card = card
+        self.device = torch.device(device)
+        self.max_batch = max_batch
+        self.unet = MaskedUNet(card.unet)
+        self.unet.load_state_dict(weights)
+        self.unet.to(self.device).eval().requires_grad_(False)
+        self.schedule = card.noise.schedule().to(self.device)
+
+    def paint(self, requests: Sequence[DdpmRequest], on_frame: OnFrame | None = None) -> list[np.ndarray]:
+        """The originals with their holes painted, H x W x 3 uint8, in the requests' order.
+
+        A request without a hole gets its image back, and costs nothing.
+        """
+        painted = iter(self.paint_raw([r for r in requests if r.hole.any()], on_frame))
+        return [_pasted(r, next(painted)) if r.hole.any() else r.image.copy() for r in requests]
+
+    def paint_raw(self, requests: Sequence[DdpmRequest], on_frame: OnFrame | None = None) -> list[np.ndarray]:
+        """What the model paints, before paste-back: uint8, each at its working shape H x W x 3."""
+        groups: dict[tuple[tuple[int, int], Sampling], list[int]] = defaultdict(list)
+        for index, request in enumerate(requests):
+            self._check(request)
+            groups[self.shape_of(request), request.sampling].append(index)
+        results: dict[int, np.ndarray] = {}
+        for (shape, sampling), indices in groups.items():
+            for start in range(0, len(indices), self.max_batch):
+                batch = indices[start : start + self.max_batch]
+                images = self._paint_batch([requests[i] for i in batch], shape, sampling, on_frame)
+                results.update(zip(batch, images, strict=True))
+        return [results[i] for i in range(len(requests))]
+
+    def shape_of(self, request: DdpmRequest) -> tuple[int, int]:
+        """The request's working height and width: the photo's aspect, the model's area."""
+        height, width = request.hole.shape
+        return working_shape(height, width, size=self.card.image_size, multiple=self.card.unet.multiple)
+
+    def _check(self, request: DdpmRequest) -> None:
+        if request.label and request.label not in self.card.classes:
+            known = ", ".join(self.card.classes) or "none"
+            raise InpaintError(f"label {request.label!r}: this model's classes are {known}")
+
+    @torch.no_grad()
+    def _paint_batch(
+        self, requests: list[DdpmRequest], shape: tuple[int, int], sampling: Sampling, on_frame: OnFrame | None
+    ) -> list[np.ndarray]:
+        images_BHW3 = np.stack([resize_image(r.image, shape) for r in requests])
+        hole_BHW = np.stack([resize_hole(r.hole, shape) for r in requests])
+        known_B3HW = torch.from_numpy(images_BHW3).to(self.device).permute(0, 3, 1, 2).float() / 127.5 - 1
+        hole_B1HW = torch.from_numpy(hole_BHW).to(self.device)[:, None].float()
+        labels_B = torch.tensor([self._label(r) for r in requests], device=self.device)
+        scales_B111 = torch.tensor([r.guidance_scale for r in requests], device=self.device).reshape(-1, 1, 1, 1)
+        guided = bool((scales_B111 > 1).any())
+        generators = [torch.Generator().manual_seed(r.seed) for r in requests]
+
+        def draw() -> Tensor:
+            return torch.stack([torch.randn(3, *shape, generator=g) for g in generators]).to(self.device)
+
+        def predict(noisy_B3HW: Tensor, timesteps_B: Tensor) -> Tensor:
+            labelled = self.unet(noisy_B3HW, timesteps_B, known_B3HW, hole_B1HW, labels_B)
+            if not guided:
+                return labelled
+            free = self.unet(noisy_B3HW, timesteps_B, known_B3HW, hole_B1HW, torch.zeros_like(labels_B))
+            return free + scales_B111.clamp(min=1) * (labelled - free)
+
+        on_step: OnStep | None = None
+        if on_frame is not None:
+            on_step = lambda done, total, noisy: on_frame(done, total, to_uint8(noisy))  # noqa: E731
+        return list(to_uint8(fill(predict, self.schedule, known_B3HW, hole_B1HW, sampling, draw, on_step)))
+
+    def _label(self, request: DdpmRequest) -> int:
+        return self.card.classes.index(request.label) + 1 if request.label else 0
+
+
+def to_uint8(pixels_B3HW: Tensor) -> np.ndarray:
+    """[-1, 1] -> uint8 B x H x W x 3."""
+    return pixels_B3HW.add(1).mul(127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()
+
+
+class ReverseProcess:
+    """Gathers a strip of pictures from noise to result; pass it as `on_frame`."""
+
+    def __init__(self, frames: int = 10) -> None:
+        if frames < 1:
+            raise InpaintError(f"frames {frames}: give at least 1")
+        self.frames = frames
+        self._pictures: list[np.ndarray] = []
+
+    def __call__(self, done: int, total: int, pictures_BHW3: np.ndarray) -> None:
+        """Keeps `frames` pictures of the first row, evenly from all, the last among them."""
+        if done * self.frames // total > (done - 1) * self.frames // total:
+            self._pictures.append(pictures_BHW3[0])
+
+    def strip(self) -> np.ndarray:
+        """The pictures side by side on white, uint8 H W 3."""
+        if not self._pictures:
+            raise InpaintError("nothing was painted yet: there is no reverse process to show")
+        gap = np.full((self._pictures[0].shape[0], GAP, 3), 255, dtype=np.uint8)
+        parts = [part for picture in self._pictures for part in (picture, gap)]
+        return np.concatenate(parts[:-1], axis=1)
+
+
+def _pasted(request: DdpmRequest, painted: np.ndarray) -> np.ndarray:
+    large = resize_image(painted, request.hole.shape)
+    result = paste_back(request.image, large, request.hole, feather=request.feather)
+    assert_kept(request.image, result, request.hole)
+    return result
+
+
+def _unet_settings(data: dict) -> UNetSettings:
+    channels, attention, known = (data.pop(name) for name in ("channels", "attention", "known"))
+    return UNetSettings(channels=tuple(channels), attention=tuple(attention), known=Known(known), **data)
+
+
+def _noise_settings(data: dict) -> NoiseSettings:
+    return NoiseSettings(noise=Noise(data.pop("noise")), **data)
