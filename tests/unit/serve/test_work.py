@@ -42,7 +42,7 @@ def test_work_counts_steps_guidance_strength_and_pixels(changes: dict[str, objec
 
 
 def test_a_crop_costs_what_its_own_working_shape_does() -> None:
-    # 100 x 400 photo pixels, widened to 200 x 400 (a window is at most twice as long as wide), at about 64 x 64: 48 x 96.
+    # 100 x 400 photo pixels, seen as 200 x 400, for a window is at most twice as long as wide: painted at 48 x 96.
     wide = request(side=640, hole=np.s_[300:400, 100:500], padding=0, size=64)
     assert work_of(wide, BASE) == 20 * (48 * 96) / 64**2
 

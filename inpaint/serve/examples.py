@@ -1,0 +1,63 @@
+"""Something to try a service on: a photo with its hole, and the commands of three clients."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from PIL import Image
+
+from inpaint.errors import InpaintError
+from inpaint.toy.catalogue import render
+from inpaint.toy.measure import HELD_OUT_SEED
+
+
+def write_examples(folder: Path) -> None:
+    """`photo.png`, `mask.png` (white = paint) and `hole.png` (transparent = paint): a toy product, all around it."""
+    scene = render(HELD_OUT_SEED, 0)
+    folder.mkdir(parents=True, exist_ok=True)
+    hole = ~scene.product
+    Image.fromarray(scene.image).save(folder / "photo.png")
+    Image.fromarray(np.where(hole, 255, 0).astype(np.uint8)).save(folder / "mask.png")
+    alpha = np.where(hole, 0, 255).astype(np.uint8)
+    Image.fromarray(np.dstack([scene.image, alpha])).save(folder / "hole.png")
+
+
+def url_of(config: str) -> str:
+    """Where the service of this `serve_config.yaml` answers. Raises InpaintError for what is no such file."""
+    try:
+        parsed: Any = yaml.safe_load(config)
+        http = parsed.get("http_options", {})
+        return f"http://{http.get('host', '127.0.0.1')}:{http.get('port', 8000)}"
+    except (yaml.YAMLError, AttributeError) as error:
+        raise InpaintError(f"not a configuration of Ray Serve: {error}") from error
+
+
+def examples(url: str, folder: Path) -> str:
+    """Three commands, ready to paste."""
+    photo, mask, hole = (folder / name for name in ("photo.png", "mask.png", "hole.png"))
+    return f"""
+The service answers at {url} (all it can do: {url}/docs). Try it from another terminal:
+
+curl -o {folder}/curl.png -F image=@{photo} -F mask=@{mask} -F category=CDP_FOOD \\
+    -F prompt='a blue apple' {url}/paint
+
+python - <<'EOF'                                    # pip install openai
+import base64, openai, pathlib
+client = openai.OpenAI(base_url="{url}/v1", api_key="none")
+answer = client.images.edit(model="CDP_COS", prompt="a blue apple",
+    image=open("{photo}", "rb"), mask=open("{hole}", "rb"))
+pathlib.Path("{folder}/openai.png").write_bytes(base64.b64decode(answer.data[0].b64_json))
+EOF
+
+python - <<'EOF'                                    # what A1111's clients send: the adapter as a tag in the prompt
+import base64, json, pathlib, urllib.request
+read = lambda name: base64.b64encode(pathlib.Path(name).read_bytes()).decode()
+body = {{"prompt": "a blue apple <lora:CDP_FOOD:0.8>", "init_images": [read("{photo}")], "mask": read("{mask}"),
+    "denoising_strength": 1.0, "steps": 25}}
+request = urllib.request.Request("{url}/sdapi/v1/img2img", json.dumps(body).encode(),
+    {{"Content-Type": "application/json"}})
+answer = json.load(urllib.request.urlopen(request))
+pathlib.Path("{folder}/a1111.png").write_bytes(base64.b64decode(answer["images"][0]))
+EOF
+"""

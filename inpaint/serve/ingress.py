@@ -1,0 +1,124 @@
+"""The ingress deployment: the HTTP dialects in front, the painters' handle behind."""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncGenerator
+
+from fastapi import FastAPI
+from ray import serve
+from ray.exceptions import NodeDiedError, ObjectLostError, RayActorError, RayError, RayTaskError, WorkerCrashedError
+from ray.serve.exceptions import DeploymentUnavailableError
+from ray.serve.handle import DeploymentHandle
+from ray.serve.schema import ApplicationStatusOverview, DeploymentStatus
+
+from inpaint.errors import InpaintError
+from inpaint.models.outline import outline_base
+from inpaint.serve.admission import Admission
+from inpaint.serve.http import build_http
+from inpaint.serve.metrics import IngressMetrics
+from inpaint.serve.orders import Order, Painted, Preview
+from inpaint.serve.registry import Registry
+from inpaint.serve.service import Fleet, FleetState, ReplicaLost
+from inpaint.serve.settings import ServeArgs
+from inpaint.serve.shelf import Parcel
+
+_LOG = logging.getLogger(__name__)
+_LOST = (RayActorError, ObjectLostError, NodeDiedError, WorkerCrashedError)
+_LOOK_PERIOD_S = 2.0
+_FAILED = (DeploymentStatus.UNHEALTHY, DeploymentStatus.DEPLOY_FAILED)
+
+
+class IngressReplica:
+    """A replica."""
+
+    def __init__(self, args: ServeArgs, painters: DeploymentHandle) -> None:
+        context = serve.get_replica_context()
+        outline = outline_base(args.base, args.base_revision)
+        self._registry = Registry(args.registry_settings, outline)
+        self._registry.start()
+        self._admission = Admission(**args.admission.model_dump())
+        self._metrics = IngressMetrics(context.replica_tag)
+        self._http = args.http
+        self._look = _Look(context.app_name, painters.deployment_name, context.deployment)
+        self._painters = painters.options(method_name="paint", stream=True)
+        info = args.base_info(outline.revision, outline.default_size, outline.size_multiple)
+        self._service = Fleet(info, self._registry, self._admission, self._call, self._look)
+        self._watching = asyncio.create_task(self._watch())
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        """Called by Serve after the constructor."""
+        return build_http(self._service, self._http, self._metrics)
+
+    async def _call(
+        self, order: Order, work: float, parcels: tuple[Parcel, ...]
+    ) -> AsyncGenerator[Preview | Painted, None]:
+        """One try on one painter, which the router chooses."""
+        events = self._painters.remote(order, work, parcels)
+        ended = False
+        try:
+            async for event in events:
+                yield event
+            ended = True
+        except RayTaskError as error:
+            ended = True
+            # What the painter raised, as it is: Ray wraps it in a class of its own making.
+            if isinstance(error.cause, InpaintError):
+                raise error.cause from None
+            raise
+        except (*_LOST, DeploymentUnavailableError) as error:
+            ended = True
+            raise ReplicaLost(str(error).partition("\n")[0]) from error
+        finally:
+            if not ended:
+                events.cancel()
+
+    async def _watch(self) -> None:
+        """Keep admission and the gauges up to date."""
+        while True:
+            await self._service.watch()
+            self._metrics.look(self._admission, len(self._registry.catalogue()), len(self._registry.refused()))
+            await asyncio.sleep(_LOOK_PERIOD_S)
+
+
+class _Look:
+    """Asks Serve how many replicas run; remembers the answer for a while, for /ready may be asked often."""
+
+    def __init__(self, app: str, painters: str, ingress: str) -> None:
+        self._app, self._painters, self._ingress = app, painters, ingress
+        self._state = FleetState(painters=1)
+        self._asked = -_LOOK_PERIOD_S
+
+    async def __call__(self) -> FleetState:
+        if time.monotonic() - self._asked >= _LOOK_PERIOD_S:
+            self._asked = time.monotonic()
+            try:
+                status = await asyncio.to_thread(serve.status)
+            except (RayError, TimeoutError) as error:  # the controller is being restarted; painting goes on
+                _LOG.warning("Serve's controller does not answer: %s", error)
+                return self._state
+            app = status.applications.get(self._app)
+            if app is not None and {self._painters, self._ingress} <= app.deployments.keys():
+                self._state = self._read(app)
+        return self._state
+
+    def _read(self, app: ApplicationStatusOverview) -> FleetState:
+        painters, ingress = app.deployments[self._painters], app.deployments[self._ingress]
+        running = painters.replica_states.get("RUNNING", 0)
+        return FleetState(
+            painters=running,
+            ingresses=max(1, ingress.replica_states.get("RUNNING", 0)),
+            healthy=running > 0 or painters.status not in _FAILED,
+        )
+
+
+Ingress = serve.deployment(
+    serve.ingress()(IngressReplica),
+    name="ingress",
+    max_ongoing_requests=1000,
+    graceful_shutdown_timeout_s=600,
+    graceful_shutdown_wait_loop_s=0.5,
+    # It decodes and encodes pictures in threads, between the painters' ticks.
+    ray_actor_options={"num_cpus": 0.5},
+)
+"""The deployment; `serve_config.yaml` overrides what it sets."""

@@ -1,0 +1,120 @@
+"""The painters' deployment: one base each, and the engine that paints with it."""
+
+import asyncio
+import logging
+import os
+import threading
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any, NoReturn
+
+import ray
+import torch
+from ray import serve
+from ray.serve.config import RequestRouterConfig
+
+from inpaint.cluster import worker_threads
+from inpaint.models.base import load_base
+from inpaint.paint.rows import DTYPES
+from inpaint.serve.engine import Engine, EngineBroken
+from inpaint.serve.engine_settings import EngineStats
+from inpaint.serve.metrics import PainterMetrics
+from inpaint.serve.orders import Order, Painted, Preview
+from inpaint.serve.ranking import Standing
+from inpaint.serve.router import AdapterRouter
+from inpaint.serve.scaling import WORK
+from inpaint.serve.settings import ServeArgs
+from inpaint.serve.shelf import Parcel
+
+METRICS_PERIOD_S = 2.0
+_LOG = logging.getLogger(__name__)
+
+
+class PainterReplica:
+    """A replica. Serve stops it only when its last order is done, or after `graceful_shutdown_timeout_s`."""
+
+    def __init__(self, args: ServeArgs) -> None:
+        given = ray.get_runtime_context().get_assigned_resources()
+        torch.set_num_threads(args.threads or worker_threads(given.get("CPU", 1)))
+        gpus = given.get("GPU", 0.0)
+        device = ("cuda" if gpus and torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device
+        if device == "cuda" and 0 < gpus < 1:
+            torch.cuda.set_per_process_memory_fraction(gpus)
+        base = load_base(args.base, revision=args.base_revision, dtype=DTYPES[args.precision], device=device)
+        self._health_timeout_s = args.health_timeout_s
+        self._library = args.registry_settings.library()
+        self._engine = Engine(base, args.engine, self._library)
+        self._engine.start()
+        self._metrics = PainterMetrics(serve.get_replica_context().replica_tag)
+        self._stop = threading.Event()
+        threading.Thread(target=self._measure, name="metrics", daemon=True).start()
+
+    async def paint(
+        self, order: Order, work: float, parcels: tuple[Parcel, ...] = ()
+    ) -> AsyncGenerator[Preview | Painted, None]:
+        """The order's events; closing it, or cancelling the call, takes the order off within a tick.
+
+        Args:
+            work: U-Net rows, for the router alone.
+            parcels: adapters that this painter could not find when it was asked before.
+        """
+        for parcel in parcels:
+            await asyncio.to_thread(self._library.shelf.put, parcel)
+        try:
+            async with aclosing(self._engine.paint(order)) as events:
+                async for event in events:
+                    yield event
+        except EngineBroken as error:
+            self._die(error)
+
+    async def stats(self) -> EngineStats:
+        """What the engine has done and has to do."""
+        return self._engine.stats()
+
+    async def check_health(self) -> None:
+        """A real forward. Serve replaces the painter where this raises."""
+        try:
+            await self._engine.check(self._health_timeout_s)
+        except EngineBroken as error:
+            self._die(error)
+
+    def record_routing_stats(self) -> dict[str, Any]:
+        """For `AdapterRouter`."""
+        return Standing(self._engine.stats().remaining, frozenset(self._engine.resident())).published()
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """For `scaling.ByRemainingWork`."""
+        return {WORK: float(self._engine.stats().remaining)}
+
+    def _die(self, error: EngineBroken) -> NoReturn:
+        """At once: Serve would let it fail for half a minute, and its empty queue would draw orders meanwhile."""
+        _LOG.critical("this painter ends, for its engine has: %s", error)
+        os._exit(1)
+
+    def _measure(self) -> None:
+        while not self._stop.wait(METRICS_PERIOD_S):
+            self._metrics.record(self._engine.stats())
+
+    def __del__(self) -> None:
+        # Serve calls it at the end of a graceful shutdown, and where the constructor has failed.
+        if "_stop" in vars(self):
+            self._stop.set()
+            self._engine.close(drain=False)
+
+
+Painters = serve.deployment(
+    PainterReplica,
+    name="painters",
+    # Orders wait in the engine, which batches them, and not in front of it; admission bounds them by their work.
+    max_ongoing_requests=1000,
+    health_check_period_s=10,
+    health_check_timeout_s=120,
+    # As long as the longest request: `http.max_timeout_s`.
+    graceful_shutdown_timeout_s=600,
+    graceful_shutdown_wait_loop_s=0.5,
+    ray_actor_options={"num_cpus": 1},
+    request_router_config=RequestRouterConfig(
+        request_router_class=AdapterRouter, request_routing_stats_period_s=0.5, request_routing_stats_timeout_s=30
+    ),
+)
+"""The deployment; `serve_config.yaml` overrides what it sets."""

@@ -1,0 +1,94 @@
+"""The arguments of the application in `serve_config.yaml`, checked before anything starts."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from inpaint.errors import InpaintError
+from inpaint.models.base import TOY_BASE
+from inpaint.serve.engine_settings import EngineSettings
+from inpaint.serve.orders import BaseInfo
+from inpaint.serve.registry import RegistrySettings
+from inpaint.serve.wire.settings import HttpSettings
+
+SHIPPED_ADAPTERS = TOY_BASE.parent / "adapters"
+"""What the registry `toy` stands for."""
+
+
+class AdmissionSettings(BaseModel):
+    """How long the queue may become."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    queue_per_painter: float = Field(default=4000.0, gt=0)
+    """U-Net rows that may be waiting or running per painter; what comes beyond is told when to come back."""
+    expected_speed: float = Field(default=100.0, gt=0)
+    """U-Net rows per second of a painter, until it is measured."""
+
+
+class ServeArgs(BaseModel):
+    """`args` of the application."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    base: str = "toy"
+    """Folder in diffusers format, hub id, or `toy`."""
+    base_revision: str | None = None
+    """Expected revision; what is there when unset."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Of all weights."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: the GPU that the painter was given, else the CPU."""
+    threads: int | None = Field(default=None, ge=1)
+    """Torch threads of a painter on CPUs; unset: as many as CPUs that it was given."""
+    steps: int = Field(default=25, ge=1)
+    """Sampling steps where a request says nothing."""
+    guidance_scale: float | None = Field(default=None, ge=0, le=100)
+    """Guidance where a request says nothing; unset: 1 (none) for the toy base, 7.5 for others."""
+    registry: RegistrySettings = RegistrySettings(root="toy")
+    """Where adapters come from; `root: toy` are the two that come with the package."""
+    engine: EngineSettings = EngineSettings()
+    """Of each painter."""
+    http: HttpSettings = HttpSettings()
+    """Limits and keys."""
+    admission: AdmissionSettings = AdmissionSettings()
+    """Of all ingresses together."""
+    health_timeout_s: float = Field(default=60.0, gt=0)
+    """A painter whose forward takes longer is replaced."""
+
+    @field_validator("registry", "engine", "http", mode="before")
+    @classmethod
+    def _known_fields(cls, value: Any, info: Any) -> Any:
+        """Unknown names are refused: pydantic drops them from plain dataclasses without a word."""
+        kinds = {"registry": RegistrySettings, "engine": EngineSettings, "http": HttpSettings}
+        if isinstance(value, dict):
+            fields = {field.name for field in dataclasses.fields(kinds[info.field_name])}
+            strange = sorted(value.keys() - fields)
+            if strange:
+                raise InpaintError(
+                    f"{info.field_name}.{strange[0]}: no such setting; there are {', '.join(sorted(fields))}"
+                )
+        return value
+
+    @property
+    def registry_settings(self) -> RegistrySettings:
+        """With the folder that `toy` stands for, and no rank that the engine's bank cannot hold."""
+        root = str(SHIPPED_ADAPTERS) if self.registry.root == "toy" else self.registry.root
+        max_rank = min(self.registry.max_rank, self.engine.max_rank)
+        return dataclasses.replace(self.registry, root=root, max_rank=max_rank)
+
+    def base_info(self, revision: str, default_size: int, size_multiple: int) -> BaseInfo:
+        """What clients hear of the base."""
+        guidance = self.guidance_scale
+        if guidance is None:
+            guidance = 1.0 if self.base == "toy" else 7.5
+        return BaseInfo(
+            name=Path(self.base).name if Path(self.base).is_absolute() else self.base,
+            revision=revision,
+            default_size=default_size,
+            size_multiple=size_multiple,
+            guidance_scale=guidance,
+            steps=self.steps,
+        )

@@ -1,0 +1,282 @@
+"""The service as it runs: HTTP in front, two painters behind, a bank of four slots; one instance for the module."""
+
+import base64
+import http.client
+import io
+import json
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from inpaint.models.adapter import apply_adapter, load_adapter, save_adapter
+from inpaint.models.base import load_base
+from inpaint.paint.painter import Painter
+from inpaint.paint.request import PaintRequest
+from inpaint.toy.catalogue import Scene
+from inpaint.toy.measure import held_out
+from tests.adapters import SHIPPED, variant, write_variant
+
+APP = "paint-test"
+CATEGORIES = [f"CDP_{number:02}" for number in range(30)]
+STEPS = 6
+PATIENCE_S = 90
+CLOSE = 2
+"""Levels of 255 by which a picture may differ from the painter's: 1e-3 in [0, 1], and rounding."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One HTTP answer."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def image(self) -> np.ndarray:
+        assert self.status == 200, self.body[:500]
+        return np.asarray(Image.open(io.BytesIO(self.body)).convert("RGB"))
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+@dataclass(frozen=True)
+class Client:
+    """Of the running service."""
+
+    port: int
+    registry: Path
+    scene: Scene
+
+    def send(self, **fields: object) -> http.client.HTTPConnection:
+        """A /paint request on its way."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE_S)
+        hole = Image.fromarray((~self.scene.product * 255).astype(np.uint8))
+        body = {"image": _base64(Image.fromarray(self.scene.image)), "mask": _base64(hole), "prompt": "a mug"}
+        body |= {"seed": 3, "steps": STEPS, **fields}
+        connection.request("POST", "/paint", json.dumps(body), {"Content-Type": "application/json"})
+        return connection
+
+    def paint(self, **fields: object) -> Answer:
+        return _answer(self.send(**fields))
+
+    def get(self, path: str) -> Answer:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE_S)
+        connection.request("GET", path)
+        return _answer(connection)
+
+    def digest(self, name: str) -> str | None:
+        adapters = self.get("/catalogue").json["adapters"]
+        return adapters[name]["digest"] if name in adapters else None
+
+
+@pytest.fixture(scope="module")
+def client(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    from ray import serve
+    from ray.serve.config import HTTPOptions
+
+    from inpaint.serve.engine_settings import EngineSettings
+    from inpaint.serve.ingress import Ingress
+    from inpaint.serve.painters import Painters
+    from inpaint.serve.registry import RegistrySettings
+    from inpaint.serve.settings import AdmissionSettings, ServeArgs
+
+    folder = tmp_path_factory.mktemp("service")
+    registry = folder / "registry"
+    shutil.copytree(SHIPPED, registry)
+    for number, category in enumerate(CATEGORIES):
+        write_variant(registry, category, number, of=("CDP_COS", "CDP_FOOD")[number % 2])
+    args = ServeArgs(
+        registry=RegistrySettings(root=str(registry), cache=str(folder / "cache"), poll_s=0.2),
+        engine=EngineSettings(slots=4, max_rows=8),
+        admission=AdmissionSettings(queue_per_painter=500),
+        threads=1,
+    )
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    serve.start(http_options=HTTPOptions(host="127.0.0.1", port=port))
+    painters = Painters.options(num_replicas=2, ray_actor_options={"num_cpus": 0.5})
+    ingress = Ingress.options(ray_actor_options={"num_cpus": 0.2})
+    serve.run(ingress.bind(args, painters.bind(args)), name=APP, route_prefix="/")
+    yield Client(port, registry, held_out(1)[0])
+    serve.shutdown()
+
+
+@pytest.fixture(scope="module")
+def painters(client: Client) -> dict[str, Painter]:
+    """Category -> a painter with its adapter alone, on a base of its own."""
+    found: dict[str, Painter] = {}
+    for name in ("CDP_COS", "CDP_FOOD", *CATEGORIES):
+        base = load_base("toy")
+        apply_adapter(base, load_adapter(client.registry / name))
+        found[name] = Painter(base)
+    return found
+
+
+def alone(client: Client, painter: Painter, category: str, seed: int, steps: int = STEPS) -> np.ndarray:
+    """What the painter makes of the same request by itself."""
+    request = PaintRequest(
+        image=client.scene.image,
+        hole=~client.scene.product,
+        prompt=f"{category} background, a mug",
+        seed=seed,
+        steps=steps,
+        guidance_scale=1.0,
+    )
+    return painter.paint([request])[0]
+
+
+def test_both_shipped_adapters_paint_what_the_painter_paints(client: Client, painters: dict[str, Painter]) -> None:
+    for category in ("CDP_COS", "CDP_FOOD"):
+        answer = client.paint(category=category)
+        assert answer.headers["x-kept-pixels-changed"] == "0"
+        assert answer.headers["x-adapter-digest"] == client.digest(category)
+        assert _difference(answer.image, alone(client, painters[category], category, 3)) <= CLOSE
+        kept = client.scene.product
+        assert (answer.image[kept] == client.scene.image[kept]).all()
+        assert client.paint(category=category).body == answer.body
+
+
+def test_32_categories_at_once_on_4_slots_are_each_painted_with_their_own(
+    client: Client, painters: dict[str, Painter]
+) -> None:
+    with ThreadPoolExecutor(32) as threads:
+        answers = dict(
+            zip(
+                painters,
+                threads.map(lambda c: client.paint(category=c, seed=7, timeout_s=PATIENCE_S), painters),
+                strict=True,
+            )
+        )
+    expected = {category: alone(client, painter, category, 7) for category, painter in painters.items()}
+    for category, answer in answers.items():
+        assert _difference(answer.image, expected[category]) <= CLOSE, category
+    distinct = {image.tobytes() for image in expected.values()}
+    assert len(distinct) == 32, "adapters that paint alike would prove nothing"
+
+
+def test_a_client_that_leaves_takes_its_rows_with_it(client: Client) -> None:
+    connection = client.send(category="CDP_COS", steps=100, n=4, answer="json")
+    _until(lambda: _running() > 0)
+    connection.close()
+    _until(lambda: _running() == 0)
+    assert client.paint(category="CDP_COS").status == 200
+
+
+def test_new_replaced_put_back_and_bad_adapters_without_a_restart(client: Client, tmp_path: Path) -> None:
+    assert client.paint(category="CDP_NEW").status == 404
+    write_variant(client.registry, "CDP_NEW", 100)
+    _until(lambda: client.digest("CDP_NEW") is not None)
+    first, first_digest = client.paint(category="CDP_NEW").image, client.digest("CDP_NEW")
+
+    shutil.copytree(client.registry / "CDP_NEW", tmp_path / "old")
+    write_variant(client.registry, "CDP_NEW", 101)
+    _until(lambda: client.digest("CDP_NEW") != first_digest)
+    second = client.paint(category="CDP_NEW").image
+    assert _difference(first, second) > CLOSE
+
+    broken = variant("CDP_NEW", 102)
+    save_adapter(client.registry / "CDP_NEW", replace(broken, card=replace(broken.card, rank=7)))
+    _until(lambda: "CDP_NEW" in client.get("/catalogue").json["refused"])
+    assert (client.paint(category="CDP_NEW").image == second).all()
+
+    shutil.rmtree(client.registry / "CDP_NEW")
+    shutil.copytree(tmp_path / "old", client.registry / "CDP_NEW")
+    _until(lambda: client.digest("CDP_NEW") == first_digest)
+    assert (client.paint(category="CDP_NEW").image == first).all()
+
+    shutil.rmtree(client.registry / "CDP_NEW")
+    _until(lambda: client.digest("CDP_NEW") is None)
+    assert client.paint(category="CDP_NEW").status == 404
+
+
+def test_overload_is_told_when_to_come_back_and_nothing_is_begun(client: Client) -> None:
+    connection = client.send(category="CDP_COS", steps=120, n=10, answer="json")
+    _until(lambda: _running() > 0)
+    answer = client.paint(category="CDP_FOOD", steps=100)
+    assert answer.status == 429
+    assert 1 <= int(answer.headers["retry-after"]) <= 120
+    connection.close()
+    _until(lambda: client.paint(category="CDP_FOOD").status == 200)
+
+
+def test_a_painter_killed_under_load_costs_no_answer(client: Client, painters: dict[str, Painter]) -> None:
+    import ray
+
+    chosen = CATEGORIES[:6]
+    begun = threading.Barrier(len(chosen) + 1)
+
+    def paint_twice(category: str) -> list[Answer]:
+        begun.wait(PATIENCE_S)
+        return [client.paint(category=category, seed=seed, steps=30, timeout_s=PATIENCE_S) for seed in (11, 12)]
+
+    with ThreadPoolExecutor(len(chosen)) as threads:
+        work = {category: threads.submit(paint_twice, category) for category in chosen}
+        begun.wait(PATIENCE_S)
+        _until(lambda: min(_orders()) > 0)
+        ray.kill(_replicas()[0])
+        answers = {category: future.result(PATIENCE_S) for category, future in work.items()}
+    for category, pair in answers.items():
+        for seed, answer in zip((11, 12), pair, strict=True):
+            assert _difference(answer.image, alone(client, painters[category], category, seed, steps=30)) <= CLOSE
+
+
+def _replicas() -> list[Any]:
+    """The painters' actors, by Serve's naming of them."""
+    import ray
+    from ray.util import list_named_actors
+
+    named = [
+        n for n in list_named_actors(all_namespaces=True) if n["name"].startswith(f"SERVE_REPLICA::{APP}#painters")
+    ]
+    assert named, "no painter runs"
+    return [ray.get_actor(**one) for one in named]
+
+
+def _running() -> int:
+    """Orders in all painters, waiting ones included."""
+    return sum(_orders())
+
+
+def _orders() -> list[int]:
+    """Orders in each painter."""
+    from ray import serve
+
+    stats = serve.get_deployment_handle("painters", APP).broadcast("stats").results(timeout_s=PATIENCE_S)
+    return [one.running + one.queued for one in stats]
+
+
+def _until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
+
+
+def _difference(one: np.ndarray, other: np.ndarray) -> int:
+    return int(np.abs(one.astype(int) - other.astype(int)).max())
+
+
+def _base64(image: Image.Image) -> str:
+    file = io.BytesIO()
+    image.save(file, format="PNG")
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def _answer(connection: http.client.HTTPConnection) -> Answer:
+    response = connection.getresponse()
+    body = response.read()
+    connection.close()
+    return Answer(response.status, {name.lower(): value for name, value in response.getheaders()}, body)

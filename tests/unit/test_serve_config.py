@@ -1,0 +1,95 @@
+"""serve_config.yaml: what Ray Serve accepts, closed to the world, and what the application's arguments accept."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import ValidationError
+from ray.serve.schema import ServeDeploySchema
+
+from inpaint.serve.examples import examples, url_of, write_examples
+from inpaint.serve.painters import Painters
+from inpaint.serve.settings import ServeArgs
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIG = ROOT / "serve_config.yaml"
+
+
+@pytest.fixture
+def config() -> dict[str, Any]:
+    return yaml.safe_load(CONFIG.read_text())
+
+
+def test_rays_own_schema_accepts_it(config: dict[str, Any]) -> None:
+    schema = ServeDeploySchema(**config)
+    assert [d.name for d in schema.applications[0].deployments] == ["ingress", "painters"]
+
+
+def test_rays_own_schema_is_not_a_rubber_stamp(config: dict[str, Any]) -> None:
+    config["applications"][0]["deployments"][0]["num_replicas"] = "many"
+    with pytest.raises(ValidationError, match="num_replicas"):
+        ServeDeploySchema(**config)
+
+
+def test_it_listens_on_loopback_where_no_keys_are_asked(config: dict[str, Any]) -> None:
+    assert config["http_options"]["host"] == "127.0.0.1"
+    args = ServeArgs(**config["applications"][0]["args"])
+    assert args.http.host == "127.0.0.1"
+    assert args.base == "toy"
+
+
+def test_serves_own_limit_is_above_that_of_a_request(config: dict[str, Any]) -> None:
+    args = ServeArgs(**config["applications"][0]["args"])
+    assert config["http_options"]["request_timeout_s"] > args.http.max_timeout_s
+    assert Painters._deployment_config.graceful_shutdown_timeout_s >= args.http.max_timeout_s
+
+
+def test_it_asks_for_what_two_cores_have(config: dict[str, Any]) -> None:
+    deployments = config["applications"][0]["deployments"]
+    assert sum(d["ray_actor_options"]["num_cpus"] for d in deployments) <= 2
+
+
+def test_the_builder_makes_an_application_of_its_arguments(config: dict[str, Any]) -> None:
+    from inpaint.serve.app import build
+
+    app = build(ServeArgs(**config["applications"][0]["args"]))
+    assert app._bound_deployment.name == "ingress"
+
+
+@pytest.mark.parametrize(
+    ("args", "culprit"),
+    [
+        ({"basis": "toy"}, "basis"),
+        ({"engine": {"slot": 3}}, "engine.slot"),
+        ({"http": {"keys": "x"}}, "http.keys"),
+        ({"registry": {"root": "x", "poll_s": 0}}, "poll_s"),
+        ({"registry": {"folder": "x"}}, "registry.folder"),
+        ({"steps": 0}, "steps"),
+        ({"precision": "int8"}, "precision"),
+        ({"admission": {"queue": 3}}, "queue"),
+    ],
+)
+def test_wrong_arguments_are_refused_by_name(args: dict[str, Any], culprit: str) -> None:
+    with pytest.raises(ValidationError, match=culprit):
+        ServeArgs(**args)
+
+
+def test_no_adapter_is_served_that_the_bank_cannot_hold() -> None:
+    args = ServeArgs(engine={"max_rank": 8}, registry={"root": "x", "max_rank": 64})
+    assert args.registry_settings.max_rank == 8
+
+
+def test_the_toy_base_is_painted_without_guidance_and_others_with() -> None:
+    assert ServeArgs().base_info("r", 64, 16).guidance_scale == 1.0
+    other = ServeArgs(base="owner/name").base_info("r", 512, 64)
+    assert (other.name, other.guidance_scale) == ("owner/name", 7.5)
+
+
+def test_examples_name_the_url_and_files_that_are_there(tmp_path: Path) -> None:
+    write_examples(tmp_path)
+    url = url_of(CONFIG.read_text())
+    assert url == "http://127.0.0.1:8000"
+    text = examples(url, tmp_path)
+    assert all(word in text for word in ("curl ", "openai.OpenAI", "<lora:CDP_FOOD", f"{url}/paint"))
+    assert all((tmp_path / name).is_file() for name in ("photo.png", "mask.png", "hole.png"))
