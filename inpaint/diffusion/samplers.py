@@ -202,7 +202,7 @@ def _dpmpp_2m(schedule: Schedule, steps: int, skipped: int, from_noise: bool) ->
     if spacing == "leading":
         times = (np.arange(steps, 0, -1) * (count // (steps + 1))) + schedule.steps_offset
     elif spacing == "linspace":
-        times = np.linspace(0, count - 1, steps + 1).round()[:0:-1]
+        times = np.linspace(0, count - 1, steps + 1).round()[:0:-1].astype(np.int64)
     else:
         times = spaced(schedule, spacing, steps).numpy()
     sigmas = _sigmas(schedule, times)[skipped:]
