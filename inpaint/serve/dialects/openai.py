@@ -86,7 +86,7 @@ def router(desk: Desk) -> APIRouter:
     async def model(model: str) -> dict[str, Any]:
         known = _models(desk)
         if model not in known:
-            raise unknown(model, list(known), "model")
+            raise await desk.offload(unknown, model, list(known), "model")
         return known[model]
 
     return routes

@@ -8,6 +8,7 @@ import asyncio
 import base64
 import binascii
 import json
+import logging
 import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -21,8 +22,12 @@ from inpaint.serve.wire.fields import shown
 from inpaint.serve.wire.problems import Problem, bad, too_large
 from inpaint.serve.wire.settings import HttpSettings
 
-_DATA_URL = re.compile(r"data:[\w.+-]*/?[\w.+-]*(;[\w.+=-]*)*,", re.ASCII)
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+_LONGEST_DATA_PREFIX = 256
 _URL = re.compile(r"(https?|ftp|file|s3|gs)://", re.IGNORECASE)
+
+# It warns of each byte that a client got wrong; our answer and our log's line say it once.
+logging.getLogger("python_multipart").setLevel(logging.ERROR)
 
 
 @dataclass
@@ -171,6 +176,11 @@ def parse_json(body: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise bad("body", f"not valid JSON ({reason[:120]})", "broken_json") from error
+    if _SURROGATE.search(body):
+        try:
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise bad("body", "holds half a surrogate pair: send plain Unicode text", "broken_json") from error
     if not isinstance(value, dict):
         raise bad("body", f"JSON {type(value).__name__}; send an object", "broken_json")
     return value
@@ -195,8 +205,8 @@ def from_base64(value: Any, field: str) -> bytes:
         raise bad(field, f"{shown(value)}; send the file's bytes in base64")
     if _URL.match(value):
         raise bad(field, "a URL, and no URL is fetched here: send the file's bytes in base64", "url_refused")
-    prefix = _DATA_URL.match(value)
-    text = value[prefix.end() :] if prefix else value
+    comma = value.find(",", 0, _LONGEST_DATA_PREFIX) if value.startswith("data:") else -1
+    text = value[comma + 1 :]
     try:
         return base64.b64decode("".join(text.split()), validate=True)
     except (binascii.Error, ValueError) as error:

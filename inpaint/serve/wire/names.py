@@ -42,11 +42,11 @@ def choose(name: str, catalogue: Mapping[str, Entry], field: str, *, weight: flo
     Raises:
         Problem: 404 with the nearest names, or 400 where several adapters know the category.
     """
-    adapters = categories(catalogue).get(name, [])
     if name in catalogue:
         tokens = catalogue[name].card.tokens
         only = next(iter(tokens)) if len(tokens) == 1 else None
         return Chosen(entry=catalogue[name], category=name if name in tokens else only, weight=weight)
+    adapters = categories(catalogue).get(name, [])
     if len(adapters) == 1:
         return Chosen(entry=catalogue[adapters[0]], category=name, weight=weight)
     if adapters:
@@ -57,7 +57,7 @@ def choose(name: str, catalogue: Mapping[str, Entry], field: str, *, weight: flo
 def unknown(name: str, known: Sequence[str], field: str) -> Problem:
     """A 404 with the nearest of the known names."""
     folded = {candidate.casefold(): candidate for candidate in sorted(known)}
-    near = [folded[match] for match in difflib.get_close_matches(name[:200].casefold(), folded, n=3, cutoff=0.5)]
+    near = [folded[match] for match in difflib.get_close_matches(name[:64].casefold(), folded, n=3, cutoff=0.5)]
     hint = f"nearest: {', '.join(near)}" if near else "none is near"
     return Problem(
         f"{field}: {shown(name)} is not served; {hint}; GET /catalogue lists all {len(folded)}",

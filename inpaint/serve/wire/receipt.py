@@ -102,9 +102,10 @@ def _read(data: bytes, chunk: str) -> str:
     try:
         with Image.open(io.BytesIO(data), formats=decode.FORMATS) as image:
             if isinstance(image, PngImagePlugin.PngImageFile):
-                return str(image.text.get(chunk, ""))
+                # Of the chunks before the pixels: `image.text` would decode these.
+                return str(image.info.get(chunk, ""))
             comment = image.getexif().get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment)
-    except decode.BROKEN as error:
+    except (*decode.BROKEN, Image.DecompressionBombError) as error:
         raise InpaintError(f"not a PNG, JPEG or WEBP that can be read ({error}): give the file as answered") from error
     if chunk == CHUNK and isinstance(comment, bytes) and comment.startswith(_ASCII):
         return comment.removeprefix(_ASCII).decode("ascii", "replace")

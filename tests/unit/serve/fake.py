@@ -3,13 +3,14 @@
 import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import contextmanager
-from threading import Thread
+from threading import Event, Thread
 
 import numpy as np
 import uvicorn
 from PIL import Image
 
 from inpaint.models.adapter import AdapterCard
+from inpaint.paint.request import Sampler
 from inpaint.serve.http import HttpSettings, build_http
 from inpaint.serve.orders import BaseInfo, Entry, Order, Painted, Preview
 from tests.unit.data.images import encoded, mask, picture
@@ -49,10 +50,14 @@ class FakeService:
     base = BASE
 
     def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
         self.orders: list[Order] = []
-        self.closed = asyncio.Event()
-        self.begun = asyncio.Event()
+        self.closed = Event()
+        self.begun = Event()
         self.fails: Exception | None = None
+        self.fails_times = 1_000
         self.fails_later: Exception | None = None
         self.waits = False
         self.is_healthy = True
@@ -70,7 +75,9 @@ class FakeService:
     async def paint(self, orders: Sequence[Order]) -> AsyncGenerator[tuple[int, Preview | Painted], None]:
         try:
             self.orders += orders
-            if self.fails is not None:
+            check(orders)
+            if self.fails is not None and self.fails_times > 0:
+                self.fails_times -= 1
                 raise self.fails
             for number, order in enumerate(orders):
                 for index in range(order.previews):
@@ -97,6 +104,32 @@ class FakeService:
             queue_s=0.25,
             paint_s=0.5,
         )
+
+
+def check(orders: Sequence[Order]) -> None:
+    """Raise AssertionError where the HTTP side let something through that no engine should see."""
+    limits = HttpSettings()
+    assert 1 <= len(orders) <= limits.max_pictures
+    assert len({order.id for order in orders}) == len(orders)
+    for order in orders:
+        request = order.request
+        height, width = request.hole.shape
+        assert request.hole.any(), "without a hole there is nothing to paint"
+        assert BASE.size_multiple <= min(height, width) and max(height, width) <= limits.max_side
+        assert height * width <= limits.max_pixels
+        assert 0 <= request.seed < 2**63 and 1 <= request.steps <= limits.max_steps
+        assert 0 <= request.guidance_scale <= 100 and 0 < request.strength <= 1
+        assert request.size is None or BASE.size_multiple <= request.size <= 2 * BASE.default_size
+        assert 0 <= request.feather <= limits.max_feather
+        assert request.padding is None or 0 <= request.padding <= limits.max_padding
+        for text in (request.prompt, request.negative_prompt):
+            assert len(text.encode("utf-8")) <= 5 * limits.max_prompt_chars and "\0" not in text
+        assert isinstance(request.sampler, Sampler)
+        assert order.timeout_s is not None and 0 < order.timeout_s <= limits.max_timeout_s
+        assert 0 <= order.previews <= 8
+        assert len({use.name for use in order.adapters}) == len(order.adapters) <= limits.max_adapters
+        for use in order.adapters:
+            assert CATALOGUE[use.name].digest == use.digest and abs(use.weight) <= limits.max_weight
 
 
 def photo_png(width: int = 40, height: int = 30) -> bytes:

@@ -1,0 +1,188 @@
+"""webuiapi, a client of A1111's API from the package index, unmodified, against the service."""
+
+import base64
+import io
+import json
+
+import httpx2
+import numpy as np
+import pytest
+import webuiapi
+from PIL import Image
+
+from inpaint.paint.request import Sampler
+from inpaint.serve.http import HttpSettings
+from inpaint.serve.orders import Overloaded
+from inpaint.serve.wire.receipt import read_infotext, read_receipt
+from tests.unit.data.images import encoded, mask, picture
+from tests.unit.serve.clients import b64
+from tests.unit.serve.fake import BASE, FakeService, expected, hole, served
+
+KEY = "0123456789abcdef"
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory):
+    keys = tmp_path_factory.mktemp("keys") / "keys"
+    keys.write_text(f"studio:{KEY}\n")
+    service = FakeService()
+    with served(service, HttpSettings(keys_file=str(keys))) as url:
+        yield service, url
+
+
+@pytest.fixture
+def service(running):
+    service, _ = running
+    service.reset()
+    return service
+
+
+@pytest.fixture
+def api(running, service):
+    return webuiapi.WebUIApi(baseurl=f"{running[1]}/sdapi/v1", username="anyone", password=KEY)
+
+
+def img2img(api, **settings):
+    settings = {"images": [picture()], "mask_image": mask(), "mask_blur": 0, "prompt": "table", **settings}
+    # The client's own defaults are objects that it changes.
+    return api.img2img(**{"alwayson_scripts": {}, "override_settings": {}, "styles": [], **settings})
+
+
+def test_white_is_painted_and_the_rest_is_the_pictures_bit_for_bit(api, service):
+    result = img2img(api)
+    assert np.array_equal(np.asarray(result.image.convert("RGB")), expected())
+    assert np.array_equal(service.orders[0].request.hole, hole())
+    assert result.info["kept_pixels_changed"] == 0
+
+
+def test_the_mask_turned_round_paints_the_rest(api, service):
+    img2img(api, inpainting_mask_invert=1)
+    assert np.array_equal(service.orders[0].request.hole, ~hole())
+
+
+def test_without_a_mask_all_is_painted(api, service):
+    img2img(api, mask_image=None)
+    assert service.orders[0].request.hole.all()
+
+
+def test_lora_tags_become_weighted_adapters_and_their_tokens_are_written(api, service):
+    img2img(api, prompt="a table <lora:CDP_FOOD:0.8>, <lora:CDP_COS:-0.25>")
+    order = service.orders[0]
+    assert [(use.name, use.weight) for use in order.adapters] == [("CDP_FOOD", 0.8), ("CDP_COS", -0.25)]
+    assert order.request.prompt == "CDP_FOOD background, CDP_COS background, a table"
+    img2img(api, prompt="CDP_FOOD background, a table<lora:CDP_FOOD>")
+    assert service.orders[1].request.prompt == "CDP_FOOD background, a table"
+    assert service.orders[1].adapters[0].weight == 1.0
+
+
+@pytest.mark.parametrize(
+    "prompt, says",
+    [
+        ("<lora:CDP_FOOT:1>", "CDP_FOOD"),
+        ("<lora:CDP_FOOD:nan>", "prompt"),
+        ("<lora:CDP_FOOD:99>", "-4 to 4"),
+        ("<lora:CDP_FOOD:1:2>", "lora:NAME:WEIGHT"),
+        ("<lora:CDP_FOOD> <lora:CDP_FOOD>", "twice"),
+        ("<lora::1>", "lora:NAME"),
+        ("x <lora:home:1>", "CDP_LAMP"),
+    ],
+)
+def test_tags_that_cannot_be_are_refused(api, service, prompt, says):
+    with pytest.raises(RuntimeError, match=says):
+        img2img(api, prompt=prompt)
+    assert not service.orders
+
+
+def test_settings_reach_the_order_under_our_names(api, service):
+    img2img(
+        api, seed=7, steps=9, cfg_scale=4.5, denoising_strength=0.5, sampler_name="DPM++ 2M", negative_prompt="text",
+        mask_blur=6, inpaint_full_res=True, inpaint_full_res_padding=11, width=96, height=96,
+    )  # fmt: skip
+    request = service.orders[0].request
+    assert (request.seed, request.steps, request.guidance_scale, request.strength) == (7, 9, 4.5, 0.5)
+    assert (request.sampler, request.negative_prompt) == (Sampler.DPMPP_2M, "text")
+    assert (request.feather, request.padding, request.size) == (6, 11, 96)
+
+
+def test_the_whole_picture_is_stretched_to_width_and_height_where_asked(api, service):
+    result = img2img(api, inpaint_full_res=False, width=80, height=80)
+    assert result.image.size == (80, 80)
+    assert service.orders[0].request.padding is None
+
+
+def test_batches_have_consecutive_seeds(api, service):
+    result = img2img(api, batch_size=2, n_iter=2, seed=100)
+    assert len(result.images) == 4
+    assert result.info["all_seeds"] == [100, 101, 102, 103]
+    assert [order.request.seed for order in service.orders] == [100, 101, 102, 103]
+    assert result.parameters["batch_size"] == 2
+
+
+def test_seed_minus_one_is_random_and_told(api, service):
+    result = img2img(api, seed=-1)
+    assert result.info["seed"] == service.orders[0].request.seed >= 0
+
+
+def test_an_unknown_sampler_is_refused_with_the_list(api, service):
+    with pytest.raises(RuntimeError, match=r"DDIM, Euler, Euler a, DPM\+\+ 2M, LCM"):
+        img2img(api, sampler_name="PLMS")
+    assert not service.orders
+
+
+def test_what_has_no_effect_is_listed(api, service):
+    plain = img2img(api, inpainting_fill=1)
+    assert plain.info["ignored"] == ["width, height: far from what the base was trained at, painted at 64"]
+    result = img2img(api, restore_faces=True, tiling=True, styles=["noir"], inpainting_fill=2, scheduler="karras")
+    for name in ("restore_faces", "tiling", "styles", "inpainting_fill 2", "scheduler"):
+        assert any(name in ignored for ignored in result.info["ignored"])
+
+
+def test_another_checkpoint_scripts_and_extensions_are_refused(api, service):
+    img2img(api, override_settings={"sd_model_checkpoint": "toy"})
+    for settings in (
+        {"override_settings": {"sd_model_checkpoint": "dreamshaper"}},
+        {"script_name": "xyz"},
+        {"alwayson_scripts": {"ControlNet": {"args": []}}},
+    ):
+        with pytest.raises(RuntimeError):
+            img2img(api, **settings)
+    assert len(service.orders) == 1
+
+
+def test_pictures_carry_a1111s_parameters_and_our_receipt(api, service, running):
+    body = {"init_images": [b64(encoded(picture()))], "prompt": "tisch, fertig <lora:CDP_FOOD:0.5>", "seed": 3}
+    answer = httpx2.post(f"{running[1]}/sdapi/v1/img2img", json=body, auth=("", KEY), timeout=30).json()
+    data = base64.b64decode(answer["images"][0])
+    assert "Seed: 3" in read_infotext(data) and "<lora:CDP_FOOD:0.5>" in read_infotext(data)
+    assert read_receipt(data).adapters[0].weight == 0.5
+    assert json.loads(answer["info"])["infotexts"] == [read_infotext(data)]
+    assert "Seed: 3" in api.png_info(Image.open(io.BytesIO(data))).info
+
+
+def test_what_clients_probe_is_there(api):
+    assert api.util_get_sampler_names() == sorted(["DDIM", "Euler", "Euler a", "DPM++ 2M", "LCM"])
+    assert api.util_get_scheduler_names() == ["automatic"]
+    assert api.util_get_model_names() == [f"toy [{BASE.revision[:10]}]"]
+    assert api.util_get_current_model() == f"toy [{BASE.revision[:10]}]"
+    api.util_set_model("toy")
+    api.util_wait_for_ready()
+    assert [lora["name"] for lora in api.get_loras()] == ["CDP_COS", "CDP_FOOD", "home"]
+    for probe in (
+        api.get_options, api.get_cmd_flags, api.get_progress, api.get_sd_vae, api.get_upscalers,
+        api.get_latent_upscale_modes, api.get_hypernetworks, api.get_face_restorers, api.get_realesrgan_models,
+        api.get_prompt_styles, api.get_scripts, api.get_embeddings, api.get_memory, api.refresh_checkpoints,
+        api.interrupt, api.skip,
+    ):  # fmt: skip
+        answer = probe()
+        assert not (isinstance(answer, dict) and "detail" in answer), probe.__name__
+
+
+def test_a_wrong_password_and_an_overloaded_service_are_told(running, api, service):
+    url = f"{running[1]}/sdapi/v1/img2img"
+    refused = httpx2.post(url, json={}, auth=("a", "wrong"), timeout=30)
+    assert refused.status_code == 401 and refused.headers["www-authenticate"].startswith("Basic")
+    service.fails = Overloaded("the queue is full", 0.1)
+    body = {"init_images": [b64(encoded(picture()))]}
+    full = httpx2.post(url, json=body, auth=("a", KEY), timeout=30)
+    assert full.status_code == 429 and full.headers["retry-after"] == "1"
+    assert full.json()["error"] == "overloaded" and "queue is full" in full.json()["detail"]
