@@ -3,6 +3,7 @@
     python -m benchmarks.train_step                                  # five minutes on 2 idle cores
     python -m benchmarks.train_step --rounds 1 --no-zero             # one minute
     python -m benchmarks.train_step --architecture sdxl-inpaint      # for a GPU; random weights, no download
+    python -m benchmarks.train_step --architecture ddpm-128          # the DDPM's U-Net beside diffusers' UNet2DModel
 
 Both sides train the category LoRA (U-Net, text encoder, tokens) in Ray processes with the same environment, threads
 and niceness. Ours is `inpaint.train.trainer.fit` on one worker, reading a catalogue with Ray Data; bare is
@@ -10,6 +11,7 @@ and niceness. Ours is `inpaint.train.trainer.fit` on one worker, reading a catal
 clock from the last uncounted step's end to the last step's end, so it holds waiting for data, reports and optimizer.
 Bar: `time_ratio` (median over the rounds) <= 1.10. Beside it ZeRO 1, 2 and 3 on two workers, and stage 0 on one; on a
 GPU also images/s, TFLOP/s (forward and backward, counted by torch) and share of the GPU's bf16 peak.
+`ddpm-128` measures something else (`benchmarks/unet_speed.py`). Bar: `speed_ratio_vs_unet2dmodel` >= 1.0.
 """
 
 import os
@@ -28,6 +30,7 @@ import tyro
 
 from benchmarks.bare_loop import time_bare
 from benchmarks.harness import emit, paired_ratio, progress
+from benchmarks.unet_speed import measure_unet_speed
 from inpaint import cluster
 from inpaint.data.manifest import Manifest
 from inpaint.data.pipeline import build_manifest
@@ -57,10 +60,10 @@ BATCH = {"toy": 8, "sd15-inpaint": 8, "sdxl": 4, "sdxl-inpaint": 4}
 class Settings:
     """What is measured."""
 
-    architecture: Literal["toy", "sd15-inpaint", "sdxl", "sdxl-inpaint"] = "toy"
+    architecture: Literal["toy", "sd15-inpaint", "sdxl", "sdxl-inpaint", "ddpm-128"] = "toy"
     """Random weights of this architecture; all but toy are meant for a GPU."""
     batch: int | None = None
-    """Samples per step; unset: 8, for SDXL 4."""
+    """Samples per step; unset: 8, for SDXL 4, for ddpm-128 32 on a GPU and 1 on CPUs."""
     resolution: int | None = None
     """Side of the images in pixels; unset: the architecture's own."""
     steps: int = 30
@@ -224,6 +227,9 @@ def gpu_figures(device: str, reports: list[Report], seconds: dict[str, float]) -
 
 def main() -> None:
     settings = tyro.cli(Settings, description=__doc__)
+    if settings.architecture == "ddpm-128":
+        measure_unet_speed(batch=settings.batch, steps=settings.steps, warmup=settings.warmup, rounds=settings.rounds)
+        return
     cluster.connect()
     before = os.getloadavg()
     reports: list[Report] = []

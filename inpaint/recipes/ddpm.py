@@ -47,6 +47,9 @@ class TrainDdpm:
     """Noise schedule, and what is predicted."""
     min_snr_gamma: float | None = None
     """Weigh timesteps by min(SNR, gamma) / SNR (5 is usual); unset: all alike."""
+    debiased: bool = False
+    """Weigh timesteps so that the noisiest ones, which decide what is painted, count like the others: by 1 / sqrt(SNR)
+    for noise prediction, by 1 / (SNR + 1), which is the clean pixels' own error, for v."""
     holes: RandomHoles = RandomHoles()
     """What is to be painted in training."""
     full_hole_probability: float = 0.0
@@ -184,6 +187,7 @@ def workload_of(config: TrainDdpm, manifest: Manifest) -> Workload:
         "model": card.to_json(),
         "learning_rate": config.learning_rate,
         "min_snr_gamma": config.min_snr_gamma,
+        "debiased": config.debiased,
     }
     settings = config.train
     if config.checkpoint_epochs is not None:
@@ -208,6 +212,7 @@ def build_ddpm(device: torch.device, *, config: TrainDdpm, card: ModelCard) -> H
         learning_rate=config.learning_rate,
         seed=config.train.seed,
         min_snr_gamma=config.min_snr_gamma,
+        debiased=config.debiased,
         precision=config.train.precision,
     )
 

@@ -36,6 +36,7 @@ class HoleDiffusion(nn.Module):
         seed: int,
         min_snr_gamma: float | None,
         precision: Precision,
+        debiased: bool = False,
     ) -> None:
         super().__init__()
         self.unet = unet
@@ -44,6 +45,7 @@ class HoleDiffusion(nn.Module):
         self.learning_rate = learning_rate
         self.seed = seed
         self.min_snr_gamma = min_snr_gamma
+        self.debiased = debiased
         self.precision = precision
 
     def groups(self) -> list[ParameterGroup]:
@@ -68,6 +70,8 @@ class HoleDiffusion(nn.Module):
         loss_B = objective.hole_loss(output_B3HW, target_B3HW, hole_B1HW)
         if self.min_snr_gamma is not None:
             loss_B = loss_B * objective.min_snr_weight(self.schedule, timesteps_B, self.min_snr_gamma)
+        if self.debiased:
+            loss_B = loss_B * objective.debiased_weight(self.schedule, timesteps_B)
         return loss_B
 
     def _autocast(self, device: torch.device) -> AbstractContextManager[object]:
