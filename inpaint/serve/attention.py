@@ -4,8 +4,8 @@ They depend on the text and on the adapters, not on the timestep. Shapes: U rows
 """
 
 from dataclasses import dataclass
+from typing import Any
 
-import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 from torch.nn import functional
@@ -22,7 +22,7 @@ class TextAttention:
     value_UHLd: Tensor | None = None
 
     def __call__(
-        self, attn: torch.nn.Module, hidden_states: Tensor, encoder_hidden_states: Tensor, **_: object
+        self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor, **_: object
     ) -> Tensor:
         """U x N x C -> U x N x C; the text is not read."""
         assert self.key_UHLd is not None and self.value_UHLd is not None

@@ -67,7 +67,8 @@ class Engine:
         )
         self._seconds = dict.fromkeys(STAGES, 0.0)
         self._ending: BaseException | None = None
-        self._is_closing = False
+        self._is_closing = self._has_ended = False
+        self._post_lock = threading.Lock()
         self._threads = ThreadPoolExecutor(settings.threads, thread_name_prefix="engine-pictures")
         self._loaders = ThreadPoolExecutor(settings.loaders, thread_name_prefix="engine-adapters")
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -81,7 +82,8 @@ class Engine:
 
         Blocks: call it off the asyncio loop that reads the pictures.
         """
-        self._mail.put(partial(self._close, drain))
+        if not self._has_ended:
+            self._post(partial(self._close, drain))
         self._thread.join()
         self._threads.shutdown(wait=False, cancel_futures=True)
         self._loaders.shutdown(wait=False, cancel_futures=True)
@@ -102,9 +104,7 @@ class Engine:
         if len({use.digest for use in order.adapters}) > self.settings.slots:
             raise InpaintError(f"{len(order.adapters)} adapters: this service takes at most {self.settings.slots}")
         job = Job(order=order, sink=Sink())
-        self._mail.put(partial(self._receive, job))
-        if not self._thread.is_alive():
-            raise self._broken()
+        self._post(partial(self._receive, job))
         event: Event | None = None
         try:
             while not isinstance(event, Painted):
@@ -113,8 +113,7 @@ class Engine:
                     raise event
                 yield event
         finally:
-            if event is None or isinstance(event, Preview):
-                self._mail.put(partial(self._cancel, job))
+            self._mail.put(partial(self._cancel, job))
 
     def resident(self) -> set[str]:
         """Digests of the adapters that are loaded."""
@@ -142,17 +141,22 @@ class Engine:
             EngineBroken: the loop has ended, or did not come to it in time.
         """
         answer: Future[None] = Future()
-        self._mail.put(partial(self._answer, answer))
-        if not self._thread.is_alive():
-            raise self._broken()
+        self._post(partial(self._answer, answer))
         try:
             await asyncio.wait_for(asyncio.wrap_future(answer), timeout_s)
         except TimeoutError as error:
             raise EngineBroken(f"the engine's loop did no forward in {timeout_s} s") from error
 
     def _broken(self) -> EngineBroken:
-        reason = "was closed or never started" if self._ending is None else f"ended with {self._ending!r}"
+        reason = "was closed" if self._ending is None else f"ended with {self._ending!r}"
         return EngineBroken(f"the engine's loop {reason}: start another engine")
+
+    def _post(self, message: Callable[[], None]) -> None:
+        """For the loop to do. Raises EngineBroken where it has ended and never will."""
+        with self._post_lock:
+            if self._has_ended:
+                raise self._broken()
+            self._mail.put(message)
 
     def _run(self) -> None:
         try:
@@ -165,9 +169,11 @@ class Engine:
 
     def _end(self, error: BaseException | None) -> None:
         self._ending, self._is_closing = error, True
+        with self._post_lock:
+            self._has_ended = True
         for job in list(self._jobs):
             self._fail(job, self._broken())
-        # What was posted meanwhile is answered by the same functions, which see the end.
+        # What was posted before is answered by the same functions, which see the end.
         while not self._mail.empty():
             self._mail.get()()
 
@@ -202,7 +208,7 @@ class Engine:
     def _answer(self, answer: "Future[None]") -> None:
         if not answer.set_running_or_notify_cancel():
             return
-        if self._ending is not None or not self._thread.is_alive():
+        if self._has_ended:
             answer.set_exception(self._broken())
             return
         self._machine.forward()
@@ -393,8 +399,11 @@ class Engine:
             index = len(job.pictures) + job.previews_handed if is_preview else None
             future = self._threads.submit(_finish, job, moment, image_3HW, index)
             job.pictures.append(future)
-            future.add_done_callback(lambda _, job=job: self._mail.put(partial(self._hand_over, job)))
+            future.add_done_callback(partial(self._post_hand_over, job))
         return True
+
+    def _post_hand_over(self, job: Job, _: "Future[Event]") -> None:
+        self._mail.put(partial(self._hand_over, job))
 
     def _hand_over(self, job: Job) -> None:
         """Gives the asker the pictures that are pasted, in their order."""
@@ -405,17 +414,18 @@ class Engine:
                 self._fail(job, error)
                 return
             event = future.result()
-            job.sink.put(event)
             job.previews_handed += 1
             if isinstance(event, Painted):
                 self._counts["painted"] += 1
                 self._remove([job])
+            # Last, so that who gets it sees an engine that has let the order go.
+            job.sink.put(event)
 
     def _fail(self, job: Job, error: BaseException) -> None:
         if job in self._jobs:
-            job.sink.put(error)
             self._counts["failed"] += 1
             self._waste([job])
+            job.sink.put(error)
 
     def _fail_all(self, jobs: list[Job], error: BaseException) -> None:
         for job in list(jobs):

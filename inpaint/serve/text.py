@@ -8,7 +8,7 @@ D width, T reserved tokens used.
 import copy
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -127,12 +127,15 @@ class TextDesk:
         for digest, _ in wish.adapters:
             for token, vector in self.bank.tokens(digest)[encoder].items():
                 vectors.setdefault(token, vector)
-        meant = {normalise(token): token for token in reversed(vectors)}
-        if not meant:
+        if not vectors:
             return prompt, []
+        # diffusers expands a token of several vectors only where the tokenizer's normaliser leaves its name alone.
+        plain = [token for token in vectors if normalise(token) == token]
+        if plain:
+            prompt = _any_of(plain).sub(lambda match: _series(match[0], vectors), prompt)
+        meant = {normalise(token): token for token in reversed(vectors)}
+        pattern, text = _any_of(meant), normalise(prompt)
         # What lies behind more tokens than the window has is cut off anyway.
-        pattern = re.compile("|".join(re.escape(token) for token in sorted(meant, key=len, reverse=True)))
-        text = pattern.sub(lambda match: _series(meant[match[0]], vectors, normalise), normalise(prompt))
         found: set[str] = set()
         for match in pattern.finditer(text):
             if len(found | {meant[match[0]]}) > RESERVED:
@@ -156,9 +159,14 @@ class TextDesk:
         return stacked_BTD.to(self.base.device)
 
 
-def _series(token: str, vectors: dict[str, Tensor], normalise: Callable[[str], str]) -> str:
+def _any_of(words: Iterable[str]) -> re.Pattern[str]:
+    """Matches the longest of them."""
+    return re.compile("|".join(re.escape(word) for word in sorted(words, key=len, reverse=True)))
+
+
+def _series(token: str, vectors: Mapping[str, Tensor]) -> str:
     """A token that was learned as several vectors is written as all of them (diffusers' textual inversion)."""
     names = [token]
     while f"{token}_{len(names)}" in vectors:
         names.append(f"{token}_{len(names)}")
-    return " ".join(normalise(name) for name in names)
+    return " ".join(names)

@@ -1,0 +1,169 @@
+"""Engines to test: bases, made-up adapters, a shelf that hands them out, and orders."""
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from inpaint.models.adapter import Adapter, AdapterCard, adapter_from, apply_adapter
+from inpaint.models.base import load_base
+from inpaint.models.lora import LoraSettings, inject_lora, lora_parameters
+from inpaint.models.tokens import add_tokens, token_parameters
+from inpaint.paint.painter import Painter
+from inpaint.paint.request import PaintRequest
+from inpaint.serve.engine import Engine
+from inpaint.serve.engine_settings import EngineSettings
+from inpaint.serve.orders import AdapterGone, AdapterUse, Order, Painted, Preview
+
+LEVEL = 1
+"""Largest difference of a colour value: 1e-3 in [0, 1], and rounding."""
+GUARD_S = 60
+"""Against hanging only."""
+
+
+def made_up(base: str | Path, seed: int, *, rank: int = 4, tokens: tuple[str, ...] = ("CDP_X",)) -> Adapter:
+    """An adapter with large random values, so that painting with another one shows."""
+    trained = load_base(base)
+    inject_lora(trained, LoraSettings(rank=rank), seed=0)
+    add_tokens(trained, dict.fromkeys(tokens, "wood"))
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {
+        name: torch.randn(parameter.shape, generator=generator) * (0.5 if "lora" not in name else 0.1)
+        for name, parameter in {**lora_parameters(trained), **token_parameters(trained)}.items()
+    }
+    card = AdapterCard(
+        base=str(base),
+        base_revision=trained.revision,
+        tokens={token: token for token in tokens},
+        prompt_format="{token} background, {prompt}",
+        resolution=64,
+        rank=rank,
+        alpha=2.0 * rank,
+        samples=1,
+        manifest="m",
+    )
+    return adapter_from(tensors, card)
+
+
+def varied(adapter: Adapter, seed: int) -> Adapter:
+    """Another made-up adapter for the same layers and tokens."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def drawn(tensors: Mapping[str, torch.Tensor], scale: float) -> dict[str, torch.Tensor]:
+        return {name: torch.randn(tensor.shape, generator=generator) * scale for name, tensor in tensors.items()}
+
+    return replace(adapter, lora=drawn(adapter.lora, 0.1), embeds=tuple(drawn(e, 0.5) for e in adapter.embeds))
+
+
+class Shelf:
+    """Adapters by digest; those in `held` are given out once `release` is set."""
+
+    def __init__(self, adapters: Mapping[str, Adapter] | None = None) -> None:
+        self.adapters = dict(adapters or {})
+        self.held: set[str] = set()
+        self.release = threading.Event()
+        self.loaded: list[str] = []
+
+    def load(self, name: str, digest: str) -> Adapter:
+        if digest in self.held:
+            assert self.release.wait(GUARD_S)
+        self.loaded.append(digest)
+        if digest not in self.adapters:
+            raise AdapterGone(f"adapter {name}: this version is gone")
+        return self.adapters[digest]
+
+
+@contextmanager
+def running(base: str | Path, shelf: Shelf | None = None, **settings: object) -> Iterator[Engine]:
+    """A started engine; closed without draining at the end."""
+    engine = Engine(load_base(base), EngineSettings(**settings), shelf or Shelf())  # type: ignore[arg-type]
+    engine.start()
+    try:
+        yield engine
+    finally:
+        engine.close(drain=False)
+
+
+class Gate:
+    """Counts the U-Net calls of an engine, and lets them through one by one once it is shut."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.calls = 0
+        self.arrived = threading.Semaphore(0)
+        self._permits = threading.Semaphore(0)
+        self._is_open = True
+        real = engine._machine.unet
+
+        def unet(*arguments: object, **settings: object) -> object:
+            self.arrived.release()
+            if not self._is_open:
+                assert self._permits.acquire(timeout=GUARD_S)
+            self.calls += 1
+            return real(*arguments, **settings)
+
+        engine._machine.unet = unet
+
+    def shut(self) -> None:
+        self._is_open = False
+
+    def let(self, calls: int) -> None:
+        self._permits.release(calls)
+
+    def open(self) -> None:
+        self._is_open = True
+        self._permits.release(1000)
+
+
+def request(seed: int = 0, height: int = 64, width: int = 64, **settings: object) -> PaintRequest:
+    """A noisy photo with a hole; three steps without guidance."""
+    random = np.random.default_rng(seed)
+    image = random.integers(0, 256, (height, width, 3), dtype=np.uint8)
+    hole = np.zeros((height, width), dtype=bool)
+    hole[height // 4 : -height // 8, width // 8 : -width // 3] = True
+    defaults = {"prompt": "a red box", "seed": seed, "steps": 3, "guidance_scale": 1.0, "image": image, "hole": hole}
+    return PaintRequest(**{**defaults, **settings})  # type: ignore[arg-type]
+
+
+def order(wanted: PaintRequest, *digests: str | tuple[str, float], **settings: object) -> Order:
+    pairs = [d if isinstance(d, tuple) else (d, 1.0) for d in digests]
+    uses = tuple(AdapterUse(name=digest, digest=digest, weight=weight) for digest, weight in pairs)
+    return Order(id="order", request=wanted, adapters=uses, **settings)  # type: ignore[arg-type]
+
+
+async def events_of(engine: Engine, wanted: Order) -> list[Preview | Painted]:
+    return [event async for event in engine.paint(wanted)]
+
+
+def paint_all(engine: Engine, orders: list[Order]) -> list[list[Preview | Painted]]:
+    """All at once; the events of each."""
+
+    async def all_of_them() -> list[list[Preview | Painted]]:
+        return await asyncio.wait_for(asyncio.gather(*[events_of(engine, o) for o in orders]), GUARD_S)
+
+    return asyncio.run(all_of_them())
+
+
+def pictures(engine: Engine, orders: list[Order]) -> list[np.ndarray]:
+    return [events[-1].image for events in paint_all(engine, orders)]
+
+
+def by_painter(base: str | Path, wanted: PaintRequest, adapter: Adapter | None = None) -> np.ndarray:
+    """The picture of a painter of its own."""
+    loaded = load_base(base)
+    if adapter is not None:
+        apply_adapter(loaded, adapter)
+    return Painter(loaded).paint([wanted])[0]
+
+
+def difference(one: np.ndarray, other: np.ndarray) -> int:
+    return int(np.abs(one.astype(int) - other.astype(int)).max())
+
+
+def with_lora(adapter: Adapter, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> Adapter:
+    """A copy with other tensors."""
+    return replace(adapter, lora=change(dict(adapter.lora)))

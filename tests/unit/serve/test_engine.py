@@ -1,0 +1,287 @@
+"""The engine paints what the painter paints, whatever shares its ticks, and lets go of what is not wanted any more."""
+
+import asyncio
+
+import numpy as np
+import pytest
+
+from inpaint.errors import InpaintError
+from inpaint.paint.paste import kept_pixels_changed
+from inpaint.paint.request import PaintRequest, Sampler
+from inpaint.serve.engine import Engine, EngineBroken
+from inpaint.serve.engine_settings import EngineSettings
+from inpaint.serve.orders import DeadlinePassed, Painted, Preview
+from tests.tiny import tiny_sd, tiny_sdxl_inpaint
+from tests.unit.serve.engines import (
+    GUARD_S,
+    LEVEL,
+    Gate,
+    Shelf,
+    by_painter,
+    difference,
+    events_of,
+    order,
+    paint_all,
+    pictures,
+    request,
+    running,
+)
+
+MIXED = [
+    request(1),
+    request(2, guidance_scale=4.0, prompt="a blue ball", negative_prompt="wood"),
+    request(3, steps=7, sampler=Sampler.EULER),
+    request(4, sampler=Sampler.EULER_ANCESTRAL, guidance_scale=2.0),
+    request(5, steps=6, sampler=Sampler.DPMPP_2M, strength=0.6),
+    request(6, sampler=Sampler.LCM, steps=4),
+    request(7, height=100, width=150),
+    request(8, strength=0.7),
+    request(9, height=300, width=280, padding=10, feather=3),
+    request(10, sampler=Sampler.DPMPP_2M, steps=5),
+]
+
+
+@pytest.mark.parametrize("max_rows", [4, 16])
+def test_orders_of_all_kinds_get_the_painters_pictures(max_rows):
+    with running("toy", max_rows=max_rows) as engine:
+        painted = paint_all(engine, [order(wanted) for wanted in MIXED])
+        stats = engine.stats()
+    for wanted, events in zip(MIXED, painted, strict=True):
+        assert difference(events[-1].image, by_painter("toy", wanted)) <= LEVEL
+        assert events[-1].kept_pixels_changed == kept_pixels_changed(wanted.image, events[-1].image, wanted.hole) == 0
+        assert events[-1].steps == int(wanted.steps * wanted.strength)
+    assert stats.painted == len(MIXED) and stats.rows_per_tick > 2
+    assert (stats.queued, stats.running, stats.remaining) == (0, 0, 0)
+    steps = [int(w.steps * w.strength) * (2 if w.guidance_scale > 1 else 1) for w in MIXED]
+    assert stats.unet_rows == sum(steps)
+
+
+@pytest.mark.parametrize("make", [tiny_sd, tiny_sdxl_inpaint])
+def test_other_bases_get_the_painters_pictures_too(tmp_path, make):
+    folder = make(tmp_path / "base")
+    wanted = [
+        request(i, height=32, width=32, sampler=s, guidance_scale=3.0 - 2 * (i % 2)) for i, s in enumerate(Sampler)
+    ]
+    with running(folder) as engine:
+        painted = pictures(engine, [order(one) for one in wanted])
+    for one, picture in zip(wanted, painted, strict=True):
+        assert difference(picture, by_painter(folder, one)) <= LEVEL
+
+
+def test_padded_batches_paint_the_same():
+    wanted = [request(1), request(2, guidance_scale=3.0)]
+    with running("toy", batch_sizes=(2, 8), max_rows=8) as engine:
+        painted = pictures(engine, [order(one) for one in wanted])
+    for one, picture in zip(wanted, painted, strict=True):
+        assert difference(picture, by_painter("toy", one)) <= LEVEL
+
+
+def test_orders_join_while_others_are_painted():
+    with running("toy") as engine:
+        gate = Gate(engine)
+        gate.shut()
+
+        async def join() -> list[list[Preview | Painted]]:
+            first = asyncio.ensure_future(events_of(engine, order(request(1, steps=6))))
+            await asyncio.to_thread(gate.arrived.acquire)
+            second = asyncio.ensure_future(events_of(engine, order(request(2, steps=2))))
+            gate.open()
+            return await asyncio.wait_for(asyncio.gather(first, second), GUARD_S)
+
+        first, second = asyncio.run(join())
+        # Eight rows in less than eight ticks: some were shared.
+        assert engine.stats().ticks < 8
+    assert first[-1].batch_rows > 1
+    assert difference(second[-1].image, by_painter("toy", request(2, steps=2))) <= LEVEL
+
+
+def test_a_small_shape_is_not_held_up_by_a_large_one():
+    finished = []
+
+    async def note(engine: Engine, name: str, wanted: PaintRequest) -> None:
+        await events_of(engine, order(wanted))
+        finished.append(name)
+
+    async def both(engine: Engine) -> None:
+        await asyncio.gather(note(engine, "long", request(1, steps=40)), note(engine, "wide", request(2, 32, 96)))
+
+    with running("toy") as engine:
+        asyncio.run(asyncio.wait_for(both(engine), GUARD_S))
+    assert finished == ["wide", "long"]
+
+
+def test_previews_come_in_order_and_keep_kept_pixels():
+    wanted = request(1, steps=8)
+    with running("toy") as engine:
+        (events,) = paint_all(engine, [order(wanted, previews=3)])
+    assert [type(event) for event in events] == [Preview] * 3 + [Painted]
+    assert [event.index for event in events[:3]] == [0, 1, 2]
+    for event in events:
+        assert kept_pixels_changed(wanted.image, event.image, wanted.hole) == 0
+    last = events[-1].image.astype(int)[wanted.hole]
+    errors = [np.abs(event.image.astype(int)[wanted.hole] - last).mean() for event in events[:3]]
+    assert errors == sorted(errors, reverse=True) and errors[-1] > 0
+
+
+def test_a_photo_without_a_hole_comes_back_untouched():
+    photo = request(1).image
+    wanted = PaintRequest(image=photo, hole=np.zeros(photo.shape[:2], dtype=bool), prompt="", seed=0)
+    with running("toy") as engine:
+        (events,) = paint_all(engine, [order(wanted, "never loaded")])
+        assert engine.stats().ticks == 0
+    assert np.array_equal(events[0].image, photo) and events[0].steps == 0 and events[0].kept_pixels_changed == 0
+
+
+def test_a_cancelled_order_takes_part_in_no_further_tick():
+    with running("toy") as engine:
+        gate = Gate(engine)
+        gate.shut()
+
+        async def give_up() -> None:
+            painting = asyncio.ensure_future(events_of(engine, order(request(1, steps=50))))
+            for _ in range(3):
+                await asyncio.to_thread(gate.arrived.acquire)
+                gate.let(1)
+            await asyncio.to_thread(gate.arrived.acquire)  # The fourth step is being taken.
+            painting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await painting
+
+        asyncio.run(give_up())
+        gate.open()
+        pictures(engine, [order(request(2, steps=2))])
+        assert gate.calls == 4 + 2
+        stats = engine.stats()
+    assert (stats.cancelled, stats.wasted_steps, stats.painted) == (1, 4, 1)
+
+
+def test_an_order_leaves_when_its_time_is_up():
+    with running("toy") as engine:
+        with pytest.raises(DeadlinePassed, match=r"0\.3 s"):
+            paint_all(engine, [order(request(1, steps=900), timeout_s=0.3)])
+        stats = engine.stats()
+        assert (stats.failed, stats.running, stats.remaining) == (1, 0, 0)
+        assert stats.wasted_steps < 900
+        pictures(engine, [order(request(2))])
+
+
+def test_an_order_leaves_in_time_while_it_waits_for_its_adapter():
+    shelf = Shelf()
+    shelf.held.add("slow")
+    with running("toy", shelf) as engine:
+        with pytest.raises(DeadlinePassed):
+            paint_all(engine, [order(request(1), "slow", timeout_s=0.05)])
+        shelf.release.set()
+        assert engine.stats().adapters_in_use == 0
+
+
+@pytest.mark.parametrize(
+    ("wanted", "words"),
+    [({"steps": 2000}, "steps 2000"), ({"steps": 2, "strength": 0.3}, "strength 0.3")],
+)
+def test_what_one_order_does_wrong_fails_that_order_alone(wanted, words):
+    async def both(engine: Engine) -> tuple[BaseException, list[Preview | Painted]]:
+        bad, good = await asyncio.gather(
+            events_of(engine, order(request(1, **wanted))), events_of(engine, order(request(2))), return_exceptions=True
+        )
+        return bad, good
+
+    with running("toy") as engine:
+        bad, good = asyncio.run(asyncio.wait_for(both(engine), GUARD_S))
+    assert isinstance(bad, InpaintError) and words in str(bad)
+    assert difference(good[-1].image, by_painter("toy", request(2))) <= LEVEL
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_broken_loop_fails_all_and_says_so():
+    with running("toy") as engine:
+
+        def broken(*_: object, **__: object) -> None:
+            raise RuntimeError("the device is gone")
+
+        asyncio.run(engine.check(GUARD_S))
+        engine._machine.unet = broken
+
+        async def all_of_it() -> list[object]:
+            orders = [events_of(engine, order(request(i))) for i in range(3)]
+            return await asyncio.wait_for(asyncio.gather(*orders, return_exceptions=True), GUARD_S)
+
+        found = asyncio.run(all_of_it())
+        assert all(isinstance(error, EngineBroken) and "the device is gone" in str(error) for error in found)
+        with pytest.raises(EngineBroken, match="the device is gone"):
+            asyncio.run(engine.check(GUARD_S))
+        with pytest.raises(EngineBroken, match="the device is gone"):
+            paint_all(engine, [order(request(1))])
+
+
+def test_a_check_sees_a_loop_that_is_stuck():
+    with running("toy") as engine:
+        gate = Gate(engine)
+        gate.shut()
+
+        async def stuck() -> None:
+            with pytest.raises(EngineBroken, match=r"in 0\.05 s"):
+                await engine.check(0.05)
+
+        asyncio.run(stuck())
+        gate.open()
+        asyncio.run(engine.check(GUARD_S))
+
+
+def test_draining_paints_what_was_ordered():
+    engine = Engine(*_parts())
+    engine.start()
+    gate = Gate(engine)
+    gate.shut()
+
+    async def drain() -> list[Preview | Painted]:
+        painting = asyncio.ensure_future(events_of(engine, order(request(1))))
+        await asyncio.to_thread(gate.arrived.acquire)
+        closing = asyncio.ensure_future(asyncio.to_thread(engine.close, True))
+        gate.open()
+        await closing
+        return await painting
+
+    events = asyncio.run(asyncio.wait_for(drain(), GUARD_S))
+    assert difference(events[-1].image, by_painter("toy", request(1))) <= LEVEL
+    with pytest.raises(EngineBroken, match="was closed"):
+        paint_all(engine, [order(request(2))])
+
+
+def test_closing_without_draining_fails_what_is_there():
+    engine = Engine(*_parts())
+    engine.start()
+    gate = Gate(engine)
+    gate.shut()
+
+    async def close() -> None:
+        painting = asyncio.ensure_future(events_of(engine, order(request(1))))
+        await asyncio.to_thread(gate.arrived.acquire)
+        closing = asyncio.ensure_future(asyncio.to_thread(engine.close, False))
+        gate.open()
+        await closing
+        with pytest.raises(EngineBroken):
+            await painting
+
+    asyncio.run(asyncio.wait_for(close(), GUARD_S))
+
+
+def _parts() -> tuple[object, EngineSettings, Shelf]:
+    from inpaint.models.base import load_base
+
+    return load_base("toy"), EngineSettings(), Shelf()
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"max_rows": 1}, "max_rows 1"),
+        ({"slots": 0}, "slots 0"),
+        ({"batch_sizes": (4, 2)}, "batch_sizes"),
+        ({"batch_sizes": (4, 8)}, "max_rows 16"),
+        ({"compile": True}, "batch_sizes"),
+    ],
+)
+def test_bad_settings_are_refused_by_name(settings, words):
+    with pytest.raises(InpaintError, match=words):
+        EngineSettings(**settings)
