@@ -1,4 +1,4 @@
-# Two commands: `make demo` and `make test`. Both set up first; the second time, set-up does nothing.
+# Three commands: `make demo`, `make serve` and `make test`. All set up first; the second time, set-up does nothing.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,10 +7,11 @@ TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint clean
+.PHONY: help setup demo serve test lint clean
 
 help:
 	@echo "make demo   set up and run the whole job on this machine: train, export, paint, report (15 minutes)"
+	@echo "make serve  set up and serve the toy base and its adapters on http://127.0.0.1:8000, with commands to try"
 	@echo "make test   set up and run the tests (12 minutes)"
 	@echo "make lint   set up and run ruff and mypy"
 	@echo "make setup  set up alone: makes $(VENV)"
@@ -36,6 +37,9 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: setup
 	$(BIN)/python -m ray_jobs.demo
+
+serve: setup
+	$(BIN)/python -m ray_jobs.serve
 
 # One thread per process: the tests start several on as few as two cores.
 test: setup
