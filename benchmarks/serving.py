@@ -42,7 +42,7 @@ from benchmarks.serving_setup import CATEGORIES, Bench, toy_bench, write_bench
 from inpaint.cluster import connect
 from inpaint.models.base import load_base
 from inpaint.paint.rows import DTYPES
-from inpaint.serve.engine_settings import EngineSettings
+from inpaint.serve.engine_settings import EngineSettings, EngineStats
 from inpaint.serve.ingress import Ingress
 from inpaint.serve.painters import Painters
 from inpaint.serve.registry import RegistrySettings
@@ -131,31 +131,46 @@ def bare_rows_per_second(bench: Bench, rows: int, seconds: float) -> float:
         return forwards(seconds)
 
 
-def saturation(
-    target: Target, requests: Sequence[bytes], guess: float, seconds: float, seed: int
-) -> tuple[float, float, float]:
-    """Answers per second while twice the guess comes; and the engine's U-Net rows per second and rows per tick."""
-    ours = target.path == "/paint"
-    before: list[tuple[float, Any]] = []
-    after: list[tuple[float, Any]] = []
+@dataclasses.dataclass(frozen=True)
+class Saturation:
+    """What a service does while more comes than it can do."""
 
-    def look(into: list[tuple[float, Any]]) -> None:
+    answers_per_s: float
+    rows_per_s: float = 0.0
+    """U-Net rows of our engine."""
+    rows_per_tick: float = 0.0
+    stages: dict[str, float] = dataclasses.field(default_factory=dict)
+    """Share of the time that our engine's loop spent on each."""
+
+
+def saturation(target: Target, requests: Sequence[bytes], guess: float, seconds: float, seed: int) -> Saturation:
+    """Send half more than `guess` answers per second."""
+    looks: list[tuple[float, EngineStats]] = []
+
+    def look() -> None:
         stats = serve.get_deployment_handle("painters", OURS).broadcast("stats").results(timeout_s=PATIENCE_S)
-        into.append((time.monotonic(), stats[0]))
+        looks.append((time.monotonic(), stats[0]))
 
-    timers = [threading.Timer(WARM_S, look, (before,)), threading.Timer(WARM_S + seconds, look, (after,))]
-    for timer in timers if ours else []:
+    timers = [threading.Timer(after, look) for after in (WARM_S, WARM_S + seconds) if target.path == "/paint"]
+    for timer in timers:
         timer.start()
-    load = run_load(target, requests, 2 * guess, WARM_S + seconds, seed=seed, patience=1.0)
-    for timer in timers if ours else []:
+    load = run_load(target, requests, 1.5 * guess, WARM_S + seconds, seed=seed, patience=1.0)
+    for timer in timers:
         timer.join()
     settle(target, requests)
     rate = load.throughput(WARM_S, WARM_S + seconds)
-    if not ours:
-        return rate, 0.0, 0.0
-    (t0, first), (t1, last) = before[0], after[0]
+    if not looks:
+        return Saturation(rate)
+    (t0, first), (t1, last) = looks
     rows, ticks = last.unet_rows - first.unet_rows, last.ticks - first.ticks
-    return rate, rows / (t1 - t0), rows / max(1, ticks)
+    stages = {stage: (last.seconds[stage] - first.seconds[stage]) / (t1 - t0) for stage in last.seconds}
+    return Saturation(rate, rows / (t1 - t0), rows / max(1, ticks), stages)
+
+
+def guessed_rate(target: Target, requests: Sequence[bytes]) -> float:
+    """Answers per second of 32 requests that come at once."""
+    load = run_load(target, requests, 1000.0, 0.032, seed=0, patience=PATIENCE_S)
+    return load.done_at_N.size / float(load.done_at_N.max())
 
 
 def settle(target: Target, requests: Sequence[bytes]) -> None:
@@ -187,24 +202,26 @@ def measure(bench: Bench, folder: Path, rows: int, seconds: float, rounds: int) 
     """Deploy, measure, report."""
     targets = deploy(bench, folder, rows)
     requests = {name: bodies(bench, target) for name, target in targets.items()}
+    guesses: dict[str, float] = {}
     for name, target in targets.items():
-        for _ in range(2):  # every category is loaded, every kernel chosen
-            run_load(target, requests[name][: len(CATEGORIES)], 50.0, 0.32, seed=0, patience=PATIENCE_S)
-            settle(target, requests[name])
-    progress("warm")
+        for _ in range(2):  # in the first, every category is loaded and every kernel chosen
+            guesses[name] = guessed_rate(target, requests[name])
+        settle(target, requests[name])
+    progress("warm: " + ", ".join(f"{name} {rate:.2f}/s" for name, rate in guesses.items()))
     rates: dict[str, list[float]] = {name: [] for name in targets}
-    shares, row_means, ceilings = [], [], []
-    guess = 20.0
+    ours: list[Saturation] = []
+    ceilings: list[float] = []
     for number in range(rounds):
         ceilings.append(bare_rows_per_second(bench, rows, seconds / 2))
         for name in sorted(targets, reverse=number % 2 == 1):
-            rate, rows_per_second, per_tick = saturation(targets[name], requests[name], guess, seconds, number)
-            rates[name].append(rate)
+            reached = saturation(targets[name], requests[name], guesses[name], seconds, number)
+            rates[name].append(reached.answers_per_s)
+            guesses[name] = max(guesses[name], reached.answers_per_s)
             if name == OURS:
-                shares.append(rows_per_second / ceilings[-1])
-                row_means.append(per_tick)
+                ours.append(reached)
         told = ", ".join(f"{name} {rates[name][-1]:.2f}/s" for name in targets)
-        progress(f"round {number + 1}: {told}; ceiling {ceilings[-1]:.0f} rows/s, share {shares[-1]:.3f}")
+        progress(f"round {number + 1}: {told}; ceiling {ceilings[-1]:.0f} rows/s, ours {ours[-1]}")
+    shares = [reached.rows_per_s / ceiling for reached, ceiling in zip(ours, ceilings, strict=True)]
     table = latencies(targets, requests, median(rates[SET]), seconds)
     figures = {
         "throughput_ratio_vs_set_adapters": median(a / b for a, b in zip(rates[OURS], rates[SET], strict=True)),
@@ -213,7 +230,8 @@ def measure(bench: Bench, folder: Path, rows: int, seconds: float, rounds: int) 
         "ahead_at_every_load": float(ahead(table)),
         **equal_p95(table),
     }
-    details = {"requests_per_s": rates, "shares": shares, "rows_per_tick": row_means, "ceiling_rows_per_s": ceilings}
+    details: dict[str, Any] = {"requests_per_s": rates, "shares": shares, "ceiling_rows_per_s": ceilings}
+    details |= {"ours": [dataclasses.asdict(reached) for reached in ours]}
     emit(
         "serving",
         figures,
