@@ -69,9 +69,7 @@ class UNetSettings:
 
 
 PRESETS: dict[int, UNetSettings] = {
-    32: UNetSettings(
-        channels=(32, 64, 96, 128, 128, 96), attention=(64, 96, 128), dropout=0.0, time_width=128, patch=2
-    ),
+    32: UNetSettings(channels=(32, 64, 96, 96), attention=(32, 64, 96), dropout=0.0, time_width=128, patch=2),
     64: UNetSettings(channels=(64, 96, 160, 256, 256, 192), attention=(160, 256), time_width=512),
     128: UNetSettings(),
     256: UNetSettings(patch=2),
@@ -155,12 +153,16 @@ class _Body(nn.Module):
         self.up = nn.ModuleList(_level(width, settings) for width in going_up)
         self.halvings = nn.ModuleList(halve(a, b) for a, b in zip(going_down, widths[1:], strict=False))
         self.doublings = nn.ModuleList(double(a, b) for a, b in zip(going_up, handed, strict=True))
+        # Without residual blocks here the last skip would meet two convolutions and nothing else.
+        first = going_down[0]
+        self.narrow = nn.Sequential(
+            nn.GroupNorm(groups_of(last), last), nn.SiLU(), nn.Conv2d(last, first, 3, padding=1)
+        )
+        self.last = _level(first, settings)
         self.head = nn.Sequential(
-            nn.GroupNorm(groups_of(last), last),
+            nn.GroupNorm(groups_of(first), first),
             nn.SiLU(),
-            nn.Conv2d(last, going_down[0], 3, padding=1),
-            nn.SiLU(),
-            zeroed(nn.Conv2d(going_down[0], image_channels * settings.patch**2, 3, padding=1)),
+            zeroed(nn.Conv2d(first, image_channels * settings.patch**2, 3, padding=1)),
         )
 
     def forward(self, features: Tensor, timesteps_B: Tensor, labels_B: Tensor | None) -> Tensor:
@@ -175,6 +177,7 @@ class _Body(nn.Module):
         for level, larger in zip(self.up, self.doublings, strict=True):
             features = larger(level(features, embedded_BE))
             features = torch.cat([features, skips.pop()], dim=1)
+        features = self.last(self.narrow(features), embedded_BE)
         return F.pixel_shuffle(self.head(features), self.patch)
 
 

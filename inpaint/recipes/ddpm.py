@@ -17,7 +17,7 @@ from inpaint.data.random_holes import RandomHoles
 from inpaint.data.sample import ReadSettings
 from inpaint.data.sources import FolderSource
 from inpaint.data.storage import input_file, output_folder
-from inpaint.diffusion.ddpm import NoiseSettings
+from inpaint.diffusion.ddpm import Noise, NoiseSettings
 from inpaint.diffusion.unet import MaskedUNet, UNetSettings
 from inpaint.diffusion.unet import preset as unet_preset
 from inpaint.errors import InpaintError
@@ -104,7 +104,8 @@ def preset(image_size: int, *, data: str, output: str) -> TrainDdpm:
     if image_size == 32:
         # Small enough for CPUs, where bf16 is slower than fp32.
         small = train_settings(precision=Precision.FP32, micro=16)
-        return replace(config, train=small, learning_rate=1e-3)
+        noise = NoiseSettings(noise=Noise.COSINE, prediction_type="v_prediction")
+        return replace(config, noise=noise, train=small, learning_rate=1.5e-3)
     if image_size == 64:
         return replace(config, learning_rate=2e-4)
     return config
