@@ -5,6 +5,7 @@ import io
 import json
 import logging
 import socket
+from threading import current_thread
 from urllib.parse import urlsplit
 
 import httpx2
@@ -13,6 +14,7 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
+from inpaint.data import decode
 from inpaint.errors import InpaintError
 from inpaint.serve.http import HttpSettings, Record, build_http
 from inpaint.serve.orders import AdapterGone, DeadlinePassed, Overloaded
@@ -307,6 +309,26 @@ def test_memory_held_by_requests_is_bounded_and_given_back(service):
             assert ask(client, "own").status_code == 200
     with pytest.raises(InpaintError, match="max_held_bytes"):
         HttpSettings(max_held_bytes=1_000_000)
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_the_event_loop_neither_decodes_nor_encodes(client, dialect, monkeypatch):
+    threads = []
+
+    def watched(name, original):
+        def noting(*arguments, **more):
+            threads.append((name, current_thread().name))
+            return original(*arguments, **more)
+
+        return noting
+
+    monkeypatch.setattr(decode, "open_image", watched("open", decode.open_image))
+    monkeypatch.setattr(Image.Image, "save", watched("save", Image.Image.save))
+    image, mask = photo_png(), alpha_png() if dialect == "openai" else mask_png()
+    threads.clear()
+    assert ask(client, dialect, image=image, mask=mask).status_code == 200
+    assert [name for name, _ in threads] == ["open", "open", "save"]
+    assert all(thread.startswith("pictures") for _, thread in threads)
 
 
 class Counting:

@@ -108,7 +108,7 @@ def test_a_transparent_mask_is_ambiguous_in_our_own_dialect(client, service):
 
 def test_a1111_reads_a_transparent_mask_by_its_alpha_opaque_is_painted(client, service):
     image = Image.new("RGBA", (40, 30), (0, 0, 0, 0))
-    image.paste((255, 255, 255, 255), (0, 0, 20, 15))
+    image.paste((0, 0, 0, 255), (0, 0, 20, 15))
     pictures("a1111", ask(client, "a1111", mask=encoded(image)))
     assert np.array_equal(service.orders[0].request.hole, hole())
 
