@@ -27,6 +27,8 @@ from statistics import median
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Ray runs its workers at niceness 15; here all three services have the priority of the bare forwards beside them.
+os.environ.setdefault("RAY_worker_niceness", "0")
 
 import numpy as np
 import ray
