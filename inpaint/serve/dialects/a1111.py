@@ -33,12 +33,13 @@ from starlette.responses import JSONResponse, Response
 
 from inpaint.paint.request import Sampler
 from inpaint.serve.dialects import a1111_probes
+from inpaint.serve.dialects.a1111_info import info, infotext
 from inpaint.serve.orders import BaseInfo
 from inpaint.serve.wire.body import from_base64, media_type, parse_json
-from inpaint.serve.wire.desk import Desk, Sent, headers_of
+from inpaint.serve.wire.desk import Desk, headers_of
 from inpaint.serve.wire.fields import Fields, in_range, shown
 from inpaint.serve.wire.intake import Photo, hole_where_white, read_photo, resized
-from inpaint.serve.wire.names import Chosen, as_trained, choose, different
+from inpaint.serve.wire.names import as_trained, choose, different
 from inpaint.serve.wire.problems import Problem, bad
 from inpaint.serve.wire.settings import HttpSettings
 from inpaint.serve.wire.wish import (
@@ -109,7 +110,7 @@ def router(desk: Desk) -> APIRouter:
         answer = {
             "images": images if job.payload.get("send_images", True) else [],
             "parameters": {**job.payload, "init_images": None, "mask": None},
-            "info": json.dumps(_info(job, sent, desk.service.base)),
+            "info": json.dumps(info(job.wish, job.n_iter, sent, desk.service.base)),
         }
         return JSONResponse(answer, headers=headers_of(job.wish, desk.service.base.revision, sent))
 
@@ -163,7 +164,7 @@ def read_job(body: bytes, content_type: str, desk: Desk) -> Job:
         timeout_s=how.timeout_s,
         encoding=Encoding(),
         warnings=tuple(ignored),
-        infotexts=lambda seed: _infotext(request, seed, base, chosen),
+        infotexts=lambda seed: infotext(request, seed, base, chosen),
     )
     return Job(wish=wish, payload=payload, n_iter=n_iter)
 
@@ -264,67 +265,6 @@ def _stretched(
 def _without_effect(fields: Fields, payload: dict[str, Any]) -> list[str]:
     fields.raw("include_init_images")
     return [ascii(n)[1:-1][:60] for n in fields.unread() if n not in _HARMLESS or payload[n] not in _HARMLESS[n]]
-
-
-def _infotext(request: Any, seed: int, base: BaseInfo, chosen: list[Chosen]) -> str:
-    """A picture's settings as A1111 writes them and its PNG Info tab reads them."""
-    sampler = a1111_probes.SAMPLERS[request.sampler][0]
-    height, width = request.hole.shape
-    pairs = {
-        "Steps": request.steps,
-        "Sampler": sampler,
-        "CFG scale": f"{request.guidance_scale:g}",
-        "Seed": seed,
-        "Size": f"{width}x{height}",
-        "Model hash": base.revision[:10],
-        "Model": base.name,
-        "Denoising strength": f"{request.strength:g}",
-        "Mask blur": request.feather,
-    }
-    if chosen:
-        hashes = ", ".join(f"{one.entry.name}: {one.entry.digest[:12]}" for one in chosen)
-        pairs["Lora hashes"] = f'"{hashes}"'
-    tags = "".join(f" <lora:{one.entry.name}:{one.weight:g}>" for one in chosen)
-    negative = f"\nNegative prompt: {request.negative_prompt}" if request.negative_prompt else ""
-    return f"{request.prompt}{tags}{negative}\n" + ", ".join(f"{name}: {value}" for name, value in pairs.items())
-
-
-def _info(job: Job, sent: list[Sent], base: BaseInfo) -> dict[str, Any]:
-    wish = job.wish
-    request, seeds = wish.request, [one.seed for one in sent]
-    height, width = request.hole.shape
-    assert wish.infotexts is not None
-    return {
-        "prompt": request.prompt,
-        "all_prompts": [request.prompt] * wish.n,
-        "negative_prompt": request.negative_prompt,
-        "all_negative_prompts": [request.negative_prompt] * wish.n,
-        "seed": request.seed,
-        "all_seeds": seeds,
-        "subseed": request.seed,
-        "all_subseeds": seeds,
-        "subseed_strength": 0,
-        "width": width,
-        "height": height,
-        "sampler_name": a1111_probes.SAMPLERS[request.sampler][0],
-        "cfg_scale": request.guidance_scale,
-        "steps": request.steps,
-        "batch_size": wish.n // job.n_iter,
-        "restore_faces": False,
-        "face_restoration_model": None,
-        "sd_model_name": base.name,
-        "sd_model_hash": base.revision[:10],
-        "denoising_strength": request.strength,
-        "extra_generation_params": {},
-        "index_of_first_image": 0,
-        "infotexts": [wish.infotexts(seed) for seed in seeds],
-        "styles": [],
-        "clip_skip": 1,
-        "is_using_inpainting_conditioning": True,
-        "ignored": list(wish.warnings),
-        "adapters": [vars(use) for use in wish.adapters],
-        "kept_pixels_changed": sum(one.painted.kept_pixels_changed for one in sent if one.painted),
-    }
 
 
 _BODY: dict[str, Any] = {

@@ -77,6 +77,10 @@ class Desk:
         """Read the body and let the dialect's `read(body, content type)` make a wish of it, in a thread."""
         record = record_of(request)
         declared = request.headers.get("content-length")
+        coding = request.headers.get("content-encoding", "identity").strip().lower()
+        if coding not in ("", "identity"):
+            message = "content-encoding: bodies are read as they are; send it uncompressed"
+            raise Problem(message, status=415, code="unsupported_encoding", field="content-encoding")
         body = await read_body(self._counted(request, record), declared, self.settings)
         return await self.offload(read, body, request.headers.get("content-type", ""))
 

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from inpaint.data import decode
+from inpaint.paint.shapes import resize_hole, resize_image
 from inpaint.serve.wire.problems import bad
 from inpaint.serve.wire.settings import HttpSettings
 
@@ -74,11 +75,8 @@ def hole_where_transparent(data: bytes, field: str, photo: Photo, settings: Http
 
 def resized(photo: Photo, hole: np.ndarray, width: int, height: int) -> tuple[Photo, np.ndarray]:
     """Both stretched to width x height; the hole covers whatever touched it."""
-    if photo.image.shape[:2] == (height, width):
-        return photo, hole
-    image = Image.fromarray(photo.image).resize((width, height), Image.Resampling.LANCZOS)
-    grey = Image.fromarray(hole.astype(np.uint8) * 255).resize((width, height), Image.Resampling.BOX)
-    return Photo(image=np.array(image), transparent=None), np.asarray(grey) > 0
+    image = resize_image(photo.image, (height, width))
+    return Photo(image=image, transparent=None), resize_hole(hole, (height, width))
 
 
 def _opened(data: bytes, field: str, settings: HttpSettings, smallest: int) -> Image.Image:

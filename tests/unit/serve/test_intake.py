@@ -306,6 +306,20 @@ def test_other_content_types_are_refused(client, service, path, kind):
     assert not service.orders
 
 
+@pytest.mark.parametrize("path", ["/v1/images/edits", "/paint", "/sdapi/v1/img2img"])
+def test_a_compressed_body_is_refused(client, service, path):
+    headers = {"content-type": "application/json", "content-encoding": "gzip"}
+    response = client.post(path, content=b"abc", headers=headers)
+    assert response.status_code == 415 and "uncompressed" in response.text
+
+
+def test_png_info_of_what_is_no_picture_is_refused(client):
+    for value in (b64(b"text"), b64(png_bomb(100_000, 100_000)), "####", "http://x/", None):
+        assert told("a1111", client.post("/sdapi/v1/png-info", json={"image": value})).status == 400
+    answer = client.post("/sdapi/v1/png-info", json={"image": b64(photo_png())})
+    assert answer.json()["info"] == ""
+
+
 @pytest.mark.parametrize("path", ["/v1/images/edits", "/paint"])
 def test_a_form_that_was_cut_off_anywhere_is_refused(client, service, path):
     mask = alpha_png() if "v1" in path else mask_png()
