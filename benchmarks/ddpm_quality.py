@@ -47,6 +47,8 @@ from inpaint.train.trainer import Workload, fit, request_stop, stop_on_signals
 SIZE = 32
 BINS = ((0.01, 0.1), (0.1, 0.2), (0.2, 0.3), (0.3, 0.4), (0.4, 0.5), (0.5, 0.6))
 PSNR_CAP = 50.0
+MOST_SAMPLES_PER_S = 3000
+"""More than any machine trains: what is read is planned beforehand, and the time ends it."""
 SAMPLES = 4
 HELD_OUT_SEED = 2
 GRID_PER_BIN = 3
@@ -107,7 +109,7 @@ def config_of(settings: Settings, data: Path, output: Path) -> TrainDdpm:
     train = replace(
         config.train,
         epochs=None,
-        samples=2**40,
+        samples=max(1, round(settings.minutes * 60 * MOST_SAMPLES_PER_S)),
         workers=2,
         zero_stage=0,
         seed=settings.seed,

@@ -25,7 +25,7 @@ from inpaint.paint.ddpm_painter import DdpmPainter, ModelCard
 from inpaint.progress import ProgressBar
 from inpaint.train.checkpoint import CheckpointStore, Progress
 from inpaint.train.ddpm import HoleDiffusion
-from inpaint.train.settings import Precision, TrainSettings
+from inpaint.train.settings import Precision, Schedule, TrainSettings
 from inpaint.train.trainer import Workload, check_cluster, check_stop, fit
 
 MODEL = "model.json"
@@ -85,6 +85,7 @@ def train_settings(*, precision: Precision, epochs: float = 2000, batch: int = 3
         global_batch=batch,
         micro_batch=micro,
         precision=precision,
+        schedule=Schedule.CONSTANT,
         warmup=0.01,
         weight_decay=0.0,
         beta2=0.999,

@@ -118,6 +118,8 @@ def test_a_folder_is_walked_in_order_with_its_captions(tmp_path):
     assert {q.reason for q in strict.quarantined} == {Reason.EMPTY_PROMPT}
     with pytest.raises(InpaintError, match="no such folder"):
         FolderSource(path=tmp_path / "absent").listing()
+    by_folder = FolderSource(path=tmp_path, category_from_folder=True).listing().candidates
+    assert [r.category for r in by_folder] == [None, None, "sub", "sub"]
 
 
 @pytest.fixture
