@@ -11,8 +11,7 @@ has an `x-request-id`, every request one line in the log `inpaint.serve.requests
 
 import logging
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from types import ModuleType
 
 from fastapi import FastAPI
@@ -25,13 +24,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from inpaint.errors import InpaintError
 from inpaint.serve.dialects import a1111, openai, own
 from inpaint.serve.orders import Service
-from inpaint.serve.wire.desk import Desk
+from inpaint.serve.wire.desk import Counter, Desk
 from inpaint.serve.wire.keys import Keys
 from inpaint.serve.wire.problems import Problem, overloaded, problem_of
 from inpaint.serve.wire.record import GONE, HttpMetrics, NoMetrics, Record, request_id
 from inpaint.serve.wire.settings import HttpSettings
 
-__all__ = ["HttpMetrics", "HttpSettings", "Record", "build_http"]
+__all__ = ["HttpMetrics", "HttpSettings", "Record", "build_http", "enclose"]
 
 logger = logging.getLogger(__name__)
 
@@ -43,21 +42,26 @@ def build_http(service: Service, settings: HttpSettings, metrics: HttpMetrics | 
         InpaintError: keys are unusable, or there are none and `settings.host` is not a loopback address.
     """
     desk = Desk(service, settings)
-    keys = Keys(settings)
-
-    @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        yield
-        desk.close()
-
-    app = FastAPI(title="inpaint", version="1", lifespan=lifespan, description=__doc__)
+    app = FastAPI(title="inpaint", version="1", description=__doc__)
     for dialect in (openai, a1111, own):
         app.include_router(dialect.router(desk))
-    _add_health(app, service)
+    enclose(app, desk, service.healthy, metrics)
+    return app
+
+
+def enclose(
+    app: FastAPI, counter: Counter, healthy: Callable[[], Awaitable[bool]], metrics: HttpMetrics | None = None
+) -> None:
+    """Put the door before an application, and /health and /ready into it.
+
+    Raises:
+        InpaintError: keys are unusable, or there are none and the host is not a loopback address.
+    """
+    keys = Keys(counter.settings)
+    _add_health(app, healthy)
     app.add_exception_handler(InpaintError, _told)
     app.add_exception_handler(HTTPException, _told_http)
-    app.add_middleware(Door, keys=keys, settings=settings, metrics=metrics or NoMetrics(), desk=desk)
-    return app
+    app.add_middleware(Door, keys=keys, metrics=metrics or NoMetrics(), counter=counter)
 
 
 def dialect_of(path: str) -> ModuleType:
@@ -70,17 +74,19 @@ def dialect_of(path: str) -> ModuleType:
 class Door:
     """Around every request: its id, its key, its line in the log, and the last net for our own mistakes."""
 
-    def __init__(self, app: ASGIApp, *, keys: Keys, settings: HttpSettings, metrics: HttpMetrics, desk: Desk) -> None:
+    def __init__(self, app: ASGIApp, *, keys: Keys, metrics: HttpMetrics, counter: Counter) -> None:
         self.app = app
         self.keys = keys
-        self.settings = settings
         self.metrics = metrics
-        self.desk = desk
+        self.counter = counter
+        self.settings = counter.settings
         self._in_flight = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
+            if scope["type"] == "lifespan":
+                self.counter.close()
             return
         headers = Headers(scope=scope)
         path = scope["path"].removeprefix(scope.get("root_path", ""))
@@ -94,7 +100,7 @@ class Door:
             await self._guarded(scope, receive, _watched(send, record), headers, record)
         finally:
             self._in_flight -= 1
-            self.desk.release(record)
+            self.counter.release(record)
             # No answer was begun: the client left, or the server cancelled us because it did.
             record.status = record.status or GONE
             record.seconds = time.monotonic() - record.started
@@ -171,13 +177,13 @@ def _response(problem: Problem, record: Record) -> Response:
     return response
 
 
-def _add_health(app: FastAPI, service: Service) -> None:
+def _add_health(app: FastAPI, healthy: Callable[[], Awaitable[bool]]) -> None:
     @app.get("/health", tags=["health"], summary="Whether this process answers")
     async def health() -> dict[str, str]:
         return {"status": "alive"}
 
     @app.get("/ready", tags=["health"], summary="Whether pictures can be painted now", responses={503: {}})
     async def ready() -> Response:
-        if await service.healthy():
+        if await healthy():
             return JSONResponse({"status": "ready"})
         return JSONResponse({"status": "not ready"}, status_code=503, headers={"retry-after": "5"})

@@ -43,11 +43,10 @@ class Sent:
     painted: Painted | None
 
 
-class Desk:
-    """What the dialects share: the service, the limits, threads, and the memory that requests hold."""
+class Counter:
+    """What all requests share, whatever paints them: the limits, threads, and the memory that they hold."""
 
-    def __init__(self, service: Service, settings: HttpSettings) -> None:
-        self.service = service
+    def __init__(self, settings: HttpSettings) -> None:
         self.settings = settings
         self._threads = ThreadPoolExecutor(settings.threads, thread_name_prefix="pictures")
         self._held = 0
@@ -89,6 +88,14 @@ class Desk:
             record.bytes_in += len(chunk)
             self.hold(record, len(chunk))
             yield chunk
+
+
+class Desk(Counter):
+    """A counter with the service behind it."""
+
+    def __init__(self, service: Service, settings: HttpSettings) -> None:
+        super().__init__(settings)
+        self.service = service
 
     async def paint(self, request: Request, wish: Wish) -> list[Sent]:
         """All pictures of a wish. Raises ClientDisconnect where the client has gone."""
