@@ -194,6 +194,7 @@ async def until_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
     try:
         await asyncio.wait((working, watching), return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
+            watching.result()  # raises where the server failed, not the client
             raise ClientDisconnect()
         return working.result()
     finally:
