@@ -29,7 +29,8 @@ from tests.adapters import SHIPPED, variant, write_variant
 APP = "paint-test"
 CATEGORIES = [f"CDP_{number:02}" for number in range(30)]
 STEPS = 6
-PATIENCE_S = 90
+PATIENCE_S = 180
+pytestmark = pytest.mark.timeout(600)
 CLOSE = 2
 """Levels of 255 by which a picture may differ from the painter's: 1e-3 in [0, 1], and rounding."""
 
