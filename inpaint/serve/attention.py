@@ -21,9 +21,7 @@ class TextAttention:
     key_UHLd: Tensor | None = None
     value_UHLd: Tensor | None = None
 
-    def __call__(
-        self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor, **_: object
-    ) -> Tensor:
+    def __call__(self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor, **_: object) -> Tensor:
         """U x N x C -> U x N x C; the text is not read."""
         assert self.key_UHLd is not None and self.value_UHLd is not None
         query_UHNd = attn.to_q(hidden_states).unflatten(-1, (attn.heads, -1)).transpose(1, 2)

@@ -68,23 +68,16 @@ class PainterMetrics:
         return new
 
 
-class IngressMetrics:
-    """Requests, by what became of them (an `HttpMetrics`), and the state of admission and registry."""
+class RequestMetrics:
+    """Requests, by what became of them (an `HttpMetrics`)."""
 
     def __init__(self, replica: str) -> None:
         self._tags = {"replica": replica}
-        self._admitted = self._refused = 0.0
         self._in_flight: dict[str, int] = {}
         self.requests = Counter("inpaint_requests", "Requests answered.", ("dialect", "status", "problem"))
         self.in_flight = Gauge("inpaint_requests_in_flight", "Requests being handled.", ("replica", "dialect"))
         self.latency = Histogram("inpaint_request_seconds", "From first byte to answer.", _SECONDS, ("dialect",))
         self.queue = Histogram("inpaint_queue_seconds", "Waiting for a place in a batch.", _SECONDS, ("dialect",))
-        self.admitted = Counter("inpaint_work_admitted", "U-Net rows let in.", ("replica",))
-        self.refused = Counter("inpaint_work_refused", "U-Net rows told to come back.", ("replica",))
-        self.outstanding = Gauge("inpaint_work_outstanding", "U-Net rows let in and not done.", ("replica",))
-        self.limit = Gauge("inpaint_work_limit", "U-Net rows that may be outstanding.", ("replica",))
-        self.served = Gauge("inpaint_adapters_served", "Adapters of the registry that are served.", ("replica",))
-        self.bad = Gauge("inpaint_adapters_refused", "Adapters of the registry that are refused.", ("replica",))
 
     def began(self, dialect: str) -> None:
         """A request came."""
@@ -99,6 +92,24 @@ class IngressMetrics:
         if record.steps:
             self.queue.observe(record.queue_s, tags)
 
+    def _count(self, dialect: str, change: int) -> None:
+        self._in_flight[dialect] = self._in_flight.get(dialect, 0) + change
+        self.in_flight.set(self._in_flight[dialect], {**self._tags, "dialect": dialect})
+
+
+class IngressMetrics(RequestMetrics):
+    """As above, and the state of admission and registry."""
+
+    def __init__(self, replica: str) -> None:
+        super().__init__(replica)
+        self._admitted = self._refused = 0.0
+        self.admitted = Counter("inpaint_work_admitted", "U-Net rows let in.", ("replica",))
+        self.refused = Counter("inpaint_work_refused", "U-Net rows told to come back.", ("replica",))
+        self.outstanding = Gauge("inpaint_work_outstanding", "U-Net rows let in and not done.", ("replica",))
+        self.limit = Gauge("inpaint_work_limit", "U-Net rows that may be outstanding.", ("replica",))
+        self.served = Gauge("inpaint_adapters_served", "Adapters of the registry that are served.", ("replica",))
+        self.bad = Gauge("inpaint_adapters_refused", "Adapters of the registry that are refused.", ("replica",))
+
     def look(self, admission: Admission, served: int, refused: int) -> None:
         """Call every few seconds."""
         if admission.admitted > self._admitted:
@@ -110,7 +121,3 @@ class IngressMetrics:
         self.limit.set(admission.limit, self._tags)
         self.served.set(served, self._tags)
         self.bad.set(refused, self._tags)
-
-    def _count(self, dialect: str, change: int) -> None:
-        self._in_flight[dialect] = self._in_flight.get(dialect, 0) + change
-        self.in_flight.set(self._in_flight[dialect], {**self._tags, "dialect": dialect})
