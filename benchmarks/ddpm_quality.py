@@ -114,7 +114,6 @@ def config_of(settings: Settings, data: Path, output: Path) -> TrainDdpm:
         zero_stage=0,
         seed=settings.seed,
         checkpoint_every=2**40,
-        warmup=0.0,
     )
     rate = config.learning_rate if settings.learning_rate is None else settings.learning_rate
     return replace(

@@ -79,14 +79,17 @@ class TrainDdpm:
 
 
 def train_settings(*, precision: Precision, epochs: float = 2000, batch: int = 32, micro: int = 8) -> TrainSettings:
-    """Those of a training from scratch: constant learning rate and a moving average, as Ho 2020."""
+    """Those of a training from scratch: constant learning rate and a moving average, as Ho 2020.
+
+    So a run can be continued with more epochs than it began with.
+    """
     return TrainSettings(
         epochs=epochs,
         global_batch=batch,
         micro_batch=micro,
         precision=precision,
         schedule=Schedule.CONSTANT,
-        warmup=0.01,
+        warmup=0.0,
         weight_decay=0.0,
         beta2=0.999,
         ema_halflife=20_000,

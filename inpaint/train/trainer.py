@@ -34,7 +34,7 @@ from inpaint.train.ema import MovingAverage
 from inpaint.train.engine import ZeroEngine
 from inpaint.train.loop import Report, Run, train
 from inpaint.train.objective import Objective
-from inpaint.train.settings import TrainSettings
+from inpaint.train.settings import Schedule, TrainSettings
 
 VERSIONS = ("torch", "ray", "diffusers", "transformers", "peft", "deepspeed")
 MACHINERY = {
@@ -63,8 +63,10 @@ class Workload:
     def fixed(self) -> dict[str, Any]:
         """Everything that decides what is learned, and must be the same when the run is resumed."""
         settings = {k: v for k, v in asdict(self.settings).items() if k not in MACHINERY}
-        total = self.settings.total_samples(len(self.manifest))
-        return json.loads(json.dumps({**settings, "total": total, "read": asdict(self.read), **self.identity}))
+        if self.settings.schedule is not Schedule.CONSTANT or self.settings.warmup:
+            # What a learning rate is depends on where the run will end; a constant one can go on for longer.
+            settings["total"] = self.settings.total_samples(len(self.manifest))
+        return json.loads(json.dumps({**settings, "read": asdict(self.read), **self.identity}))
 
 
 @contextmanager

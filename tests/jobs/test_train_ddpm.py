@@ -124,6 +124,7 @@ def test_both_python_functions(ray_cluster: None, data: Path, tmp_path: Path) ->
     assert first.samples == again.samples == 12, "a finished run is not trained again"
     with pytest.raises(ResumeMismatch, match="learning_rate was"):
         inpaint.train_inpainting(data, tmp_path / "run", num_epochs=2, lr=0.5, **given)
+    assert inpaint.train_inpainting(data, tmp_path / "run", num_epochs=4, **given).samples == 20
     mask = np.full((32, 32), 255, np.uint8)
     mask[8:20, 8:20] = 0
     Image.fromarray(mask).save(tmp_path / "mask.png")

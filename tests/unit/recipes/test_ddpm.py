@@ -8,7 +8,7 @@ from inpaint.data.manifest import Manifest, Row
 from inpaint.diffusion.unet import PRESETS
 from inpaint.errors import InpaintError
 from inpaint.recipes.ddpm import card_of, preset, workload_of
-from inpaint.train.settings import Precision
+from inpaint.train.settings import Precision, Schedule
 
 ROWS = tuple(
     Row(id=f"{i}", image=f"{i}.png", prompt="a caption", category=category, width=40, height=30, digest="")
@@ -37,6 +37,14 @@ def test_checkpoints_by_epochs() -> None:
     config = preset(32, data="in", output="out")
     assert workload_of(config, MANIFEST).settings.checkpoint_every == config.train.checkpoint_every
     assert workload_of(replace(config, checkpoint_epochs=100), MANIFEST).settings.checkpoint_every == 300
+
+
+def test_a_run_may_go_on_for_more_epochs_than_it_began_with() -> None:
+    config = preset(32, data="in", output="out")
+    longer = replace(config, train=replace(config.train, epochs=5000))
+    falling = [replace(c, train=replace(c.train, schedule=Schedule.COSINE)) for c in (config, longer)]
+    assert workload_of(config, MANIFEST).fixed() == workload_of(longer, MANIFEST).fixed()
+    assert workload_of(falling[0], MANIFEST).fixed() != workload_of(falling[1], MANIFEST).fixed()
 
 
 def test_holes_are_drawn_never_full_and_as_large_as_was_asked_for() -> None:
