@@ -1,0 +1,211 @@
+"""A DDPM behind HTTP: polarity, limits, what shares a batch, and clients that leave."""
+
+import asyncio
+import io
+import threading
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from starlette.testclient import TestClient
+
+from inpaint.diffusion.ddpm import NoiseSettings
+from inpaint.diffusion.repaint import Sampling
+from inpaint.diffusion.unet import MaskedUNet, UNetSettings
+from inpaint.errors import InpaintError
+from inpaint.paint.ddpm_painter import DdpmPainter, ModelCard
+from inpaint.paint.ddpm_request import DdpmRequest
+from inpaint.serve.ddpm.batcher import Batcher
+from inpaint.serve.ddpm.routes import Model, build_fill
+from inpaint.serve.orders import Overloaded
+from inpaint.serve.wire.receipt import read_receipt
+from inpaint.serve.wire.settings import HttpSettings
+
+SIDE = 16
+UNET = UNetSettings(channels=(8, 8, 16, 16), attention=(), time_width=16, classes=2)
+CARD = ModelCard(image_size=SIDE, unet=UNET, noise=NoiseSettings(), classes=("cat", "dog"))
+
+
+class Painting:
+    """Notes batches, and waits in each network call until it is let go."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[int]] = []
+        self.began = threading.Event()
+        self.go = threading.Event()
+        self.abandoned = threading.Event()
+
+    def paint(
+        self, requests: Sequence[DdpmRequest], on_frame: Callable[[int, int, np.ndarray], None] | None = None
+    ) -> list[np.ndarray]:
+        self.batches.append([request.seed for request in requests])
+        if any(request.seed == 13 for request in requests):
+            raise InpaintError("seed 13: give another")
+        self.began.set()
+        assert self.go.wait(60)
+        assert on_frame is not None
+        try:
+            on_frame(1, 1, np.zeros(0))
+        except BaseException:
+            self.abandoned.set()
+            raise
+        return [np.where(r.hole[..., None], np.uint8(r.seed), r.image) for r in requests]
+
+    def shape_of(self, request: DdpmRequest) -> tuple[int, int]:
+        return request.hole.shape
+
+
+def request(seed: int, *, steps: int = 4) -> DdpmRequest:
+    image = np.full((SIDE, SIDE, 3), 200, dtype=np.uint8)
+    return DdpmRequest(image=image, hole=np.ones((SIDE, SIDE), dtype=bool), seed=seed, sampling=Sampling(steps=steps))
+
+
+async def until(event: threading.Event) -> None:
+    assert await asyncio.to_thread(event.wait, 60)
+
+
+def test_what_waits_is_painted_together_and_each_gets_its_own() -> None:
+    painting = Painting()
+
+    async def run() -> list[np.ndarray]:
+        batcher = Batcher(painting, max_batch=3)
+        first = asyncio.create_task(batcher.fill(request(0)))
+        await until(painting.began)
+        rest = [asyncio.create_task(batcher.fill(request(seed))) for seed in range(1, 5)]
+        other = asyncio.create_task(batcher.fill(request(9, steps=7)))
+        await asyncio.sleep(0)
+        painting.go.set()
+        return await asyncio.gather(first, *rest, other)
+
+    pictures = asyncio.run(run())
+    assert [int(picture[0, 0, 0]) for picture in pictures] == [0, 1, 2, 3, 4, 9]
+    assert painting.batches == [[0], [1, 2, 3], [4], [9]], "at most three, and only with equal steps"
+
+
+def test_a_request_at_fault_fails_alone() -> None:
+    painting = Painting()
+    painting.go.set()
+
+    async def run() -> list[object]:
+        batcher = Batcher(painting)
+        return await asyncio.gather(*(batcher.fill(request(s)) for s in (1, 13, 2)), return_exceptions=True)
+
+    one, bad, two = asyncio.run(run())
+    assert isinstance(one, np.ndarray) and isinstance(two, np.ndarray)
+    assert isinstance(bad, InpaintError) and "seed 13" in str(bad)
+
+
+def test_who_has_gone_is_not_painted_and_an_abandoned_batch_ends() -> None:
+    painting = Painting()
+
+    async def run() -> None:
+        batcher = Batcher(painting)
+        running = asyncio.create_task(batcher.fill(request(1)))
+        await until(painting.began)
+        waiting = asyncio.create_task(batcher.fill(request(2)))
+        await asyncio.sleep(0)
+        for task in (running, waiting):
+            task.cancel()
+        await asyncio.gather(running, waiting, return_exceptions=True)
+        painting.go.set()
+        await until(painting.abandoned)
+        assert int((await batcher.fill(request(3)))[0, 0, 0]) == 3, "it goes on"
+
+    asyncio.run(run())
+    assert painting.batches == [[1], [3]]
+
+
+def test_the_queue_is_bounded() -> None:
+    painting = Painting()
+
+    async def run() -> None:
+        batcher = Batcher(painting, max_waiting=1)
+        first = asyncio.create_task(batcher.fill(request(1)))
+        await until(painting.began)
+        second = asyncio.create_task(batcher.fill(request(2)))
+        await asyncio.sleep(0)
+        with pytest.raises(Overloaded) as refused:
+            await batcher.fill(request(3))
+        assert refused.value.retry_after_s > 0
+        painting.go.set()
+        await asyncio.gather(first, second)
+
+    asyncio.run(run())
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[TestClient]:
+    torch.manual_seed(0)
+    painter = DdpmPainter(CARD, MaskedUNet(UNET).state_dict())
+    batcher = Batcher(painter)
+
+    async def healthy() -> bool:
+        return True
+
+    app = build_fill(Model(name="mine", revision="r1", card=CARD), batcher.fill, healthy, HttpSettings())
+    with TestClient(app, raise_server_exceptions=False) as client:
+        yield client
+
+
+PHOTO = np.random.default_rng(0).integers(0, 255, (24, 24, 3), dtype=np.uint8)
+
+
+def png(pixels: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def left_black() -> np.ndarray:
+    mask = np.full((24, 24), 255, dtype=np.uint8)
+    mask[:, :10] = 0
+    return mask
+
+
+def ask(client: TestClient, mask: np.ndarray | None = None, **settings: object):
+    files = {"image": ("a", png(PHOTO)), "mask": ("b", png(left_black() if mask is None else mask))}
+    return client.post("/fill", files=files, data={"seed": "3", "steps": "2", **settings})
+
+
+def test_black_is_filled_and_white_kept_bit_for_bit(client: TestClient) -> None:
+    answer = ask(client, label="dog")
+    assert answer.status_code == 200, answer.text
+    picture = np.asarray(Image.open(io.BytesIO(answer.content)))
+    assert (picture[:, 10:] == PHOTO[:, 10:]).all()
+    assert (picture[:, :10] != PHOTO[:, :10]).any()
+    assert answer.headers["x-kept-pixels-changed"] == "0"
+    assert ask(client, label="dog").content == answer.content, "one seed, one picture"
+    receipt = read_receipt(answer.content)
+    assert (receipt.base, receipt.base_revision, receipt.seed, receipt.steps) == ("mine", "r1", 3, 2)
+
+
+def test_a_mask_without_black_gives_the_photo_back(client: TestClient) -> None:
+    answer = ask(client, np.full((24, 24), 255, dtype=np.uint8))
+    assert (np.asarray(Image.open(io.BytesIO(answer.content))) == PHOTO).all()
+
+
+@pytest.mark.parametrize(
+    ("settings", "field"),
+    [
+        ({"steps": "0"}, "steps"),
+        ({"steps": "nan"}, "steps"),
+        ({"sampler": "euler"}, "sampler"),
+        ({"label": "horse"}, "label"),
+        ({"guidance_scale": "4"}, "guidance_scale"),
+        ({"jump_count": "1000"}, "jump_count"),
+        ({"prompt": "a horse"}, "prompt"),
+        ({"mask": np.zeros((9, 9), dtype=np.uint8)}, "mask"),
+    ],
+)
+def test_bad_input_is_told_by_field(client: TestClient, settings: dict, field: str) -> None:
+    answer = ask(client, **settings)
+    assert answer.status_code == 400, answer.text
+    assert answer.json()["field"] == field
+
+
+def test_the_model_is_described(client: TestClient) -> None:
+    described = client.get("/model").json()
+    assert described["image_size"] == SIDE and described["classes"] == ["cat", "dog"]
+    assert client.get("/ready").status_code == 200
