@@ -25,9 +25,9 @@ class EngineSettings:
     batch_sizes: tuple[int, ...] = ()
     """Numbers of U-Net rows that ticks are padded to, rising to `max_rows`; needed with `compile`."""
     compile: bool = False
-    """Compile the U-Net for each of `batch_sizes`; pays on a GPU."""
+    """Compile the U-Net for each of `batch_sizes`; meant for GPUs, and not yet run on one."""
     channels_last: bool = True
-    """Keep U-Net and VAE in that memory format; measured faster on CPUs and GPUs alike."""
+    """Keep U-Net and VAE in that memory format, which convolutions on CPUs like; not yet measured on a GPU."""
     attention: Literal["auto", "flash", "efficient", "cudnn", "math"] = "auto"
     """The kernel of torch's scaled dot product attention."""
     threads: int = 2
