@@ -8,6 +8,7 @@ import yaml
 from pydantic import ValidationError
 from ray.serve.schema import ServeDeploySchema
 
+from inpaint.serve.ddpm.app import Ddpm, DdpmArgs, build
 from inpaint.serve.examples import examples, url_of, write_examples
 from inpaint.serve.painters import Painters
 from inpaint.serve.settings import ServeArgs
@@ -93,3 +94,14 @@ def test_examples_name_the_url_and_files_that_are_there(tmp_path: Path) -> None:
     text = examples(url, tmp_path)
     assert all(word in text for word in ("curl ", "openai.OpenAI", "<lora:CDP_FOOD", f"{url}/paint"))
     assert all((tmp_path / name).is_file() for name in ("photo.png", "mask.png", "hole.png"))
+
+
+def test_the_model_of_ones_own_that_it_shows_is_accepted_too() -> None:
+    lines = CONFIG.read_text().splitlines()
+    first = next(number for number, line in enumerate(lines) if line == "  # - name: ddpm")
+    shown = [line.replace("  # ", "  ", 1) for line in lines[first:]]
+    schema = ServeDeploySchema(**yaml.safe_load("\n".join([*lines[:first], *shown])))
+    app = schema.applications[1]
+    assert (app.route_prefix, app.import_path) == ("/ddpm", f"{build.__module__}:{build.__name__}")
+    assert DdpmArgs(**app.args).model == "runs/mine"
+    assert [d.name for d in app.deployments] == [Ddpm.name]
