@@ -33,10 +33,10 @@ from inpaint.models.lora import adapted_models
 from inpaint.models.prompts import Conditioning, unet_kwargs
 from inpaint.paint.denoise import Row
 from inpaint.paint.request import PaintRequest
-from inpaint.serve.engine import Engine
-from inpaint.serve.engine_settings import EngineSettings
-from inpaint.serve.lanes import Machine
-from inpaint.serve.lowrank import adapt
+from inpaint.serve.engine.lanes import Machine
+from inpaint.serve.engine.loop import Engine
+from inpaint.serve.engine.lowrank import adapt
+from inpaint.serve.engine.settings import EngineSettings
 from inpaint.serve.orders import AdapterUse, Order
 
 FULL = 16

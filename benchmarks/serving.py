@@ -44,10 +44,10 @@ from benchmarks.serving_setup import CATEGORIES, Bench, toy_bench, write_bench
 from inpaint.cluster import connect
 from inpaint.models.base import load_base
 from inpaint.paint.rows import DTYPES
-from inpaint.serve.engine_settings import EngineSettings, EngineStats
+from inpaint.serve.adapters.registry import RegistrySettings
+from inpaint.serve.engine.settings import EngineSettings, EngineStats
 from inpaint.serve.ingress import Ingress
 from inpaint.serve.painters import Painters
-from inpaint.serve.registry import RegistrySettings
 from inpaint.serve.settings import AdmissionSettings, ServeArgs
 from inpaint.serve.wire.settings import HttpSettings
 

@@ -14,14 +14,14 @@ from ray.serve.schema import ApplicationStatusOverview, DeploymentStatus
 
 from inpaint.errors import InpaintError
 from inpaint.models.outline import outline_base
+from inpaint.serve.adapters.registry import Registry
+from inpaint.serve.adapters.shelf import Parcel
 from inpaint.serve.admission import Admission
 from inpaint.serve.http import build_http
 from inpaint.serve.metrics import IngressMetrics
 from inpaint.serve.orders import Order, Painted, Preview
-from inpaint.serve.registry import Registry
 from inpaint.serve.service import Fleet, FleetState, ReplicaLost
 from inpaint.serve.settings import ServeArgs
-from inpaint.serve.shelf import Parcel
 
 _LOG = logging.getLogger(__name__)
 _LOST = (RayActorError, ObjectLostError, NodeDiedError, WorkerCrashedError)

@@ -16,15 +16,15 @@ from ray.serve.config import RequestRouterConfig
 from inpaint.cluster import worker_threads
 from inpaint.models.base import load_base
 from inpaint.paint.rows import DTYPES
-from inpaint.serve.engine import Engine, EngineBroken
-from inpaint.serve.engine_settings import EngineStats
+from inpaint.serve.adapters.shelf import Parcel
+from inpaint.serve.engine.loop import Engine, EngineBroken
+from inpaint.serve.engine.settings import EngineStats
 from inpaint.serve.metrics import PainterMetrics
 from inpaint.serve.orders import Order, Painted, Preview
 from inpaint.serve.ranking import Standing
 from inpaint.serve.router import AdapterRouter
 from inpaint.serve.scaling import WORK
 from inpaint.serve.settings import ServeArgs
-from inpaint.serve.shelf import Parcel
 
 METRICS_PERIOD_S = 2.0
 _LOG = logging.getLogger(__name__)

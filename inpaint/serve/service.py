@@ -11,6 +11,8 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 
 from inpaint.errors import InpaintError
+from inpaint.serve.adapters.registry import Registry
+from inpaint.serve.adapters.shelf import Parcel
 from inpaint.serve.admission import Admission
 from inpaint.serve.orders import (
     AdapterGone,
@@ -22,8 +24,6 @@ from inpaint.serve.orders import (
     Painted,
     Preview,
 )
-from inpaint.serve.registry import Registry
-from inpaint.serve.shelf import Parcel
 from inpaint.serve.work import work_of
 
 MOST_TRIES = 4

@@ -8,9 +8,9 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from inpaint.errors import InpaintError
 from inpaint.models.base import TOY_BASE
-from inpaint.serve.engine_settings import EngineSettings
+from inpaint.serve.adapters.registry import RegistrySettings
+from inpaint.serve.engine.settings import EngineSettings
 from inpaint.serve.orders import BaseInfo
-from inpaint.serve.registry import RegistrySettings
 from inpaint.serve.wire.settings import HttpSettings
 
 SHIPPED_ADAPTERS = TOY_BASE.parent / "adapters"

@@ -18,12 +18,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from inpaint.diffusion.ddpm import NoiseSettings
+from inpaint.diffusion.repaint import Sampling
+from inpaint.diffusion.unet import MaskedUNet, UNetSettings
 from inpaint.models.adapter import apply_adapter, load_adapter, save_adapter
 from inpaint.models.base import load_base
+from inpaint.paint.ddpm_painter import ModelCard
+from inpaint.paint.ddpm_request import DdpmRequest
 from inpaint.paint.painter import Painter
 from inpaint.paint.request import PaintRequest
+from inpaint.recipes.ddpm import MODEL, load_ddpm
 from inpaint.toy.catalogue import Scene
 from inpaint.toy.measure import held_out
+from inpaint.train.checkpoint import CheckpointStore, Progress
 from tests.adapters import SHIPPED, variant, write_variant
 
 APP = "paint-test"
@@ -88,10 +95,10 @@ def client(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Itera
     from ray import serve
     from ray.serve.config import HTTPOptions
 
-    from inpaint.serve.engine_settings import EngineSettings
+    from inpaint.serve.adapters.registry import RegistrySettings
+    from inpaint.serve.engine.settings import EngineSettings
     from inpaint.serve.ingress import Ingress
     from inpaint.serve.painters import Painters
-    from inpaint.serve.registry import RegistrySettings
     from inpaint.serve.settings import AdmissionSettings, ServeArgs
 
     folder = tmp_path_factory.mktemp("service")
@@ -213,6 +220,54 @@ def test_overload_is_told_when_to_come_back_and_nothing_is_begun(client: Client)
     _until(lambda: client.paint(category="CDP_FOOD").status == 200)
 
 
+def test_a_model_of_ones_own_is_served_beside_it(client: Client, tmp_path: Path) -> None:
+    from ray import serve
+
+    from inpaint.serve.ddpm.app import Ddpm, DdpmArgs
+
+    run, card = small_ddpm(tmp_path / "run")
+    deployment = Ddpm.options(ray_actor_options={"num_cpus": 0.2})
+    serve.run(deployment.bind(DdpmArgs(model=str(run), threads=1)), name="ddpm-test", route_prefix="/ddpm")
+    keep = Image.fromarray((client.scene.product * 255).astype(np.uint8))
+    form = {"image": Image.fromarray(client.scene.image), "mask": keep}
+    connection = http.client.HTTPConnection("127.0.0.1", client.port, timeout=PATIENCE_S)
+    body, kind = _form({name: _png(image) for name, image in form.items()} | {"seed": b"5", "steps": b"3"})
+    connection.request("POST", "/ddpm/fill", body, {"Content-Type": kind})
+    request = DdpmRequest(image=client.scene.image, hole=~client.scene.product, seed=5, sampling=Sampling(steps=3))
+    (expected,) = load_ddpm(str(run)).paint([request])
+    answer = _answer(connection)
+    assert _difference(answer.image, expected) <= CLOSE
+    assert json.loads(client.get("/ddpm/model").body)["image_size"] == card.image_size
+    serve.delete("ddpm-test")
+
+
+def small_ddpm(run: Path) -> tuple[Path, ModelCard]:
+    """The run of a training that has just begun."""
+    card = ModelCard(
+        image_size=16, unet=UNetSettings(channels=(8, 8, 16, 16), attention=(), time_width=16), noise=NoiseSettings()
+    )
+    run.mkdir()
+    (run / MODEL).write_text(json.dumps(card.to_json()))
+    progress = Progress(samples=0, steps=0, seed=0, manifest="m")
+    CheckpointStore(str(run / "checkpoints")).save({"trained": MaskedUNet(card.unet).state_dict()}, progress)
+    return run, card
+
+
+def _form(parts: dict[str, bytes]) -> tuple[bytes, str]:
+    """A multipart body and its content type."""
+    pieces = [
+        f'--edge\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n'.encode() + data + b"\r\n"
+        for name, data in parts.items()
+    ]
+    return b"".join(pieces) + b"--edge--\r\n", "multipart/form-data; boundary=edge"
+
+
+def _png(image: Image.Image) -> bytes:
+    file = io.BytesIO()
+    image.save(file, format="PNG")
+    return file.getvalue()
+
+
 def test_a_painter_killed_under_load_costs_no_answer(client: Client, painters: dict[str, Painter]) -> None:
     import ray
 
@@ -271,9 +326,7 @@ def _difference(one: np.ndarray, other: np.ndarray) -> int:
 
 
 def _base64(image: Image.Image) -> str:
-    file = io.BytesIO()
-    image.save(file, format="PNG")
-    return base64.b64encode(file.getvalue()).decode()
+    return base64.b64encode(_png(image)).decode()
 
 
 def _answer(connection: http.client.HTTPConnection) -> Answer:

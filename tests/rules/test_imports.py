@@ -34,6 +34,7 @@ KNOW_RAY = (
     "inpaint/photoshoot/batch.py",
     "inpaint/recipes/inpainting.py",
     "inpaint/serve/app.py",
+    "inpaint/serve/ddpm/app.py",
     "inpaint/serve/ingress.py",
     "inpaint/serve/metrics.py",
     "inpaint/serve/painters.py",

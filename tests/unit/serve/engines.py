@@ -16,8 +16,8 @@ from inpaint.models.lora import LoraSettings, inject_lora, lora_parameters
 from inpaint.models.tokens import add_tokens, token_parameters
 from inpaint.paint.painter import Painter
 from inpaint.paint.request import PaintRequest
-from inpaint.serve.engine import Engine
-from inpaint.serve.engine_settings import EngineSettings
+from inpaint.serve.engine.loop import Engine
+from inpaint.serve.engine.settings import EngineSettings
 from inpaint.serve.orders import AdapterGone, AdapterUse, Order, Painted, Preview
 
 LEVEL = 1

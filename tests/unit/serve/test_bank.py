@@ -8,7 +8,7 @@ import torch
 from inpaint.errors import InpaintError
 from inpaint.models.adapter import Adapter
 from inpaint.models.base import load_base
-from inpaint.serve.bank import AdapterBank
+from inpaint.serve.engine.bank import AdapterBank
 from tests.unit.serve.engines import made_up, with_lora
 
 

@@ -8,8 +8,8 @@ import pytest
 from inpaint.errors import InpaintError
 from inpaint.paint.paste import kept_pixels_changed
 from inpaint.paint.request import PaintRequest, Sampler
-from inpaint.serve.engine import Engine, EngineBroken
-from inpaint.serve.engine_settings import EngineSettings
+from inpaint.serve.engine.loop import Engine, EngineBroken
+from inpaint.serve.engine.settings import EngineSettings
 from inpaint.serve.orders import DeadlinePassed, Painted, Preview
 from tests.tiny import tiny_sd, tiny_sdxl_inpaint
 from tests.unit.serve.engines import (

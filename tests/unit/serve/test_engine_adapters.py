@@ -14,7 +14,7 @@ from inpaint.models.adapter import Adapter, load_adapter, save_adapter
 from inpaint.models.base import TOY_BASE
 from inpaint.paint.paste import paste_back
 from inpaint.paint.request import Sampler
-from inpaint.serve.engine import MAX_PASSED, Engine
+from inpaint.serve.engine.loop import MAX_PASSED, Engine
 from inpaint.serve.orders import AdapterGone
 from tests.tiny import tiny_sd_inpaint, tiny_sdxl_inpaint
 from tests.unit.serve.engines import (

@@ -8,9 +8,9 @@ import torch
 from inpaint.models.base import load_base
 from inpaint.paint.crop import scene_of
 from inpaint.paint.denoise import Row, start_rows
-from inpaint.serve.engine_settings import EngineSettings
-from inpaint.serve.lanes import Machine
-from inpaint.serve.text import TextDesk, Wish
+from inpaint.serve.engine.lanes import Machine
+from inpaint.serve.engine.settings import EngineSettings
+from inpaint.serve.engine.text import TextDesk, Wish
 from tests.unit.serve.engines import made_up, request, varied
 
 USES: list[tuple[tuple[int, float], ...]] = [((1, 1.0),), (), ((2, 0.5), (1, -1.0)), ((3, 1.0),)]

@@ -8,8 +8,8 @@ import torch
 from inpaint.models.adapter import Adapter, apply_adapter
 from inpaint.models.base import TOY_BASE, load_base
 from inpaint.models.prompts import encode_negative_prompts, encode_prompts
-from inpaint.serve.bank import AdapterBank
-from inpaint.serve.text import TextDesk, Wish
+from inpaint.serve.engine.bank import AdapterBank
+from inpaint.serve.engine.text import TextDesk, Wish
 from tests.tiny import tiny_sdxl_inpaint
 from tests.unit.serve.engines import made_up
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from inpaint.serve.admission import Admission
-from inpaint.serve.engine_settings import EngineStats
+from inpaint.serve.engine.settings import EngineStats
 from inpaint.serve.metrics import IngressMetrics, PainterMetrics
 from inpaint.serve.wire.record import Record
 

@@ -15,9 +15,9 @@ from inpaint.data.storage import Root
 from inpaint.errors import InpaintError
 from inpaint.models.adapter import CARD_FILE, LORA_FILE, Adapter, save_adapter
 from inpaint.models.outline import BaseOutline, outline_base
+from inpaint.serve.adapters.registry import Registry, RegistrySettings
+from inpaint.serve.adapters.shelf import Library, Parcel, Shelf
 from inpaint.serve.orders import AdapterGone
-from inpaint.serve.registry import Registry, RegistrySettings
-from inpaint.serve.shelf import Library, Parcel, Shelf
 from tests.adapters import SHIPPED, variant, write_variant
 
 

@@ -10,10 +10,10 @@ import pytest
 
 from inpaint.errors import InpaintError
 from inpaint.paint.request import PaintRequest
+from inpaint.serve.adapters.shelf import Parcel
 from inpaint.serve.admission import Admission
 from inpaint.serve.orders import AdapterGone, AdapterUse, DeadlinePassed, Order, Overloaded, Painted, Preview
 from inpaint.serve.service import MOST_TRIES, Fleet, FleetState, ReplicaLost
-from inpaint.serve.shelf import Parcel
 from tests.unit.serve.test_work import BASE
 
 IMAGE = np.zeros((64, 64, 3), dtype=np.uint8)

@@ -14,10 +14,10 @@ from inpaint.diffusion.schedule import Schedule, schedule_of
 from inpaint.models.base import Base
 from inpaint.models.prompts import Conditioning, unet_kwargs
 from inpaint.paint.denoise import Batch, BatchSettings, Row
-from inpaint.serve.attention import Kept, TextMemory
-from inpaint.serve.bank import AdapterBank
-from inpaint.serve.engine_settings import EngineSettings
-from inpaint.serve.jobs import Job
+from inpaint.serve.engine.attention import Kept, TextMemory
+from inpaint.serve.engine.bank import AdapterBank
+from inpaint.serve.engine.jobs import Job
+from inpaint.serve.engine.settings import EngineSettings
 
 _BACKENDS = {
     "flash": SDPBackend.FLASH_ATTENTION,

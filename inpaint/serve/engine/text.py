@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from inpaint.models.base import Base
 from inpaint.models.prompts import Conditioning, tokenize
-from inpaint.serve.bank import AdapterBank
-from inpaint.serve.lowrank import Uses
+from inpaint.serve.engine.bank import AdapterBank
+from inpaint.serve.engine.lowrank import Uses
 
 _MARK = "\ue000"
 """A private-use character: reserved tokens are written with it, and it is taken out of prompts."""

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 
 from inpaint.paint.crop import Scene
 from inpaint.paint.denoise import Row, is_guided
+from inpaint.serve.engine.text import Wish
 from inpaint.serve.orders import Order, Painted, Preview
-from inpaint.serve.text import Wish
 
 Event = Preview | Painted | BaseException
 

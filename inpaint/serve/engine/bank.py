@@ -17,7 +17,7 @@ from inpaint.errors import InpaintError
 from inpaint.models.adapter import Adapter
 from inpaint.models.base import Base
 from inpaint.models.lora import adapted_models
-from inpaint.serve.lowrank import Layout, Slab, Uses, adapt
+from inpaint.serve.engine.lowrank import Layout, Slab, Uses, adapt
 
 MAX_TOKENS = 64
 """Token vectors per adapter."""

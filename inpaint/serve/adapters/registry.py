@@ -24,9 +24,9 @@ from inpaint.data.storage import open_root
 from inpaint.errors import InpaintError
 from inpaint.models.adapter import CARD_FILE, Adapter, AdapterCard
 from inpaint.models.outline import BaseOutline
+from inpaint.serve.adapters.shelf import Library, NotYet, Parcel, Shelf
+from inpaint.serve.adapters.vetting import check_card, check_name, check_tensors
 from inpaint.serve.orders import Entry
-from inpaint.serve.shelf import Library, NotYet, Parcel, Shelf
-from inpaint.serve.vetting import check_card, check_name, check_tensors
 
 _LOG = logging.getLogger(__name__)
 _READERS = 4

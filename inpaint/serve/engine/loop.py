@@ -29,13 +29,13 @@ from inpaint.models.base import Base
 from inpaint.models.latents import decode
 from inpaint.paint.crop import Scene, pasted, scene_of
 from inpaint.paint.denoise import start_rows
-from inpaint.serve.bank import Packed
-from inpaint.serve.engine_settings import STAGES, EngineSettings, EngineStats
-from inpaint.serve.jobs import Event, Job, Sink
-from inpaint.serve.lanes import Lane, Machine
+from inpaint.serve.engine.bank import Packed
+from inpaint.serve.engine.jobs import Event, Job, Sink
+from inpaint.serve.engine.lanes import Lane, Machine
+from inpaint.serve.engine.settings import STAGES, EngineSettings, EngineStats
+from inpaint.serve.engine.side import Moment, Side
+from inpaint.serve.engine.text import TextDesk
 from inpaint.serve.orders import AdapterSource, AdapterUse, DeadlinePassed, Order, Painted, Preview
-from inpaint.serve.side import Moment, Side
-from inpaint.serve.text import TextDesk
 
 MAX_PASSED = 32
 """Orders that may be let in before one that waits for an adapter slot; then it is waited for."""
