@@ -158,8 +158,6 @@ def read_images(config: TrainDdpm) -> Manifest:
         )
         if bad:
             bar.warn(quarantine.table(bad, len(bad) + len(manifest)))
-    if not len(manifest):
-        raise InpaintError(f"{config.data}: no JPEG, PNG or WEBP in this folder or below it")
     return manifest
 
 

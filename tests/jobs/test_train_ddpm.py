@@ -134,5 +134,5 @@ def test_both_python_functions(ray_cluster: None, data: Path, tmp_path: Path) ->
 
 def test_an_empty_folder_is_refused(ray_cluster: None, tmp_path: Path) -> None:
     (tmp_path / "none").mkdir()
-    with pytest.raises(InpaintError, match="JPEG, PNG or WEBP"):
+    with pytest.raises(InpaintError, match="no rows"):
         inpaint.train_inpainting(tmp_path / "none", tmp_path / "run")
