@@ -16,6 +16,7 @@ from inpaint.serve.orders import BaseInfo, Entry, Order, Painted, Preview
 from tests.unit.data.images import encoded, mask, picture
 
 BLUE = (0, 0, 255)
+KEY = "sk-0123456789abcdef"
 BASE = BaseInfo(name="toy", revision="c" * 64, default_size=64, size_multiple=8, guidance_scale=1.0, steps=25)
 
 

@@ -11,30 +11,11 @@ import webuiapi
 from PIL import Image
 
 from inpaint.paint.request import Sampler
-from inpaint.serve.http import HttpSettings
 from inpaint.serve.orders import Overloaded
 from inpaint.serve.wire.receipt import read_infotext, read_receipt
 from tests.unit.data.images import encoded, mask, picture
 from tests.unit.serve.clients import b64
-from tests.unit.serve.fake import BASE, FakeService, expected, hole, served
-
-KEY = "0123456789abcdef"
-
-
-@pytest.fixture(scope="module")
-def running(tmp_path_factory):
-    keys = tmp_path_factory.mktemp("keys") / "keys"
-    keys.write_text(f"studio:{KEY}\n")
-    service = FakeService()
-    with served(service, HttpSettings(keys_file=str(keys))) as url:
-        yield service, url
-
-
-@pytest.fixture
-def service(running):
-    service, _ = running
-    service.reset()
-    return service
+from tests.unit.serve.fake import BASE, KEY, expected, hole
 
 
 @pytest.fixture

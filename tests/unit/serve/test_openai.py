@@ -9,29 +9,10 @@ import pytest
 from PIL import Image
 
 from inpaint.errors import InpaintError
-from inpaint.serve.http import HttpSettings
 from inpaint.serve.orders import AdapterGone, DeadlinePassed, Overloaded
 from inpaint.serve.wire.receipt import read_receipt
 from tests.unit.data.images import picture
-from tests.unit.serve.fake import BASE, CATALOGUE, FakeService, alpha_png, expected, mask_png, photo_png, served
-
-KEY = "sk-0123456789abcdef"
-
-
-@pytest.fixture(scope="module")
-def running(tmp_path_factory):
-    keys = tmp_path_factory.mktemp("keys") / "keys"
-    keys.write_text(f"shop:{KEY}\n")
-    service = FakeService()
-    with served(service, HttpSettings(keys_file=str(keys))) as url:
-        yield service, url
-
-
-@pytest.fixture
-def service(running):
-    service, _ = running
-    service.reset()
-    return service
+from tests.unit.serve.fake import BASE, CATALOGUE, KEY, alpha_png, expected, mask_png, photo_png
 
 
 @pytest.fixture
