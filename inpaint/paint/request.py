@@ -8,6 +8,22 @@ from inpaint.diffusion.samplers import Sampler
 from inpaint.errors import InpaintError
 
 
+def check_picture(image: np.ndarray, hole: np.ndarray, seed: int, feather: int) -> None:
+    """What any painter takes: `image` H x W x 3 uint8, `hole` H x W bool, `seed` 0 .. 2^63 - 1, `feather` >= 0.
+
+    Raises:
+        InpaintError: naming the first that is something else.
+    """
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        raise InpaintError(f"image: {image.dtype} {image.shape}; give uint8 of shape (H, W, 3)")
+    if hole.shape != image.shape[:2] or hole.dtype != bool:
+        raise InpaintError(f"hole: {hole.dtype} {hole.shape}; give bool of the image's shape {image.shape[:2]}")
+    if not 0 <= seed < 2**63:
+        raise InpaintError(f"seed {seed}: give 0 to 2^63 - 1")
+    if feather < 0:
+        raise InpaintError(f"feather {feather}: give pixels, 0 for a hard edge")
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PaintRequest:
     """One hole to fill."""
@@ -38,22 +54,13 @@ class PaintRequest:
     """Photo pixels kept around the hole when only its surroundings are painted; None: the whole photo is seen."""
 
     def __post_init__(self) -> None:
-        if self.image.ndim != 3 or self.image.shape[2] != 3 or self.image.dtype != np.uint8:
-            raise InpaintError(f"image: {self.image.dtype} {self.image.shape}; give uint8 of shape (H, W, 3)")
-        if self.hole.shape != self.image.shape[:2] or self.hole.dtype != bool:
-            raise InpaintError(
-                f"hole: {self.hole.dtype} {self.hole.shape}; give bool of the image's shape {self.image.shape[:2]}"
-            )
-        if not 0 <= self.seed < 2**63:
-            raise InpaintError(f"seed {self.seed}: give 0 to 2^63 - 1")
+        check_picture(self.image, self.hole, self.seed, self.feather)
         if self.steps < 1:
             raise InpaintError(f"steps {self.steps}: give at least 1")
         if not 0 <= self.guidance_scale <= 100:
             raise InpaintError(f"guidance_scale {self.guidance_scale}: give 0 to 100; 7.5 is usual, up to 1 is none")
         if self.size is not None and self.size < 1:
             raise InpaintError(f"size {self.size}: give the working size in pixels, or leave it out")
-        if self.feather < 0:
-            raise InpaintError(f"feather {self.feather}: give pixels, 0 for a hard edge")
         if not 0 < self.strength <= 1:
             raise InpaintError(f"strength {self.strength}: give more than 0 and at most 1; 1 forgets what was there")
         if self.padding is not None and self.padding < 0:
