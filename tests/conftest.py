@@ -12,10 +12,15 @@ import random
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
 
 TESTS = Path(__file__).parent
+
+# A busy machine is slow, not wrong.
+hypothesis.settings.register_profile("inpaint", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("inpaint")
 
 
 @pytest.fixture(autouse=True)
