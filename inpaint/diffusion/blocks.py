@@ -23,8 +23,9 @@ def sinusoids(timesteps_B: Tensor, width: int) -> Tensor:
 
 
 def groups_of(channels: int, most: int = 32) -> int:
-    """Groups of a GroupNorm: at most 32, of equal size."""
-    return math.gcd(channels, most)
+    """Groups of a GroupNorm: at most 32, of at least 4 channels: normalised alone, a channel would lose its mean, and
+    with it the colour that it may carry (and Adam would blow up the noise of biases whose gradient is zero)."""
+    return math.gcd(max(1, channels // 4), most)
 
 
 def zeroed(layer: nn.Module) -> nn.Module:
