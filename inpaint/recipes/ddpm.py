@@ -109,7 +109,7 @@ def preset(image_size: int, *, data: str, output: str) -> TrainDdpm:
         # Small enough for CPUs, where bf16 is slower than fp32.
         small = train_settings(precision=Precision.FP32, micro=16)
         noise = NoiseSettings(noise=Noise.COSINE, prediction_type="v_prediction")
-        return replace(config, noise=noise, train=small, learning_rate=1.5e-3)
+        return replace(config, noise=noise, debiased=True, train=small, learning_rate=1.5e-3)
     if image_size == 64:
         return replace(config, learning_rate=2e-4)
     return config
