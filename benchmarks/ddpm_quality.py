@@ -216,8 +216,8 @@ def grid(tasks: Sequence[Task], fills: Sequence[dict[str, Pictures]]) -> Gallery
     """A few pictures per bin: truth, hole, and every method."""
     pictures = []
     for area, task, filled in zip(BINS, tasks, fills, strict=True):
-        for index in range(0, 5 * GRID_PER_BIN, 5):
-            index = (index + BINS.index(area)) % len(task.images)
+        for nth in range(GRID_PER_BIN):
+            index = (BINS.index(area) * GRID_PER_BIN + nth) % len(task.images)
             row = comparison(task.images[index], task.holes[index], filled["ddim"][index])
             gap = np.full((SIZE, 4, 3), 255, dtype=np.uint8)
             others = [p for name, f in filled.items() if name != "ddim" for p in (gap, f[index])]
