@@ -18,7 +18,8 @@ from tests.jobs.conftest import ROOT, JobResult, run
 
 pytestmark = pytest.mark.timeout(900)
 TINY = "--image-size 32 --unet.channels 8 16 16 24 --unet.attention 16 --unet.time-width 16"
-TRAIN = "--train.epochs 6 --train.global-batch 6 --train.micro-batch 2 --train.checkpoint-every 12"
+# At the preset's own rate Adam makes 1e-5 of rounding in gradients that should be zero.
+TRAIN = "--learning-rate 1e-4 --train.epochs 6 --train.global-batch 6 --train.micro-batch 2 --train.checkpoint-every 12"
 ON_ONE = ("--train.workers", "1", "--train.zero-stage", "0", "--classes")
 
 
