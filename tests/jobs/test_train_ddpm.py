@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,18 +15,35 @@ from safetensors.torch import load_file
 
 import inpaint
 from inpaint.errors import InpaintError, ResumeMismatch
+from inpaint.recipes.ddpm import preset, train_ddpm
 from tests.jobs.conftest import ROOT, JobResult, run
 
 pytestmark = pytest.mark.timeout(900)
 TINY = "--image-size 32 --unet.channels 8 16 16 24 --unet.attention 16 --unet.time-width 16"
 # At the preset's own rate Adam makes 1e-5 of rounding in gradients that should be zero.
 TRAIN = "--learning-rate 1e-4 --train.epochs 6 --train.global-batch 6 --train.micro-batch 2 --train.checkpoint-every 12"
-ON_ONE = ("--train.workers", "1", "--train.zero-stage", "0", "--classes")
 
 
-def train(data: Path, output: Path, *more: str) -> JobResult:
+def train_by_command(data: Path, output: Path, *more: str) -> JobResult:
     arguments = [sys.executable, "-m", "ray_jobs.train_ddpm", "--data", str(data), "--output", str(output)]
     return run([*arguments, *TINY.split(), *TRAIN.split(), *more], cwd=ROOT, env=dict(os.environ))
+
+
+def train_on_one(data: Path, output: Path, *, resume: bool = False) -> Path:
+    """The same training without the command, on one worker without ZeRO."""
+    config = preset(32, data=str(data), output=str(output))
+    config = replace(
+        config,
+        learning_rate=1e-4,
+        classes=True,
+        unet=replace(config.unet, channels=(8, 16, 16, 24), attention=(16,), time_width=16),
+        train=replace(
+            config.train, epochs=6, global_batch=6, micro_batch=2, checkpoint_every=12, workers=1, zero_stage=0
+        ),
+        resume=resume,
+    )
+    train_ddpm(config)
+    return output
 
 
 def state(output: Path, samples: int) -> dict[str, torch.Tensor]:
@@ -61,17 +79,14 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def on_three(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("three")
-    result = train(data, output, "--train.workers", "3", "--train.zero-stage", "2", "--classes")
+    result = train_by_command(data, output, "--train.workers", "3", "--train.zero-stage", "2", "--classes")
     assert result.succeeded, result.logs
     return output
 
 
 @pytest.fixture(scope="module")
-def on_one(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    output = tmp_path_factory.mktemp("one")
-    result = train(data, output, *ON_ONE)
-    assert result.succeeded, result.logs
-    return output
+def on_one(ray_cluster: None, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train_on_one(data, tmp_path_factory.mktemp("one"))
 
 
 def test_five_images_on_three_workers_learn_what_one_worker_learns(on_one: Path, on_three: Path) -> None:
@@ -95,8 +110,7 @@ def test_a_run_goes_on_exactly(data: Path, on_one: Path, tmp_path: Path) -> None
     """From the checkpoint before its last, as after a crash."""
     output = shutil.copytree(on_one, tmp_path / "run")
     shutil.rmtree(output / "checkpoints" / "samples-000000000030")
-    result = train(data, output, *ON_ONE, "--resume")
-    assert result.succeeded, result.logs
+    train_on_one(data, output, resume=True)
     assert difference(state(on_one, 30), state(output, 30)) == 0.0
 
 
