@@ -92,8 +92,8 @@ def paint_file(
     """
     if output.suffix.lower() != ".png":
         raise InpaintError(f"output {output}: give a name that ends in .png, which keeps pixels as they are")
-    photo = _photo(_bytes(image, "image"), "image", DEFAULT_LIMITS)
-    hole = _hole(_bytes(mask, "mask"), photo, DEFAULT_LIMITS)
+    photo = _photo(read_bytes(image, "image"), "image", DEFAULT_LIMITS)
+    hole = _hole(read_bytes(mask, "mask"), photo, DEFAULT_LIMITS)
     adapter = read_adapter(settings)
     prompt = format_prompt(prompt, category, None if adapter is None else adapter.card)
     request = request_of(photo, hole, prompt, settings.seed, settings)
@@ -128,7 +128,8 @@ def _hole(data: bytes, photo: np.ndarray, limits: Limits) -> np.ndarray:
     return hole
 
 
-def _bytes(path: Path, field: str) -> bytes:
+def read_bytes(path: Path, field: str) -> bytes:
+    """A file's bytes. Raises InpaintError naming `field` where it cannot be read."""
     try:
         return path.read_bytes()
     except OSError as error:

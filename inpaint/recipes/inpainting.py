@@ -20,7 +20,7 @@ from inpaint.paint.ddpm_painter import OnFrame, ReverseProcess
 from inpaint.paint.ddpm_request import DdpmRequest
 from inpaint.paint.paste import comparison
 from inpaint.paint.results import write_atomically
-from inpaint.paint.rows import encode_png
+from inpaint.paint.rows import encode_png, read_bytes
 from inpaint.paint.shapes import resize_hole, resize_image
 from inpaint.progress import ProgressBar
 from inpaint.recipes.ddpm import load_ddpm, preset, train_ddpm
@@ -224,8 +224,8 @@ def comparison_path(result: Path) -> Path:
 
 def read_image_and_mask(image_path: Path, mask_path: Path) -> tuple[np.ndarray, np.ndarray]:
     """H x W x 3 uint8 and the hole, H x W bool: black in the mask file. Raises InpaintError (BadRow)."""
-    image = np.asarray(load_rgb(_bytes(image_path, "image"), "image", DEFAULT_LIMITS))
-    mask: Image.Image = load_hole(_bytes(mask_path, "mask"), "mask", DEFAULT_LIMITS)
+    image = np.asarray(load_rgb(read_bytes(image_path, "image"), "image", DEFAULT_LIMITS))
+    mask: Image.Image = load_hole(read_bytes(mask_path, "mask"), "mask", DEFAULT_LIMITS)
     hole = np.asarray(mask) < PAINT
     if hole.shape != image.shape[:2]:
         height, width = image.shape[:2]
@@ -260,10 +260,3 @@ def _output_shape(height: int, width: int, size: int | tuple[int, int] | None) -
     if min(shape) < 1 or size == 0:
         raise InpaintError(f"output_size {size}: give pixels, at least 1")
     return shape
-
-
-def _bytes(path: Path, field: str) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise InpaintError(f"{field} {path}: cannot be read: {error.strerror}") from error

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
+from safetensors.torch import load_file
 
 ROOT = Path(__file__).resolve().parents[2]
 RAY = Path(sys.executable).with_name("ray")
@@ -131,3 +133,16 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
     _, alive = psutil.wait_procs(family, timeout=5)
     for orphan in alive:
         orphan.kill()
+
+
+def checkpoint(output: Path, samples: int) -> dict[str, torch.Tensor]:
+    """Trained parameters, Adam's moments and the moving average, by kind and name."""
+    folder = output / "checkpoints" / f"samples-{samples:012d}"
+    kinds = ("trained", "exp_avg", "exp_avg_sq", "ema")
+    return {f"{kind}/{n}": t for kind in kinds for n, t in load_file(folder / f"{kind}.safetensors").items()}
+
+
+def difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
+    """The largest between tensors of one name."""
+    assert a.keys() == b.keys()
+    return max(float((a[name] - b[name]).abs().max()) for name in a)

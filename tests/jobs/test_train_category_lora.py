@@ -12,10 +12,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from inpaint.toy.catalogue import write_catalogue
-from tests.jobs.conftest import ROOT, JobResult, RayHead, run
+from tests.jobs.conftest import ROOT, JobResult, RayHead, checkpoint, difference, run
 
 SAMPLES = 48
 pytestmark = pytest.mark.timeout(600)
@@ -39,14 +38,7 @@ class Command:
 
     def checkpoint(self, samples: int) -> dict[str, torch.Tensor]:
         """Trained parameters and Adam's moments, by kind and name."""
-        folder = self.output / "checkpoints" / f"samples-{samples:012d}"
-        kinds = ("trained", "exp_avg", "exp_avg_sq", "ema")
-        return {f"{kind}/{n}": t for kind in kinds for n, t in load_file(folder / f"{kind}.safetensors").items()}
-
-
-def difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
-    assert a.keys() == b.keys()
-    return max(float((a[name] - b[name]).abs().max()) for name in a)
+        return checkpoint(self.output, samples)
 
 
 @pytest.fixture(scope="module")

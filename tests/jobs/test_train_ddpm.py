@@ -9,14 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
-from safetensors.torch import load_file
 
 import inpaint
 from inpaint.errors import InpaintError, ResumeMismatch
 from inpaint.recipes.ddpm import preset, train_ddpm
-from tests.jobs.conftest import ROOT, JobResult, run
+from tests.jobs.conftest import ROOT, JobResult, checkpoint, difference, run
 
 pytestmark = pytest.mark.timeout(900)
 TINY = "--image-size 32 --unet.channels 8 16 16 24 --unet.attention 16 --unet.time-width 16"
@@ -44,17 +42,6 @@ def train_on_one(data: Path, output: Path, *, resume: bool = False) -> Path:
     )
     train_ddpm(config)
     return output
-
-
-def state(output: Path, samples: int) -> dict[str, torch.Tensor]:
-    folder = output / "checkpoints" / f"samples-{samples:012d}"
-    kinds = ("trained", "exp_avg", "exp_avg_sq", "ema")
-    return {f"{kind}/{n}": t for kind in kinds for n, t in load_file(folder / f"{kind}.safetensors").items()}
-
-
-def difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
-    assert a.keys() == b.keys()
-    return max(float((a[name] - b[name]).abs().max()) for name in a)
 
 
 @pytest.fixture(scope="module")
@@ -90,11 +77,11 @@ def on_one(ray_cluster: None, data: Path, tmp_path_factory: pytest.TempPathFacto
 
 
 def test_five_images_on_three_workers_learn_what_one_worker_learns(on_one: Path, on_three: Path) -> None:
-    assert difference(state(on_three, 30), state(on_one, 30)) <= 1e-5
+    assert difference(checkpoint(on_three, 30), checkpoint(on_one, 30)) <= 1e-5
 
 
 def test_a_checkpoint_holds_weights_optimizer_and_moving_average(on_three: Path) -> None:
-    held = state(on_three, 30)
+    held = checkpoint(on_three, 30)
     assert (
         difference(
             {n.partition("/")[2]: t for n, t in held.items() if n.startswith("ema/")},
@@ -111,7 +98,7 @@ def test_a_run_goes_on_exactly(data: Path, on_one: Path, tmp_path: Path) -> None
     output = shutil.copytree(on_one, tmp_path / "run")
     shutil.rmtree(output / "checkpoints" / "samples-000000000030")
     train_on_one(data, output, resume=True)
-    assert difference(state(on_one, 30), state(output, 30)) == 0.0
+    assert difference(checkpoint(on_one, 30), checkpoint(output, 30)) == 0.0
 
 
 def test_the_command_paints_with_it(on_three: Path, tmp_path: Path) -> None:

@@ -80,6 +80,10 @@ class DdpmReplica:
         return DdpmRequest(image=blank, hole=np.ones((side, side), dtype=bool), sampling=Sampling(steps=1))
 
     async def _healthy(self) -> bool:
+        try:
+            await self.check_health()
+        except TimeoutError:
+            return False
         return True
 
 
