@@ -5,6 +5,7 @@ deals them in turn, so a step's positions are the next global batch for any W; a
 with weight 0, never a crash and never a shifted position. Not covered: a file whose content changed is read as it is.
 """
 
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
@@ -16,6 +17,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import ray
 import ray.data
+from ray.data._internal.execution.execution_callback import ExecutionCallback
 
 from inpaint.data import quarantine
 from inpaint.data.decode import DEFAULT_LIMITS, Limits
@@ -28,23 +30,34 @@ from inpaint.data.sources import Candidate, Source
 from inpaint.data.storage import Root, open_root
 from inpaint.errors import InpaintError
 
-MAX_POSITIONS_PER_TASK = 256
+MAX_POSITIONS_PER_TASK = 1024
 MAX_BYTES_PER_TASK = 128 * 2**20
+MAX_POSITIONS_AHEAD = 16 * MAX_POSITIONS_PER_TASK
+MAX_BLOCKS_IN_HAND = 64
+MAX_BYTES_IN_HAND = 16 * 2**20
 THREADS_PER_TASK = 3
+SMALL_PIXELS = 256**2
 MIN_TASKS = 16  # so that short runs are spread over the cores, too
 MAX_READ_TASKS = 1024
+PACE_S = 0.02
 
 
-def execution_options() -> ray.data.ExecutionOptions:
-    """What keeps the order: pass it wherever Ray takes execution options, they replace the dataset's own."""
-    return ray.data.ExecutionOptions(preserve_order=True)
+def execution_options(manifest: Manifest, settings: ReadSettings) -> ray.data.ExecutionOptions:
+    """What keeps the order, and reading from running far ahead of who consumes it: pass it wherever Ray takes execution
+    options, they replace the dataset's own."""
+    # By itself Ray Data reads until half of the object store is full: hundreds of thousands of small images, while
+    # those that train on them wait for a core.
+    ahead = MAX_POSITIONS_AHEAD * _bytes_per_row(manifest, settings)
+    return ray.data.ExecutionOptions(
+        preserve_order=True, resource_limits=ray.data.ExecutionResources(object_store_memory=ahead)
+    )
 
 
-def data_config() -> Any:
+def data_config(manifest: Manifest, settings: ReadSettings) -> Any:
     """The `dataset_config` of a Ray Train trainer under which each worker gets its blocks in turn."""
     from ray.train import DataConfig
 
-    return DataConfig(execution_options=execution_options(), enable_shard_locality=False)
+    return DataConfig(execution_options=execution_options(manifest, settings), enable_shard_locality=False)
 
 
 def batches(
@@ -78,14 +91,13 @@ def batches(
     root = open_root(manifest.root, filesystem)
     rows = ray.put(manifest.table())
     with_input = manifest.has_inputs
-    bytes_per_row = settings.resolution**2 * (7 if with_input else 4)
+    bytes_per_row = _bytes_per_row(manifest, settings)
     per_task = _positions_per_task(count, micro_batch, bytes_per_row)
+    threads_per_task = _threads_per_task(manifest, root)
 
     def read_task(task: dict[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
         table = ray.get(rows)
-        # Threads hide what a row waits for (its fetch), and use the core of a task that has just ended: Ray Data starts
-        # the next one some 0.2 s later.
-        with ThreadPoolExecutor(THREADS_PER_TASK) as threads:
+        with ThreadPoolExecutor(threads_per_task) as threads:
             for index in task["id"]:
                 first = start + int(index) * per_task
                 for position in range(first, min(first + per_task, stop), micro_batch):
@@ -95,10 +107,15 @@ def batches(
     dataset = _numbers(-(-count // per_task)).map_batches(read_task, batch_size=None, num_cpus=num_cpus)
     # Fused with the map: it cuts what a task yields into blocks of one micro-batch, without a task of its own.
     dataset = dataset.repartition(target_num_rows_per_block=micro_batch)
-    _quiet_in_order(dataset)
+    _quiet(dataset)
+    dataset.context.execution_options = execution_options(manifest, settings)
     # The map's own output buffer would gather 128 MiB before it lets go of a block. Above this size and below 1.5
     # times it, a batch leaves the buffer at once and uncut; the strings in it have the room in between.
     dataset.context.target_max_block_size = max(1, int(micro_batch * bytes_per_row / 1.2))
+    # Each turn of Ray Data's loop takes this many blocks from a task: two, by itself, however small they are. Then the
+    # numbers of a long run alone would take minutes.
+    in_hand = min(MAX_BLOCKS_IN_HAND, MAX_BYTES_IN_HAND // (micro_batch * bytes_per_row))
+    dataset.context._max_num_blocks_in_streaming_gen_buffer = max(2, in_hand)
     return dataset
 
 
@@ -106,6 +123,18 @@ def _positions_per_task(count: int, micro_batch: int, bytes_per_row: int) -> int
     """A multiple of the micro-batch. A task costs some 20 ms, and its blocks wait in memory for the tasks before it."""
     wanted = min(MAX_POSITIONS_PER_TASK, MAX_BYTES_PER_TASK // bytes_per_row, count // MIN_TASKS)
     return max(1, wanted // micro_batch) * micro_batch
+
+
+def _bytes_per_row(manifest: Manifest, settings: ReadSettings) -> int:
+    """Of a sample's image, input and hole."""
+    return settings.resolution**2 * (7 if manifest.has_inputs else 4)
+
+
+def _threads_per_task(manifest: Manifest, root: Root) -> int:
+    """Threads hide what a row waits for (its fetch), and use the core of a task that has just ended: Ray Data starts the
+    next one some 0.2 s later. On small local images they hold each other up at Python's lock: twice the CPU time."""
+    pixels = sum(row.width * row.height for row in manifest.rows) / len(manifest)
+    return 1 if root.is_local and pixels < SMALL_PIXELS else THREADS_PER_TASK
 
 
 def _numbers(tasks: int) -> ray.data.Dataset:
@@ -118,8 +147,23 @@ def _numbers(tasks: int) -> ray.data.Dataset:
     )
 
 
-def _quiet_in_order(dataset: ray.data.Dataset) -> None:
-    dataset.context.execution_options = execution_options()
+class _Pace(ExecutionCallback):
+    """Lets Ray Data's scheduling loop wait after a turn that did nothing. By itself, where whoever trains is slower than
+    the reading, it turns without a pause and takes most of a core from the training; see docs/decisions.md."""
+
+    def __init__(self) -> None:
+        self.done = 0
+
+    def on_execution_step(self, executor: Any) -> None:
+        metrics = [op.metrics for op in executor._topology]
+        done = sum(m.num_tasks_submitted + m.num_task_outputs_generated + m.num_outputs_taken for m in metrics)
+        if done == self.done:
+            time.sleep(PACE_S)
+        self.done = done
+
+
+def _quiet(dataset: ray.data.Dataset) -> None:
+    dataset.context.custom_execution_callback_classes = [_Pace]
     # Ray's own report is of blocks and operators; callers show rows.
     dataset.context.enable_progress_bars = False
     dataset.context.print_on_execution_start = False
@@ -177,7 +221,8 @@ def _inspect_all(
 
     dataset = _numbers(-(-len(candidates) // per_task))
     dataset = dataset.map_batches(inspect_task, batch_size=None, num_cpus=num_cpus)
-    _quiet_in_order(dataset)
+    _quiet(dataset)
+    dataset.context.execution_options = ray.data.ExecutionOptions(preserve_order=True)
     for line in dataset.iter_rows():
         if line["reason"]:
             yield Quarantined(**{name: line[name] for name in ("row", "name", "field", "reason", "detail")})

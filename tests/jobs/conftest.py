@@ -1,5 +1,6 @@
 """A Ray head of our own, started as a user would (`ray start --head`), and jobs sent to it with `ray job submit`."""
 
+import contextlib
 import os
 import secrets
 import shutil
@@ -124,15 +125,13 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
         return
     # Listed first: what outlives `ray start` loses its parent, and could no longer be told from others' processes.
     family = psutil.Process(process.pid).children(recursive=True)
-    process.terminate()
-    try:
-        process.wait(timeout=20)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-    _, alive = psutil.wait_procs(family, timeout=5)
-    for orphan in alive:
-        orphan.kill()
+    # Nothing of it is kept: an orderly end would take 20 s.
+    process.kill()
+    process.wait()
+    for orphan in family:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            orphan.kill()
+    psutil.wait_procs(family)
 
 
 def checkpoint(output: Path, samples: int) -> dict[str, torch.Tensor]:

@@ -11,25 +11,22 @@ from PIL import Image, ImageOps
 
 from inpaint.data.manifest import Manifest
 from inpaint.data.plan import Plan
-from tests.jobs.conftest import ROOT, JobResult, run
+from inpaint.recipes.run_category_lora import train_category_lora
+from ray_jobs.train_category_lora import parse
+from tests.jobs.conftest import ROOT, run
 from tests.photos import PHOTOS, photo_rows, write_photo_csv
 
 pytestmark = pytest.mark.skipif(not PHOTOS.is_dir(), reason=f"the photos are not in ../{PHOTOS.parent.name}")
 PAINTED = 8
 
 
-def command(name: str, *arguments: str) -> JobResult:
-    return run([sys.executable, "-m", f"ray_jobs.{name}", *arguments], cwd=ROOT, env=dict(os.environ))
-
-
 @pytest.mark.timeout(400)
-def test_real_photos_go_through_the_whole_job(tmp_path: Path) -> None:
+def test_real_photos_go_through_the_whole_job(ray_cluster: None, tmp_path: Path) -> None:
     rows = photo_rows()
     data = write_photo_csv(tmp_path, rows)
     output = tmp_path / "run"
-    one_epoch = ("--train.epochs", "1", "--train.global-batch", "8", "--train.micro-batch", "4")
-    trained = command("train_category_lora", "--data", str(data), "--output", str(output), *one_epoch)
-    assert trained.succeeded, trained.logs
+    one_epoch = "--train.epochs 1 --train.global-batch 8 --train.micro-batch 4 --card-samples 0".split()
+    train_category_lora(parse(["--data", str(data), "--output", str(output), *one_epoch]))
     assert (output / "data" / "quarantine.jsonl").read_text() == ""
     manifest = Manifest.load(output / "manifest.parquet")
     assert sorted(row.image for row in manifest.rows) == sorted(path for path, _ in rows)
@@ -41,8 +38,9 @@ def test_real_photos_go_through_the_whole_job(tmp_path: Path) -> None:
 
     some = write_photo_csv(tmp_path, rows[:: len(rows) // PAINTED][:PAINTED])
     pictures = tmp_path / "painted"
-    settings = ("--steps", "6", "--base", "toy", "--adapter", str(adapter))
-    painted = command("paint", "--data", str(some), "--output", str(pictures), *settings)
+    command = [sys.executable, "-m", "ray_jobs.paint", "--data", str(some), "--output", str(pictures)]
+    command += ["--steps", "6", "--base", "toy", "--adapter", str(adapter)]
+    painted = run(command, cwd=ROOT, env=dict(os.environ))
     assert painted.succeeded, painted.logs
     lines = [json.loads(line) for line in (pictures / "painted.jsonl").read_text().splitlines()]
     assert len(lines) == PAINTED

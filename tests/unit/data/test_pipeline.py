@@ -9,7 +9,7 @@ import pytest
 import ray.data
 
 from inpaint.data.manifest import Manifest
-from inpaint.data.pipeline import batches, build_manifest, data_config, execution_options
+from inpaint.data.pipeline import MAX_POSITIONS_AHEAD, batches, build_manifest, data_config, execution_options
 from inpaint.data.plan import Plan, worker_positions
 from inpaint.data.quarantine import REASONS, Reason
 from inpaint.data.sample import ReadSettings
@@ -259,9 +259,14 @@ def test_a_folder_and_a_url_are_read(folder):
     assert set(batch["prompt"]) == {"a thing"} and set(batch["error"]) == {""}
 
 
-def test_the_order_is_asked_for_wherever_ray_takes_options():
-    assert execution_options().preserve_order
-    assert data_config()._resolve_execution_options("train").preserve_order
+def test_the_order_and_the_limit_are_asked_for_wherever_ray_takes_options(manifest):
+    for options in (
+        execution_options(manifest, READ),
+        data_config(manifest, READ)._resolve_execution_options("train"),
+        batches(manifest, READ, seed=0, start=0, stop=5, micro_batch=5).context.execution_options,
+    ):
+        assert options.preserve_order
+        assert options.resource_limits.object_store_memory == MAX_POSITIONS_AHEAD * 16 * 16 * 4
     assert not ray.data.DataContext.get_current().execution_options.preserve_order
 
 

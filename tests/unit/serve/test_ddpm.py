@@ -4,6 +4,7 @@ import asyncio
 import io
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -135,17 +136,23 @@ def test_the_queue_is_bounded() -> None:
     asyncio.run(run())
 
 
-@pytest.fixture(scope="module")
-def client() -> Iterator[TestClient]:
+@contextmanager
+def serving(*, ready: bool) -> Iterator[TestClient]:
     torch.manual_seed(0)
     painter = DdpmPainter(CARD, MaskedUNet(UNET).state_dict())
     batcher = Batcher(painter)
 
     async def healthy() -> bool:
-        return True
+        return ready
 
     app = build_fill(Model(name="mine", revision="r1", card=CARD), batcher.fill, healthy, HttpSettings())
     with TestClient(app, raise_server_exceptions=False) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[TestClient]:
+    with serving(ready=True) as client:
         yield client
 
 
@@ -209,3 +216,8 @@ def test_the_model_is_described(client: TestClient) -> None:
     described = client.get("/model").json()
     assert described["image_size"] == SIDE and described["classes"] == ["cat", "dog"]
     assert client.get("/ready").status_code == 200
+
+
+def test_it_is_not_ready_while_it_cannot_paint() -> None:
+    with serving(ready=False) as client:
+        assert client.get("/ready").status_code == 503 and client.get("/health").status_code == 200
