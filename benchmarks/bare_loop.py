@@ -15,8 +15,8 @@ from torch.nn import functional as F
 
 from inpaint.models.base import Base
 from inpaint.models.prompts import tokenize
-from inpaint.train.latent import AUTOCAST, LatentInpainting
-from inpaint.train.objective import Batch, to_hole, to_pixels
+from inpaint.train.latent import LatentInpainting
+from inpaint.train.objective import Batch, autocast, to_hole, to_pixels
 from inpaint.train.settings import TrainSettings
 
 Tensors = dict[str, Any]
@@ -45,13 +45,12 @@ def time_bare(
     )
     decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * step / steps)))
     alphas_T = base.scheduler.alphas_cumprod.to(device)
-    autocast = AUTOCAST.get(settings.precision)
     preloaded = [_tensors(base, batch) for batch in batches]
     objective.train()
     ended = []
     for step in range(steps):
         batch = {key: _moved(value, device) for key, value in preloaded[step % len(preloaded)].items()}
-        with torch.autocast(device.type, autocast or torch.bfloat16, enabled=autocast is not None):
+        with autocast(settings.precision, device):
             loss = _loss(base, batch, alphas_T)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)

@@ -239,7 +239,9 @@ def measure(bench: Bench, folder: Path, rows: int, seconds: float, rounds: int) 
         figures,
         **details,
         loads=table,
-        bench=dataclasses.asdict(bench) | {"adapters": len(CATEGORIES), "max_rows": rows},
+        bench=dataclasses.asdict(bench)
+        | {"base": Path(bench.base).name, "rival_base": Path(bench.rival_base).name}
+        | {"adapters": len(CATEGORIES), "max_rows": rows},
     )
 
 

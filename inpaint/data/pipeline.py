@@ -131,8 +131,8 @@ def _bytes_per_row(manifest: Manifest, settings: ReadSettings) -> int:
 
 
 def _threads_per_task(manifest: Manifest, root: Root) -> int:
-    """Threads hide what a row waits for (its fetch), and use the core of a task that has just ended: Ray Data starts the
-    next one some 0.2 s later. On small local images they hold each other up at Python's lock: twice the CPU time."""
+    """Threads hide what a row waits for (its fetch), and use the core of a task that has just ended: Ray Data starts
+    the next one some 0.2 s later. On small local images they wait for Python's lock: twice the CPU time."""
     pixels = sum(row.width * row.height for row in manifest.rows) / len(manifest)
     return 1 if root.is_local and pixels < SMALL_PIXELS else THREADS_PER_TASK
 
@@ -148,8 +148,8 @@ def _numbers(tasks: int) -> ray.data.Dataset:
 
 
 class _Pace(ExecutionCallback):
-    """Lets Ray Data's scheduling loop wait after a turn that did nothing. By itself, where whoever trains is slower than
-    the reading, it turns without a pause and takes most of a core from the training; see docs/decisions.md."""
+    """Lets Ray Data's scheduling loop wait after a turn that did nothing. By itself it turns without a pause where
+    training is slower than reading, and takes most of a core from it; see docs/decisions.md."""
 
     def __init__(self) -> None:
         self.done = 0

@@ -21,8 +21,8 @@ from inpaint.models.lora import LoraSettings, inject_lora, lora_parameters
 from inpaint.models.tokens import add_tokens, token_parameters
 from inpaint.progress import ProgressBar
 from inpaint.train.checkpoint import CheckpointStore, Progress
-from inpaint.train.latent import AUTOCAST, LatentInpainting, LossSettings
-from inpaint.train.objective import ParameterGroup
+from inpaint.train.latent import LatentInpainting, LossSettings
+from inpaint.train.objective import AUTOCAST, ParameterGroup
 from inpaint.train.settings import Precision, TrainSettings
 from inpaint.train.trainer import Workload, check_stop, fit
 

@@ -1,17 +1,20 @@
 """Where the first worker and the driver meet: a small actor that carries figures, warnings and refusals one way and
 the wish to stop the other. Imports ray; part of the wiring."""
 
+from __future__ import annotations
+
 import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from inpaint.train.console import RunConsole
-from inpaint.train.loop import Report
+if TYPE_CHECKING:  # the actor's process starts sooner without torch
+    from inpaint.train.console import RunConsole
+    from inpaint.train.loop import Report
 
 POLL_SECONDS = 0.5
 

@@ -4,7 +4,6 @@ Shapes: B samples, H x W pixels.
 """
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 
 import numpy as np
 import torch
@@ -14,8 +13,7 @@ from inpaint import randomness
 from inpaint.diffusion import objective, schedule
 from inpaint.diffusion.ddpm import NoiseSettings
 from inpaint.diffusion.unet import MaskedUNet
-from inpaint.train.latent import AUTOCAST
-from inpaint.train.objective import Batch, ParameterGroup, to_hole, to_pixels
+from inpaint.train.objective import Batch, ParameterGroup, autocast, to_hole, to_pixels
 from inpaint.train.settings import Precision
 
 
@@ -64,7 +62,7 @@ class HoleDiffusion(nn.Module):
         timesteps_B = torch.from_numpy((share_B * self.schedule.train_timesteps).astype(np.int64)).to(device)
         labels_B = torch.tensor([self.labels.get(str(name), 0) for name in batch["prompt"]], device=device)
         noisy_B3HW = schedule.add_noise(self.schedule, clean_B3HW, noise_B3HW, timesteps_B)
-        with self._autocast(device):
+        with autocast(self.precision, device):
             output_B3HW = self.unet(noisy_B3HW, timesteps_B, clean_B3HW, hole_B1HW, labels_B)
         target_B3HW = schedule.target(self.schedule, clean_B3HW, noise_B3HW, timesteps_B)
         loss_B = objective.hole_loss(output_B3HW, target_B3HW, hole_B1HW)
@@ -73,7 +71,3 @@ class HoleDiffusion(nn.Module):
         if self.debiased:
             loss_B = loss_B * objective.debiased_weight(self.schedule, timesteps_B)
         return loss_B
-
-    def _autocast(self, device: torch.device) -> AbstractContextManager[object]:
-        dtype = AUTOCAST.get(self.precision)
-        return torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None)

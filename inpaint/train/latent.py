@@ -3,7 +3,6 @@
 Shapes: B samples, H x W pixels, h x w latents, C latent channels.
 """
 
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,10 +13,8 @@ from inpaint import randomness
 from inpaint.diffusion import objective, schedule
 from inpaint.models.base import Base
 from inpaint.models.prompts import encode_prompts, unet_kwargs
-from inpaint.train.objective import Batch, ParameterGroup, to_hole, to_pixels
+from inpaint.train.objective import Batch, ParameterGroup, autocast, to_hole, to_pixels
 from inpaint.train.settings import Precision
-
-AUTOCAST = {Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +58,7 @@ class LatentInpainting(nn.Module):
         torch.manual_seed(int(randomness.generator(self.seed, "dropout", int(positions[0])).integers(2**62)))
         image_B3HW = to_pixels(batch["image"], device)
         hole_B1HW = to_hole(batch["hole"], device)
-        with self._autocast(device):
+        with autocast(self.precision, device):
             clean_BChw = self._encode(image_B3HW, positions, "vae")
             size_hw = (clean_BChw.shape[2], clean_BChw.shape[3])
             noise_BChw = self._noise(positions, clean_BChw)
@@ -113,7 +110,3 @@ class LatentInpainting(nn.Module):
     def _timesteps(self, positions: np.ndarray, device: torch.device) -> Tensor:
         share_B = randomness.uniform(self.seed, "timestep", positions)
         return torch.from_numpy((share_B * self.schedule.train_timesteps).astype(np.int64)).to(device)
-
-    def _autocast(self, device: torch.device) -> AbstractContextManager[object]:
-        dtype = AUTOCAST.get(self.precision)
-        return torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None)

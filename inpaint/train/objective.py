@@ -1,6 +1,7 @@
 """The seam between the loop and what is trained: a module that turns a batch into one loss per sample."""
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -8,6 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from inpaint.train.settings import Precision
+
+AUTOCAST = {Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16}
+"""What is computed in; others in fp32."""
 Batch = Mapping[str, Any]
 """Of numpy arrays, as `inpaint.data.pipeline` makes them (docs/architecture.md)."""
 
@@ -31,6 +36,12 @@ class Objective(Protocol):
     def __call__(self, batch: Batch) -> Tensor:
         """Loss per sample, shape (B,), float32, not yet weighed."""
         ...
+
+
+def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
+    """The context to call a trained network in."""
+    dtype = AUTOCAST.get(precision)
+    return torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None)
 
 
 def to_pixels(images_BHWC: np.ndarray, device: torch.device) -> Tensor:

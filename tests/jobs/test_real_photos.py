@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,8 @@ from PIL import Image, ImageOps
 
 from inpaint.data.manifest import Manifest
 from inpaint.data.plan import Plan
+from inpaint.recipes.category_lora import preset
 from inpaint.recipes.run_category_lora import train_category_lora
-from ray_jobs.train_category_lora import parse
 from tests.jobs.conftest import ROOT, run
 from tests.photos import PHOTOS, photo_rows, write_photo_csv
 
@@ -25,8 +26,9 @@ def test_real_photos_go_through_the_whole_job(ray_cluster: None, tmp_path: Path)
     rows = photo_rows()
     data = write_photo_csv(tmp_path, rows)
     output = tmp_path / "run"
-    one_epoch = "--train.epochs 1 --train.global-batch 8 --train.micro-batch 4 --card-samples 0".split()
-    train_category_lora(parse(["--data", str(data), "--output", str(output), *one_epoch]))
+    config = preset("toy", data=str(data), output=str(output))
+    one_epoch = replace(config.train, epochs=1, global_batch=8, micro_batch=4)
+    train_category_lora(replace(config, card_samples=0, train=one_epoch))
     assert (output / "data" / "quarantine.jsonl").read_text() == ""
     manifest = Manifest.load(output / "manifest.parquet")
     assert sorted(row.image for row in manifest.rows) == sorted(path for path, _ in rows)

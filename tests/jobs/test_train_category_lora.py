@@ -6,43 +6,43 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from inpaint.errors import ClusterTooSmall, InpaintError, ResumeMismatch
+from inpaint.recipes.category_lora import preset
 from inpaint.recipes.run_category_lora import train_category_lora
 from inpaint.toy.catalogue import write_catalogue
-from ray_jobs.train_category_lora import parse
 from tests.jobs.conftest import ROOT, RayHead, checkpoint, difference
 
 SAMPLES = 48
+SETTINGS = {"samples": SAMPLES, "global_batch": 8, "micro_batch": 4, "checkpoint_every": 16, "ema_halflife": 16}
+ON_ONE = {"workers": 1, "zero_stage": 0}
 pytestmark = pytest.mark.timeout(600)
-
-
-ON_ONE = ("--train.workers", "1", "--train.zero-stage", "0")
 
 
 @dataclass(frozen=True)
 class Training:
-    """A short training, as the command's arguments."""
+    """A short training, as a command or on the session's cluster."""
 
     data: Path
     output: Path
 
-    def arguments(self, *more: str) -> list[str]:
-        settings = f"--train.samples {SAMPLES} --train.global-batch 8 --train.micro-batch 4 --train.checkpoint-every 16"
-        settings += " --train.ema-halflife 16 --card-samples 0"
-        return ["--data", str(self.data), "--output", str(self.output), *settings.split(), *more]
+    def command(self, **train: object) -> list[str]:
+        flags = [f"--train.{name.replace('_', '-')}={value}" for name, value in {**SETTINGS, **train}.items()]
+        paths = ["--data", str(self.data), "--output", str(self.output)]
+        return ["-m", "ray_jobs.train_category_lora", *paths, "--card-samples", "0", *flags]
 
-    def command(self, *more: str) -> list[str]:
-        return ["-m", "ray_jobs.train_category_lora", *self.arguments(*more)]
-
-    def run(self, *more: str) -> None:
+    def run(self, *, resume: bool = False, train: dict[str, Any] = ON_ONE, **changed: Any) -> None:
         """What the command does, on the session's cluster."""
-        train_category_lora(parse(self.arguments(*more)))
+        config = preset("toy", data=str(self.data), output=str(self.output))
+        settings = replace(config.train, **{**SETTINGS, "epochs": None, **train})
+        train_category_lora(replace(config, card_samples=0, resume=resume, train=settings, **changed))
 
     def checkpoint(self, samples: int) -> dict[str, torch.Tensor]:
         """Trained parameters and Adam's moments, by kind and name."""
@@ -56,23 +56,30 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def on_one(ray_cluster: None, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Training:
-    """The uninterrupted run, on one worker without ZeRO."""
-    training = Training(data, tmp_path_factory.mktemp("one"))
-    training.run(*ON_ONE)
-    return training
-
-
-def test_a_submitted_job_on_two_workers_learns_what_one_worker_learns(
-    ray_head: RayHead, data: Path, on_one: Training, tmp_path: Path
-) -> None:
-    training = Training(data, tmp_path)
-    # By URL, as on a cluster.
-    on_two = ("--train.workers", "2", "--train.zero-stage", "2", "--output", tmp_path.as_uri())
-    result = ray_head.submit("python", *training.command(*on_two))
+def trained(
+    ray_cluster: None, ray_head: RayHead, data: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Training, Training]:
+    """The uninterrupted run on one worker without ZeRO, and beside it, as a job, on two with ZeRO 2."""
+    one, two = (Training(data, tmp_path_factory.mktemp(name)) for name in ("one", "two"))
+    with ThreadPoolExecutor(1) as threads:
+        # By URL, as on a cluster.
+        command = [*two.command(workers=2, zero_stage=2), "--output", two.output.as_uri()]
+        submitted = threads.submit(ray_head.submit, "python", *command)
+        one.run()
+        result = submitted.result()
     assert result.succeeded, result.logs
-    assert difference(training.checkpoint(SAMPLES), on_one.checkpoint(SAMPLES)) <= 1e-5
-    card = json.loads((tmp_path / "adapters" / "shared" / "adapter.json").read_text())
+    return one, two
+
+
+@pytest.fixture
+def on_one(trained: tuple[Training, Training]) -> Training:
+    return trained[0]
+
+
+def test_a_submitted_job_on_two_workers_learns_what_one_worker_learns(trained: tuple[Training, Training]) -> None:
+    one, two = trained
+    assert difference(two.checkpoint(SAMPLES), one.checkpoint(SAMPLES)) <= 1e-5
+    card = json.loads((two.output / "adapters" / "shared" / "adapter.json").read_text())
     assert sorted(card["tokens"]) == ["CDP_COS", "CDP_FOOD"]
     assert card["samples"] == SAMPLES
 
@@ -80,7 +87,7 @@ def test_a_submitted_job_on_two_workers_learns_what_one_worker_learns(
 def test_after_sigterm_it_goes_on_exactly_where_it_was(data: Path, on_one: Training, tmp_path: Path) -> None:
     training = Training(data, tmp_path)
     process = subprocess.Popen(
-        [sys.executable, *training.command(*ON_ONE, "--train.checkpoint-every", "1000")],
+        [sys.executable, *training.command(**ON_ONE, checkpoint_every=1000)],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -97,8 +104,8 @@ def test_after_sigterm_it_goes_on_exactly_where_it_was(data: Path, on_one: Train
     assert [int(path.name.rpartition("-")[2]) < SAMPLES for path in stopped] == [True]
 
     with pytest.raises(InpaintError, match="continue it with --resume"):
-        training.run(*ON_ONE)
-    training.run(*ON_ONE, "--resume")
+        training.run()
+    training.run(resume=True)
     assert difference(training.checkpoint(SAMPLES), on_one.checkpoint(SAMPLES)) == 0.0
 
 
@@ -107,11 +114,11 @@ def test_it_refuses_to_resume_on_other_data_or_settings_and_says_what_differs(on
     other = on_one.data.with_name("other.csv")
     other.write_text("\n".join(changed[:-1]))
     with pytest.raises(ResumeMismatch, match="another manifest"):
-        Training(other, on_one.output).run(*ON_ONE, "--resume")
+        Training(other, on_one.output).run(resume=True)
     with pytest.raises(ResumeMismatch, match="rates was"):
-        on_one.run(*ON_ONE, "--resume", "--unet-learning-rate", "0.5")
+        on_one.run(resume=True, unet_learning_rate=0.5)
 
 
 def test_a_cluster_that_is_too_small_is_said_at_once(ray_cluster: None, data: Path, tmp_path: Path) -> None:
     with pytest.raises(ClusterTooSmall, match=r"2 more GPU \(2 asked, 0 there\)"):
-        Training(data, tmp_path).run("--train.workers", "2", "--train.gpu", "True")
+        Training(data, tmp_path).run(train={"workers": 2, "gpu": True})
