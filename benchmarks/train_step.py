@@ -5,10 +5,10 @@
     python -m benchmarks.train_step --architecture sdxl-inpaint      # for a GPU; random weights, no download
     python -m benchmarks.train_step --architecture ddpm-128          # the DDPM's U-Net beside diffusers' UNet2DModel
 
-Both sides train the category LoRA (U-Net, text encoder, tokens) in Ray processes with the same environment, threads
-and niceness. Ours is `inpaint.train.trainer.fit` on one worker, reading a catalogue with Ray Data; bare is
-`benchmarks/bare_loop.py`, its batches in memory. They take turns; the first steps of each are not counted. Time is wall
-clock from the last uncounted step's end to the last step's end, so it holds waiting for data, reports and optimizer.
+Both sides train the category LoRA (U-Net, text encoder, tokens) in Ray processes with the same threads and niceness.
+Ours is `inpaint.train.trainer.fit` on one worker, reading a catalogue with Ray Data; bare is `benchmarks/bare_loop.py`,
+its batches in memory. They take turns; the first steps of each are not counted. Time is wall clock from the last
+uncounted step's end to the last step's end, so it holds waiting for data, reports and optimizer.
 Bar: `time_ratio` (median over the rounds) <= 1.10. Beside it ZeRO 1, 2 and 3 on two workers, and stage 0 on one; on a
 GPU also images/s, TFLOP/s (forward and backward, counted by torch) and share of the GPU's bf16 peak.
 `ddpm-128` measures something else (`benchmarks/unet_speed.py`). Bar: `speed_ratio_vs_unet2dmodel` >= 1.0.

@@ -38,6 +38,7 @@ class LatentInpainting(nn.Module):
     ) -> None:
         super().__init__()
         self.base = base
+        base.vae.to(memory_format=torch.channels_last)
         self.seed = seed
         self.loss = loss
         self.precision = precision
