@@ -39,7 +39,8 @@ THREADS_PER_TASK = 3
 SMALL_PIXELS = 256**2
 MIN_TASKS = 16  # so that short runs are spread over the cores, too
 MAX_READ_TASKS = 1024
-PACE_S = 0.02
+PAUSES_S = (0.002, 0.05)
+WAITED_S = 0.01
 
 
 def execution_options(manifest: Manifest, settings: ReadSettings) -> ray.data.ExecutionOptions:
@@ -148,18 +149,25 @@ def _numbers(tasks: int) -> ray.data.Dataset:
 
 
 class _Pace(ExecutionCallback):
-    """Lets Ray Data's scheduling loop wait after a turn that did nothing. By itself it turns without a pause where
-    training is slower than reading, and takes most of a core from it; see docs/decisions.md."""
+    """Lets Ray Data's scheduling loop wait after a turn that did nothing, longer after each. By itself it turns without
+    a pause where training is slower than reading, and takes most of a core from it; see docs/decisions.md."""
 
     def __init__(self) -> None:
         self.done = 0
+        self.pause = PAUSES_S[0]
+        self.turned = 0.0
 
     def on_execution_step(self, executor: Any) -> None:
-        metrics = [op.metrics for op in executor._topology]
-        done = sum(m.num_tasks_submitted + m.num_task_outputs_generated + m.num_outputs_taken for m in metrics)
-        if done == self.done:
-            time.sleep(PACE_S)
-        self.done = done
+        ops = [op.metrics for op in executor._topology]
+        done = sum(m.num_tasks_submitted + m.num_tasks_finished for m in ops)
+        done += sum(m.num_task_outputs_generated + m.num_outputs_taken for m in ops)
+        waited = time.monotonic() - self.turned > WAITED_S  # for a task, as it should
+        if done == self.done and not waited:
+            time.sleep(self.pause)
+            self.pause = min(2 * self.pause, PAUSES_S[1])
+        else:
+            self.pause = PAUSES_S[0]
+        self.done, self.turned = done, time.monotonic()
 
 
 def _quiet(dataset: ray.data.Dataset) -> None:
