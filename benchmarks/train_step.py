@@ -5,7 +5,8 @@
     python -m benchmarks.train_step --architecture sdxl-inpaint      # for a GPU; random weights, no download
     python -m benchmarks.train_step --architecture ddpm-128          # the DDPM's U-Net beside diffusers' UNet2DModel
 
-Both sides train the category LoRA (U-Net, text encoder, tokens) in Ray processes with the same threads and niceness.
+Both sides train the category LoRA (U-Net, text encoder, tokens) in Ray processes with the same threads and niceness;
+only our workers keep freed memory (docs/decisions.md), which here makes no difference beyond the noise.
 Ours is `inpaint.train.trainer.fit` on one worker, reading a catalogue with Ray Data; bare is `benchmarks/bare_loop.py`,
 its batches in memory. They take turns; the first steps of each are not counted. Time is wall clock from the last
 uncounted step's end to the last step's end, so it holds waiting for data, reports and optimizer.

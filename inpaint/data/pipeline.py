@@ -40,7 +40,6 @@ SMALL_PIXELS = 256**2
 MIN_TASKS = 16  # so that short runs are spread over the cores, too
 MAX_READ_TASKS = 1024
 PAUSES_S = (0.002, 0.05)
-WAITED_S = 0.01
 
 
 def execution_options(manifest: Manifest, settings: ReadSettings) -> ray.data.ExecutionOptions:
@@ -155,19 +154,17 @@ class _Pace(ExecutionCallback):
     def __init__(self) -> None:
         self.done = 0
         self.pause = PAUSES_S[0]
-        self.turned = 0.0
 
     def on_execution_step(self, executor: Any) -> None:
         ops = [op.metrics for op in executor._topology]
         done = sum(m.num_tasks_submitted + m.num_tasks_finished for m in ops)
         done += sum(m.num_task_outputs_generated + m.num_outputs_taken for m in ops)
-        waited = time.monotonic() - self.turned > WAITED_S  # for a task, as it should
-        if done == self.done and not waited:
+        if done == self.done:
             time.sleep(self.pause)
             self.pause = min(2 * self.pause, PAUSES_S[1])
         else:
             self.pause = PAUSES_S[0]
-        self.done, self.turned = done, time.monotonic()
+        self.done = done
 
 
 def _quiet(dataset: ray.data.Dataset) -> None:

@@ -30,6 +30,12 @@ def test_a_submitted_job_joins_its_cluster_and_uses_the_uploaded_code(ray_head: 
     assert head_port(ray_head) in said(result.logs)
 
 
+def test_a_failing_job_is_seen_to_fail(ray_head: RayHead) -> None:
+    result = ray_head.submit("python", "-c", "raise SystemExit('no such thing')")
+    assert not result.succeeded
+    assert "no such thing" in result.logs
+
+
 def test_the_job_server_refuses_whoever_has_no_token(ray_head: RayHead) -> None:
     with pytest.raises(urllib.error.HTTPError, match="401|403"):
         urllib.request.urlopen(f"{ray_head.dashboard_url}/api/jobs/", timeout=10)

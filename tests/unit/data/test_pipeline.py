@@ -3,18 +3,21 @@
 import json
 import threading
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
+import pyarrow.fs as pafs
 import pytest
 import ray.data
 
+from inpaint.data import pipeline
 from inpaint.data.manifest import Manifest
 from inpaint.data.pipeline import MAX_POSITIONS_AHEAD, batches, build_manifest, data_config, execution_options
 from inpaint.data.plan import Plan, worker_positions
 from inpaint.data.quarantine import REASONS, Reason
 from inpaint.data.sample import ReadSettings
 from inpaint.data.sources import CsvSource, FolderSource
-from inpaint.data.storage import check_relative
+from inpaint.data.storage import Root, check_relative
 from inpaint.errors import BadRow, InpaintError, TooManyBadRows
 from tests.unit.data import images
 
@@ -268,6 +271,34 @@ def test_the_order_and_the_limit_are_asked_for_wherever_ray_takes_options(manife
         assert options.preserve_order
         assert options.resource_limits.object_store_memory == MAX_POSITIONS_AHEAD * 16 * 16 * 4
     assert not ray.data.DataContext.get_current().execution_options.preserve_order
+
+
+def test_the_loop_of_ray_data_waits_after_turns_that_did_nothing(monkeypatch):
+    pauses = []
+    monkeypatch.setattr(pipeline.time, "sleep", pauses.append)
+    names = ("num_tasks_submitted", "num_tasks_finished", "num_task_outputs_generated", "num_outputs_taken")
+    counts = SimpleNamespace(**dict.fromkeys(names, 1))
+    executor = SimpleNamespace(_topology=[SimpleNamespace(metrics=counts)])
+    pace = pipeline._Pace()
+    pace.on_execution_step(executor)
+    assert pauses == []
+    for _ in range(20):
+        pace.on_execution_step(executor)
+    assert pauses == sorted(pauses) and (pauses[0], pauses[-1]) == pipeline.PAUSES_S
+    for name in names:
+        before = len(pauses)
+        setattr(counts, name, 2)
+        pace.on_execution_step(executor)
+        assert len(pauses) == before, name
+    pace.on_execution_step(executor)
+    assert pauses[-1] == pipeline.PAUSES_S[0]
+
+
+def test_small_local_images_are_read_by_one_thread(manifest):
+    large = replace(manifest, rows=tuple(replace(row, width=512, height=512) for row in manifest.rows))
+    local, remote = Root(pafs.LocalFileSystem(), "/"), Root(pafs._MockFileSystem(), "/")
+    threads = [pipeline._threads_per_task(m, root) for m in (manifest, large) for root in (local, remote)]
+    assert threads == [1, 3, 3, 3]
 
 
 def test_paths_are_normalised():
