@@ -61,12 +61,16 @@ def start_board() -> Any:
 
 
 class Exchange:
-    """Reports from the first rank to the board, without ever waiting for it."""
+    """Reports from the first rank to the board; between steps, without ever waiting for it."""
 
     def __init__(self, board: Any) -> None:
         self._board = board
         self._answer: ray.ObjectRef | None = None
         self._unsent: list[Report] = []
+
+    def stop_wished(self) -> bool:
+        """Whether the run shall stop already; waits for the answer, so it is for before the first step."""
+        return ray.get(self._board.exchange.remote([]))
 
     def __call__(self, report: Report) -> bool:
         """Returns whether the latest answer asks to stop."""

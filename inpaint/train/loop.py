@@ -40,7 +40,7 @@ class Run:
     exchange: Callable[[Report], bool] = field(default=lambda report: False)
     """Called on rank 0 after every step with figures for the console; true asks for a checkpoint and an end."""
     asked_to_stop: bool = False
-    """On rank 0: what `exchange` answered."""
+    """On rank 0: what `exchange` answered last; true before the first step ends the run after it."""
     flops_per_sample: float | None = None
     """Of forward and backward; counted at the first step on a GPU."""
     on_bad_row: Callable[[int, str], None] = field(default=lambda position, error: None)

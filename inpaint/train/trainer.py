@@ -290,6 +290,7 @@ def _train(config: dict[str, Any]) -> None:
         total=config["total"],
         progress=progress,
         exchange=exchange,
+        asked_to_stop=exchange.stop_wished(),
         on_bad_row=lambda position, error: warnings.warn(
             f"position {position} could not be read and counts nothing: {error}", stacklevel=2
         ),
