@@ -1,11 +1,12 @@
 """Our Ray Data pipeline beside torch's DataLoader, and its memory when the set grows tenfold.
 
-    python -m benchmarks.ingest                # eight minutes on 2 cores; expects ratio >= 1.0 and memory <= 1.1
+    python -m benchmarks.ingest                # five minutes on 2 cores; expects ratio >= 1.0 and memory <= 1.1
     python -m benchmarks.ingest --images 128 --epochs 2 --rounds 1 --skip-memory   # half a minute
 
 Both sides do the same work through the same functions (plan, fetch, JPEG decode, resize to 512, hole) on two
 worker processes, and the consumer turns each batch into torch tensors. Both are warm: a first epoch is not timed.
-Memory is the resident memory of all processes, shared pages counted in each, while a set is inspected and read once.
+Memory is that of all processes together, pages that several share counted once (proportional set size), while a set
+is inspected and read once.
 The JPEGs are made here, in a temporary folder, photo-like and 480 to 640 pixels wide.
 """
 
@@ -175,8 +176,8 @@ def measure_memory(images: int) -> float:
     count = images - images % MICRO_BATCH
     with tempfile.TemporaryDirectory() as folder, cluster(STORE_BYTES_FOR_MEMORY):
         path = make_photos(Path(folder), count)
-        # A page of the object store counts in a process from its first touch there, and stays. So both sizes first
-        # read the same number of pictures, which touch it all; what is then measured is what the set's size adds.
+        # A page of the object store counts from its first touch, and stays. So both sizes first read the same number of
+        # pictures, which touch it all; what is then measured is what the set's size adds.
         few = Path(folder) / "few.csv"
         few.write_text("\n".join(path.read_text().splitlines()[: WARM_SET + 1]))
         warm, _ = build_manifest(CsvSource(path=few))
@@ -189,7 +190,7 @@ def measure_memory(images: int) -> float:
 
 
 class PeakMemory(threading.Thread):
-    """The largest sum of resident memory of this process and all below it, sampled every 0.2 s."""
+    """The largest sum of proportional set sizes of this process and all below it, sampled every 0.2 s."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
@@ -202,7 +203,7 @@ class PeakMemory(threading.Thread):
             total = 0
             for process in [me, *me.children(recursive=True)]:
                 try:
-                    total += process.memory_info().rss
+                    total += process.memory_full_info().pss
                 except psutil.NoSuchProcess:
                     continue
             self.peak = max(self.peak, total)
@@ -220,7 +221,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=512, help="size of the set")
     parser.add_argument("--epochs", type=int, default=8, help="how often the set is read each time")
-    parser.add_argument("--rounds", type=int, default=3, help="how often both sides take turns")
+    parser.add_argument("--rounds", type=int, default=5, help="how often both sides take turns")
     parser.add_argument("--memory-images", type=int, default=400, help="the smaller set of the memory comparison")
     parser.add_argument("--skip-memory", action="store_true")
     parser.add_argument("--memory-of", type=int, help=argparse.SUPPRESS)

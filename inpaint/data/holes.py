@@ -44,21 +44,17 @@ def dilate(hole: np.ndarray, radius: int) -> np.ndarray:
     """Grow by `radius` pixels in each direction (the largest value in a square window), uint8 H W."""
     if radius < 1:
         return hole
-    return _spread(_spread(hole, radius).T, radius).T.copy()
+    return _spread(_spread(hole, radius).T, radius).T
 
 
 def _spread(values: np.ndarray, radius: int) -> np.ndarray:
     """The largest value in rows y - radius .. y + radius, by windows that double: log2(radius) passes."""
-    height = values.shape[0]
-    padded = np.zeros((height + 2 * radius, values.shape[1]), dtype=values.dtype)
-    padded[radius : radius + height] = values
-    window, width = padded, 1
-    while 2 * width <= 2 * radius + 1:
-        window = np.maximum(window[: window.shape[0] - width], window[width:])
-        width *= 2
-    rest = 2 * radius + 1 - width
-    if rest:
-        window = np.maximum(window[: window.shape[0] - rest], window[rest:])
+    # What numpy does here keeps the order in memory, so that columns, as rows of the transposed, cost what rows cost.
+    window, width = np.pad(values, ((radius, radius), (0, 0))), 1
+    while width < 2 * radius + 1:
+        step = min(width, 2 * radius + 1 - width)
+        window = np.maximum(window[:-step], window[step:])
+        width += step
     return window
 
 

@@ -31,11 +31,12 @@ from inpaint.data.storage import Root, open_root
 from inpaint.errors import InpaintError
 
 MAX_POSITIONS_PER_TASK = 1024
-MAX_BYTES_PER_TASK = 128 * 2**20
+MAX_BYTES_PER_TASK = 256 * 2**20
 MAX_POSITIONS_AHEAD = 16 * MAX_POSITIONS_PER_TASK
 MAX_BLOCKS_IN_HAND = 64
-MAX_BYTES_IN_HAND = 16 * 2**20
-THREADS_PER_TASK = 3
+MAX_BYTES_IN_HAND = 64 * 2**20
+LOCAL_THREADS = 2
+REMOTE_THREADS = 16
 SMALL_PIXELS = 256**2
 MIN_TASKS = 16  # so that short runs are spread over the cores, too
 MAX_READ_TASKS = 1024
@@ -70,7 +71,6 @@ def batches(
     micro_batch: int,
     workers: int = 1,
     filesystem: pafs.FileSystem | None = None,
-    num_cpus: float = 1.0,
 ) -> ray.data.Dataset:
     """The plan's positions `start` .. `stop` as blocks of one micro-batch each; see docs/architecture.md.
 
@@ -104,7 +104,7 @@ def batches(
                     positions = np.arange(position, position + micro_batch, dtype=np.int64)
                     yield read_batch(table, root, plan, settings, positions, with_input, threads)
 
-    dataset = _numbers(-(-count // per_task)).map_batches(read_task, batch_size=None, num_cpus=num_cpus)
+    dataset = _numbers(-(-count // per_task)).map_batches(read_task, batch_size=None)
     # Fused with the map: it cuts what a task yields into blocks of one micro-batch, without a task of its own.
     dataset = dataset.repartition(target_num_rows_per_block=micro_batch)
     _quiet(dataset)
@@ -131,10 +131,12 @@ def _bytes_per_row(manifest: Manifest, settings: ReadSettings) -> int:
 
 
 def _threads_per_task(manifest: Manifest, root: Root) -> int:
-    """Threads hide what a row waits for (its fetch), and use the core of a task that has just ended: Ray Data starts
-    the next one some 0.2 s later. On small local images they wait for Python's lock: twice the CPU time."""
+    """Measured, see docs/decisions.md. Remote rows wait for their fetches; of local ones, a second thread uses the core
+    of a task that has just ended (the next one starts 0.2 s later), except that small images wait for Python's lock."""
+    if not root.is_local:
+        return REMOTE_THREADS
     pixels = sum(row.width * row.height for row in manifest.rows) / len(manifest)
-    return 1 if root.is_local and pixels < SMALL_PIXELS else THREADS_PER_TASK
+    return 1 if pixels < SMALL_PIXELS else LOCAL_THREADS
 
 
 def _numbers(tasks: int) -> ray.data.Dataset:
@@ -181,7 +183,6 @@ def build_manifest(
     limits: Limits = DEFAULT_LIMITS,
     max_bad_fraction: float = 0.05,
     quarantine_path: str | Path | None = None,
-    num_cpus: float = 1.0,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Manifest, list[Quarantined]]:
     """Open every file of a source and decode it once: the usable rows, in the source's order, and the others.
@@ -191,7 +192,7 @@ def build_manifest(
     """
     listing = source.listing()
     found, bad = [], list(listing.quarantined)
-    outcomes = _inspect_all(listing.root, listing.candidates, limits, num_cpus)
+    outcomes = _inspect_all(listing.root, listing.candidates, limits)
     for done, (candidate, outcome) in enumerate(zip(listing.candidates, outcomes, strict=True), start=1):
         if progress is not None:
             progress(done, len(listing.candidates))
@@ -207,9 +208,7 @@ def build_manifest(
     return Manifest(rows_found(found), listing.name), bad
 
 
-def _inspect_all(
-    root: Root, candidates: list[Candidate], limits: Limits, num_cpus: float
-) -> Iterator[Found | Quarantined]:
+def _inspect_all(root: Root, candidates: list[Candidate], limits: Limits) -> Iterator[Found | Quarantined]:
     """One outcome per candidate, in their order, from Ray Data tasks."""
     if not candidates:
         return
@@ -225,7 +224,7 @@ def _inspect_all(
             yield {name: np.array([line[name] for line in lines], dtype=object) for name in lines[0]}
 
     dataset = _numbers(-(-len(candidates) // per_task))
-    dataset = dataset.map_batches(inspect_task, batch_size=None, num_cpus=num_cpus)
+    dataset = dataset.map_batches(inspect_task, batch_size=None)
     _quiet(dataset)
     dataset.context.execution_options = ray.data.ExecutionOptions(preserve_order=True)
     for line in dataset.iter_rows():

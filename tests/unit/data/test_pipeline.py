@@ -294,11 +294,11 @@ def test_the_loop_of_ray_data_waits_after_turns_that_did_nothing(monkeypatch):
     assert pauses[-1] == pipeline.PAUSES_S[0]
 
 
-def test_small_local_images_are_read_by_one_thread(manifest):
+def test_threads_are_for_what_waits_and_never_for_small_local_images(manifest):
     large = replace(manifest, rows=tuple(replace(row, width=512, height=512) for row in manifest.rows))
     local, remote = Root(pafs.LocalFileSystem(), "/"), Root(pafs._MockFileSystem(), "/")
     threads = [pipeline._threads_per_task(m, root) for m in (manifest, large) for root in (local, remote)]
-    assert threads == [1, 3, 3, 3]
+    assert threads == [1, 16, 2, 16]
 
 
 def test_paths_are_normalised():
