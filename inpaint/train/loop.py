@@ -40,7 +40,7 @@ class Run:
     exchange: Callable[[Report], bool] = field(default=lambda report: False)
     """Called on rank 0 after every step with figures for the console; true asks for a checkpoint and an end."""
     asked_to_stop: bool = False
-    """On rank 0: what `exchange` answered last; true before the first step ends the run after it."""
+    """Whether an end was asked for: before the first step on any rank, then by what `exchange` answers on rank 0."""
     flops_per_sample: float | None = None
     """Of forward and backward; counted at the first step on a GPU."""
     on_bad_row: Callable[[int, str], None] = field(default=lambda position, error: None)
@@ -112,7 +112,7 @@ def _next(run: Run, samples: int, micro: int) -> Batch:
 
 
 def _agree(run: Run, progress: Progress, loss: float, waited: float) -> tuple[float, float, bool]:
-    """One small all-reduce: the mean loss and waiting time, and whether the first rank was asked to stop.
+    """One small all-reduce: the mean loss and waiting time, and whether a rank was asked to stop.
 
     Raises:
         FloatingPointError: the loss is not finite.
