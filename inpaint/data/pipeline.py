@@ -35,8 +35,8 @@ MAX_BYTES_PER_TASK = 256 * 2**20
 MAX_POSITIONS_AHEAD = 16 * MAX_POSITIONS_PER_TASK
 MAX_BLOCKS_IN_HAND = 64
 MAX_BYTES_IN_HAND = 64 * 2**20
-LOCAL_THREADS = 2
-REMOTE_THREADS = 16
+THREADS_PER_TASK = 2
+FETCHERS_PER_TASK = 16
 SMALL_PIXELS = 256**2
 MIN_TASKS = 16  # so that short runs are spread over the cores, too
 MAX_READ_TASKS = 1024
@@ -93,16 +93,19 @@ def batches(
     with_input = manifest.has_inputs
     bytes_per_row = _bytes_per_row(manifest, settings)
     per_task = _positions_per_task(count, micro_batch, bytes_per_row)
-    threads_per_task = _threads_per_task(manifest, root)
+    threads_per_task = _threads_per_task(manifest)
 
     def read_task(task: dict[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
         table = ray.get(rows)
-        with ThreadPoolExecutor(threads_per_task) as threads:
+        with ThreadPoolExecutor(threads_per_task) as threads, ThreadPoolExecutor(FETCHERS_PER_TASK) as pool:
+            fetchers = None if root.is_local else pool
             for index in task["id"]:
                 first = start + int(index) * per_task
                 for position in range(first, min(first + per_task, stop), micro_batch):
                     positions = np.arange(position, position + micro_batch, dtype=np.int64)
-                    yield read_batch(table, root, plan, settings, positions, with_input, threads)
+                    yield read_batch(
+                        table, root, plan, settings, positions, with_input, threads, None if root.is_local else fetchers
+                    )
 
     dataset = _numbers(-(-count // per_task)).map_batches(read_task, batch_size=None)
     # Fused with the map: it cuts what a task yields into blocks of one micro-batch, without a task of its own.
@@ -130,13 +133,11 @@ def _bytes_per_row(manifest: Manifest, settings: ReadSettings) -> int:
     return settings.resolution**2 * (7 if manifest.has_inputs else 4)
 
 
-def _threads_per_task(manifest: Manifest, root: Root) -> int:
-    """Measured, see docs/decisions.md. Remote rows wait for their fetches; of local ones, a second thread uses the core
-    of a task that has just ended (the next one starts 0.2 s later), except that small images wait for Python's lock."""
-    if not root.is_local:
-        return REMOTE_THREADS
+def _threads_per_task(manifest: Manifest) -> int:
+    """A second thread uses the core of a task that has just ended (the next one starts 0.2 s later), except that small
+    images wait for Python's lock; see docs/decisions.md."""
     pixels = sum(row.width * row.height for row in manifest.rows) / len(manifest)
-    return 1 if pixels < SMALL_PIXELS else LOCAL_THREADS
+    return 1 if pixels < SMALL_PIXELS else THREADS_PER_TASK
 
 
 def _numbers(tasks: int) -> ray.data.Dataset:

@@ -34,8 +34,10 @@ def read_batch(
     positions: np.ndarray,
     with_input: bool,
     threads: Executor,
+    fetchers: Executor | None = None,
 ) -> dict[str, np.ndarray]:
-    """One micro-batch, its rows read by `threads`: the batch contract of docs/architecture.md."""
+    """One micro-batch, its rows read by `threads`, their files by `fetchers` where given: the batch contract of
+    docs/architecture.md."""
     size, side = len(positions), settings.resolution
     _, indices = plan.lookup(positions)
     rows = rows_of(table.take(pa.array(indices)))
@@ -45,10 +47,12 @@ def read_batch(
     prompts, errors = [""] * size, [""] * size
     weight = np.zeros(size, dtype=np.float32)
 
+    fetched = [fetchers.submit(fetch, row, root, settings.limits) for row in rows] if fetchers else []
+
     def fill(i: int) -> None:
         row = rows[i]
         try:
-            files = fetch(row, root, settings.limits)
+            files = fetched[i].result() if fetched else fetch(row, root, settings.limits)
             sample = make_sample(row, files, settings, plan.seed, int(positions[i]))
         except BadRow as error:
             errors[i] = f"{row.id}: {error}"

@@ -2,22 +2,23 @@
 
 import json
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
-import pyarrow.fs as pafs
 import pytest
 import ray.data
 
-from inpaint.data import pipeline
+from inpaint.data import pipeline, reading
 from inpaint.data.manifest import Manifest
 from inpaint.data.pipeline import MAX_POSITIONS_AHEAD, batches, build_manifest, data_config, execution_options
 from inpaint.data.plan import Plan, worker_positions
 from inpaint.data.quarantine import REASONS, Reason
 from inpaint.data.sample import ReadSettings
 from inpaint.data.sources import CsvSource, FolderSource
-from inpaint.data.storage import Root, check_relative
+from inpaint.data.storage import check_relative, open_root
 from inpaint.errors import BadRow, InpaintError, TooManyBadRows
 from tests.unit.data import images
 
@@ -294,11 +295,26 @@ def test_the_loop_of_ray_data_waits_after_turns_that_did_nothing(monkeypatch):
     assert pauses[-1] == pipeline.PAUSES_S[0]
 
 
-def test_threads_are_for_what_waits_and_never_for_small_local_images(manifest):
+def test_small_images_are_read_by_one_thread(manifest):
     large = replace(manifest, rows=tuple(replace(row, width=512, height=512) for row in manifest.rows))
-    local, remote = Root(pafs.LocalFileSystem(), "/"), Root(pafs._MockFileSystem(), "/")
-    threads = [pipeline._threads_per_task(m, root) for m in (manifest, large) for root in (local, remote)]
-    assert threads == [1, 16, 2, 16]
+    assert [pipeline._threads_per_task(m) for m in (manifest, large)] == [1, 2]
+
+
+def test_files_are_fetched_side_by_side_while_one_thread_decodes(manifest, monkeypatch):
+    fetch, together = reading.fetch, threading.Barrier(4)
+
+    def fetch_together(*args):
+        together.wait(timeout=30)
+        return fetch(*args)
+
+    root, plan = open_root(manifest.root), Plan(0, len(manifest))
+    with ThreadPoolExecutor(1) as threads, ThreadPoolExecutor(4) as fetchers:
+        read = partial(reading.read_batch, manifest.table(), root, plan, READ, np.arange(8), False, threads)
+        alone = read()
+        monkeypatch.setattr(reading, "fetch", fetch_together)
+        batch = read(fetchers)
+    assert not any(batch["error"])
+    assert np.array_equal(batch["image"], alone["image"])
 
 
 def test_paths_are_normalised():
