@@ -103,9 +103,7 @@ def batches(
                 first = start + int(index) * per_task
                 for position in range(first, min(first + per_task, stop), micro_batch):
                     positions = np.arange(position, position + micro_batch, dtype=np.int64)
-                    yield read_batch(
-                        table, root, plan, settings, positions, with_input, threads, None if root.is_local else fetchers
-                    )
+                    yield read_batch(table, root, plan, settings, positions, with_input, threads, fetchers)
 
     dataset = _numbers(-(-count // per_task)).map_batches(read_task, batch_size=None)
     # Fused with the map: it cuts what a task yields into blocks of one micro-batch, without a task of its own.
