@@ -33,11 +33,11 @@ from inpaint.models.lora import adapted_models
 from inpaint.models.prompts import Conditioning, unet_kwargs
 from inpaint.paint.denoise import Row
 from inpaint.paint.request import PaintRequest
-from inpaint.serve.engine.lanes import Machine
-from inpaint.serve.engine.loop import Engine
+from inpaint.serve.engine.engine import Engine
 from inpaint.serve.engine.lowrank import adapt
 from inpaint.serve.engine.settings import EngineSettings
-from inpaint.serve.orders import AdapterUse, Order
+from inpaint.serve.engine.unet_runner import UNetRunner
+from inpaint.serve.service import AdapterUse, PaintOrder
 
 FULL = 16
 
@@ -110,17 +110,17 @@ def _noise(base: Base, rank: int) -> Adapter:
     return Adapter(card=card, lora=lora, embeds=embeds)
 
 
-def machine_of(settings: Settings, adapters: dict[str, Adapter], slots: int, device: torch.device) -> Machine:
+def machine_of(settings: Settings, adapters: dict[str, Adapter], slots: int, device: torch.device) -> UNetRunner:
     """A machine whose bank holds the first `slots` adapters."""
     rank = max(adapter.card.rank for adapter in adapters.values())
-    machine = Machine(base_of(settings, device), EngineSettings(slots=slots, max_rank=rank))
+    machine = UNetRunner(base_of(settings, device), EngineSettings(slots=slots, max_rank=rank))
     for digest in list(adapters)[:slots]:
         assert machine.bank.acquire([digest])
         assert machine.bank.put(digest, machine.bank.pack(adapters[digest]))
     return machine
 
 
-def rows_of(machine: Machine, digests: list[str]) -> list[Row]:
+def rows_of(machine: UNetRunner, digests: list[str]) -> list[Row]:
     """Rows in the middle of their steps, each with one adapter."""
     base, generator = machine.base, torch.Generator().manual_seed(1)
     side = base.default_size // base.downsample
@@ -150,7 +150,7 @@ def rows_of(machine: Machine, digests: list[str]) -> list[Row]:
     return rows
 
 
-def ticker(machine: Machine, digests: list[str], ticks: int) -> Callable[[], float]:
+def ticker(machine: UNetRunner, digests: list[str], ticks: int) -> Callable[[], float]:
     """A call does `ticks` ticks and returns their mean seconds."""
     stack = machine.stack(rows_of(machine, digests))
 
@@ -211,7 +211,7 @@ def ratio(found: dict[str, list[float]], side: str, other: str) -> float:
 
 
 @dataclass(frozen=True)
-class Shelf:
+class Adapters:
     """An `AdapterSource`."""
 
     adapters: dict[str, Adapter]
@@ -232,7 +232,7 @@ def engine_rate(engine: Engine, digests: list[str], *, orders: int, steps: int) 
         image = random.integers(0, 256, (size, size, 3), dtype=np.uint8)
         request = PaintRequest(image=image, hole=hole, prompt="a red box", seed=number, steps=steps, guidance_scale=1.0)
         uses = (digests[number % len(digests)],) if digests else ()
-        order = Order(id=str(number), request=request, adapters=tuple(AdapterUse(name=d, digest=d) for d in uses))
+        order = PaintOrder(id=str(number), request=request, adapters=tuple(AdapterUse(name=d, digest=d) for d in uses))
         async with turns:
             async for _ in engine.paint(order):
                 pass
@@ -251,7 +251,7 @@ def engine_figures(settings: Settings, adapters: dict[str, Adapter], device: tor
     rank = max(adapter.card.rank for adapter in adapters.values())
     forward = bare(settings, FULL, settings.ticks, device)
     engine = Engine(
-        base_of(settings, device), EngineSettings(max_rows=FULL, slots=FULL, max_rank=rank), Shelf(adapters)
+        base_of(settings, device), EngineSettings(max_rows=FULL, slots=FULL, max_rank=rank), Adapters(adapters)
     )
     engine.start()
     figures: dict[str, float] = {}

@@ -45,9 +45,9 @@ from inpaint.cluster import connect
 from inpaint.models.base import load_base
 from inpaint.paint.rows import DTYPES
 from inpaint.serve.adapters.registry import RegistrySettings
+from inpaint.serve.deployments.ingress import Ingress
+from inpaint.serve.deployments.painters import Painters
 from inpaint.serve.engine.settings import EngineSettings, EngineStats
-from inpaint.serve.ingress import Ingress
-from inpaint.serve.painters import Painters
 from inpaint.serve.settings import AdmissionSettings, ServeArgs
 from inpaint.serve.wire.settings import HttpSettings
 

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 
-from inpaint.serve.orders import Overloaded
+from inpaint.serve.service import Overloaded
 
 SHORTEST_RETRY_S, LONGEST_RETRY_S = 1.0, 120.0
 """Bounds of Retry-After: the OpenAI SDK honours no more than 120 s."""

@@ -3,8 +3,8 @@
 from ray import serve
 
 from inpaint.models.base import absolute_name
-from inpaint.serve.ingress import Ingress
-from inpaint.serve.painters import Painters
+from inpaint.serve.deployments.ingress import Ingress
+from inpaint.serve.deployments.painters import Painters
 from inpaint.serve.settings import ServeArgs
 
 

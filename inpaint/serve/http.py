@@ -23,7 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from inpaint.errors import InpaintError
 from inpaint.serve.dialects import a1111, openai, own
-from inpaint.serve.orders import Service
+from inpaint.serve.service import Service
 from inpaint.serve.wire.desk import Counter, Desk
 from inpaint.serve.wire.keys import Keys
 from inpaint.serve.wire.problems import Problem, overloaded, problem_of

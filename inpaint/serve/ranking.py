@@ -1,6 +1,6 @@
 """Which painter an order goes to: the one with the least to do, a missing adapter counted as work.
 
-Pure; the router (`inpaint.serve.router`) feeds it with what painters publish.
+Pure; the router (`inpaint.serve.deployments.router`) feeds it with what painters publish.
 """
 
 from collections import defaultdict

@@ -1,165 +1,153 @@
-"""The service behind the dialects: admission, the registry's answers, and orders that survive a lost painter.
+"""What the rooms of the service hand each other: orders, what comes of them, and what they find each other to be.
 
-Guarantees: an admitted order is answered or raises; where a painter dies, another one paints the order again, and for
-its settings are all decided the picture is the same; no preview comes twice. Closing `paint` cancels all its orders.
+    dialects (HTTP bytes) -> PaintOrder -> Service (registry, admission, router) -> Engine (one base, its loop)
+                          <- Preview, ..., Painted <-
+
+Plain frozen values; no ray, no HTTP, no torch modules. A dialect never sees a replica, the engine never sees bytes of
+a client that were not checked.
 """
 
-import asyncio
-import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
-from contextlib import aclosing
-from dataclasses import dataclass, replace
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
 
 from inpaint.errors import InpaintError
-from inpaint.serve.adapters.registry import Registry
-from inpaint.serve.adapters.shelf import Parcel
-from inpaint.serve.admission import Admission
-from inpaint.serve.orders import (
-    AdapterGone,
-    BaseInfo,
-    DeadlinePassed,
-    Entry,
-    Order,
-    Overloaded,
-    Painted,
-    Preview,
-)
-from inpaint.serve.work import work_of
-
-MOST_TRIES = 4
-"""Painters that an order may lose before its client hears of it."""
-
-Call = Callable[[Order, float, tuple[Parcel, ...]], AsyncGenerator[Preview | Painted, None]]
-"""Paints an order of so much work on a painter. Raises ReplicaLost, or what the painter raised."""
-
-
-class ReplicaLost(InpaintError):
-    """The painter died, or cannot be reached: another one can paint the order."""
+from inpaint.models.adapter import Adapter, AdapterCard
+from inpaint.paint.request import PaintRequest
 
 
 @dataclass(frozen=True, kw_only=True)
-class FleetState:
-    """What Serve says of itself."""
+class AdapterUse:
+    """One adapter of an order, pinned to the version that was there when the order came."""
 
-    painters: int = 0
-    """Running now."""
-    ingresses: int = 1
-    healthy: bool = True
-    """Whether painters run, or could be started."""
+    name: str
+    """Of its folder in the registry."""
+    digest: str
+    """sha256 of its `adapter.json`, which holds the sha256 of every file: names the exact bytes."""
+    weight: float = 1.0
+    """Of its LoRA; its token embeddings are used whole."""
 
 
-class Fleet:
-    """Implements `orders.Service` over painters that `call` reaches."""
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PaintOrder:
+    """One picture to paint. All settings are decided: running it twice gives the same picture."""
 
-    def __init__(
-        self,
-        base: BaseInfo,
-        registry: Registry,
-        admission: Admission,
-        call: Call,
-        look: Callable[[], Awaitable[FleetState]],
-    ) -> None:
-        self._base = base
-        self._registry = registry
-        self._admission = admission
-        self._call = call
-        self._look = look
+    id: str
+    """Of the HTTP request, with the picture's number where there are several."""
+    request: PaintRequest
+    """With tokens in its prompt."""
+    adapters: tuple[AdapterUse, ...] = ()
+    previews: int = 0
+    """Pictures of the state between wanted on the way, spread evenly over the steps."""
+    timeout_s: float | None = None
+    """Given up when it takes longer than this after it reached the engine."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Preview:
+    """What the picture looks like on the way: H x W x 3 uint8, kept pixels the original's."""
+
+    index: int
+    image: np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Painted:
+    """An order done."""
+
+    image: np.ndarray
+    """H x W x 3 uint8, the original with its hole painted."""
+    kept_pixels_changed: int
+    """Counted on this picture; always 0, or the engine has raised."""
+    steps: int
+    """Denoising steps taken; 0 where the hole was empty."""
+    batch_rows: float
+    """Mean number of U-Net rows in the ticks that it took part in."""
+    queue_s: float
+    paint_s: float
+
+
+class Overloaded(InpaintError):
+    """The service's queue is full; nothing was begun. Try again in `retry_after_s` seconds."""
+
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+    def __reduce__(self) -> tuple[type["Overloaded"], tuple[str, float]]:
+        return type(self), (str(self), self.retry_after_s)
+
+
+class DeadlinePassed(InpaintError):
+    """The order took longer than its `timeout_s`."""
+
+
+class AdapterGone(InpaintError):
+    """The registry no longer has this version of an adapter, and no replica holds it."""
+
+
+class AdapterSource(Protocol):
+    """Where the engine gets adapters from (`registry.Registry`, or a dict in a test)."""
+
+    def load(self, name: str, digest: str) -> Adapter:
+        """That version, verified. Blocks; called off the loop's thread. Raises AdapterGone."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServedAdapter:
+    """One adapter that the registry serves now."""
+
+    name: str
+    digest: str
+    card: AdapterCard
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseInfo:
+    """What clients and admission must know of the base, without its weights."""
+
+    name: str
+    """As the user called it: `toy`, a hub id, a folder's last part."""
+    revision: str
+    default_size: int
+    size_multiple: int
+    guidance_scale: float
+    """Used where a request says nothing."""
+    steps: int
+    """Used where a request says nothing."""
+
+
+class Service(Protocol):
+    """What the HTTP dialects need of the service behind them."""
 
     @property
     def base(self) -> BaseInfo:
         """The base that all orders are painted with."""
-        return self._base
+        ...
 
-    def catalogue(self) -> Mapping[str, Entry]:
-        """Adapter name -> what is served under it now."""
-        return self._registry.catalogue()
+    def catalogue(self) -> Mapping[str, ServedAdapter]:
+        """Adapter name -> what is served under it now. Cheap: asked for with every request."""
+        ...
 
     def refused(self) -> Mapping[str, str]:
         """Adapter name -> why it is not served."""
-        return self._registry.refused()
+        ...
+
+    def paint(self, orders: Sequence[PaintOrder]) -> AsyncGenerator[tuple[int, Preview | Painted], None]:
+        """Paint all or admit none: (number of the order, what came), each number ending with its Painted.
+
+        Closing the generator takes the orders off their replicas.
+
+        Raises:
+            Overloaded: before anything was begun.
+            DeadlinePassed: an order took too long.
+            InpaintError: an order cannot be painted, whoever tries.
+        """
+        ...
 
     async def healthy(self) -> bool:
-        """Whether a painter does, or can be started to do, real work."""
-        return (await self._look()).healthy
-
-    async def watch(self) -> None:
-        """Let admission know how many painters there are."""
-        state = await self._look()
-        self._admission.painters, self._admission.ingresses = state.painters, state.ingresses
-
-    async def paint(self, orders: Sequence[Order]) -> AsyncGenerator[tuple[int, Preview | Painted], None]:
-        """See `orders.Service.paint`."""
-        works = [work_of(order.request, self._base) for order in orders]
-        self._admission.admit(sum(works))
-        events: asyncio.Queue[tuple[int, Preview | Painted] | asyncio.Task[None]] = asyncio.Queue()
-        tasks = [
-            asyncio.create_task(self._run(number, order, work, events.put_nowait))
-            for number, (order, work) in enumerate(zip(orders, works, strict=True))
-        ]
-        for task in tasks:
-            task.add_done_callback(events.put_nowait)
-        left = len(tasks)
-        try:
-            while left:
-                event = await events.get()
-                if isinstance(event, asyncio.Task):
-                    left -= 1
-                    event.result()  # raises what ended it
-                else:
-                    yield event
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-
-    async def _run(
-        self, number: int, order: Order, work: float, emit: Callable[[tuple[int, Preview | Painted]], None]
-    ) -> None:
-        """One order to its end."""
-        done = False
-        try:
-            async with asyncio.timeout(order.timeout_s), aclosing(self._somewhere(order, work)) as painting:
-                async for event in painting:
-                    done = done or isinstance(event, Painted)
-                    emit((number, event))
-        except TimeoutError as error:
-            raise DeadlinePassed(f"order {order.id} took longer than {order.timeout_s:g} s") from error
-        finally:
-            self._admission.leave(work, done=done)
-
-    async def _somewhere(self, order: Order, work: float) -> AsyncGenerator[Preview | Painted, None]:
-        """The order's events, from as many painters as it takes."""
-        begun = time.monotonic()
-        next_preview, lost = 0, 0
-        parcels: tuple[Parcel, ...] = ()
-        painted = False
-        while not painted:
-            try:
-                async with aclosing(self._call(order, work, parcels)) as events:
-                    async for event in events:
-                        if isinstance(event, Painted):
-                            painted = True
-                        elif event.index >= next_preview:
-                            next_preview = event.index + 1
-                        else:
-                            continue
-                        yield event
-                if not painted:
-                    raise ReplicaLost(f"order {order.id}: the painter ended without a picture")
-            except ReplicaLost as error:
-                if painted:
-                    return
-                lost += 1
-                if lost == MOST_TRIES:
-                    raise Overloaded(f"order {order.id}: {lost} painters were lost; the last: {error}", 5.0) from error
-                await asyncio.sleep(0.1 * (lost - 1))
-            except AdapterGone:
-                if parcels:
-                    raise
-                parcels = await asyncio.to_thread(self._parcels, order)
-            if order.timeout_s is not None:
-                order = replace(order, timeout_s=max(0.001, order.timeout_s - (time.monotonic() - begun)))
-                begun = time.monotonic()
-
-    def _parcels(self, order: Order) -> tuple[Parcel, ...]:
-        return tuple(self._registry.parcel(use.name, use.digest) for use in order.adapters)
+        """Whether a replica does, or can be started to do, real work."""
+        ...

@@ -10,7 +10,7 @@ from inpaint.errors import InpaintError
 from inpaint.models.base import TOY_BASE
 from inpaint.serve.adapters.registry import RegistrySettings
 from inpaint.serve.engine.settings import EngineSettings
-from inpaint.serve.orders import BaseInfo
+from inpaint.serve.service import BaseInfo
 from inpaint.serve.wire.settings import HttpSettings
 
 SHIPPED_ADAPTERS = TOY_BASE.parent / "adapters"

@@ -8,7 +8,7 @@ from inpaint.paint.crop import window_of
 from inpaint.paint.denoise import is_guided
 from inpaint.paint.request import PaintRequest
 from inpaint.paint.shapes import working_shape
-from inpaint.serve.orders import BaseInfo
+from inpaint.serve.service import BaseInfo
 
 
 def work_of(request: PaintRequest, base: BaseInfo) -> float:

@@ -96,9 +96,9 @@ def client(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Itera
     from ray.serve.config import HTTPOptions
 
     from inpaint.serve.adapters.registry import RegistrySettings
+    from inpaint.serve.deployments.ingress import Ingress
+    from inpaint.serve.deployments.painters import Painters
     from inpaint.serve.engine.settings import EngineSettings
-    from inpaint.serve.ingress import Ingress
-    from inpaint.serve.painters import Painters
     from inpaint.serve.settings import AdmissionSettings, ServeArgs
 
     folder = tmp_path_factory.mktemp("service")

@@ -9,8 +9,8 @@ from pydantic import ValidationError
 from ray.serve.schema import ServeDeploySchema
 
 from inpaint.serve.ddpm.app import Ddpm, DdpmArgs, build
+from inpaint.serve.deployments.painters import Painters
 from inpaint.serve.examples import examples, url_of, write_examples
-from inpaint.serve.painters import Painters
 from inpaint.serve.settings import ServeArgs
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -24,9 +24,9 @@ from inpaint.data.storage import open_root
 from inpaint.errors import InpaintError
 from inpaint.models.adapter import CARD_FILE, Adapter, AdapterCard
 from inpaint.models.outline import BaseOutline
-from inpaint.serve.adapters.shelf import Library, NotYet, Parcel, Shelf
+from inpaint.serve.adapters.cache import AdapterCache, AdapterFiles, AdapterStore, NotYet
 from inpaint.serve.adapters.vetting import check_card, check_name, check_tensors
-from inpaint.serve.orders import Entry
+from inpaint.serve.service import ServedAdapter
 
 _LOG = logging.getLogger(__name__)
 _READERS = 4
@@ -58,12 +58,12 @@ class RegistrySettings:
                 f"{self.max_adapter_bytes}: all must be positive"
             )
 
-    def library(self) -> Library:
+    def library(self) -> AdapterStore:
         """What reads adapters by digest, here or in a painter."""
         root = open_root(self.root)
         key = hashlib.sha256(self.root.encode()).hexdigest()[:16]
         cache = Path(self.cache) if self.cache else Path(tempfile.gettempdir()) / f"inpaint-{os.getuid()}" / key
-        return Library(root, Shelf(cache, self.cache_bytes), self.max_adapter_bytes)
+        return AdapterStore(root, AdapterCache(cache, self.cache_bytes), self.max_adapter_bytes)
 
 
 @dataclass(frozen=True)
@@ -78,14 +78,14 @@ class _Seen:
 class Registry:
     """Adapters served now. All methods may be called from any thread; `poll` from one at a time."""
 
-    def __init__(self, settings: RegistrySettings, outline: BaseOutline, library: Library | None = None) -> None:
+    def __init__(self, settings: RegistrySettings, outline: BaseOutline, library: AdapterStore | None = None) -> None:
         self.settings = settings
         self.outline = outline
         self.library = library or settings.library()
         self._seen: dict[str, _Seen] = {}
-        self._good: dict[str, Entry] = {}
+        self._good: dict[str, ServedAdapter] = {}
         self._reasons: dict[str, str] = {}
-        self._served: Mapping[str, Entry] = MappingProxyType({})
+        self._served: Mapping[str, ServedAdapter] = MappingProxyType({})
         self._refused: Mapping[str, str] = MappingProxyType({})
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="registry", daemon=True)
@@ -101,7 +101,7 @@ class Registry:
         if self._thread.is_alive():
             self._thread.join()
 
-    def catalogue(self) -> Mapping[str, Entry]:
+    def catalogue(self) -> Mapping[str, ServedAdapter]:
         """Name -> what is served under it now."""
         return self._served
 
@@ -113,13 +113,13 @@ class Registry:
         """That version, verified. Raises AdapterGone."""
         return self.library.load(name, digest)
 
-    def parcel(self, name: str, digest: str) -> Parcel:
+    def parcel(self, name: str, digest: str) -> AdapterFiles:
         """The bytes of that version. Raises AdapterGone."""
-        parcel = self.library.shelf.parcel(digest)
+        parcel = self.library.cache.parcel(digest)
         if parcel is None:
             self.library.load(name, digest)
-            parcel = self.library.shelf.parcel(digest)
-        assert parcel is not None, f"{name} at {digest} was on the shelf a moment ago"
+            parcel = self.library.cache.parcel(digest)
+        assert parcel is not None, f"{name} at {digest} was in the cache a moment ago"
         return parcel
 
     def poll(self) -> None:
@@ -175,7 +175,7 @@ class Registry:
             served = self._good.get(name)
             if served is None or served.digest != digest:
                 self._vet(name, digest, card, data)
-                self._good[name] = Entry(name=name, digest=digest, card=card)
+                self._good[name] = ServedAdapter(name=name, digest=digest, card=card)
                 _LOG.info("adapter %s at %s is served", name, digest[:12])
             self._reasons.pop(name, None)
             return True
@@ -189,14 +189,14 @@ class Registry:
 
     def _vet(self, name: str, digest: str, card: AdapterCard, data: bytes) -> None:
         check_card(card, self.outline, self.settings.max_rank)
-        shelf = self.library.shelf
-        adapter = shelf.load(digest)
+        cache = self.library.cache
+        adapter = cache.load(digest)
         if adapter is not None:
             check_tensors(adapter, self.outline)
             return
         with self.library.fetched(name, card, data) as (folder, adapter):
             check_tensors(adapter, self.outline)
-            shelf.keep(folder, digest)
+            cache.keep(folder, digest)
 
     def _publish(self) -> None:
         served, conflicts = settle(self._good.copy().values())
@@ -204,7 +204,7 @@ class Registry:
         self._refused = MappingProxyType({**self._reasons, **conflicts})
 
 
-def settle(entries: Iterable[Entry]) -> tuple[dict[str, Entry], dict[str, str]]:
+def settle(entries: Iterable[ServedAdapter]) -> tuple[dict[str, ServedAdapter], dict[str, str]]:
     """Who is served where two claim a category: the adapter that is called like it, else the first by name.
 
     The same for every process that sees the same registry, whatever came first.
@@ -213,7 +213,7 @@ def settle(entries: Iterable[Entry]) -> tuple[dict[str, Entry], dict[str, str]]:
         Served adapters by name, and the reasons of the others.
     """
     owners: dict[str, str] = {}
-    served: dict[str, Entry] = {}
+    served: dict[str, ServedAdapter] = {}
     reasons: dict[str, str] = {}
     for entry in sorted(entries, key=lambda e: (e.name not in e.card.tokens, e.name)):
         taken = next((c for c in sorted(entry.card.tokens) if c in owners), None)

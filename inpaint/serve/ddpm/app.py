@@ -20,7 +20,7 @@ from inpaint.paint.ddpm_request import DdpmRequest
 from inpaint.recipes.ddpm import load_ddpm
 from inpaint.serve.ddpm.batcher import Batcher
 from inpaint.serve.ddpm.routes import Model, build_fill
-from inpaint.serve.metrics import RequestMetrics
+from inpaint.serve.deployments.metrics import RequestMetrics
 from inpaint.serve.wire.settings import HttpSettings
 
 

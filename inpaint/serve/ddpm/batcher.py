@@ -15,7 +15,7 @@ import numpy as np
 
 from inpaint.errors import InpaintError
 from inpaint.paint.ddpm_request import DdpmRequest
-from inpaint.serve.orders import Overloaded
+from inpaint.serve.service import Overloaded
 
 OnFrame = Callable[[int, int, np.ndarray], None]
 

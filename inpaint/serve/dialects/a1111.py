@@ -34,7 +34,7 @@ from starlette.responses import JSONResponse, Response
 from inpaint.paint.request import Sampler
 from inpaint.serve.dialects import a1111_probes
 from inpaint.serve.dialects.a1111_info import info, infotext
-from inpaint.serve.orders import BaseInfo
+from inpaint.serve.service import BaseInfo
 from inpaint.serve.wire.body import from_base64, media_type, parse_json
 from inpaint.serve.wire.desk import Desk, headers_of
 from inpaint.serve.wire.fields import Fields, in_range, shown

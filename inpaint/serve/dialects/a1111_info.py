@@ -5,7 +5,7 @@ from typing import Any
 
 from inpaint.paint.request import PaintRequest
 from inpaint.serve.dialects.a1111_probes import SAMPLERS
-from inpaint.serve.orders import BaseInfo
+from inpaint.serve.service import BaseInfo
 from inpaint.serve.wire.desk import Sent
 from inpaint.serve.wire.names import Chosen
 from inpaint.serve.wire.wish import Wish

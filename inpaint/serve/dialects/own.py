@@ -25,7 +25,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from inpaint.serve.dialects.own_docs import PAINT
-from inpaint.serve.orders import Entry
+from inpaint.serve.service import ServedAdapter
 from inpaint.serve.wire.body import from_base64, media_type, parse_form, parse_json, sort_parts
 from inpaint.serve.wire.desk import Desk, EventStream, Sent, headers_of, sse
 from inpaint.serve.wire.fields import Fields, in_range, shown
@@ -136,7 +136,7 @@ def _photo_and_hole(files: dict[str, bytes], settings: HttpSettings, smallest: i
     return photo, photo.transparent
 
 
-def _adapters(fields: Fields, catalogue: Mapping[str, Entry], settings: HttpSettings) -> list[Chosen]:
+def _adapters(fields: Fields, catalogue: Mapping[str, ServedAdapter], settings: HttpSettings) -> list[Chosen]:
     """`adapters` is "NAME:WEIGHT,NAME" or [{"name": ..., "weight": ...}]; `category` says whose token is written."""
     category = fields.text("category", "", most=settings.max_field_chars)
     given = fields.raw("adapters")
@@ -216,7 +216,7 @@ def _described(sent: Sent) -> dict[str, Any]:
     }
 
 
-def _shown_entry(entry: Entry) -> dict[str, Any]:
+def _shown_entry(entry: ServedAdapter) -> dict[str, Any]:
     card = entry.card
     return {
         "digest": entry.digest,

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 
 from inpaint.paint.crop import Scene
 from inpaint.paint.denoise import Row, is_guided
-from inpaint.serve.engine.text import Wish
-from inpaint.serve.orders import Order, Painted, Preview
+from inpaint.serve.engine.prompt_encoder import Prompt
+from inpaint.serve.service import Painted, PaintOrder, Preview
 
 Event = Preview | Painted | BaseException
 
@@ -38,7 +38,7 @@ class Sink:
 class Job:
     """One order on its way. Owned by the engine's loop."""
 
-    order: Order
+    order: PaintOrder
     sink: Sink
     arrived: float = field(default_factory=time.monotonic)
     passed: int = 0
@@ -83,14 +83,14 @@ class Job:
         return max(1, int(request.steps * request.strength))
 
     @property
-    def wishes(self) -> tuple[Wish, ...]:
+    def prompts(self) -> tuple[Prompt, ...]:
         """Its texts: the prompt, and the negative prompt where there is guidance."""
         request = self.order.request
         adapters = tuple((use.digest, use.weight) for use in self.order.adapters)
-        prompt = Wish(request.prompt, adapters)
+        prompt = Prompt(request.prompt, adapters)
         if not is_guided(request):
             return (prompt,)
-        return prompt, Wish(request.negative_prompt, adapters, is_negative=True)
+        return prompt, Prompt(request.negative_prompt, adapters, is_negative=True)
 
     def preview_is_due(self) -> bool:
         """Whether the step just taken is one of those that a preview is wanted of."""

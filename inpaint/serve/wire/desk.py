@@ -18,7 +18,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from inpaint.errors import InpaintError
-from inpaint.serve.orders import Order, Painted, Preview, Service
+from inpaint.serve.service import Painted, PaintOrder, Preview, Service
 from inpaint.serve.wire.body import read_body
 from inpaint.serve.wire.problems import Problem, overloaded, problem_of
 from inpaint.serve.wire.receipt import encode, receipt_of
@@ -131,7 +131,7 @@ class Desk(Counter):
                 yield Sent(number=number, index=index, seed=seed, data=data, painted=painted)
         assert not unpainted, f"the service ended without pictures {sorted(unpainted)} of {record.id}"
 
-    async def _events(self, orders: Sequence[Order]) -> AsyncGenerator[tuple[int, Preview | Painted], None]:
+    async def _events(self, orders: Sequence[PaintOrder]) -> AsyncGenerator[tuple[int, Preview | Painted], None]:
         if orders[0].request.hole.any():
             async with aclosing(self.service.paint(orders)) as events:
                 async for event in events:
@@ -229,7 +229,7 @@ def headers_of(wish: Wish, base_revision: str, sent: Sequence[Sent]) -> dict[str
     return headers
 
 
-def _check(painted: Painted, order: Order) -> None:
+def _check(painted: Painted, order: PaintOrder) -> None:
     if painted.kept_pixels_changed:
         raise AssertionError(f"order {order.id}: {painted.kept_pixels_changed} kept pixels were changed")
     if painted.image.shape != order.request.image.shape:

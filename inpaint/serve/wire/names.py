@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from inpaint.serve.orders import AdapterUse, Entry
+from inpaint.serve.service import AdapterUse, ServedAdapter
 from inpaint.serve.wire.fields import shown
 from inpaint.serve.wire.problems import Problem, bad
 
@@ -14,7 +14,7 @@ from inpaint.serve.wire.problems import Problem, bad
 class Chosen:
     """One adapter that a request names."""
 
-    entry: Entry
+    entry: ServedAdapter
     category: str | None
     """Whose token goes into the prompt; None where the adapter has several and none was named."""
     weight: float = 1.0
@@ -24,7 +24,7 @@ class Chosen:
         return AdapterUse(name=self.entry.name, digest=self.entry.digest, weight=self.weight)
 
 
-def categories(catalogue: Mapping[str, Entry]) -> dict[str, list[str]]:
+def categories(catalogue: Mapping[str, ServedAdapter]) -> dict[str, list[str]]:
     """Category -> adapters that know it."""
     found: dict[str, list[str]] = {}
     for name, entry in sorted(catalogue.items()):
@@ -33,7 +33,9 @@ def categories(catalogue: Mapping[str, Entry]) -> dict[str, list[str]]:
     return found
 
 
-def choose(name: str, catalogue: Mapping[str, Entry], field: str, *, weight: float = 1.0, also: str = "") -> Chosen:
+def choose(
+    name: str, catalogue: Mapping[str, ServedAdapter], field: str, *, weight: float = 1.0, also: str = ""
+) -> Chosen:
     """The adapter of a category's or an adapter's name.
 
     Args:

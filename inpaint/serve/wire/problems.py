@@ -10,7 +10,7 @@ import math
 import re
 
 from inpaint.errors import BadRow, InpaintError
-from inpaint.serve.orders import AdapterGone, DeadlinePassed, Overloaded
+from inpaint.serve.service import AdapterGone, DeadlinePassed, Overloaded
 
 
 class Problem(InpaintError):

@@ -14,7 +14,7 @@ from PIL import ExifTags, Image, PngImagePlugin
 
 from inpaint.data import decode
 from inpaint.errors import InpaintError
-from inpaint.serve.orders import AdapterUse, BaseInfo, Order
+from inpaint.serve.service import AdapterUse, BaseInfo, PaintOrder
 from inpaint.serve.wire.wish import Encoding
 
 CHUNK = "inpaint"
@@ -41,7 +41,7 @@ class Receipt:
     feather: int
 
 
-def receipt_of(order: Order, base: BaseInfo) -> Receipt:
+def receipt_of(order: PaintOrder, base: BaseInfo) -> Receipt:
     """The receipt of an order."""
     request = order.request
     return Receipt(

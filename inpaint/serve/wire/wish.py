@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from inpaint.paint.request import PaintRequest, Sampler
-from inpaint.serve.orders import AdapterUse, BaseInfo, Order
+from inpaint.serve.service import AdapterUse, BaseInfo, PaintOrder
 from inpaint.serve.wire.fields import Fields
 from inpaint.serve.wire.intake import Photo
 from inpaint.serve.wire.problems import bad
@@ -68,10 +68,10 @@ class Wish:
     infotexts: Callable[[int], str] | None = None
     """Seed -> text for A1111's `parameters` chunk."""
 
-    def orders(self, request_id: str) -> list[Order]:
+    def orders(self, request_id: str) -> list[PaintOrder]:
         """One per picture: seed, seed + 1, ..."""
         return [
-            Order(
+            PaintOrder(
                 id=request_id if self.n == 1 else f"{request_id}-{number}",
                 request=replace(self.request, seed=self.request.seed + number),
                 adapters=self.adapters,

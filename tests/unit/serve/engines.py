@@ -16,9 +16,9 @@ from inpaint.models.lora import LoraSettings, inject_lora, lora_parameters
 from inpaint.models.tokens import add_tokens, token_parameters
 from inpaint.paint.painter import Painter
 from inpaint.paint.request import PaintRequest
-from inpaint.serve.engine.loop import Engine
+from inpaint.serve.engine.engine import Engine
 from inpaint.serve.engine.settings import EngineSettings
-from inpaint.serve.orders import AdapterGone, AdapterUse, Order, Painted, Preview
+from inpaint.serve.service import AdapterGone, AdapterUse, Painted, PaintOrder, Preview
 
 LEVEL = 1
 """Largest difference of a colour value: 1e-3 in [0, 1], and rounding."""
@@ -60,7 +60,7 @@ def varied(adapter: Adapter, seed: int) -> Adapter:
     return replace(adapter, lora=drawn(adapter.lora, 0.1), embeds=tuple(drawn(e, 0.5) for e in adapter.embeds))
 
 
-class Shelf:
+class Adapters:
     """Adapters by digest; those in `held` are given out once `release` is set."""
 
     def __init__(self, adapters: Mapping[str, Adapter] | None = None) -> None:
@@ -79,9 +79,9 @@ class Shelf:
 
 
 @contextmanager
-def running(base: str | Path, shelf: Shelf | None = None, **settings: object) -> Iterator[Engine]:
+def running(base: str | Path, shelf: Adapters | None = None, **settings: object) -> Iterator[Engine]:
     """A started engine; closed without draining at the end."""
-    engine = Engine(load_base(base), EngineSettings(**settings), shelf or Shelf())  # type: ignore[arg-type]
+    engine = Engine(load_base(base), EngineSettings(**settings), shelf or Adapters())  # type: ignore[arg-type]
     engine.start()
     try:
         yield engine
@@ -97,7 +97,7 @@ class Gate:
         self.arrived = threading.Semaphore(0)
         self._permits = threading.Semaphore(0)
         self._is_open = True
-        real = engine._machine.unet
+        real = engine._runner.unet
 
         def unet(*arguments: object, **settings: object) -> object:
             self.arrived.release()
@@ -106,7 +106,7 @@ class Gate:
             self.calls += 1
             return real(*arguments, **settings)
 
-        engine._machine.unet = unet
+        engine._runner.unet = unet
 
     def shut(self) -> None:
         self._is_open = False
@@ -129,17 +129,17 @@ def request(seed: int = 0, height: int = 64, width: int = 64, **settings: object
     return PaintRequest(**{**defaults, **settings})  # type: ignore[arg-type]
 
 
-def order(wanted: PaintRequest, *digests: str | tuple[str, float], **settings: object) -> Order:
+def order(wanted: PaintRequest, *digests: str | tuple[str, float], **settings: object) -> PaintOrder:
     pairs = [d if isinstance(d, tuple) else (d, 1.0) for d in digests]
     uses = tuple(AdapterUse(name=digest, digest=digest, weight=weight) for digest, weight in pairs)
-    return Order(id="order", request=wanted, adapters=uses, **settings)  # type: ignore[arg-type]
+    return PaintOrder(id="order", request=wanted, adapters=uses, **settings)  # type: ignore[arg-type]
 
 
-async def events_of(engine: Engine, wanted: Order) -> list[Preview | Painted]:
+async def events_of(engine: Engine, wanted: PaintOrder) -> list[Preview | Painted]:
     return [event async for event in engine.paint(wanted)]
 
 
-def paint_all(engine: Engine, orders: list[Order]) -> list[list[Preview | Painted]]:
+def paint_all(engine: Engine, orders: list[PaintOrder]) -> list[list[Preview | Painted]]:
     """All at once; the events of each."""
 
     async def all_of_them() -> list[list[Preview | Painted]]:
@@ -148,7 +148,7 @@ def paint_all(engine: Engine, orders: list[Order]) -> list[list[Preview | Painte
     return asyncio.run(all_of_them())
 
 
-def pictures(engine: Engine, orders: list[Order]) -> list[np.ndarray]:
+def pictures(engine: Engine, orders: list[PaintOrder]) -> list[np.ndarray]:
     return [events[-1].image for events in paint_all(engine, orders)]
 
 

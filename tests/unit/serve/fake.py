@@ -12,7 +12,7 @@ from PIL import Image
 from inpaint.models.adapter import AdapterCard
 from inpaint.paint.request import Sampler
 from inpaint.serve.http import HttpSettings, build_http
-from inpaint.serve.orders import BaseInfo, Entry, Order, Painted, Preview
+from inpaint.serve.service import BaseInfo, Painted, PaintOrder, Preview, ServedAdapter
 from tests.unit.data.images import encoded, mask, picture
 
 BLUE = (0, 0, 255)
@@ -20,7 +20,7 @@ KEY = "sk-0123456789abcdef"
 BASE = BaseInfo(name="toy", revision="c" * 64, default_size=64, size_multiple=8, guidance_scale=1.0, steps=25)
 
 
-def entry(name: str, **tokens: str) -> Entry:
+def entry(name: str, **tokens: str) -> ServedAdapter:
     card = AdapterCard(
         base="toy",
         base_revision=BASE.revision,
@@ -32,7 +32,7 @@ def entry(name: str, **tokens: str) -> Entry:
         samples=100,
         manifest="m",
     )
-    return Entry(name=name, digest=(name.encode().hex() * 64)[:64], card=card)
+    return ServedAdapter(name=name, digest=(name.encode().hex() * 64)[:64], card=card)
 
 
 CATALOGUE = {
@@ -54,7 +54,7 @@ class FakeService:
         self.reset()
 
     def reset(self) -> None:
-        self.orders: list[Order] = []
+        self.orders: list[PaintOrder] = []
         self.closed = Event()
         self.begun = Event()
         self.fails: Exception | None = None
@@ -64,7 +64,7 @@ class FakeService:
         self.is_healthy = True
         self.changed = 0
 
-    def catalogue(self) -> Mapping[str, Entry]:
+    def catalogue(self) -> Mapping[str, ServedAdapter]:
         return CATALOGUE
 
     def refused(self) -> Mapping[str, str]:
@@ -73,7 +73,7 @@ class FakeService:
     async def healthy(self) -> bool:
         return self.is_healthy
 
-    async def paint(self, orders: Sequence[Order]) -> AsyncGenerator[tuple[int, Preview | Painted], None]:
+    async def paint(self, orders: Sequence[PaintOrder]) -> AsyncGenerator[tuple[int, Preview | Painted], None]:
         try:
             self.orders += orders
             check(orders)
@@ -94,7 +94,7 @@ class FakeService:
         finally:
             self.closed.set()
 
-    def _painted(self, order: Order) -> Painted:
+    def _painted(self, order: PaintOrder) -> Painted:
         image = order.request.image.copy()
         image[order.request.hole] = BLUE
         return Painted(
@@ -107,7 +107,7 @@ class FakeService:
         )
 
 
-def check(orders: Sequence[Order]) -> None:
+def check(orders: Sequence[PaintOrder]) -> None:
     """Raise AssertionError where the HTTP side let something through that no engine should see."""
     limits = HttpSettings()
     assert 1 <= len(orders) <= limits.max_pictures

@@ -11,7 +11,7 @@ import webuiapi
 from PIL import Image
 
 from inpaint.paint.request import Sampler
-from inpaint.serve.orders import Overloaded
+from inpaint.serve.service import Overloaded
 from inpaint.serve.wire.receipt import read_infotext, read_receipt
 from tests.unit.data.images import encoded, mask, picture
 from tests.unit.serve.clients import b64

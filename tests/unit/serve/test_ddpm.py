@@ -20,7 +20,7 @@ from inpaint.paint.ddpm_painter import DdpmPainter, ModelCard
 from inpaint.paint.ddpm_request import DdpmRequest
 from inpaint.serve.ddpm.batcher import Batcher
 from inpaint.serve.ddpm.routes import Model, build_fill
-from inpaint.serve.orders import Overloaded
+from inpaint.serve.service import Overloaded
 from inpaint.serve.wire.receipt import read_receipt
 from inpaint.serve.wire.settings import HttpSettings
 

@@ -8,15 +8,15 @@ import pytest
 from inpaint.errors import InpaintError
 from inpaint.paint.paste import kept_pixels_changed
 from inpaint.paint.request import PaintRequest, Sampler
-from inpaint.serve.engine.loop import Engine, EngineBroken
+from inpaint.serve.engine.engine import Engine, EngineBroken
 from inpaint.serve.engine.settings import EngineSettings
-from inpaint.serve.orders import DeadlinePassed, Painted, Preview
+from inpaint.serve.service import DeadlinePassed, Painted, Preview
 from tests.tiny import tiny_sd, tiny_sdxl_inpaint
 from tests.unit.serve.engines import (
     GUARD_S,
     LEVEL,
+    Adapters,
     Gate,
-    Shelf,
     by_painter,
     difference,
     events_of,
@@ -166,7 +166,7 @@ def test_an_order_leaves_when_its_time_is_up():
 
 
 def test_an_order_leaves_in_time_while_it_waits_for_its_adapter():
-    shelf = Shelf()
+    shelf = Adapters()
     shelf.held.add("slow")
     with running("toy", shelf) as engine:
         with pytest.raises(DeadlinePassed):
@@ -200,7 +200,7 @@ def test_a_broken_loop_fails_all_and_says_so():
             raise RuntimeError("the device is gone")
 
         asyncio.run(engine.check(GUARD_S))
-        engine._machine.unet = broken
+        engine._runner.unet = broken
 
         async def all_of_it() -> list[object]:
             orders = [events_of(engine, order(request(i))) for i in range(3)]
@@ -266,10 +266,10 @@ def test_closing_without_draining_fails_what_is_there():
     asyncio.run(asyncio.wait_for(close(), GUARD_S))
 
 
-def _parts() -> tuple[object, EngineSettings, Shelf]:
+def _parts() -> tuple[object, EngineSettings, Adapters]:
     from inpaint.models.base import load_base
 
-    return load_base("toy"), EngineSettings(), Shelf()
+    return load_base("toy"), EngineSettings(), Adapters()
 
 
 @pytest.mark.parametrize(

@@ -14,14 +14,14 @@ from inpaint.models.adapter import Adapter, load_adapter, save_adapter
 from inpaint.models.base import TOY_BASE
 from inpaint.paint.paste import paste_back
 from inpaint.paint.request import Sampler
-from inpaint.serve.engine.loop import MAX_PASSED, Engine
-from inpaint.serve.orders import AdapterGone
+from inpaint.serve.engine.engine import MAX_PASSED, Engine
+from inpaint.serve.service import AdapterGone
 from tests.tiny import tiny_sd_inpaint, tiny_sdxl_inpaint
 from tests.unit.serve.engines import (
     GUARD_S,
     LEVEL,
+    Adapters,
     Gate,
-    Shelf,
     by_painter,
     difference,
     events_of,
@@ -51,7 +51,7 @@ def test_rows_with_different_adapters_share_a_batch():
         (request(5, prompt="CDP_X and CDP_X", negative_prompt="CDP_X", guidance_scale=3.0), "large"),
         (request(6, prompt="CDP_COS background, a red box", steps=5), "CDP_COS"),
     ]
-    with running("toy", Shelf(adapters)) as engine:
+    with running("toy", Adapters(adapters)) as engine:
         orders = [order(wanted, *filter(None, [name])) for wanted, name in asked]
         painted = paint_all(engine, orders)
         assert engine.resident() == set(adapters)
@@ -70,7 +70,7 @@ def test_on_other_bases_too(tmp_path, make):
     folder = make(tmp_path / "base")
     adapters = {f"a{i}": made_up(folder, i, rank=2 + i, tokens=("CDP_A", "CDP_X")) for i in range(3)}
     asked = [(request(i, 32, 32, prompt="CDP_X and CDP_A wood", guidance_scale=3.0), f"a{i}") for i in range(3)]
-    with running(folder, Shelf(adapters)) as engine:
+    with running(folder, Adapters(adapters)) as engine:
         painted = pictures(engine, [order(wanted, name) for wanted, name in asked])
     for (wanted, name), picture in zip(asked, painted, strict=True):
         alone = by_painter(folder, wanted, adapters[name])
@@ -79,7 +79,7 @@ def test_on_other_bases_too(tmp_path, make):
 
 def test_many_categories_on_few_slots_never_get_each_others_adapter():
     first = made_up("toy", 0)
-    shelf = Shelf({f"c{i}": varied(first, i) for i in range(CATEGORIES)})
+    shelf = Adapters({f"c{i}": varied(first, i) for i in range(CATEGORIES)})
     # One photo and seed for all, so that another category's adapter would show.
     wanted = request(1, steps=2, prompt="CDP_X background, a box")
     orders = [order(wanted, f"c{i}") for i in range(CATEGORIES)]
@@ -98,7 +98,7 @@ def test_many_categories_on_few_slots_never_get_each_others_adapter():
 
 
 def test_an_order_waits_for_a_slot_and_is_not_passed_for_ever():
-    shelf = Shelf({"a": made_up("toy", 1), "b": made_up("toy", 2)})
+    shelf = Adapters({"a": made_up("toy", 1), "b": made_up("toy", 2)})
     with running("toy", shelf, slots=1, max_rows=2, ahead_rows=2) as engine:
         # The first holds the only slot for longer than all the others take.
         orders = [order(request(0, steps=150), "a"), order(request(1, steps=2), "b")]
@@ -139,7 +139,7 @@ def test_several_weighted_adapters_are_diffusers_set_adapters(tmp_path):
         output_type="np",
     ).images[0]
     pasted = paste_back(wanted.image, np.rint(theirs * 255).astype(np.uint8), wanted.hole)
-    with running(folder, Shelf(adapters)) as engine:
+    with running(folder, Adapters(adapters)) as engine:
         both, one, _ = pictures(
             engine, [order(wanted, *weights.items()), order(wanted, "a"), order(request(2, 32, 32))]
         )
@@ -149,7 +149,7 @@ def test_several_weighted_adapters_are_diffusers_set_adapters(tmp_path):
 
 def test_an_adapter_in_use_is_not_loaded_over():
     # The second adapter waits for the only slot while the first one's order is in the middle of its steps.
-    shelf = Shelf({"a": made_up("toy", 1), "b": made_up("toy", 2)})
+    shelf = Adapters({"a": made_up("toy", 1), "b": made_up("toy", 2)})
     wanted = [request(1, steps=4), request(2, steps=2)]
     with running("toy", shelf, slots=1) as engine:
         gate = Gate(engine)
@@ -172,7 +172,7 @@ def test_an_adapter_in_use_is_not_loaded_over():
 
 
 def test_loading_does_not_hold_the_others_up():
-    shelf = Shelf({"slow": made_up("toy", 1)})
+    shelf = Adapters({"slow": made_up("toy", 1)})
     shelf.held.add("slow")
     with running("toy", shelf) as engine:
 
@@ -188,7 +188,7 @@ def test_loading_does_not_hold_the_others_up():
 
 @pytest.mark.parametrize("damage", ["gone", "bad"])
 def test_an_adapter_that_cannot_be_loaded_fails_its_orders_alone(damage):
-    shelf = Shelf({"good": made_up("toy", 1)} | ({"bad": made_up("toy", 2, rank=30)} if damage == "bad" else {}))
+    shelf = Adapters({"good": made_up("toy", 1)} | ({"bad": made_up("toy", 2, rank=30)} if damage == "bad" else {}))
 
     async def both(engine: Engine) -> list[object]:
         orders = [order(request(1), damage), order(request(2), damage), order(request(3), "good")]

@@ -17,7 +17,7 @@ from starlette.testclient import TestClient
 from inpaint.data import decode
 from inpaint.errors import InpaintError
 from inpaint.serve.http import HttpSettings, Record, build_http
-from inpaint.serve.orders import AdapterGone, DeadlinePassed, Overloaded
+from inpaint.serve.service import AdapterGone, DeadlinePassed, Overloaded
 from inpaint.serve.wire.receipt import read_receipt
 from tests.unit.serve.clients import DIALECTS, ask, b64, told
 from tests.unit.serve.fake import BASE, CATALOGUE, FakeService, alpha_png, expected, mask_png, photo_png, served

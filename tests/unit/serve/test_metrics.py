@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from inpaint.serve.admission import Admission
+from inpaint.serve.deployments.metrics import IngressMetrics, PainterMetrics
 from inpaint.serve.engine.settings import EngineStats
-from inpaint.serve.metrics import IngressMetrics, PainterMetrics
 from inpaint.serve.wire.record import Record
 
 DOCS = Path(__file__).resolve().parents[3] / "docs"
@@ -84,7 +84,7 @@ def test_requests_are_counted_by_what_became_of_them(sent: dict[tuple[str, ...],
 
 
 def test_refused_work_is_counted(sent: dict[tuple[str, ...], float]) -> None:
-    from inpaint.serve.orders import Overloaded
+    from inpaint.serve.service import Overloaded
 
     meters, admission = IngressMetrics("r"), Admission(queue_per_painter=10, expected_speed=1)
     admission.admit(10)

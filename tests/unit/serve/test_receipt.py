@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from inpaint.errors import InpaintError
-from inpaint.serve.orders import AdapterUse
+from inpaint.serve.service import AdapterUse
 from inpaint.serve.wire.receipt import Receipt, encode, read_infotext, read_receipt
 from inpaint.serve.wire.wish import Encoding
 from tests.unit.data.images import encoded, picture, png_bomb

@@ -15,9 +15,9 @@ from inpaint.data.storage import Root
 from inpaint.errors import InpaintError
 from inpaint.models.adapter import CARD_FILE, LORA_FILE, Adapter, save_adapter
 from inpaint.models.outline import BaseOutline, outline_base
+from inpaint.serve.adapters.cache import AdapterCache, AdapterFiles, AdapterStore
 from inpaint.serve.adapters.registry import Registry, RegistrySettings
-from inpaint.serve.adapters.shelf import Library, Parcel, Shelf
-from inpaint.serve.orders import AdapterGone
+from inpaint.serve.service import AdapterGone
 from tests.adapters import SHIPPED, variant, write_variant
 
 
@@ -208,7 +208,7 @@ def test_the_adapter_called_like_the_category_owns_it(registry: Registry, root: 
     assert "AAA" in registry.catalogue()
 
 
-class CountingReads(Library):
+class CountingReads(AdapterStore):
     reads = 0
 
     def _read(self, relative: str, limit: int) -> bytes:
@@ -220,7 +220,7 @@ def test_what_has_not_changed_is_not_read_again(root: Path, tmp_path: Path, outl
     age(root)
     settings = RegistrySettings(root=str(root), cache=str(tmp_path / "cache"))
     plain = settings.library()
-    library = CountingReads(plain.root, plain.shelf, plain.max_adapter_bytes)
+    library = CountingReads(plain.root, plain.cache, plain.max_adapter_bytes)
     registry = Registry(settings, outline, library)
     registry.poll()
     before = library.reads
@@ -247,7 +247,7 @@ def test_object_stores_work_like_folders(root: Path, tmp_path: Path, outline: Ba
             store.create_dir(path.rpartition("/")[0], recursive=True)
             with store.open_output_stream(path) as stream:
                 stream.write(file.read_bytes())
-        library = Library(Root(store, "bucket/adapters"), library.shelf, library.max_adapter_bytes)
+        library = AdapterStore(Root(store, "bucket/adapters"), library.cache, library.max_adapter_bytes)
     registry = Registry(settings, outline, library)
     registry.poll()
     assert list(registry.catalogue()) == ["CDP_COS", "CDP_FOOD"]
@@ -264,28 +264,31 @@ def test_another_library_gets_it_from_the_folder_or_from_a_parcel(
     registry: Registry, root: Path, tmp_path: Path
 ) -> None:
     digest = registry.catalogue()["CDP_COS"].digest
-    elsewhere = Library(registry.library.root, Shelf(tmp_path / "elsewhere", 1 << 30), 1 << 30)
+    elsewhere = AdapterStore(registry.library.root, AdapterCache(tmp_path / "elsewhere", 1 << 30), 1 << 30)
     assert elsewhere.load("CDP_COS", digest).card.tokens == {"CDP_COS": "CDP_COS"}
     write_variant(root, "CDP_COS", 9)
-    third = Library(registry.library.root, Shelf(tmp_path / "third", 1 << 30), 1 << 30)
+    third = AdapterStore(registry.library.root, AdapterCache(tmp_path / "third", 1 << 30), 1 << 30)
     with pytest.raises(AdapterGone):
         third.load("CDP_COS", digest)
-    third.shelf.put(registry.parcel("CDP_COS", digest))
+    third.cache.put(registry.parcel("CDP_COS", digest))
     assert third.load("CDP_COS", digest).card.tokens == {"CDP_COS": "CDP_COS"}
 
 
 def test_a_parcel_of_other_bytes_is_refused(registry: Registry, tmp_path: Path) -> None:
     cos, food = (registry.parcel(n, registry.catalogue()[n].digest) for n in ("CDP_COS", "CDP_FOOD"))
-    shelf = Shelf(tmp_path / "other", 1 << 30)
-    for wrong in (Parcel(cos.digest, food.files), Parcel(cos.digest, {**cos.files, LORA_FILE: food.files[LORA_FILE]})):
+    cache = AdapterCache(tmp_path / "other", 1 << 30)
+    for wrong in (
+        AdapterFiles(cos.digest, food.files),
+        AdapterFiles(cos.digest, {**cos.files, LORA_FILE: food.files[LORA_FILE]}),
+    ):
         with pytest.raises(InpaintError):
-            shelf.put(wrong)
-        assert cos.digest not in shelf
+            cache.put(wrong)
+        assert cos.digest not in cache
 
 
 def test_a_damaged_copy_is_fetched_again(registry: Registry) -> None:
     entry = registry.catalogue()["CDP_COS"]
-    copy = registry.library.shelf.folder / entry.digest / LORA_FILE
+    copy = registry.library.cache.folder / entry.digest / LORA_FILE
     copy.write_bytes(b"damaged")
     assert registry.load("CDP_COS", entry.digest).lora
     assert copy.stat().st_size > 7
@@ -294,8 +297,8 @@ def test_a_damaged_copy_is_fetched_again(registry: Registry) -> None:
 def test_the_shelf_is_bounded_and_drops_what_was_used_longest_ago(registry: Registry, tmp_path: Path) -> None:
     parcels = [registry.parcel(n, e.digest) for n, e in registry.catalogue().items()]
     sizes = [sum(map(len, p.files.values())) for p in parcels]
-    shelf = Shelf(tmp_path / "small", max(sizes) + 10)
+    cache = AdapterCache(tmp_path / "small", max(sizes) + 10)
     for parcel in parcels:
-        shelf.put(parcel)
-    assert parcels[0].digest not in shelf
-    assert parcels[1].digest in shelf
+        cache.put(parcel)
+    assert parcels[0].digest not in cache
+    assert parcels[1].digest in cache

@@ -8,9 +8,9 @@ import pytest
 
 from inpaint.paint.request import PaintRequest
 from inpaint.serve.admission import Admission
-from inpaint.serve.orders import BaseInfo, Overloaded
+from inpaint.serve.deployments.scaling import WORK, ByRemainingWork
 from inpaint.serve.ranking import Ledger, Standing, rank
-from inpaint.serve.scaling import WORK, ByRemainingWork
+from inpaint.serve.service import BaseInfo, Overloaded
 from inpaint.serve.work import work_of
 
 BASE = BaseInfo(name="toy", revision="r", default_size=64, size_multiple=16, guidance_scale=1.0, steps=25)
@@ -154,16 +154,16 @@ def test_serve_accepts_policy_and_router_by_name() -> None:
     from ray.serve.config import AutoscalingPolicy, RequestRouterConfig
 
     policy = AutoscalingPolicy(
-        policy_function="inpaint.serve.scaling:ByRemainingWork", policy_kwargs={"work_per_painter": 7}
+        policy_function="inpaint.serve.deployments.scaling:ByRemainingWork", policy_kwargs={"work_per_painter": 7}
     )
     assert policy.get_policy()(**policy.policy_kwargs).work_per_painter == 7
-    router = RequestRouterConfig(request_router_class="inpaint.serve.router.AdapterRouter")
+    router = RequestRouterConfig(request_router_class="inpaint.serve.deployments.router.AdapterRouter")
     assert router.get_request_router_class().__name__ == "AdapterRouter"
 
 
 def test_the_router_ranks_replicas_by_what_they_publish() -> None:
-    from inpaint.serve.orders import AdapterUse, Order
-    from inpaint.serve.router import AdapterRouter
+    from inpaint.serve.deployments.router import AdapterRouter
+    from inpaint.serve.service import AdapterUse, PaintOrder
 
     router = AdapterRouter.__new__(AdapterRouter)  # without Serve's controller
     router.initialize_state(load_cost=30)
@@ -171,7 +171,7 @@ def test_the_router_ranks_replicas_by_what_they_publish() -> None:
         SimpleNamespace(replica_id=name, routing_stats=Standing(work, frozenset(held)).published())
         for name, work, held in (("busy", 500, {"d"}), ("warm", 20, {"d"}), ("cold", 0, set()))
     ]
-    order = Order(id="1", request=request(), adapters=(AdapterUse(name="CDP_COS", digest="d"),))
+    order = PaintOrder(id="1", request=request(), adapters=(AdapterUse(name="CDP_COS", digest="d"),))
     pending = SimpleNamespace(args=[order, 20.0, ()], metadata=SimpleNamespace(internal_request_id="r"))
 
     def choose() -> list[str]:

@@ -16,14 +16,14 @@ from ray.serve.config import RequestRouterConfig
 from inpaint.cluster import worker_threads
 from inpaint.models.base import load_base
 from inpaint.paint.rows import DTYPES
-from inpaint.serve.adapters.shelf import Parcel
-from inpaint.serve.engine.loop import Engine, EngineBroken
+from inpaint.serve.adapters.cache import AdapterFiles
+from inpaint.serve.deployments.metrics import PainterMetrics
+from inpaint.serve.deployments.router import AdapterRouter
+from inpaint.serve.deployments.scaling import WORK
+from inpaint.serve.engine.engine import Engine, EngineBroken
 from inpaint.serve.engine.settings import EngineStats
-from inpaint.serve.metrics import PainterMetrics
-from inpaint.serve.orders import Order, Painted, Preview
 from inpaint.serve.ranking import Standing
-from inpaint.serve.router import AdapterRouter
-from inpaint.serve.scaling import WORK
+from inpaint.serve.service import Painted, PaintOrder, Preview
 from inpaint.serve.settings import ServeArgs
 
 METRICS_PERIOD_S = 2.0
@@ -50,7 +50,7 @@ class PainterReplica:
         threading.Thread(target=self._measure, name="metrics", daemon=True).start()
 
     async def paint(
-        self, order: Order, work: float, parcels: tuple[Parcel, ...] = ()
+        self, order: PaintOrder, work: float, parcels: tuple[AdapterFiles, ...] = ()
     ) -> AsyncGenerator[Preview | Painted, None]:
         """The order's events; closing it, or cancelling the call, takes the order off within a tick.
 
@@ -59,7 +59,7 @@ class PainterReplica:
             parcels: adapters that this painter could not find when it was asked before.
         """
         for parcel in parcels:
-            await asyncio.to_thread(self._library.shelf.put, parcel)
+            await asyncio.to_thread(self._library.cache.put, parcel)
         try:
             async with aclosing(self._engine.paint(order)) as events:
                 async for event in events:

@@ -14,13 +14,13 @@ from ray.serve.schema import ApplicationStatusOverview, DeploymentStatus
 
 from inpaint.errors import InpaintError
 from inpaint.models.outline import outline_base
+from inpaint.serve.adapters.cache import AdapterFiles
 from inpaint.serve.adapters.registry import Registry
-from inpaint.serve.adapters.shelf import Parcel
 from inpaint.serve.admission import Admission
+from inpaint.serve.deployments.metrics import IngressMetrics
+from inpaint.serve.dispatcher import Capacity, Dispatcher, ReplicaLost
 from inpaint.serve.http import build_http
-from inpaint.serve.metrics import IngressMetrics
-from inpaint.serve.orders import Order, Painted, Preview
-from inpaint.serve.service import Fleet, FleetState, ReplicaLost
+from inpaint.serve.service import Painted, PaintOrder, Preview
 from inpaint.serve.settings import ServeArgs
 
 _LOG = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ class IngressReplica:
         self._look = _Look(context.app_name, painters.deployment_name, context.deployment)
         self._painters = painters.options(method_name="paint", stream=True)
         info = args.base_info(outline.revision, outline.default_size, outline.size_multiple)
-        self._service = Fleet(info, self._registry, self._admission, self._call, self._look)
+        self._service = Dispatcher(info, self._registry, self._admission, self._call, self._look)
         self._watching = asyncio.create_task(self._watch())
 
     def __serve_build_asgi_app__(self) -> FastAPI:
@@ -51,7 +51,7 @@ class IngressReplica:
         return build_http(self._service, self._http, self._metrics)
 
     async def _call(
-        self, order: Order, work: float, parcels: tuple[Parcel, ...]
+        self, order: PaintOrder, work: float, parcels: tuple[AdapterFiles, ...]
     ) -> AsyncGenerator[Preview | Painted, None]:
         """One try on one painter, which the router chooses."""
         events = self._painters.remote(order, work, parcels)
@@ -86,10 +86,10 @@ class _Look:
 
     def __init__(self, app: str, painters: str, ingress: str) -> None:
         self._app, self._painters, self._ingress = app, painters, ingress
-        self._state = FleetState(painters=1)
+        self._state = Capacity(painters=1)
         self._asked = -_LOOK_PERIOD_S
 
-    async def __call__(self) -> FleetState:
+    async def __call__(self) -> Capacity:
         if time.monotonic() - self._asked >= _LOOK_PERIOD_S:
             self._asked = time.monotonic()
             try:
@@ -102,10 +102,10 @@ class _Look:
                 self._state = self._read(app)
         return self._state
 
-    def _read(self, app: ApplicationStatusOverview) -> FleetState:
+    def _read(self, app: ApplicationStatusOverview) -> Capacity:
         painters, ingress = app.deployments[self._painters], app.deployments[self._ingress]
         running = painters.replica_states.get("RUNNING", 0)
-        return FleetState(
+        return Capacity(
             painters=running,
             ingresses=max(1, ingress.replica_states.get("RUNNING", 0)),
             healthy=running > 0 or painters.status not in _FAILED,

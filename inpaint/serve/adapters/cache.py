@@ -1,7 +1,8 @@
-"""Adapters by digest: a local shelf of verified copies, and the library that fills it from the registry's folder.
+"""Adapters by digest: a local cache of verified copies, and the store that fills it from the registry's folder.
 
-Guarantee: what `Library.load` returns has exactly the bytes that the digest names, whatever lies in the registry now.
-The shelf is bounded; what was used longest ago leaves first. Several processes of one machine may share a shelf.
+Guarantee: what `AdapterStore.load` returns has exactly the bytes that the digest names, whatever lies in the
+registry now.
+The cache is bounded; what was used longest ago leaves first. Several processes of one machine may share a cache.
 """
 
 import hashlib
@@ -19,7 +20,7 @@ import pyarrow.fs as pafs
 from inpaint.data.storage import Root
 from inpaint.errors import InpaintError
 from inpaint.models.adapter import CARD_FILE, EMBEDS_FILES, LORA_FILE, Adapter, AdapterCard, load_adapter, parse_card
-from inpaint.serve.orders import AdapterGone
+from inpaint.serve.service import AdapterGone
 
 ADAPTER_FILES = (LORA_FILE, *EMBEDS_FILES)
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -32,7 +33,7 @@ class NotYet(InpaintError):
 
 
 @dataclass(frozen=True)
-class Parcel:
+class AdapterFiles:
     """One version of an adapter on its way to a replica that cannot find it."""
 
     digest: str
@@ -40,7 +41,7 @@ class Parcel:
     """`adapter.json` and the safetensors files."""
 
 
-class Shelf:
+class AdapterCache:
     """Verified copies in a local folder, one subfolder per digest."""
 
     def __init__(self, folder: str | Path, max_bytes: int) -> None:
@@ -67,12 +68,12 @@ class Shelf:
             shutil.rmtree(folder, ignore_errors=True)
             return None
 
-    def parcel(self, digest: str) -> Parcel | None:
+    def parcel(self, digest: str) -> AdapterFiles | None:
         """The bytes of that version; None where it is not here."""
         if self.load(digest) is None:
             return None
         folder = self.folder / digest
-        return Parcel(digest, {path.name: path.read_bytes() for path in folder.iterdir()})
+        return AdapterFiles(digest, {path.name: path.read_bytes() for path in folder.iterdir()})
 
     @contextmanager
     def place(self) -> Iterator[Path]:
@@ -96,7 +97,7 @@ class Shelf:
         os.utime(target)
         self._trim(digest)
 
-    def put(self, parcel: Parcel) -> None:
+    def put(self, parcel: AdapterFiles) -> None:
         """Store a parcel. Raises InpaintError where its bytes are not what the digest names."""
         if parcel.digest in self:
             return
@@ -127,24 +128,24 @@ class Shelf:
                 left -= size
 
 
-class Library:
-    """Adapters by name and digest: from the shelf, else from the registry's folder while it still has that version."""
+class AdapterStore:
+    """Adapters by name and digest: from the cache, else from the registry's folder while it still has that version."""
 
-    def __init__(self, root: Root, shelf: Shelf, max_adapter_bytes: int) -> None:
+    def __init__(self, root: Root, cache: AdapterCache, max_adapter_bytes: int) -> None:
         self.root = root
-        self.shelf = shelf
+        self.cache = cache
         self.max_adapter_bytes = max_adapter_bytes
 
     def load(self, name: str, digest: str) -> Adapter:
         """That version, verified. Raises AdapterGone."""
-        adapter = self.shelf.load(digest)
+        adapter = self.cache.load(digest)
         if adapter is not None:
             return adapter
         try:
             card, data = self.read_card(name)
             if hashlib.sha256(data).hexdigest() == digest:
                 with self.fetched(name, card, data) as (folder, adapter):
-                    self.shelf.keep(folder, digest)
+                    self.cache.keep(folder, digest)
                     return adapter
         except (InpaintError, OSError) as error:
             raise AdapterGone(f"adapter {name} at {digest[:12]} cannot be read: {error}") from error
@@ -163,7 +164,7 @@ class Library:
 
     @contextmanager
     def fetched(self, name: str, card: AdapterCard, card_bytes: bytes) -> Iterator[tuple[Path, Adapter]]:
-        """A local copy of the files, verified, and what they hold; gone at the end unless the shelf keeps it.
+        """A local copy of the files, verified, and what they hold; gone at the end unless the cache keeps it.
 
         Raises:
             NotYet: a file is missing or does not match its sha256.
@@ -171,7 +172,7 @@ class Library:
         """
         if not isinstance(card.files, Mapping) or set(card.files) - set(ADAPTER_FILES):
             raise InpaintError(f"{CARD_FILE} lists {str(card.files)[:80]}: only {', '.join(ADAPTER_FILES)} are read")
-        with self.shelf.place() as folder:
+        with self.cache.place() as folder:
             (folder / CARD_FILE).write_bytes(card_bytes)
             left = self.max_adapter_bytes
             for file, digest in card.files.items():

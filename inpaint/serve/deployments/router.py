@@ -9,8 +9,8 @@ from typing import Any
 
 from ray.serve.request_router import FIFOMixin, PendingRequest, ReplicaID, RequestRouter, RunningReplica
 
-from inpaint.serve.orders import Order
 from inpaint.serve.ranking import Ledger, Standing, rank
+from inpaint.serve.service import PaintOrder
 
 
 class AdapterRouter(FIFOMixin, RequestRouter):
@@ -51,8 +51,8 @@ class AdapterRouter(FIFOMixin, RequestRouter):
         self._ledger.done(replica_id, internal_request_id)
 
 
-def _order(pending: PendingRequest | None) -> Order | None:
+def _order(pending: PendingRequest | None) -> PaintOrder | None:
     if pending is None or len(pending.args) < 2:
         return None
     first = pending.args[0]
-    return first if isinstance(first, Order) else None
+    return first if isinstance(first, PaintOrder) else None

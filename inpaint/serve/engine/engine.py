@@ -29,13 +29,13 @@ from inpaint.models.base import Base
 from inpaint.models.latents import decode
 from inpaint.paint.crop import Scene, pasted, scene_of
 from inpaint.paint.denoise import start_rows
-from inpaint.serve.engine.bank import Packed
 from inpaint.serve.engine.jobs import Event, Job, Sink
-from inpaint.serve.engine.lanes import Lane, Machine
+from inpaint.serve.engine.prompt_encoder import PromptEncoder
 from inpaint.serve.engine.settings import STAGES, EngineSettings, EngineStats
-from inpaint.serve.engine.side import Moment, Side
-from inpaint.serve.engine.text import TextDesk
-from inpaint.serve.orders import AdapterSource, AdapterUse, DeadlinePassed, Order, Painted, Preview
+from inpaint.serve.engine.side_stream import Moment, SideStream
+from inpaint.serve.engine.slots import Packed
+from inpaint.serve.engine.unet_runner import Bucket, UNetRunner
+from inpaint.serve.service import AdapterSource, AdapterUse, DeadlinePassed, Painted, PaintOrder, Preview
 
 MAX_PASSED = 32
 """Orders that may be let in before one that waits for an adapter slot; then it is waited for."""
@@ -50,16 +50,16 @@ class Engine:
 
     def __init__(self, base: Base, settings: EngineSettings, source: AdapterSource) -> None:
         self.base, self.settings, self.source = base, settings, source
-        self._machine = Machine(base, settings)
-        self._bank = self._machine.bank
-        self._text = TextDesk(base, self._bank, cached=settings.prompt_cache)
-        self._side = Side(base.device)
+        self._runner = UNetRunner(base, settings)
+        self._bank = self._runner.bank
+        self._text = PromptEncoder(base, self._bank, cached=settings.prompt_cache)
+        self._side = SideStream(base.device)
         self._mail: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._jobs: dict[Job, None] = {}
         self._waiting: deque[Job] = deque()
         self._reading: list[Job] = []
         self._starting: list[tuple[Job, Moment]] = []
-        self._lanes: OrderedDict[tuple[int, int], Lane] = OrderedDict()
+        self._buckets: OrderedDict[tuple[int, int], Bucket] = OrderedDict()
         self._finished: deque[tuple[Job, torch.Tensor, bool]] = deque()
         self._last_tick = Moment()
         self._counts = dict.fromkeys(
@@ -88,7 +88,7 @@ class Engine:
         self._threads.shutdown(wait=False, cancel_futures=True)
         self._loaders.shutdown(wait=False, cancel_futures=True)
 
-    async def paint(self, order: Order) -> AsyncGenerator[Preview | Painted, None]:
+    async def paint(self, order: PaintOrder) -> AsyncGenerator[Preview | Painted, None]:
         """Previews, then the picture. Closing the generator takes the order out before the next tick.
 
         Raises:
@@ -160,7 +160,7 @@ class Engine:
 
     def _run(self) -> None:
         try:
-            with torch.inference_mode(), self._machine.attention():
+            with torch.inference_mode(), self._runner.attention():
                 while not (self._is_closing and not self._jobs):
                     did_work = self._work()
                     self._read_mail(0.0 if did_work else self._patience())
@@ -211,7 +211,7 @@ class Engine:
         if self._has_ended:
             answer.set_exception(self._broken())
             return
-        self._machine.forward()
+        self._runner.forward()
         answer.set_result(None)
 
     def _work(self) -> bool:
@@ -253,9 +253,9 @@ class Engine:
         """Work in another thread, and `then(its future)` on the loop."""
         threads.submit(work).add_done_callback(lambda future: self._mail.put(partial(then, future)))
 
-    def _read(self, order: Order) -> Scene:
+    def _read(self, order: PaintOrder) -> Scene:
         # The trajectory is found again when the row starts; here it refuses what cannot be sampled.
-        trajectory(self._machine.schedule, order.request.sampler, order.request.steps, order.request.strength)
+        trajectory(self._runner.schedule, order.request.sampler, order.request.steps, order.request.strength)
         return scene_of(self.base, order.request)
 
     def _have_read(self, job: Job, future: "Future[Scene]") -> None:
@@ -285,7 +285,7 @@ class Engine:
         for job, moment in list(self._starting):
             if moment.is_past():
                 self._starting.remove((job, moment))
-                self._lane_of(job).waiting.append(job)
+                self._bucket_of(job).waiting.append(job)
         ready = [job for job in self._reading if job.scene is not None and self._bank.is_ready(job.digests)]
         if not ready:
             return bool(self._starting)
@@ -304,13 +304,13 @@ class Engine:
 
     def _start(self, jobs: list[Job]) -> None:
         started = time.perf_counter()
-        wishes = [wish for job in jobs for wish in job.wishes]
-        found = dict(zip(wishes, self._text.encode(wishes), strict=True))
-        texts = [[found[wish] for wish in job.wishes] for job in jobs]
+        prompts = [prompt for job in jobs for prompt in job.prompts]
+        found = dict(zip(prompts, self._text.encode(prompts), strict=True))
+        texts = [[found[prompt] for prompt in job.prompts] for job in jobs]
         encoded = time.perf_counter()
         rows = start_rows(
             self.base,
-            self._machine.schedule,
+            self._runner.schedule,
             [job.order.request for job in jobs],
             [_scene(job) for job in jobs],
             [text[0] for text in texts],
@@ -325,57 +325,57 @@ class Engine:
         self._seconds["text"] += encoded - started
         self._seconds["prepare"] += time.perf_counter() - encoded
 
-    def _lane_of(self, job: Job) -> Lane:
+    def _bucket_of(self, job: Job) -> Bucket:
         shape = _scene(job).shape
-        if shape not in self._lanes:
-            self._lanes[shape] = Lane(self._machine)
-        return self._lanes[shape]
+        if shape not in self._buckets:
+            self._buckets[shape] = Bucket(self._runner)
+        return self._buckets[shape]
 
     def _tick(self) -> bool:
-        """One step of one lane; lanes take turns."""
-        if not self._lanes:
+        """One step of one bucket; buckets take turns."""
+        if not self._buckets:
             return False
-        shape, lane = next(iter(self._lanes.items()))
-        self._lanes.move_to_end(shape)
+        shape, bucket = next(iter(self._buckets.items()))
+        self._buckets.move_to_end(shape)
         now = time.monotonic()
-        for job in lane.refill():
+        for job in bucket.refill():
             job.started = now
         started, in_unet = time.perf_counter(), self._seconds["unet"]
         try:
-            lane.advance(self._unet)
+            bucket.advance(self._unet)
         except torch.OutOfMemoryError as error:
-            self._fail_all(lane.running, error)
+            self._fail_all(bucket.running, error)
             return True
         self._last_tick.wait()
         self._last_tick = self._side.mark()
         self._seconds["step"] += time.perf_counter() - started - (self._seconds["unet"] - in_unet)
         self._counts["ticks"] += 1
-        self._counts["unet_rows"] += lane.rows
-        self._counts["last_rows"] = lane.rows
-        self._collect(lane)
+        self._counts["unet_rows"] += bucket.rows
+        self._counts["last_rows"] = bucket.rows
+        self._collect(bucket)
         return True
 
     def _unet(self, *arguments: Any, **settings: Any) -> Any:
         started = time.perf_counter()
-        output = self._machine.unet(*arguments, **settings)
+        output = self._runner.unet(*arguments, **settings)
         self._seconds["unet"] += time.perf_counter() - started
         return output
 
-    def _collect(self, lane: Lane) -> None:
+    def _collect(self, bucket: Bucket) -> None:
         """Hands previews and finished rows on to be decoded."""
-        rows = lane.rows
-        for job in lane.running:
+        rows = bucket.rows
+        for job in bucket.running:
             job.ticks += 1
             job.rows_seen += rows
             if job.preview_is_due():
                 job.previews_sent += 1
-                self._finished.append((job, lane.clean(job), True))
-        done = [job for job in lane.running if job.row is not None and job.row.left == 0]
+                self._finished.append((job, bucket.clean(job), True))
+        done = [job for job in bucket.running if job.row is not None and job.row.left == 0]
         if done:
-            lane.remove(done)
+            bucket.remove(done)
             self._finished += [(job, job.row.latents_Chw[None], False) for job in done if job.row is not None]
-        if not lane:
-            self._lanes = OrderedDict((s, other) for s, other in self._lanes.items() if other is not lane)
+        if not bucket:
+            self._buckets = OrderedDict((s, other) for s, other in self._buckets.items() if other is not bucket)
 
     def _decode_some(self) -> bool:
         """Decodes the oldest pictures of one shape; they are pasted back by other threads."""
@@ -450,10 +450,10 @@ class Engine:
         self._reading = [job for job in self._reading if job not in jobs]
         self._starting = [entry for entry in self._starting if entry[0] not in jobs]
         self._finished = deque(entry for entry in self._finished if entry[0] not in jobs)
-        for shape, lane in list(self._lanes.items()):
-            lane.remove(jobs)
-            if not lane:
-                del self._lanes[shape]
+        for shape, bucket in list(self._buckets.items()):
+            bucket.remove(jobs)
+            if not bucket:
+                del self._buckets[shape]
 
 
 def _scene(job: Job) -> Scene:

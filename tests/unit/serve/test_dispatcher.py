@@ -10,10 +10,10 @@ import pytest
 
 from inpaint.errors import InpaintError
 from inpaint.paint.request import PaintRequest
-from inpaint.serve.adapters.shelf import Parcel
+from inpaint.serve.adapters.cache import AdapterFiles
 from inpaint.serve.admission import Admission
-from inpaint.serve.orders import AdapterGone, AdapterUse, DeadlinePassed, Order, Overloaded, Painted, Preview
-from inpaint.serve.service import MOST_TRIES, Fleet, FleetState, ReplicaLost
+from inpaint.serve.dispatcher import MOST_TRIES, Capacity, Dispatcher, ReplicaLost
+from inpaint.serve.service import AdapterGone, AdapterUse, DeadlinePassed, Overloaded, Painted, PaintOrder, Preview
 from tests.unit.serve.test_work import BASE
 
 IMAGE = np.zeros((64, 64, 3), dtype=np.uint8)
@@ -21,19 +21,19 @@ REQUEST = PaintRequest(image=IMAGE, hole=np.ones((64, 64), dtype=bool), prompt="
 DONE = Painted(image=IMAGE, kept_pixels_changed=0, steps=10, batch_rows=1, queue_s=0, paint_s=0)
 
 
-def order(number: int = 0, **changes: object) -> Order:
-    return Order(id=str(number), request=REQUEST, **changes)
+def order(number: int = 0, **changes: object) -> PaintOrder:
+    return PaintOrder(id=str(number), request=REQUEST, **changes)
 
 
 class Painters:
     """One behaviour per call, the last one for all that follow."""
 
-    def __init__(self, *behaviours: Callable[[Order, tuple[Parcel, ...]], AsyncGenerator]) -> None:
+    def __init__(self, *behaviours: Callable[[PaintOrder, tuple[AdapterFiles, ...]], AsyncGenerator]) -> None:
         self.behaviours = list(behaviours)
-        self.calls: list[tuple[Order, tuple[Parcel, ...]]] = []
+        self.calls: list[tuple[PaintOrder, tuple[AdapterFiles, ...]]] = []
         self.cancelled = 0
 
-    async def __call__(self, order: Order, work: float, parcels: tuple[Parcel, ...]) -> AsyncGenerator:
+    async def __call__(self, order: PaintOrder, work: float, parcels: tuple[AdapterFiles, ...]) -> AsyncGenerator:
         behaviour = self.behaviours.pop(0) if len(self.behaviours) > 1 else self.behaviours[0]
         self.calls.append((order, parcels))
         try:
@@ -44,49 +44,49 @@ class Painters:
             raise
 
 
-async def paints(order: Order, parcels: tuple[Parcel, ...]) -> AsyncGenerator:
+async def paints(order: PaintOrder, parcels: tuple[AdapterFiles, ...]) -> AsyncGenerator:
     for index in range(order.previews):
         yield Preview(index=index, image=IMAGE)
     yield DONE
 
 
-async def dies(order: Order, parcels: tuple[Parcel, ...]) -> AsyncGenerator:
+async def dies(order: PaintOrder, parcels: tuple[AdapterFiles, ...]) -> AsyncGenerator:
     for index in range(order.previews - 1):
         yield Preview(index=index, image=IMAGE)
     raise ReplicaLost("killed")
 
 
-async def falls_silent(order: Order, parcels: tuple[Parcel, ...]) -> AsyncGenerator:
+async def falls_silent(order: PaintOrder, parcels: tuple[AdapterFiles, ...]) -> AsyncGenerator:
     return
     yield
 
 
-async def hangs(order: Order, parcels: tuple[Parcel, ...]) -> AsyncGenerator:
+async def hangs(order: PaintOrder, parcels: tuple[AdapterFiles, ...]) -> AsyncGenerator:
     await asyncio.Event().wait()
     yield
 
 
-async def lacks_the_adapter(order: Order, parcels: tuple[Parcel, ...]) -> AsyncGenerator:
+async def lacks_the_adapter(order: PaintOrder, parcels: tuple[AdapterFiles, ...]) -> AsyncGenerator:
     if not parcels:
         raise AdapterGone("gone")
     yield DONE
 
 
-async def refuses(order: Order, parcels: tuple[Parcel, ...]) -> AsyncGenerator:
+async def refuses(order: PaintOrder, parcels: tuple[AdapterFiles, ...]) -> AsyncGenerator:
     raise InpaintError("cannot be painted")
     yield
 
 
-def fleet(painters: Painters, queue: float = 100.0) -> tuple[Fleet, Admission]:
-    async def look() -> FleetState:
-        return FleetState(painters=2, ingresses=4)
+def fleet(painters: Painters, queue: float = 100.0) -> tuple[Dispatcher, Admission]:
+    async def look() -> Capacity:
+        return Capacity(painters=2, ingresses=4)
 
-    registry = SimpleNamespace(parcel=lambda name, digest: Parcel(digest, {}))
+    registry = SimpleNamespace(parcel=lambda name, digest: AdapterFiles(digest, {}))
     admission = Admission(queue_per_painter=queue, expected_speed=10)
-    return Fleet(BASE, registry, admission, painters, look), admission
+    return Dispatcher(BASE, registry, admission, painters, look), admission
 
 
-def collect(service: Fleet, *orders: Order) -> list[tuple[int, Preview | Painted]]:
+def collect(service: Dispatcher, *orders: PaintOrder) -> list[tuple[int, Preview | Painted]]:
     async def run() -> list[tuple[int, Preview | Painted]]:
         return [event async for event in service.paint(orders)]
 

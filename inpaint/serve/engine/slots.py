@@ -34,7 +34,7 @@ class Packed:
     """Token -> vector (D), one mapping per text encoder."""
 
 
-class AdapterBank:
+class AdapterSlots:
     """Slots for adapters. Slot 0 is no adapter; slots 1 to `slots` are lent to digests."""
 
     def __init__(self, base: Base, *, slots: int, max_rank: int) -> None:

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from inpaint.models.base import Base
 from inpaint.models.prompts import Conditioning, tokenize
-from inpaint.serve.engine.bank import AdapterBank
 from inpaint.serve.engine.lowrank import Uses
+from inpaint.serve.engine.slots import AdapterSlots
 
 _MARK = "\ue000"
 """A private-use character: reserved tokens are written with it, and it is taken out of prompts."""
@@ -28,7 +28,7 @@ RESERVED = 77
 
 
 @dataclass(frozen=True)
-class Wish:
+class Prompt:
     """A text to encode."""
 
     prompt: str
@@ -56,13 +56,13 @@ class RowTokens(nn.Module):
         return torch.where((ids_BL >= known)[..., None], new_BLD, old_BLD)
 
 
-class TextDesk:
+class PromptEncoder:
     """Encodes texts for the engine's loop, and remembers the last ones."""
 
-    def __init__(self, base: Base, bank: AdapterBank, *, cached: int) -> None:
+    def __init__(self, base: Base, bank: AdapterSlots, *, cached: int) -> None:
         """Replaces the text encoders' token embeddings, in place. Args: cached: texts remembered."""
         self.base, self.bank, self.cached = base, bank, cached
-        self._known: OrderedDict[Wish, Conditioning] = OrderedDict()
+        self._known: OrderedDict[Prompt, Conditioning] = OrderedDict()
         self._tokenizers = [copy.deepcopy(tokenizer) for tokenizer in base.tokenizers]
         self._tables: list[RowTokens] = []
         for tokenizer, encoder in zip(self._tokenizers, base.text_encoders, strict=True):
@@ -73,7 +73,7 @@ class TextDesk:
             self._tables.append(table)
         self._prefixes = ["text_encoder", "text_encoder_2"][: len(self._tables)]
 
-    def encode(self, wishes: Sequence[Wish]) -> list[Conditioning]:
+    def encode(self, wishes: Sequence[Prompt]) -> list[Conditioning]:
         """One row of conditioning for each; those not remembered are encoded in one call. Without gradients."""
         fresh = [wish for wish in dict.fromkeys(wishes) if wish not in self._known]
         found = {wish: self._known[wish] for wish in wishes if wish in self._known}
@@ -88,12 +88,12 @@ class TextDesk:
             self._known.popitem(last=False)
         return [found[wish] for wish in wishes]
 
-    def is_known(self, wish: Wish) -> bool:
+    def is_known(self, wish: Prompt) -> bool:
         """Whether encoding it costs nothing."""
         return wish in self._known
 
     @torch.no_grad()
-    def _encoded(self, wishes: list[Wish]) -> list[Conditioning]:
+    def _encoded(self, wishes: list[Prompt]) -> list[Conditioning]:
         uses_B: list[Uses] = [tuple((self.bank.slot(d), w) for d, w in wish.adapters) for wish in wishes]
         hidden: list[Tensor] = []
         pooled_BP: Tensor | None = None
@@ -109,13 +109,13 @@ class TextDesk:
         rows = Conditioning(embeds_BLD, pooled_BP)
         return [self._one(rows, i, wish) for i, wish in enumerate(wishes)]
 
-    def _one(self, rows: Conditioning, index: int, wish: Wish) -> Conditioning:
+    def _one(self, rows: Conditioning, index: int, wish: Prompt) -> Conditioning:
         """A row of its own memory; zeros for an empty negative prompt where the base says so (SDXL)."""
         row = rows[index : index + 1]
         keep = 0.0 if wish.is_negative and not wish.prompt and self.base.zero_empty_negative else 1.0
         return Conditioning(row.embeds_BLD * keep, None if row.pooled_BP is None else row.pooled_BP * keep)
 
-    def _write(self, tokenizer: Any, wish: Wish, encoder: int) -> tuple[str, list[Tensor]]:
+    def _write(self, tokenizer: Any, wish: Prompt, encoder: int) -> tuple[str, list[Tensor]]:
         """The prompt with the adapters' tokens replaced by reserved ones, and what those mean (each D).
 
         As `tokenizer.add_tokens` would: found in the normalised text, the longest first. Reserved tokens keep the order

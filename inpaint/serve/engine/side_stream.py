@@ -24,7 +24,7 @@ class Moment:
             self.event.synchronize()
 
 
-class Side:
+class SideStream:
     """Runs work beside the main stream, after all that the main stream was given before."""
 
     def __init__(self, device: torch.device) -> None:

@@ -8,7 +8,7 @@ import torch
 from inpaint.errors import InpaintError
 from inpaint.models.adapter import Adapter
 from inpaint.models.base import load_base
-from inpaint.serve.engine.bank import AdapterBank
+from inpaint.serve.engine.slots import AdapterSlots
 from tests.unit.serve.engines import made_up, with_lora
 
 
@@ -18,11 +18,11 @@ def adapter() -> Adapter:
 
 
 @pytest.fixture
-def bank() -> AdapterBank:
-    return AdapterBank(load_base("toy"), slots=2, max_rank=4)
+def bank() -> AdapterSlots:
+    return AdapterSlots(load_base("toy"), slots=2, max_rank=4)
 
 
-def load(bank: AdapterBank, digest: str, adapter: Adapter) -> None:
+def load(bank: AdapterSlots, digest: str, adapter: Adapter) -> None:
     assert bank.acquire([digest])
     assert bank.put(digest, bank.pack(adapter))
 

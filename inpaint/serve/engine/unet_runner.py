@@ -1,4 +1,4 @@
-"""Lanes: the rows of one shape, of which each tick advances as many as fit, oldest first."""
+"""Buckets: the rows of one shape, of which each tick advances as many as fit, oldest first."""
 
 from collections import deque
 from collections.abc import Callable
@@ -15,9 +15,9 @@ from inpaint.models.base import Base
 from inpaint.models.prompts import Conditioning, unet_kwargs
 from inpaint.paint.denoise import Batch, BatchSettings, Row
 from inpaint.serve.engine.attention import Kept, TextMemory
-from inpaint.serve.engine.bank import AdapterBank
 from inpaint.serve.engine.jobs import Job
 from inpaint.serve.engine.settings import EngineSettings
+from inpaint.serve.engine.slots import AdapterSlots
 
 _BACKENDS = {
     "flash": SDPBackend.FLASH_ATTENTION,
@@ -27,7 +27,7 @@ _BACKENDS = {
 }
 
 
-class Machine:
+class UNetRunner:
     """The base's U-Net with the bank's adapters, as the engine's ticks use it. Changes the base in place."""
 
     def __init__(self, base: Base, settings: EngineSettings) -> None:
@@ -36,7 +36,7 @@ class Machine:
         if settings.channels_last:
             for module in (base.unet, base.vae):
                 module.to(memory_format=torch.channels_last)
-        self.bank = AdapterBank(base, slots=settings.slots, max_rank=settings.max_rank)
+        self.bank = AdapterSlots(base, slots=settings.slots, max_rank=settings.max_rank)
         self.memory = TextMemory(base.unet)
         self.unet: Callable[..., Any] = torch.compile(base.unet, dynamic=False) if settings.compile else base.unet
         self.batch_settings = BatchSettings(
@@ -100,11 +100,11 @@ class Stack:
     kept: Kept
 
 
-class Lane:
+class Bucket:
     """Jobs of one shape: those in its batch, and those that wait for a place in it."""
 
-    def __init__(self, machine: Machine) -> None:
-        self.machine = machine
+    def __init__(self, runner: UNetRunner) -> None:
+        self.runner = runner
         self.waiting: deque[Job] = deque()
         self.running: list[Job] = []
         self._stack: Stack | None = None
@@ -121,7 +121,7 @@ class Lane:
         """Takes in those that waited, in their order, while there is room; returns them."""
         taken = []
         rows = self.rows
-        while self.waiting and rows + self.waiting[0].unet_rows <= self.machine.settings.max_rows:
+        while self.waiting and rows + self.waiting[0].unet_rows <= self.runner.settings.max_rows:
             job = self.waiting.popleft()
             rows += job.unet_rows
             taken.append(job)
@@ -133,8 +133,8 @@ class Lane:
     def advance(self, unet: Callable[..., Any]) -> None:
         """One tick: one step of all that are running."""
         if self._stack is None:
-            self._stack = self.machine.stack([job.row for job in self.running if job.row is not None])
-        self.machine.install(self._stack)
+            self._stack = self.runner.stack([job.row for job in self.running if job.row is not None])
+        self.runner.install(self._stack)
         self._stack.batch.advance(unet)
 
     def clean(self, job: Job) -> Tensor:
