@@ -30,7 +30,7 @@ from benchmarks.harness import emit, progress
 from benchmarks.one_step import build_one_step, paint_one_step
 from inpaint import cluster
 from inpaint.data.random_holes import RandomHoles, random_hole
-from inpaint.diffusion.repaint import PixelSampler, Sampling
+from inpaint.diffusion.repaint import PixelSampler, PixelSampling
 from inpaint.diffusion.unet import Known, parameter_count
 from inpaint.evaluate.classical import FILLS, mean_colour
 from inpaint.evaluate.metrics import hole_psnr, hole_ssim
@@ -165,7 +165,7 @@ def tasks_of(count: int) -> list[Task]:
     ]
 
 
-def paint(painter: DdpmPainter, task: Task, sampling: Sampling, seed: int) -> Pictures:
+def paint(painter: DdpmPainter, task: Task, sampling: PixelSampling, seed: int) -> Pictures:
     """One sample per picture; each has a seed of its own."""
     return painter.paint(
         [
@@ -193,7 +193,7 @@ def fills_of(task: Task, painter: DdpmPainter, steps: int, regression: str | Non
         name: [fill(image, hole) for image, hole in zip(task.images, task.holes, strict=True)]
         for name, fill in {"mean_colour": mean_colour, **FILLS}.items()
     }
-    samples = [paint(painter, task, Sampling(steps=steps), seed) for seed in range(SAMPLES)]
+    samples = [paint(painter, task, PixelSampling(steps=steps), seed) for seed in range(SAMPLES)]
     fills["ddim"] = samples[0]
     fills["mean_of_4"] = [np.rint(np.mean(four, axis=0)).astype(np.uint8) for four in zip(*samples, strict=True)]
     if regression is not None:
@@ -203,8 +203,8 @@ def fills_of(task: Task, painter: DdpmPainter, steps: int, regression: str | Non
 
 def resampling(tasks: Sequence[Task], painter: DdpmPainter) -> dict[str, float]:
     """RePaint's resampling and as many evaluations in more steps of the same sampler: mean PSNR in the hole, dB."""
-    resampled = Sampling(steps=10, jump_length=2, jump_count=5, sampler=PixelSampler.DDPM)
-    straight = Sampling(steps=resampled.evaluations, sampler=PixelSampler.DDPM)
+    resampled = PixelSampling(steps=10, jump_length=2, jump_count=5, sampler=PixelSampler.DDPM)
+    straight = PixelSampling(steps=resampled.evaluations, sampler=PixelSampler.DDPM)
     assert straight.evaluations == resampled.evaluations
     figures = {"evaluations": float(resampled.evaluations)}
     for name, sampling in (("resampled", resampled), ("straight", straight)):

@@ -31,8 +31,8 @@ from inpaint.models.architectures import build_architecture
 from inpaint.models.base import TOY_BASE, Base, load_base
 from inpaint.models.lora import adapted_models
 from inpaint.models.prompts import Conditioning, unet_kwargs
-from inpaint.paint.denoise import Row
-from inpaint.paint.request import PaintRequest
+from inpaint.paint.denoise import DenoisingRow
+from inpaint.paint.request import PaintRequest, SamplingSettings
 from inpaint.serve.engine.engine import Engine
 from inpaint.serve.engine.lowrank import adapt
 from inpaint.serve.engine.settings import EngineSettings
@@ -120,7 +120,7 @@ def machine_of(settings: Settings, adapters: dict[str, Adapter], slots: int, dev
     return machine
 
 
-def rows_of(machine: UNetRunner, digests: list[str]) -> list[Row]:
+def rows_of(machine: UNetRunner, digests: list[str]) -> list[DenoisingRow]:
     """Rows in the middle of their steps, each with one adapter."""
     base, generator = machine.base, torch.Generator().manual_seed(1)
     side = base.default_size // base.downsample
@@ -133,7 +133,7 @@ def rows_of(machine: UNetRunner, digests: list[str]) -> list[Row]:
     for digest in digests:
         pooled = drawn(1, base.text_encoders[1].config.projection_dim).to(base.dtype) if base.is_xl else None
         rows.append(
-            Row(
+            DenoisingRow(
                 trajectory=trajectory(machine.schedule, Sampler.DDIM, 900),
                 generator=torch.Generator().manual_seed(0),
                 guidance_scale=1.0,
@@ -224,13 +224,14 @@ class Adapters:
 def engine_rate(engine: Engine, digests: list[str], *, orders: int, steps: int) -> float:
     """U-Net rows per second of a running engine that always has orders waiting, until the last is done."""
     size = engine.base.default_size
+    sampling = SamplingSettings(steps=steps, guidance_scale=1.0)
     random = np.random.default_rng(0)
     hole = np.zeros((size, size), dtype=bool)
     hole[size // 8 : -size // 8, size // 8 : -size // 8] = True
 
     async def paint(number: int, turns: asyncio.Semaphore) -> None:
         image = random.integers(0, 256, (size, size, 3), dtype=np.uint8)
-        request = PaintRequest(image=image, hole=hole, prompt="a red box", seed=number, steps=steps, guidance_scale=1.0)
+        request = PaintRequest(image=image, hole=hole, prompt="a red box", seed=number, sampling=sampling)
         uses = (digests[number % len(digests)],) if digests else ()
         order = PaintOrder(id=str(number), request=request, adapters=tuple(AdapterUse(name=d, digest=d) for d in uses))
         async with turns:

@@ -19,7 +19,7 @@ _HOMES = {
     "inpaint.diffusion.blocks": ("TimeEmbedding", "ResidualBlock", "SelfAttention", "Level"),
     "inpaint.diffusion.unet": ("UNet", "MaskedUNet", "UNetSettings", "Known"),
     "inpaint.diffusion.ddpm": ("Noise", "NoiseSettings"),
-    "inpaint.diffusion.repaint": ("Sampling", "PixelSampler", "fill"),
+    "inpaint.diffusion.repaint": ("PixelSampling", "PixelSampler", "fill"),
     "inpaint.diffusion.schedule": ("Schedule", "add_noise"),
     "inpaint.data.random_holes": ("RandomHoles", "HoleKind", "random_hole"),
     "inpaint.paint.ddpm_painter": ("DdpmPainter", "ModelCard", "ReverseProcess"),

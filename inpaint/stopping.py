@@ -1,4 +1,4 @@
-"""The wish to stop: a token of one run, handed to whatever in it lasts long. Two runs in one process stop separately."""
+"""The wish to stop: a token of one run, handed to what lasts long. Two runs in one process stop separately."""
 
 import signal
 import threading

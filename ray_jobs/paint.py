@@ -54,7 +54,7 @@ def paint(
 if __name__ == "__main__":
     own = any(argument.startswith("--model") for argument in sys.argv)
     try:
-        tyro.cli(paint_with_model if own else paint, description=__doc__)
+        tyro.cli(paint_with_model if own else paint, description=__doc__, config=(tyro.conf.OmitArgPrefixes,))
     except InpaintError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

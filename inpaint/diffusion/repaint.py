@@ -32,7 +32,7 @@ class PixelSampler(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sampling:
+class PixelSampling:
     """How a hole is sampled. The cost is `evaluations`."""
 
     steps: int = 50
@@ -76,7 +76,7 @@ def fill(
     schedule: Schedule,
     known_B3HW: Tensor,
     hole_B1HW: Tensor,
-    sampling: Sampling,
+    sampling: PixelSampling,
     draw: Draw,
     on_step: OnStep | None = None,
 ) -> Tensor:

@@ -29,9 +29,9 @@ from inpaint.errors import BadRow, InpaintError
 from inpaint.models.base import absolute_name, base_facts
 from inpaint.paint.painter import Painter
 from inpaint.paint.paste import comparison, kept_pixels_changed
+from inpaint.paint.request import preferences_of
 from inpaint.paint.results import QUARANTINE, Painted, Results, picture_hash
 from inpaint.paint.rows import (
-    check_settings,
     encode_png,
     load_painter,
     read_adapter,
@@ -94,10 +94,10 @@ def paint_dataset(
     Raises:
         InpaintError: no usable row; settings, a base, an adapter or an output folder that cannot be used.
     """
-    check_settings(settings)
     folder = checked_output_folder(output)
     adapter = read_adapter(settings)
-    settings = replace(settings, base=absolute_name(settings.base))
+    sampling = settings.sampling.resolved(preferences_of(settings.base))
+    settings = replace(settings, base=absolute_name(settings.base), sampling=sampling)
     models = base_facts(settings.base, wanted_revision(settings, adapter)).revision
     if adapter is not None:
         models += f" {sorted(adapter.card.files.items())}"

@@ -62,7 +62,7 @@ def _widened(start: int, length: int, wanted: int, limit: int) -> tuple[int, int
 
 
 @dataclass(frozen=True, eq=False)
-class Scene:
+class WorkingImage:
     """What the base sees of a request, at its working shape."""
 
     window: Window
@@ -77,17 +77,17 @@ class Scene:
 
 def working_shape_of(base: Base, request: PaintRequest, window: Window | None = None) -> tuple[int, int]:
     """The working height and width of a request on this base."""
-    window = window or window_of(request.hole, request.padding)
-    size = request.size or base.default_size
+    window = window or window_of(request.hole, request.sampling.padding)
+    size = request.sampling.size or base.default_size
     return working_shape(window.height, window.width, size=size, multiple=base.size_multiple)
 
 
-def scene_of(base: Base, request: PaintRequest) -> Scene:
+def working_image(base: Base, request: PaintRequest) -> WorkingImage:
     """The window of a request, resized to its working shape."""
-    window = window_of(request.hole, request.padding)
+    window = window_of(request.hole, request.sampling.padding)
     shape = working_shape_of(base, request, window)
     image, hole = window.of(request.image), window.of(request.hole)
-    return Scene(window, resize_image(np.ascontiguousarray(image), shape), resize_hole(hole, shape))
+    return WorkingImage(window, resize_image(np.ascontiguousarray(image), shape), resize_hole(hole, shape))
 
 
 def pasted(request: PaintRequest, window: Window, painted: np.ndarray) -> np.ndarray:
@@ -102,6 +102,6 @@ def pasted(request: PaintRequest, window: Window, painted: np.ndarray) -> np.nda
     small = np.rint(painted * 255).astype(np.uint8)
     large = request.image.copy()
     window.of(large)[:] = resize_image(small, (window.height, window.width))
-    result = paste_back(request.image, large, request.hole, feather=request.feather)
+    result = paste_back(request.image, large, request.hole, feather=request.sampling.feather)
     assert_kept(request.image, result, request.hole)
     return result

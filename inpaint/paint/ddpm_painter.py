@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from inpaint.diffusion.ddpm import Noise, NoiseSettings
-from inpaint.diffusion.repaint import OnStep, Sampling, fill
+from inpaint.diffusion.repaint import OnStep, PixelSampling, fill
 from inpaint.diffusion.unet import Known, MaskedUNet, UNetSettings
 from inpaint.errors import InpaintError
 from inpaint.paint.ddpm_request import DdpmRequest
@@ -86,7 +86,7 @@ class DdpmPainter:
 
     def paint_raw(self, requests: Sequence[DdpmRequest], on_frame: OnFrame | None = None) -> list[np.ndarray]:
         """What the model paints, before paste-back: uint8, each at its working shape H x W x 3."""
-        groups: dict[tuple[tuple[int, int], Sampling], list[int]] = defaultdict(list)
+        groups: dict[tuple[tuple[int, int], PixelSampling], list[int]] = defaultdict(list)
         for index, request in enumerate(requests):
             self._check(request)
             groups[self.shape_of(request), request.sampling].append(index)
@@ -110,7 +110,7 @@ class DdpmPainter:
 
     @torch.no_grad()
     def _paint_batch(
-        self, requests: list[DdpmRequest], shape: tuple[int, int], sampling: Sampling, on_frame: OnFrame | None
+        self, requests: list[DdpmRequest], shape: tuple[int, int], sampling: PixelSampling, on_frame: OnFrame | None
     ) -> list[np.ndarray]:
         images_BHW3 = np.stack([resize_image(r.image, shape) for r in requests])
         hole_BHW = np.stack([resize_hole(r.hole, shape) for r in requests])

@@ -4,9 +4,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from inpaint.diffusion.repaint import Sampling
+from inpaint.diffusion.repaint import PixelSampling
 from inpaint.errors import InpaintError
-from inpaint.paint.request import check_picture
+from inpaint.paint.request import check_feather, check_picture
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -19,7 +19,7 @@ class DdpmRequest:
     """H x W bool, True = paint."""
     seed: int = 0
     """0 .. 2^63 - 1. The same request and seed give the same picture."""
-    sampling: Sampling = field(default_factory=Sampling)
+    sampling: PixelSampling = field(default_factory=PixelSampling)
     """Sampler, steps, resampling."""
     label: str = ""
     """Name of the class that shall be painted, where the model has classes; empty: any."""
@@ -29,7 +29,8 @@ class DdpmRequest:
     """Pixels inside the hole over which the original fades into the painting."""
 
     def __post_init__(self) -> None:
-        check_picture(self.image, self.hole, self.seed, self.feather)
+        check_picture(self.image, self.hole, self.seed)
+        check_feather(self.feather)
         if not 0 <= self.guidance_scale <= 100:
             raise InpaintError(f"guidance_scale {self.guidance_scale}: give 0 to 100, up to 1 is none")
         if self.guidance_scale > 1 and not self.label:

@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from inpaint.diffusion.samplers import COLUMNS, Trajectory, column, step, trajectory
+from inpaint.diffusion.samplers import COLUMNS, Trajectory, column, step
 from inpaint.diffusion.schedule import Schedule
 from inpaint.models.base import Base
 from inpaint.models.latents import prepare
 from inpaint.models.prompts import Conditioning, unet_kwargs
-from inpaint.paint.crop import Scene
+from inpaint.paint.crop import WorkingImage
 from inpaint.paint.request import PaintRequest
 
 _NEXT_PREVIOUS = COLUMNS.index("next_previous")
@@ -27,13 +27,12 @@ Unet = Callable[..., Any]
 
 
 @dataclass(eq=False, kw_only=True)
-class Row:
+class DenoisingRow:
     """One picture between two steps."""
 
     trajectory: Trajectory
     generator: torch.Generator
     """On the CPU; what the sampler draws comes from here."""
-    guidance_scale: float
     latents_Chw: Tensor
     clean_Chw: Tensor
     """The clean latents predicted by the step before; zeros at first."""
@@ -44,6 +43,8 @@ class Row:
     """One row."""
     negative: Conditioning | None
     """One row; None where there is no guidance."""
+    guidance_scale: float
+    """Not read where there is none."""
     uses: tuple[tuple[int, float], ...] = ()
     """(slot, weight) of the adapters painted with; the engine's."""
     step: int = 0
@@ -60,35 +61,29 @@ class Row:
         return len(self.trajectory) - self.step
 
 
-def is_guided(request: PaintRequest) -> bool:
-    """Whether it is painted with classifier-free guidance, which costs a second U-Net row."""
-    return request.guidance_scale > 1
-
-
 def start_rows(
     base: Base,
     schedule: Schedule,
     requests: Sequence[PaintRequest],
-    scenes: Sequence[Scene],
+    images: Sequence[WorkingImage],
     text: Sequence[Conditioning],
     negative: Sequence[Conditioning | None],
-) -> list[Row]:
-    """Rows before their first step; all scenes of one shape. Encodes with the VAE, in one call.
+) -> list[DenoisingRow]:
+    """Rows before their first step; all images of one shape. Encodes with the VAE, in one call.
 
     Raises:
         InpaintError: steps or a strength that the base cannot be sampled with.
     """
-    paths = [trajectory(schedule, r.sampler, r.steps, r.strength) for r in requests]
-    images_BHW3 = torch.from_numpy(np.stack([scene.image_HW3 for scene in scenes])).to(base.device)
-    holes_BHW = torch.from_numpy(np.stack([scene.hole_HW for scene in scenes])).to(base.device)
+    paths = [request.sampling.trajectory(schedule) for request in requests]
+    images_BHW3 = torch.from_numpy(np.stack([image.image_HW3 for image in images])).to(base.device)
+    holes_BHW = torch.from_numpy(np.stack([image.hole_HW for image in images])).to(base.device)
     pixels_B3HW = images_BHW3.permute(0, 3, 1, 2).float() / 127.5 - 1
     generators = [torch.Generator("cpu").manual_seed(r.seed) for r in requests]
     canvas = prepare(base, pixels_B3HW, holes_BHW[:, None].float(), generators, [p.start_clean == 0 for p in paths])
     return [
-        Row(
+        DenoisingRow(
             trajectory=path,
             generator=generators[i],
-            guidance_scale=requests[i].guidance_scale,
             latents_Chw=path.start_clean * canvas.image_BChw[i] + path.start_noise * canvas.noise_BChw[i],
             clean_Chw=torch.zeros_like(canvas.noise_BChw[i]),
             noise_Chw=canvas.noise_BChw[i],
@@ -96,6 +91,7 @@ def start_rows(
             known_Chw=canvas.known_BChw[i],
             text=text[i],
             negative=negative[i],
+            guidance_scale=requests[i].sampling.guidance_scale or 1.0,
         )
         for i, path in enumerate(paths)
     ]
@@ -115,7 +111,7 @@ class Batch:
     """Rows of one shape, stacked for as long as the same ones go on together."""
 
     def __init__(
-        self, base: Base, schedule: Schedule, rows: Sequence[Row], settings: BatchSettings | None = None
+        self, base: Base, schedule: Schedule, rows: Sequence[DenoisingRow], settings: BatchSettings | None = None
     ) -> None:
         self.base, self.schedule, self.rows = base, schedule, list(rows)
         self.settings = settings or BatchSettings()
@@ -151,7 +147,7 @@ class Batch:
             self._context_Uxhw = torch.cat([self._hole_B1hw, self._known_BChw], dim=1)[self.source_U]
 
     @staticmethod
-    def _text_of(row: Row, positive: bool) -> Conditioning:
+    def _text_of(row: DenoisingRow, positive: bool) -> Conditioning:
         if positive or row.negative is None:
             return row.text
         return row.negative

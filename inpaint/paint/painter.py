@@ -10,6 +10,7 @@ Shapes: H W working pixels.
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -19,9 +20,9 @@ from inpaint.errors import InpaintError
 from inpaint.models.base import Base
 from inpaint.models.latents import decode
 from inpaint.models.prompts import Conditioning, encode_negative_prompts, encode_prompts
-from inpaint.paint.crop import Scene, pasted, scene_of, window_of, working_shape_of
-from inpaint.paint.denoise import Batch, Row, is_guided, start_rows
-from inpaint.paint.request import PaintRequest
+from inpaint.paint.crop import WorkingImage, pasted, window_of, working_image, working_shape_of
+from inpaint.paint.denoise import Batch, DenoisingRow, start_rows
+from inpaint.paint.request import PaintRequest, preferences_of
 
 
 class Painter:
@@ -40,34 +41,40 @@ class Painter:
 
         A request without a hole gets its image back, and costs nothing.
         """
-        painted = iter(self.paint_raw([r for r in requests if r.hole.any()]))
-        return [
-            pasted(r, window_of(r.hole, r.padding), next(painted)) if r.hole.any() else r.image.copy() for r in requests
-        ]
+        results = [request.image.copy() for request in requests]
+        holed = [index for index, request in enumerate(requests) if request.hole.any()]
+        for index, painted in zip(holed, self.paint_raw([requests[i] for i in holed]), strict=True):
+            window = window_of(requests[index].hole, requests[index].sampling.padding)
+            results[index] = pasted(requests[index], window, painted)
+        return results
 
     def paint_raw(self, requests: Sequence[PaintRequest]) -> list[np.ndarray]:
         """What the VAE decodes, before paste-back: float32 in [0, 1], each at its working shape H x W x 3."""
-        scenes = [scene_of(self.base, request) for request in requests]
+        requests = [self._resolved(request) for request in requests]
+        images = [working_image(self.base, request) for request in requests]
         groups: dict[tuple[int, int], list[int]] = defaultdict(list)
-        for index, scene in enumerate(scenes):
-            groups[scene.shape].append(index)
+        for index, image in enumerate(images):
+            groups[image.shape].append(index)
         results: dict[int, np.ndarray] = {}
         with torch.no_grad(), _evaluating(self.base):
             for indices in groups.values():
                 for start in range(0, len(indices), self.max_batch):
                     batch = indices[start : start + self.max_batch]
-                    images = self._paint_batch([requests[i] for i in batch], [scenes[i] for i in batch])
-                    results.update(zip(batch, images, strict=True))
+                    painted = self._paint_batch([requests[i] for i in batch], [images[i] for i in batch])
+                    results.update(zip(batch, painted, strict=True))
         return [results[i] for i in range(len(requests))]
 
     def shape_of(self, request: PaintRequest) -> tuple[int, int]:
         """The request's working height and width."""
         return working_shape_of(self.base, request)
 
-    def _paint_batch(self, requests: list[PaintRequest], scenes: list[Scene]) -> list[np.ndarray]:
+    def _resolved(self, request: PaintRequest) -> PaintRequest:
+        return replace(request, sampling=request.sampling.resolved(preferences_of(self.base.name)))
+
+    def _paint_batch(self, requests: list[PaintRequest], images: list[WorkingImage]) -> list[np.ndarray]:
         text = encode_prompts(self.base, [r.prompt for r in requests])
         texts = [text[i : i + 1] for i in range(len(requests))]
-        rows = start_rows(self.base, self.schedule, requests, scenes, texts, self._negatives(requests))
+        rows = start_rows(self.base, self.schedule, requests, images, texts, self._negatives(requests))
         running = rows
         while running:
             batch = Batch(self.base, self.schedule, running)
@@ -79,7 +86,7 @@ class Painter:
 
     def _negatives(self, requests: list[PaintRequest]) -> list[Conditioning | None]:
         """One row for each guided request."""
-        guided = [i for i, request in enumerate(requests) if is_guided(request)]
+        guided = [i for i, request in enumerate(requests) if request.sampling.is_guided]
         negatives: list[Conditioning | None] = [None] * len(requests)
         if guided:
             encoded = encode_negative_prompts(self.base, [requests[i].negative_prompt for i in guided])
@@ -87,7 +94,7 @@ class Painter:
                 negatives[index] = encoded[number : number + 1]
         return negatives
 
-    def _decoded(self, rows: list[Row]) -> list[np.ndarray]:
+    def _decoded(self, rows: list[DenoisingRow]) -> list[np.ndarray]:
         images_B3HW = decode(self.base, torch.stack([row.latents_Chw for row in rows]))
         return list(images_B3HW.permute(0, 2, 3, 1).cpu().numpy())
 

@@ -1,15 +1,104 @@
 """What one is asked to paint: a photo, its hole, and how; plain values that travel between processes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 import numpy as np
 
-from inpaint.diffusion.samplers import Sampler
+from inpaint.diffusion.samplers import Sampler, Trajectory, trajectory
+from inpaint.diffusion.schedule import Schedule
 from inpaint.errors import InpaintError
 
 
-def check_picture(image: np.ndarray, hole: np.ndarray, seed: int, feather: int) -> None:
-    """What any painter takes: `image` H x W x 3 uint8, `hole` H x W bool, `seed` 0 .. 2^63 - 1, `feather` >= 0.
+class Preferences(Protocol):
+    """What a base is sampled with where a request says nothing."""
+
+    @property
+    def steps(self) -> int: ...
+
+    @property
+    def guidance_scale(self) -> float: ...
+
+
+@dataclass(frozen=True)
+class _Usual:
+    guidance_scale: float = 7.5
+    steps: int = 25
+
+
+def preferences_of(base: str) -> Preferences:
+    """What a base of that name prefers."""
+    return _Usual(guidance_scale=1.0) if base == "toy" else _Usual()
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingSettings:
+    """How a base paints a hole; None stands for what the base prefers (`resolved`)."""
+
+    sampler: Sampler = Sampler.DDIM
+    """Each equals the diffusers scheduler of its name."""
+    steps: int | None = None
+    """Sampling steps at strength 1; default: what the base prefers, usually 25."""
+    strength: float = 1.0
+    """Share of the noise that the hole starts from: 1 forgets what was there, less keeps its layout; in (0, 1]."""
+    guidance_scale: float | None = None
+    """Classifier-free guidance; up to 1 there is none, which halves the cost. Default: the base's, usually 7.5."""
+    size: int | None = None
+    """Side of the square whose area pictures are painted at; default: what the base was trained at."""
+    padding: int | None = None
+    """Photo pixels kept around the hole when only its surroundings are painted; default: the whole photo is seen."""
+    feather: int = 0
+    """Pixels inside the hole over which the original fades into the painting."""
+
+    def __post_init__(self) -> None:
+        if self.steps is not None and self.steps < 1:
+            raise InpaintError(f"steps {self.steps}: give at least 1")
+        if self.guidance_scale is not None and not 0 <= self.guidance_scale <= 100:
+            raise InpaintError(f"guidance_scale {self.guidance_scale}: give 0 to 100; 7.5 is usual, up to 1 is none")
+        if self.size is not None and self.size < 1:
+            raise InpaintError(f"size {self.size}: give the working size in pixels, or leave it out")
+        if not 0 < self.strength <= 1:
+            raise InpaintError(f"strength {self.strength}: give more than 0 and at most 1; 1 forgets what was there")
+        if self.padding is not None and self.padding < 0:
+            raise InpaintError(f"padding {self.padding}: give pixels around the hole, or leave it out")
+        check_feather(self.feather)
+
+    def resolved(self, base: Preferences) -> "SamplingSettings":
+        """The same with steps and guidance decided."""
+        steps = base.steps if self.steps is None else self.steps
+        guidance_scale = base.guidance_scale if self.guidance_scale is None else self.guidance_scale
+        return replace(self, steps=steps, guidance_scale=guidance_scale)
+
+    @property
+    def is_guided(self) -> bool:
+        """Whether there is classifier-free guidance, which costs a second U-Net row. Resolved settings only."""
+        assert self.guidance_scale is not None, "resolve the settings first"
+        return self.guidance_scale > 1
+
+    @property
+    def steps_taken(self) -> int:
+        """Denoising steps after `strength` has cut the first ones, as diffusers counts them. Resolved settings only."""
+        assert self.steps is not None, "resolve the settings first"
+        return max(1, min(int(self.steps * self.strength), self.steps))
+
+    def trajectory(self, schedule: Schedule) -> Trajectory:
+        """The steps on a base's noise schedule. Resolved settings only.
+
+        Raises:
+            InpaintError: steps or a strength that the base cannot be sampled with.
+        """
+        assert self.steps is not None, "resolve the settings first"
+        return trajectory(schedule, self.sampler, self.steps, self.strength)
+
+
+def check_feather(feather: int) -> None:
+    """Raises InpaintError for less than 0."""
+    if feather < 0:
+        raise InpaintError(f"feather {feather}: give pixels, 0 for a hard edge")
+
+
+def check_picture(image: np.ndarray, hole: np.ndarray, seed: int) -> None:
+    """What any painter takes: `image` H x W x 3 uint8, `hole` H x W bool, `seed` 0 .. 2^63 - 1.
 
     Raises:
         InpaintError: naming the first that is something else.
@@ -20,8 +109,6 @@ def check_picture(image: np.ndarray, hole: np.ndarray, seed: int, feather: int) 
         raise InpaintError(f"hole: {hole.dtype} {hole.shape}; give bool of the image's shape {image.shape[:2]}")
     if not 0 <= seed < 2**63:
         raise InpaintError(f"seed {seed}: give 0 to 2^63 - 1")
-    if feather < 0:
-        raise InpaintError(f"feather {feather}: give pixels, 0 for a hard edge")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -38,30 +125,7 @@ class PaintRequest:
     """What to steer away from; only read where there is guidance."""
     seed: int
     """0 .. 2^63 - 1. The same request and seed give the same picture."""
-    steps: int = 25
-    """Sampling steps at strength 1."""
-    guidance_scale: float = 7.5
-    """Classifier-free guidance; up to 1 there is none, which halves the cost."""
-    size: int | None = None
-    """Side of the square whose area the working shape has; default: what the base was trained at."""
-    feather: int = 0
-    """Pixels inside the hole over which the original fades into the painting."""
-    sampler: Sampler = Sampler.DDIM
-    """Each equals the diffusers scheduler of its name."""
-    strength: float = 1.0
-    """Share of the noise that the hole starts from: 1 forgets what was there, less keeps its layout; in (0, 1]."""
-    padding: int | None = None
-    """Photo pixels kept around the hole when only its surroundings are painted; None: the whole photo is seen."""
+    sampling: SamplingSettings = field(default_factory=SamplingSettings)
 
     def __post_init__(self) -> None:
-        check_picture(self.image, self.hole, self.seed, self.feather)
-        if self.steps < 1:
-            raise InpaintError(f"steps {self.steps}: give at least 1")
-        if not 0 <= self.guidance_scale <= 100:
-            raise InpaintError(f"guidance_scale {self.guidance_scale}: give 0 to 100; 7.5 is usual, up to 1 is none")
-        if self.size is not None and self.size < 1:
-            raise InpaintError(f"size {self.size}: give the working size in pixels, or leave it out")
-        if not 0 < self.strength <= 1:
-            raise InpaintError(f"strength {self.strength}: give more than 0 and at most 1; 1 forgets what was there")
-        if self.padding is not None and self.padding < 0:
-            raise InpaintError(f"padding {self.padding}: give pixels around the hole, or leave it out")
+        check_picture(self.image, self.hole, self.seed)

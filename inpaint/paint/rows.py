@@ -60,23 +60,15 @@ def read_row(row: Row, root: Root, limits: Limits, seed: int) -> tuple[np.ndarra
 
 
 def request_of(photo: np.ndarray, hole: np.ndarray, prompt: str, seed: int, settings: PaintSettings) -> PaintRequest:
-    """What the settings ask the painter. Raises InpaintError for settings out of range."""
+    """What the settings ask the painter."""
     return PaintRequest(
         image=photo,
         hole=hole,
         prompt=prompt,
         negative_prompt=settings.negative_prompt,
         seed=seed,
-        steps=settings.steps,
-        guidance_scale=settings.guidance,
-        size=settings.size,
-        feather=settings.feather,
+        sampling=settings.sampling,
     )
-
-
-def check_settings(settings: PaintSettings) -> None:
-    """Raises InpaintError for settings out of range, before any actor is started."""
-    request_of(np.zeros((1, 1, 3), dtype=np.uint8), np.ones((1, 1), dtype=bool), "", 0, settings)
 
 
 def paint_file(

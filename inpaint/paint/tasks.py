@@ -8,17 +8,16 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Literal, Protocol
 
 from inpaint.data.manifest import Manifest, Row
 from inpaint.data.quarantine import Quarantined, Reason
 from inpaint.errors import BadRow, InpaintError
+from inpaint.paint.request import SamplingSettings
 
 COMPARISONS = "comparisons"
-TOY_GUIDANCE = 1.0
-USUAL_GUIDANCE = 7.5
 
 
 class AdapterFormat(Protocol):
@@ -44,26 +43,13 @@ class PaintSettings:
     """Of the base; default: the one that the adapter was trained on."""
     adapter: str | None = None
     """An adapter folder; rows with a category then get its token into their prompt."""
-    steps: int = 25
-    """DDIM steps."""
-    guidance_scale: float | None = None
-    """Classifier-free guidance, up to 1 is none; default: none (1) for `toy`, 7.5 for any other base."""
+    sampling: SamplingSettings = field(default_factory=SamplingSettings)
     seed: int = 0
     """Of the run; each row's own is made from it and the row's id."""
-    size: int | None = None
-    """Side of the square whose area pictures are painted at; default: the base's own."""
-    feather: int = 0
-    """Pixels inside the hole over which the original fades into the painting."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Of the base's weights; fp16 is for GPUs."""
     negative_prompt: str = ""
     """What to steer away from, in every row."""
-
-    @property
-    def guidance(self) -> float:
-        if self.guidance_scale is not None:
-            return self.guidance_scale
-        return TOY_GUIDANCE if self.base == "toy" else USUAL_GUIDANCE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +84,7 @@ def plan_tasks(
     """
     tasks, unknown = [], []
     names = output_names(manifest.rows)
-    shared = f"{models}/{json.dumps(asdict(settings), sort_keys=True)}/{settings.guidance}"
+    shared = f"{models}/{json.dumps(asdict(settings), sort_keys=True)}"
     for number, row in enumerate(manifest.rows, start=1):
         try:
             prompt = format_prompt(row.prompt, row.category, adapter)

@@ -14,7 +14,7 @@ from PIL import Image
 
 from inpaint.data.decode import DEFAULT_LIMITS, PAINT, load_hole, load_rgb
 from inpaint.data.quarantine import Reason
-from inpaint.diffusion.repaint import Sampling
+from inpaint.diffusion.repaint import PixelSampling
 from inpaint.errors import BadRow, InpaintError
 from inpaint.paint.ddpm_painter import OnFrame, ReverseProcess
 from inpaint.paint.ddpm_request import DdpmRequest
@@ -120,7 +120,7 @@ def inpaint_image(
     save_result: str | Path | None = None,
     output_size: int | tuple[int, int] | None = None,
     *,
-    sampling: Sampling | None = None,
+    sampling: PixelSampling | None = None,
     label: str = "",
     guidance_scale: float = 1.0,
     seed: int | None = None,
@@ -159,7 +159,7 @@ def inpaint_image(
         image=image,
         hole=hole,
         seed=_seed if seed is None else seed,
-        sampling=sampling or Sampling(steps=num_denoising_steps),
+        sampling=sampling or PixelSampling(steps=num_denoising_steps),
         label=label,
         guidance_scale=guidance_scale,
     )
@@ -180,7 +180,7 @@ def paint_with_model(
     image: Path,
     mask: Path,
     output: Path,
-    sampling: Sampling,
+    sampling: PixelSampling,
     label: str = "",
     guidance_scale: float = 1.0,
     seed: int = 0,

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from inpaint.errors import InpaintError
 from inpaint.models.base import TOY_BASE
+from inpaint.paint.request import preferences_of
 from inpaint.serve.adapters.registry import RegistrySettings
 from inpaint.serve.engine.settings import EngineSettings
 from inpaint.serve.service import BaseInfo
@@ -83,7 +84,7 @@ class ServeArgs(BaseModel):
         """What clients hear of the base."""
         guidance = self.guidance_scale
         if guidance is None:
-            guidance = 1.0 if self.base == "toy" else 7.5
+            guidance = preferences_of(self.base).guidance_scale
         return BaseInfo(
             name=Path(self.base).name if Path(self.base).is_absolute() else self.base,
             revision=revision,

@@ -5,7 +5,6 @@ guidance are 50, and at twice the side 200. Encoding and decoding are left out: 
 """
 
 from inpaint.paint.crop import window_of
-from inpaint.paint.denoise import is_guided
 from inpaint.paint.request import PaintRequest
 from inpaint.paint.shapes import working_shape
 from inpaint.serve.service import BaseInfo
@@ -15,13 +14,8 @@ def work_of(request: PaintRequest, base: BaseInfo) -> float:
     """U-Net rows that the order takes, weighed by their pixels; 0 without a hole."""
     if not request.hole.any():
         return 0.0
-    window = window_of(request.hole, request.padding)
-    size = request.size or base.default_size
+    window = window_of(request.hole, request.sampling.padding)
+    size = request.sampling.size or base.default_size
     high, wide = working_shape(window.height, window.width, size=size, multiple=base.size_multiple)
-    rows = 2 if is_guided(request) else 1
-    return steps_taken(request) * rows * (high * wide) / base.default_size**2
-
-
-def steps_taken(request: PaintRequest) -> int:
-    """Denoising steps after `strength` has cut the first ones, as diffusers counts them; at least one."""
-    return max(1, min(int(request.steps * request.strength), request.steps))
+    rows = 2 if request.sampling.is_guided else 1
+    return request.sampling.steps_taken * rows * (high * wide) / base.default_size**2

@@ -9,15 +9,14 @@ import torch
 from inpaint.models.base import Base, load_base
 from inpaint.paint.painter import Painter
 from inpaint.paint.paste import kept_pixels_changed
-from inpaint.paint.request import PaintRequest
-from inpaint.paint.tasks import TOY_GUIDANCE
+from inpaint.paint.request import PaintRequest, SamplingSettings
 from inpaint.progress import ProgressBar
 from inpaint.toy.catalogue import BACKGROUND_NAMES, CATEGORIES, Scene, render
 from inpaint.toy.detectors import Detectors
 
 HELD_OUT_SEED = 900_001
 """The world whose products are painted; nothing is trained on it."""
-STEPS = 25
+SAMPLING = SamplingSettings(steps=25, guidance_scale=1.0)
 
 
 def held_out(count: int, *, first: int = 0) -> list[Scene]:
@@ -35,8 +34,7 @@ def paint_scenes(
             hole=~scene.product,
             prompt=prompt,
             seed=seed + number,
-            steps=STEPS,
-            guidance_scale=TOY_GUIDANCE,
+            sampling=SAMPLING,
         )
         for number, (scene, prompt) in enumerate(zip(scenes, prompts, strict=True))
     ]

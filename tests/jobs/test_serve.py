@@ -19,14 +19,14 @@ import pytest
 from PIL import Image
 
 from inpaint.diffusion.ddpm import NoiseSettings
-from inpaint.diffusion.repaint import Sampling
+from inpaint.diffusion.repaint import PixelSampling
 from inpaint.diffusion.unet import MaskedUNet, UNetSettings
 from inpaint.models.adapter import apply_adapter, load_adapter, save_adapter
 from inpaint.models.base import load_base
 from inpaint.paint.ddpm_painter import ModelCard
 from inpaint.paint.ddpm_request import DdpmRequest
 from inpaint.paint.painter import Painter
-from inpaint.paint.request import PaintRequest
+from inpaint.paint.request import PaintRequest, SamplingSettings
 from inpaint.recipes.ddpm import MODEL, load_ddpm
 from inpaint.toy.catalogue import Scene
 from inpaint.toy.measure import held_out
@@ -140,8 +140,7 @@ def alone(client: Client, painter: Painter, category: str, seed: int, steps: int
         hole=~client.scene.product,
         prompt=f"{category} background, a mug",
         seed=seed,
-        steps=steps,
-        guidance_scale=1.0,
+        sampling=SamplingSettings(steps=steps, guidance_scale=1.0),
     )
     return painter.paint([request])[0]
 
@@ -233,7 +232,7 @@ def test_a_model_of_ones_own_is_served_beside_it(client: Client, tmp_path: Path)
     connection = http.client.HTTPConnection("127.0.0.1", client.port, timeout=PATIENCE_S)
     body, kind = _form({name: _png(image) for name, image in form.items()} | {"seed": b"5", "steps": b"3"})
     connection.request("POST", "/ddpm/fill", body, {"Content-Type": kind})
-    request = DdpmRequest(image=client.scene.image, hole=~client.scene.product, seed=5, sampling=Sampling(steps=3))
+    request = DdpmRequest(image=client.scene.image, hole=~client.scene.product, seed=5, sampling=PixelSampling(steps=3))
     (expected,) = load_ddpm(str(run)).paint([request])
     answer = _answer(connection)
     assert _difference(answer.image, expected) <= CLOSE

@@ -10,13 +10,14 @@ import pytest
 
 from tests.rules.sources import ROOT, imports, modules
 
-GROUND = {"errors", "progress", "randomness"}
+GROUND = {"errors", "progress", "randomness", "stopping"}
 BELOW_THE_LOOP = GROUND | {"cluster", "data", "diffusion", "models", "paint"}
 TOP = {"evaluate", "export", "photoshoot", "recipes", "serve", "toy", "tune"}
 MAY_IMPORT = {
     "errors": set(),
     "progress": set(),
     "randomness": {"errors"},
+    "stopping": {"errors"},
     "cluster": {"errors"},
     "data": GROUND,
     "diffusion": GROUND,

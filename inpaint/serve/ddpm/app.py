@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 
 from inpaint.cluster import worker_threads
-from inpaint.diffusion.repaint import Sampling
+from inpaint.diffusion.repaint import PixelSampling
 from inpaint.paint.ddpm_request import DdpmRequest
 from inpaint.recipes.ddpm import load_ddpm
 from inpaint.serve.ddpm.batcher import Batcher
@@ -77,7 +77,7 @@ class DdpmReplica:
     def _probe(self) -> DdpmRequest:
         side = self._painter.card.unet.multiple
         blank = np.zeros((side, side, 3), dtype=np.uint8)
-        return DdpmRequest(image=blank, hole=np.ones((side, side), dtype=bool), sampling=Sampling(steps=1))
+        return DdpmRequest(image=blank, hole=np.ones((side, side), dtype=bool), sampling=PixelSampling(steps=1))
 
     async def _healthy(self) -> bool:
         try:

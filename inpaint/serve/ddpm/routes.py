@@ -5,14 +5,14 @@ curl -F image=@image.png -F mask=@mask.png -o output.png http://localhost:8000/d
 
 import secrets
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import Response
 
-from inpaint.diffusion.repaint import PixelSampler, Sampling
+from inpaint.diffusion.repaint import PixelSampler, PixelSampling
 from inpaint.paint.ddpm_painter import ModelCard
 from inpaint.paint.ddpm_request import DdpmRequest
 from inpaint.paint.paste import kept_pixels_changed
@@ -98,7 +98,7 @@ def read_task(body: bytes, content_type: str, card: ModelCard, settings: HttpSet
             raise bad(name, "missing: send it as a file of the form", "missing")
     fields = Fields(texts)
     seed = fields.integer("seed", None, 0, LARGEST_SEED)
-    sampling = Sampling(
+    sampling = PixelSampling(
         steps=fields.whole("steps", 50, 1, settings.max_steps),
         sampler=PixelSampler(fields.choice("sampler", PixelSampler.DDIM, [str(s) for s in PixelSampler])),
         jump_length=fields.whole("jump_length", 5, 1, settings.max_steps),
@@ -133,11 +133,10 @@ def receipt_of(request: DdpmRequest, model: Model) -> Receipt:
         base_revision=model.revision,
         adapters=(),
         seed=request.seed,
-        sampler=str(request.sampling.sampler),
-        steps=request.sampling.steps,
-        guidance_scale=request.guidance_scale,
-        strength=1.0,
-        size=None,
-        padding=None,
-        feather=request.feather,
+        sampling={
+            **asdict(request.sampling),
+            "label": request.label,
+            "guidance_scale": request.guidance_scale,
+            "feather": request.feather,
+        },
     )

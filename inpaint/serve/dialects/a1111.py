@@ -23,7 +23,7 @@ Sources: the public API schema of A1111 and Forge, and what the client `webuiapi
 import base64
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -31,7 +31,8 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from inpaint.paint.request import Sampler
+from inpaint.diffusion.samplers import Sampler
+from inpaint.paint.request import SamplingSettings
 from inpaint.serve.dialects import a1111_probes
 from inpaint.serve.dialects.a1111_info import info, infotext
 from inpaint.serve.service import BaseInfo
@@ -150,11 +151,12 @@ def read_job(body: bytes, content_type: str, desk: Desk) -> Job:
         photo, hole = _stretched(photo, hole, width, height, fields, settings)
     check_area(photo, n, "batch_size", settings)
     fill = fields.whole("inpainting_fill", 1, 0, 3)
-    if fill != 1 and how.strength < 1:
+    if fill != 1 and how.sampling.strength < 1:
         ignored.append(f"inpainting_fill {fill}: painted as 1 (original)")
-    if how.size and how.size > largest_size(base):
+    if how.sampling.size and how.sampling.size > largest_size(base):
         ignored.append(f"width, height: far from what the base was trained at, painted at {base.default_size}")
-    request = request_of(photo, hole, prompt, how if (how.size or 0) <= largest_size(base) else how.at_default_size())
+        how = replace(how, sampling=replace(how.sampling, size=None))
+    request = request_of(photo, hole, prompt, how)
     ignored += _without_effect(fields, payload)
     wish = Wish(
         request=request,
@@ -174,16 +176,19 @@ def _how(fields: Fields, base: BaseInfo, settings: HttpSettings, n: int, *, full
     padding = fields.whole("inpaint_full_res_padding", 0, 0, settings.max_padding)
     sides = [fields.integer(name, None, 1, settings.max_side) for name in ("width", "height")]
     size = round((sides[0] * sides[1]) ** 0.5) if full and sides[0] and sides[1] else None
-    return How(
-        seed=random_seed() if seed is None or seed < 0 else seed,
+    sampling = SamplingSettings(
+        sampler=_sampler(fields),
         steps=fields.whole("steps", min(base.steps, settings.max_steps), 1, settings.max_steps),
         guidance_scale=fields.number("cfg_scale", base.guidance_scale, 0, 100),
         strength=fields.number("denoising_strength", 0.75, 0, 1, above=True),
-        sampler=_sampler(fields),
-        negative_prompt=fields.text("negative_prompt", "", most=settings.max_prompt_chars),
         padding=padding if full else None,
         feather=round(fields.number("mask_blur", 4, 0, settings.max_feather)),
         size=size,
+    )
+    return How(
+        seed=random_seed() if seed is None or seed < 0 else seed,
+        negative_prompt=fields.text("negative_prompt", "", most=settings.max_prompt_chars),
+        sampling=sampling,
         timeout_s=fields.number("timeout_s", settings.timeout_s, 0, settings.max_timeout_s, above=True),
     )
 

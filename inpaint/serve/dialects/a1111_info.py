@@ -13,18 +13,18 @@ from inpaint.serve.wire.wish import Wish
 
 def infotext(request: PaintRequest, seed: int, base: BaseInfo, chosen: Sequence[Chosen]) -> str:
     """A picture's settings as A1111 writes them and its PNG Info tab reads them."""
-    sampler = SAMPLERS[request.sampler][0]
+    sampler = SAMPLERS[request.sampling.sampler][0]
     height, width = request.hole.shape
     pairs = {
-        "Steps": request.steps,
+        "Steps": request.sampling.steps,
         "Sampler": sampler,
-        "CFG scale": f"{request.guidance_scale:g}",
+        "CFG scale": f"{request.sampling.guidance_scale:g}",
         "Seed": seed,
         "Size": f"{width}x{height}",
         "Model hash": base.revision[:10],
         "Model": base.name,
-        "Denoising strength": f"{request.strength:g}",
-        "Mask blur": request.feather,
+        "Denoising strength": f"{request.sampling.strength:g}",
+        "Mask blur": request.sampling.feather,
     }
     if chosen:
         hashes = ", ".join(f"{one.entry.name}: {one.entry.digest[:12]}" for one in chosen)
@@ -51,15 +51,15 @@ def info(wish: Wish, n_iter: int, sent: Sequence[Sent], base: BaseInfo) -> dict[
         "subseed_strength": 0,
         "width": width,
         "height": height,
-        "sampler_name": SAMPLERS[request.sampler][0],
-        "cfg_scale": request.guidance_scale,
-        "steps": request.steps,
+        "sampler_name": SAMPLERS[request.sampling.sampler][0],
+        "cfg_scale": request.sampling.guidance_scale,
+        "steps": request.sampling.steps,
         "batch_size": wish.n // n_iter,
         "restore_faces": False,
         "face_restoration_model": None,
         "sd_model_name": base.name,
         "sd_model_hash": base.revision[:10],
-        "denoising_strength": request.strength,
+        "denoising_strength": request.sampling.strength,
         "extra_generation_params": {},
         "index_of_first_image": 0,
         "infotexts": [wish.infotexts(seed) for seed in seeds],

@@ -5,8 +5,8 @@ from typing import Any
 from fastapi import APIRouter
 from starlette.requests import Request
 
+from inpaint.diffusion.samplers import Sampler
 from inpaint.errors import InpaintError
-from inpaint.paint.request import Sampler
 from inpaint.serve.service import BaseInfo
 from inpaint.serve.wire.body import from_base64, parse_json
 from inpaint.serve.wire.desk import Desk

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from inpaint.paint.request import Sampler
+from inpaint.diffusion.samplers import Sampler
 
 
 def _field(kind: str, description: str, example: Any = None, **more: Any) -> dict[str, Any]:

@@ -23,11 +23,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from inpaint.diffusion.samplers import trajectory
 from inpaint.errors import InpaintError
 from inpaint.models.base import Base
 from inpaint.models.latents import decode
-from inpaint.paint.crop import Scene, pasted, scene_of
+from inpaint.paint.crop import WorkingImage, pasted, working_image
 from inpaint.paint.denoise import start_rows
 from inpaint.serve.engine.jobs import Event, Job, Sink
 from inpaint.serve.engine.prompt_encoder import PromptEncoder
@@ -253,12 +252,12 @@ class Engine:
         """Work in another thread, and `then(its future)` on the loop."""
         threads.submit(work).add_done_callback(lambda future: self._mail.put(partial(then, future)))
 
-    def _read(self, order: PaintOrder) -> Scene:
+    def _read(self, order: PaintOrder) -> WorkingImage:
         # The trajectory is found again when the row starts; here it refuses what cannot be sampled.
-        trajectory(self._runner.schedule, order.request.sampler, order.request.steps, order.request.strength)
-        return scene_of(self.base, order.request)
+        order.request.sampling.trajectory(self._runner.schedule)
+        return working_image(self.base, order.request)
 
-    def _have_read(self, job: Job, future: "Future[Scene]") -> None:
+    def _have_read(self, job: Job, future: "Future[WorkingImage]") -> None:
         error = future.exception()
         if error is not None:
             self._fail(job, error)
@@ -456,7 +455,7 @@ class Engine:
                 del self._buckets[shape]
 
 
-def _scene(job: Job) -> Scene:
+def _scene(job: Job) -> WorkingImage:
     assert job.scene is not None, "a job is read before it is started"
     return job.scene
 

@@ -7,8 +7,8 @@ from collections import deque
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
-from inpaint.paint.crop import Scene
-from inpaint.paint.denoise import Row, is_guided
+from inpaint.paint.crop import WorkingImage
+from inpaint.paint.denoise import DenoisingRow
 from inpaint.serve.engine.prompt_encoder import Prompt
 from inpaint.serve.service import Painted, PaintOrder, Preview
 
@@ -45,8 +45,8 @@ class Job:
     """Orders that came later and were let in before it, while it waited for a slot."""
     holds: bool = False
     """Whether it holds its adapters."""
-    scene: Scene | None = None
-    row: Row | None = None
+    scene: WorkingImage | None = None
+    row: DenoisingRow | None = None
     started: float | None = None
     """When it took its first place in a tick."""
     ticks: int = 0
@@ -72,15 +72,14 @@ class Job:
     @property
     def unet_rows(self) -> int:
         """What a step of it costs."""
-        return 2 if is_guided(self.order.request) else 1
+        return 2 if self.order.request.sampling.is_guided else 1
 
     @property
     def steps_left(self) -> int:
         """Steps to take."""
         if self.row is not None:
             return self.row.left
-        request = self.order.request
-        return max(1, int(request.steps * request.strength))
+        return self.order.request.sampling.steps_taken
 
     @property
     def prompts(self) -> tuple[Prompt, ...]:
@@ -88,7 +87,7 @@ class Job:
         request = self.order.request
         adapters = tuple((use.digest, use.weight) for use in self.order.adapters)
         prompt = Prompt(request.prompt, adapters)
-        if not is_guided(request):
+        if not request.sampling.is_guided:
             return (prompt,)
         return prompt, Prompt(request.negative_prompt, adapters, is_negative=True)
 

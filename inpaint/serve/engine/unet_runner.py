@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from inpaint.diffusion.schedule import Schedule, schedule_of
 from inpaint.models.base import Base
 from inpaint.models.prompts import Conditioning, unet_kwargs
-from inpaint.paint.denoise import Batch, BatchSettings, Row
+from inpaint.paint.denoise import Batch, BatchSettings, DenoisingRow
 from inpaint.serve.engine.attention import Kept, TextMemory
 from inpaint.serve.engine.jobs import Job
 from inpaint.serve.engine.settings import EngineSettings
@@ -45,7 +45,7 @@ class UNetRunner:
         )
         self._kept: Kept | None = None
 
-    def stack(self, rows: list[Row]) -> "Stack":
+    def stack(self, rows: list[DenoisingRow]) -> "Stack":
         """Rows that go on together, and what their adapters and texts come to."""
         batch = Batch(self.base, self.schedule, rows, self.batch_settings)
         gathered = self.bank.gather("unet", batch.unet_uses, fixed=self.settings.compile)

@@ -8,6 +8,7 @@ import io
 import json
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
+from typing import Any
 
 import numpy as np
 from PIL import ExifTags, Image, PngImagePlugin
@@ -32,13 +33,8 @@ class Receipt:
     base_revision: str
     adapters: tuple[AdapterUse, ...]
     seed: int
-    sampler: str
-    steps: int
-    guidance_scale: float
-    strength: float
-    size: int | None
-    padding: int | None
-    feather: int
+    sampling: dict[str, Any]
+    """Of a base its `SamplingSettings`, all decided; of a DDPM its `PixelSampling` and what its request adds."""
 
 
 def receipt_of(order: PaintOrder, base: BaseInfo) -> Receipt:
@@ -50,13 +46,7 @@ def receipt_of(order: PaintOrder, base: BaseInfo) -> Receipt:
         base_revision=base.revision,
         adapters=order.adapters,
         seed=request.seed,
-        sampler=str(request.sampler),
-        steps=request.steps,
-        guidance_scale=request.guidance_scale,
-        strength=request.strength,
-        size=request.size,
-        padding=request.padding,
-        feather=request.feather,
+        sampling=asdict(request.sampling),
     )
 
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from inpaint.paint.request import PaintRequest, Sampler
+from inpaint.diffusion.samplers import Sampler
+from inpaint.paint.request import PaintRequest, SamplingSettings
 from inpaint.serve.service import AdapterUse, BaseInfo, PaintOrder
 from inpaint.serve.wire.fields import Fields
 from inpaint.serve.wire.intake import Photo
@@ -35,19 +36,10 @@ class How:
     """How to paint, under the names that our own dialect and OpenAI's `extra_body` use."""
 
     seed: int
-    steps: int
-    guidance_scale: float
-    strength: float
-    sampler: Sampler
     negative_prompt: str
-    padding: int | None
-    feather: int
-    size: int | None
+    sampling: SamplingSettings
+    """Resolved."""
     timeout_s: float
-
-    def at_default_size(self) -> "How":
-        """The same at the size that the base was trained at."""
-        return replace(self, size=None)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -90,16 +82,19 @@ def random_seed() -> int:
 def read_how(fields: Fields, base: BaseInfo, settings: HttpSettings, n: int, *, size: bool) -> How:
     """Read the settings. Args: size: whether `size` is the working size (OpenAI's `size` is another thing)."""
     seed = fields.integer("seed", None, 0, LARGEST_SEED - n + 1)
-    return How(
-        seed=random_seed() if seed is None else seed,
+    sampling = SamplingSettings(
+        sampler=Sampler(fields.choice("sampler", Sampler.DDIM, [str(sampler) for sampler in Sampler])),
         steps=fields.whole("steps", min(base.steps, settings.max_steps), 1, settings.max_steps),
         guidance_scale=fields.number("guidance_scale", base.guidance_scale, 0, 100),
         strength=fields.number("strength", 1.0, 0, 1, above=True),
-        sampler=Sampler(fields.choice("sampler", Sampler.DDIM, [str(sampler) for sampler in Sampler])),
-        negative_prompt=fields.text("negative_prompt", "", most=settings.max_prompt_chars),
         padding=fields.integer("padding", None, 0, settings.max_padding),
         feather=fields.whole("feather", 0, 0, settings.max_feather),
         size=fields.integer("size", None, base.size_multiple, largest_size(base)) if size else None,
+    )
+    return How(
+        seed=random_seed() if seed is None else seed,
+        negative_prompt=fields.text("negative_prompt", "", most=settings.max_prompt_chars),
+        sampling=sampling,
         timeout_s=fields.number("timeout_s", settings.timeout_s, 0, settings.max_timeout_s, above=True),
     )
 
@@ -117,13 +112,7 @@ def request_of(photo: Photo, hole: np.ndarray, prompt: str, how: How) -> PaintRe
         prompt=prompt,
         negative_prompt=how.negative_prompt,
         seed=how.seed,
-        steps=how.steps,
-        guidance_scale=how.guidance_scale,
-        size=how.size,
-        feather=how.feather,
-        sampler=how.sampler,
-        strength=how.strength,
-        padding=how.padding,
+        sampling=how.sampling,
     )
 
 

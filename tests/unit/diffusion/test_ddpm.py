@@ -7,7 +7,7 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 
 from inpaint.diffusion.ddpm import Noise, NoiseSettings, ddim_step, ddpm_step, renoise
-from inpaint.diffusion.repaint import PixelSampler, Sampling, fill
+from inpaint.diffusion.repaint import PixelSampler, PixelSampling, fill
 from inpaint.errors import InpaintError
 
 BETAS = {Noise.LINEAR: "linear", Noise.COSINE: "squaredcos_cap_v2"}
@@ -69,15 +69,15 @@ def test_noise_added_in_two_parts_has_the_variance_of_one() -> None:
 
 
 def test_moves_resample_every_stretch_and_cost_what_is_said() -> None:
-    plan = Sampling(steps=5, jump_length=2, jump_count=2)
+    plan = PixelSampling(steps=5, jump_length=2, jump_count=2)
     stretches = [(0, 1), (1, 2)], [(2, 3), (3, 4)], [(4, 5)]
     back = [(2, 0)], [(4, 2)], [(5, 4)]
     assert plan.moves() == [m for s, b in zip(stretches, back, strict=True) for m in (*s, *b, *s)]
     assert plan.evaluations == 10
-    assert Sampling(steps=7).moves() == [(i, i + 1) for i in range(7)]
+    assert PixelSampling(steps=7).moves() == [(i, i + 1) for i in range(7)]
     for wrong in ({"steps": 0}, {"jump_length": 0}, {"jump_count": 0}):
         with pytest.raises(InpaintError):
-            Sampling(**wrong)
+            PixelSampling(**wrong)
 
 
 @pytest.mark.parametrize("sampler", PixelSampler)
@@ -94,7 +94,7 @@ def test_kept_pixels_end_as_they_are_and_a_perfect_model_finds_the_rest(sampler:
         seen.append((noisy, timesteps_B))
         return (noisy - a.sqrt() * truth) / (1 - a).sqrt()
 
-    sampling = Sampling(steps=6, sampler=sampler, jump_length=2, jump_count=jumps)
+    sampling = PixelSampling(steps=6, sampler=sampler, jump_length=2, jump_count=jumps)
     calls = []
     result = fill(
         perfect,
@@ -124,7 +124,7 @@ def test_the_network_sees_known_pixels_noised_to_its_timestep() -> None:
         spread.append((kept.mean().item(), kept.std().item()))
         return torch.full_like(noisy, 3.0)
 
-    fill(wild, schedule, known, hole, Sampling(steps=8), lambda: torch.randn(1, 3, 64, 64))
+    fill(wild, schedule, known, hole, PixelSampling(steps=8), lambda: torch.randn(1, 3, 64, 64))
     for mean, std in spread:
         assert mean == pytest.approx(0, abs=0.06)
         assert std == pytest.approx(1, abs=0.06)

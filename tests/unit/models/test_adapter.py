@@ -21,6 +21,7 @@ from inpaint.models.tokens import add_tokens, token_parameters
 from inpaint.paint.painter import Painter
 from inpaint.paint.request import PaintRequest
 from tests.tiny import SIZE, tiny_sd_inpaint
+from tests.unit.paint.examples import request_with
 
 TOKENS = {"CDP_COS": "CDP_COS", "CDP_FOOD": "CDP_FOOD"}
 PROMPT = "CDP_FOOD background, the red wood"
@@ -64,7 +65,7 @@ def request() -> PaintRequest:
     hole = np.zeros((SIZE, SIZE), dtype=bool)
     hole[4:28, 6:30] = True
     image = rng.integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
-    return PaintRequest(image=image, hole=hole, prompt=PROMPT, seed=5, steps=4, guidance_scale=4.0)
+    return request_with(image=image, hole=hole, prompt=PROMPT, seed=5, steps=4, guidance_scale=4.0)
 
 
 def test_plain_diffusers_paints_the_same_image_with_the_adapter(folder: Path, adapter_folder: Path) -> None:
@@ -85,8 +86,8 @@ def test_plain_diffusers_paints_the_same_image_with_the_adapter(folder: Path, ad
         mask_image=Image.fromarray(asked.hole.astype(np.uint8) * 255),
         height=SIZE,
         width=SIZE,
-        num_inference_steps=asked.steps,
-        guidance_scale=asked.guidance_scale,
+        num_inference_steps=asked.sampling.steps,
+        guidance_scale=asked.sampling.guidance_scale,
         generator=torch.Generator("cpu").manual_seed(asked.seed),
         output_type="np",
     ).images[0]

@@ -1,9 +1,19 @@
 """Requests to paint."""
 
+from dataclasses import fields
+
 import numpy as np
 
-from inpaint.paint.request import PaintRequest
+from inpaint.paint.request import PaintRequest, SamplingSettings
 from tests.tiny import SIZE
+
+_SAMPLING = {field.name for field in fields(SamplingSettings)}
+
+
+def request_with(**settings: object) -> PaintRequest:
+    """A request from its own fields and those of its sampling settings."""
+    sampling = {name: settings.pop(name) for name in _SAMPLING & settings.keys()}
+    return PaintRequest(sampling=SamplingSettings(**sampling), **settings)  # type: ignore[arg-type]
 
 
 def request(seed: int = 0, height: int = SIZE, width: int = SIZE, **settings: object) -> PaintRequest:
@@ -14,4 +24,4 @@ def request(seed: int = 0, height: int = SIZE, width: int = SIZE, **settings: ob
     hole[height // 4 : -height // 8, width // 8 : -width // 3] = True
     hole ^= random.random((height, width)) < 0.05
     defaults: dict[str, object] = {"prompt": "a red wood box", "seed": seed, "steps": 5, "guidance_scale": 4.0}
-    return PaintRequest(image=image, hole=hole, **{**defaults, **settings})  # type: ignore[arg-type]
+    return request_with(image=image, hole=hole, **{**defaults, **settings})

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from inpaint.paint.crop import LONGEST, Window, pasted, window_of
 from inpaint.paint.paste import kept_pixels_changed
-from inpaint.paint.request import PaintRequest
+from tests.unit.paint.examples import request_with
 
 
 def box(height: int, width: int, top: int, left: int, high: int, wide: int) -> np.ndarray:
@@ -55,7 +55,7 @@ def test_a_window_holds_the_padded_hole_inside_the_photo(data):
 def test_what_was_painted_lands_in_the_hole_alone(feather):
     photo = np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)
     hole = box(50, 70, 20, 30, 10, 12)
-    request = PaintRequest(image=photo, hole=hole, prompt="", seed=0, padding=3, feather=feather)
+    request = request_with(image=photo, hole=hole, prompt="", seed=0, padding=3, feather=feather)
     window = window_of(hole, 3)
     result = pasted(request, window, np.ones((32, 32, 3), dtype=np.float32))
     assert kept_pixels_changed(photo, result, hole) == 0

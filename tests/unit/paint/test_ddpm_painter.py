@@ -10,7 +10,7 @@ from PIL import Image
 
 import inpaint
 from inpaint.diffusion.ddpm import NoiseSettings
-from inpaint.diffusion.repaint import PixelSampler, Sampling
+from inpaint.diffusion.repaint import PixelSampler, PixelSampling
 from inpaint.diffusion.unet import Known, MaskedUNet, UNetSettings
 from inpaint.errors import InpaintError
 from inpaint.paint.ddpm_painter import DdpmPainter, ModelCard, ReverseProcess
@@ -20,7 +20,7 @@ from inpaint.train.checkpoint import CheckpointStore, Progress
 
 TINY = UNetSettings(channels=(8, 16, 16, 24), attention=(16,), time_width=16, classes=2)
 CARD = ModelCard(image_size=16, unet=TINY, noise=NoiseSettings(), classes=("cat", "dog"))
-FAST = Sampling(steps=3)
+FAST = PixelSampling(steps=3)
 
 
 def weights(scale: float = 0.05) -> dict[str, torch.Tensor]:
@@ -95,7 +95,7 @@ def test_no_hole_costs_nothing(painter: DdpmPainter) -> None:
 
 def test_frames_show_the_way_and_the_last_is_the_result(painter: DdpmPainter) -> None:
     frames = ReverseProcess(frames=4)
-    sampling = Sampling(steps=8, sampler=PixelSampler.DDPM, jump_length=4, jump_count=2)
+    sampling = PixelSampling(steps=8, sampler=PixelSampler.DDPM, jump_length=4, jump_count=2)
     request = DdpmRequest(image=photo(16, 16), hole=hole(16, 16), sampling=sampling)
     (result,) = painter.paint([request], on_frame=frames)
     strip = frames.strip()

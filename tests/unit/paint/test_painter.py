@@ -14,12 +14,13 @@ from diffusers import (
 )
 from PIL import Image
 
+from inpaint.diffusion.samplers import Sampler
 from inpaint.errors import InpaintError
 from inpaint.paint.painter import Painter
 from inpaint.paint.paste import kept_pixels_changed
-from inpaint.paint.request import PaintRequest, Sampler
+from inpaint.paint.request import PaintRequest
 from tests.tiny import SIZE
-from tests.unit.paint.examples import request
+from tests.unit.paint.examples import request, request_with
 
 TOLERANCE = 1e-3
 SCHEDULERS = {
@@ -36,7 +37,7 @@ def painted_by_diffusers(folder, wanted: PaintRequest) -> np.ndarray:
     kind = StableDiffusionXLInpaintPipeline if xl else StableDiffusionInpaintPipeline
     pipeline = kind.from_pretrained(folder, **({"add_watermarker": False} if xl else {"safety_checker": None}))
     pipeline.set_progress_bar_config(disable=True)
-    pipeline.scheduler = SCHEDULERS[wanted.sampler].from_config(pipeline.scheduler.config)
+    pipeline.scheduler = SCHEDULERS[wanted.sampling.sampler].from_config(pipeline.scheduler.config)
     return pipeline(
         prompt=wanted.prompt,
         negative_prompt=wanted.negative_prompt or None,
@@ -44,9 +45,9 @@ def painted_by_diffusers(folder, wanted: PaintRequest) -> np.ndarray:
         mask_image=Image.fromarray(wanted.hole.astype(np.uint8) * 255),
         height=SIZE,
         width=SIZE,
-        strength=wanted.strength,
-        num_inference_steps=wanted.steps,
-        guidance_scale=wanted.guidance_scale,
+        strength=wanted.sampling.strength,
+        num_inference_steps=wanted.sampling.steps,
+        guidance_scale=wanted.sampling.guidance_scale,
         generator=torch.Generator("cpu").manual_seed(wanted.seed),
         output_type="np",
     ).images[0]
@@ -111,10 +112,10 @@ def test_seed_prompt_and_guidance_matter(tiny_bases):
     parts = {"image": image.image, "hole": image.hole, "steps": 3}
     first, *others = painter.paint_raw(
         [
-            PaintRequest(prompt="red", seed=1, **parts),
-            PaintRequest(prompt="red", seed=2, **parts),
-            PaintRequest(prompt="the wood", seed=1, **parts),
-            PaintRequest(prompt="red", seed=1, guidance_scale=1.0, **parts),
+            request_with(prompt="red", seed=1, **parts),
+            request_with(prompt="red", seed=2, **parts),
+            request_with(prompt="the wood", seed=1, **parts),
+            request_with(prompt="red", seed=1, guidance_scale=1.0, **parts),
         ]
     )
     assert all(np.abs(first - other).max() > 3 * TOLERANCE for other in others)
@@ -125,8 +126,8 @@ def test_what_lies_in_the_hole_is_not_looked_at(tiny_bases):
     one = request(1)
     other_image = one.image.copy()
     other_image[one.hole] = 255
-    other = PaintRequest(image=other_image, hole=one.hole, prompt=one.prompt, seed=one.seed, steps=one.steps)
-    same = PaintRequest(image=one.image, hole=one.hole, prompt=one.prompt, seed=one.seed, steps=one.steps)
+    other = request_with(image=other_image, hole=one.hole, prompt=one.prompt, seed=one.seed, steps=one.sampling.steps)
+    same = request_with(image=one.image, hole=one.hole, prompt=one.prompt, seed=one.seed, steps=one.sampling.steps)
     first, second = painter.paint_raw([other, same])
     assert np.array_equal(first, second)
 
@@ -161,7 +162,7 @@ def test_with_padding_only_the_holes_surroundings_are_seen(tiny_bases, padding):
     near = photo.copy()
     near[38:60, 68:70] = 255 - near[38:60, 68:70]
     painter = Painter(tiny_bases["sd9"])
-    plain, other_far, other_near = painter.paint([PaintRequest(image=i, **settings) for i in (photo, far, near)])
+    plain, other_far, other_near = painter.paint([request_with(image=i, **settings) for i in (photo, far, near)])
     assert kept_pixels_changed(photo, plain, hole) == 0 and (plain != photo)[hole].any()
     assert np.array_equal(plain[hole], other_far[hole]) == (padding < 1000)
     assert np.array_equal(plain[hole], other_near[hole]) == (padding == 0)
@@ -169,7 +170,7 @@ def test_with_padding_only_the_holes_surroundings_are_seen(tiny_bases, padding):
 
 def test_a_request_without_a_hole_gets_its_image_back(tiny_bases):
     with_hole = request(1)
-    without = PaintRequest(image=request(2).image, hole=np.zeros((SIZE, SIZE), dtype=bool), prompt="", seed=0)
+    without = request_with(image=request(2).image, hole=np.zeros((SIZE, SIZE), dtype=bool), prompt="", seed=0)
     first, second = Painter(tiny_bases["sd9"]).paint([without, with_hole])
     assert np.array_equal(first, without.image) and first is not without.image
     assert not np.array_equal(second, with_hole.image)
@@ -193,14 +194,14 @@ def test_bad_settings_are_refused_by_name(settings):
     good = request(1)
     ((name, value),) = settings.items()
     with pytest.raises(InpaintError, match=f"{name} {value}"):
-        PaintRequest(**{"image": good.image, "hole": good.hole, "prompt": "", "seed": 0, **settings})
+        request_with(**{"image": good.image, "hole": good.hole, "prompt": "", "seed": 0, **settings})
 
 
 def test_images_and_holes_of_other_kinds_are_refused():
     good = request(1)
     with pytest.raises(InpaintError, match=r"image: float64"):
-        PaintRequest(image=good.image / 255, hole=good.hole, prompt="", seed=0)
+        request_with(image=good.image / 255, hole=good.hole, prompt="", seed=0)
     with pytest.raises(InpaintError, match=r"hole: uint8"):
-        PaintRequest(image=good.image, hole=good.hole.astype(np.uint8), prompt="", seed=0)
+        request_with(image=good.image, hole=good.hole.astype(np.uint8), prompt="", seed=0)
     with pytest.raises(InpaintError, match=r"\(31, 32\)"):
-        PaintRequest(image=good.image, hole=good.hole[1:], prompt="", seed=0)
+        request_with(image=good.image, hole=good.hole[1:], prompt="", seed=0)

@@ -6,6 +6,7 @@ import pytest
 
 from inpaint.data.manifest import Manifest, Row
 from inpaint.errors import InpaintError
+from inpaint.paint.request import SamplingSettings, preferences_of
 from inpaint.paint.results import PAINTED, Painted, Results, picture_hash
 from inpaint.paint.tasks import PaintSettings, PaintTask, checked_output_folder, output_names, plan_tasks, row_seed
 
@@ -59,7 +60,11 @@ def test_a_key_covers_all_that_the_picture_depends_on():
         plan([row("a.png")], adapter=Format(), models="m with an adapter"),
         *(
             plan([row("a.png")], replace(SETTINGS, **{name: value}))
-            for name, value in {"steps": 3, "guidance_scale": 2.0, "seed": 1, "size": 64, "feather": 1}.items()
+            for name, value in {"seed": 1, "negative_prompt": "x", "precision": "bf16"}.items()
+        ),
+        *(
+            plan([row("a.png")], replace(SETTINGS, sampling=SamplingSettings(**{name: value})))
+            for name, value in {"steps": 3, "guidance_scale": 2.0, "size": 64, "feather": 1, "padding": 2}.items()
         ),
     ]
     assert len({task.key, *(tasks[0].key for tasks, _ in others)}) == 1 + len(others)
@@ -92,10 +97,12 @@ def test_a_row_named_like_a_comparison_is_refused():
         output_names([row("a.jpg"), row("comparisons/a.jpg")])
 
 
-def test_guidance_defaults_to_what_the_base_is_used_to():
-    assert SETTINGS.guidance == 1.0
-    assert PaintSettings(base="owner/base").guidance == 7.5
-    assert PaintSettings(base="toy", guidance_scale=0.0).guidance == 0.0
+def test_what_is_left_open_is_what_the_base_prefers():
+    open_ = SamplingSettings(size=64)
+    assert open_.resolved(preferences_of("toy")) == replace(open_, guidance_scale=1.0, steps=25)
+    assert open_.resolved(preferences_of("owner/base")) == replace(open_, guidance_scale=7.5, steps=25)
+    decided = SamplingSettings(guidance_scale=0.0, steps=3)
+    assert decided.resolved(preferences_of("toy")) == decided
 
 
 def test_output_must_be_a_folder_on_a_disk(tmp_path):

@@ -19,6 +19,7 @@ from inpaint.paint.request import PaintRequest
 from inpaint.serve.engine.engine import Engine
 from inpaint.serve.engine.settings import EngineSettings
 from inpaint.serve.service import AdapterGone, AdapterUse, Painted, PaintOrder, Preview
+from tests.unit.paint.examples import request_with
 
 LEVEL = 1
 """Largest difference of a colour value: 1e-3 in [0, 1], and rounding."""
@@ -126,7 +127,7 @@ def request(seed: int = 0, height: int = 64, width: int = 64, **settings: object
     hole = np.zeros((height, width), dtype=bool)
     hole[height // 4 : -height // 8, width // 8 : -width // 3] = True
     defaults = {"prompt": "a red box", "seed": seed, "steps": 3, "guidance_scale": 1.0, "image": image, "hole": hole}
-    return PaintRequest(**{**defaults, **settings})  # type: ignore[arg-type]
+    return request_with(**{**defaults, **settings})
 
 
 def order(wanted: PaintRequest, *digests: str | tuple[str, float], **settings: object) -> PaintOrder:

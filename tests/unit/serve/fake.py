@@ -9,8 +9,8 @@ import numpy as np
 import uvicorn
 from PIL import Image
 
+from inpaint.diffusion.samplers import Sampler
 from inpaint.models.adapter import AdapterCard
-from inpaint.paint.request import Sampler
 from inpaint.serve.http import HttpSettings, build_http
 from inpaint.serve.service import BaseInfo, Painted, PaintOrder, Preview, ServedAdapter
 from tests.unit.data.images import encoded, mask, picture
@@ -100,7 +100,7 @@ class FakeService:
         return Painted(
             image=image,
             kept_pixels_changed=self.changed,
-            steps=order.request.steps,
+            steps=order.request.sampling.steps,
             batch_rows=1.0,
             queue_s=0.25,
             paint_s=0.5,
@@ -118,14 +118,14 @@ def check(orders: Sequence[PaintOrder]) -> None:
         assert request.hole.any(), "without a hole there is nothing to paint"
         assert BASE.size_multiple <= min(height, width) and max(height, width) <= limits.max_side
         assert height * width <= limits.max_pixels
-        assert 0 <= request.seed < 2**63 and 1 <= request.steps <= limits.max_steps
-        assert 0 <= request.guidance_scale <= 100 and 0 < request.strength <= 1
-        assert request.size is None or BASE.size_multiple <= request.size <= 2 * BASE.default_size
-        assert 0 <= request.feather <= limits.max_feather
-        assert request.padding is None or 0 <= request.padding <= limits.max_padding
+        assert 0 <= request.seed < 2**63 and 1 <= request.sampling.steps <= limits.max_steps
+        assert 0 <= request.sampling.guidance_scale <= 100 and 0 < request.sampling.strength <= 1
+        assert request.sampling.size is None or BASE.size_multiple <= request.sampling.size <= 2 * BASE.default_size
+        assert 0 <= request.sampling.feather <= limits.max_feather
+        assert request.sampling.padding is None or 0 <= request.sampling.padding <= limits.max_padding
         for text in (request.prompt, request.negative_prompt):
             assert len(text.encode("utf-8")) <= 5 * limits.max_prompt_chars and "\0" not in text
-        assert isinstance(request.sampler, Sampler)
+        assert isinstance(request.sampling.sampler, Sampler)
         assert order.timeout_s is not None and 0 < order.timeout_s <= limits.max_timeout_s
         assert 0 <= order.previews <= 8
         assert len({use.name for use in order.adapters}) == len(order.adapters) <= limits.max_adapters

@@ -10,7 +10,8 @@ import pytest
 import webuiapi
 from PIL import Image
 
-from inpaint.paint.request import Sampler
+from inpaint.diffusion.samplers import Sampler
+from inpaint.paint.request import SamplingSettings
 from inpaint.serve.service import Overloaded
 from inpaint.serve.wire.receipt import read_infotext, read_receipt
 from tests.unit.data.images import encoded, mask, picture
@@ -80,15 +81,16 @@ def test_settings_reach_the_order_under_our_names(api, service):
         mask_blur=6, inpaint_full_res=True, inpaint_full_res_padding=11, width=96, height=96,
     )  # fmt: skip
     request = service.orders[0].request
-    assert (request.seed, request.steps, request.guidance_scale, request.strength) == (7, 9, 4.5, 0.5)
-    assert (request.sampler, request.negative_prompt) == (Sampler.DPMPP_2M, "text")
-    assert (request.feather, request.padding, request.size) == (6, 11, 96)
+    assert (request.seed, request.negative_prompt) == (7, "text")
+    assert request.sampling == SamplingSettings(
+        steps=9, guidance_scale=4.5, strength=0.5, sampler=Sampler.DPMPP_2M, feather=6, padding=11, size=96
+    )
 
 
 def test_the_whole_picture_is_stretched_to_width_and_height_where_asked(api, service):
     result = img2img(api, inpaint_full_res=False, width=80, height=80)
     assert result.image.size == (80, 80)
-    assert service.orders[0].request.padding is None
+    assert service.orders[0].request.sampling.padding is None
 
 
 def test_batches_have_consecutive_seeds(api, service):

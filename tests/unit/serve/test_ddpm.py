@@ -13,7 +13,7 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from inpaint.diffusion.ddpm import NoiseSettings
-from inpaint.diffusion.repaint import Sampling
+from inpaint.diffusion.repaint import PixelSampling
 from inpaint.diffusion.unet import MaskedUNet, UNetSettings
 from inpaint.errors import InpaintError
 from inpaint.paint.ddpm_painter import DdpmPainter, ModelCard
@@ -60,7 +60,9 @@ class Painting:
 
 def request(seed: int, *, steps: int = 4) -> DdpmRequest:
     image = np.full((SIDE, SIDE, 3), 200, dtype=np.uint8)
-    return DdpmRequest(image=image, hole=np.ones((SIDE, SIDE), dtype=bool), seed=seed, sampling=Sampling(steps=steps))
+    return DdpmRequest(
+        image=image, hole=np.ones((SIDE, SIDE), dtype=bool), seed=seed, sampling=PixelSampling(steps=steps)
+    )
 
 
 async def until(event: threading.Event) -> None:
@@ -185,7 +187,7 @@ def test_black_is_filled_and_white_kept_bit_for_bit(client: TestClient) -> None:
     assert answer.headers["x-kept-pixels-changed"] == "0"
     assert ask(client, label="dog").content == answer.content, "one seed, one picture"
     receipt = read_receipt(answer.content)
-    assert (receipt.base, receipt.base_revision, receipt.seed, receipt.steps) == ("mine", "r1", 3, 2)
+    assert (receipt.base, receipt.base_revision, receipt.seed, receipt.sampling["steps"]) == ("mine", "r1", 3, 2)
 
 
 def test_a_mask_without_black_gives_the_photo_back(client: TestClient) -> None:

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 
 from inpaint.errors import InpaintError
-from inpaint.paint.request import PaintRequest
 from inpaint.serve.adapters.cache import AdapterFiles
 from inpaint.serve.admission import Admission
 from inpaint.serve.dispatcher import MOST_TRIES, Capacity, Dispatcher, ReplicaLost
 from inpaint.serve.service import AdapterGone, AdapterUse, DeadlinePassed, Overloaded, Painted, PaintOrder, Preview
+from tests.unit.paint.examples import request_with
 from tests.unit.serve.test_work import BASE
 
 IMAGE = np.zeros((64, 64, 3), dtype=np.uint8)
-REQUEST = PaintRequest(image=IMAGE, hole=np.ones((64, 64), dtype=bool), prompt="", seed=0, steps=10, guidance_scale=1)
+REQUEST = request_with(image=IMAGE, hole=np.ones((64, 64), dtype=bool), prompt="", seed=0, steps=10, guidance_scale=1)
 DONE = Painted(image=IMAGE, kept_pixels_changed=0, steps=10, batch_rows=1, queue_s=0, paint_s=0)
 
 

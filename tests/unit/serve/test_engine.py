@@ -5,9 +5,10 @@ import asyncio
 import numpy as np
 import pytest
 
+from inpaint.diffusion.samplers import Sampler
 from inpaint.errors import InpaintError
 from inpaint.paint.paste import kept_pixels_changed
-from inpaint.paint.request import PaintRequest, Sampler
+from inpaint.paint.request import PaintRequest
 from inpaint.serve.engine.engine import Engine, EngineBroken
 from inpaint.serve.engine.settings import EngineSettings
 from inpaint.serve.service import DeadlinePassed, Painted, Preview
@@ -49,10 +50,10 @@ def test_orders_of_all_kinds_get_the_painters_pictures(max_rows):
     for wanted, events in zip(MIXED, painted, strict=True):
         assert difference(events[-1].image, by_painter("toy", wanted)) <= LEVEL
         assert events[-1].kept_pixels_changed == kept_pixels_changed(wanted.image, events[-1].image, wanted.hole) == 0
-        assert events[-1].steps == int(wanted.steps * wanted.strength)
+        assert events[-1].steps == int(wanted.sampling.steps * wanted.sampling.strength)
     assert stats.painted == len(MIXED) and stats.rows_per_tick > 2
     assert (stats.queued, stats.running, stats.remaining) == (0, 0, 0)
-    steps = [int(w.steps * w.strength) * (2 if w.guidance_scale > 1 else 1) for w in MIXED]
+    steps = [w.sampling.steps_taken * (2 if w.sampling.is_guided else 1) for w in MIXED]
     assert stats.unet_rows == sum(steps)
 
 

@@ -9,11 +9,11 @@ import torch
 from diffusers import StableDiffusionInpaintPipeline
 from PIL import Image
 
+from inpaint.diffusion.samplers import Sampler
 from inpaint.errors import InpaintError
 from inpaint.models.adapter import Adapter, load_adapter, save_adapter
 from inpaint.models.base import TOY_BASE
 from inpaint.paint.paste import paste_back
-from inpaint.paint.request import Sampler
 from inpaint.serve.engine.engine import MAX_PASSED, Engine
 from inpaint.serve.service import AdapterGone
 from tests.tiny import tiny_sd_inpaint, tiny_sdxl_inpaint
@@ -133,8 +133,8 @@ def test_several_weighted_adapters_are_diffusers_set_adapters(tmp_path):
         mask_image=Image.fromarray(wanted.hole.astype(np.uint8) * 255),
         height=32,
         width=32,
-        num_inference_steps=wanted.steps,
-        guidance_scale=wanted.guidance_scale,
+        num_inference_steps=wanted.sampling.steps,
+        guidance_scale=wanted.sampling.guidance_scale,
         generator=torch.Generator("cpu").manual_seed(wanted.seed),
         output_type="np",
     ).images[0]

@@ -81,10 +81,8 @@ def test_extra_body_reaches_the_order(client, service):
     edit(client, extra_body=extra)
     (order,) = service.orders
     request = order.request
-    assert order.timeout_s == 30
-    assert {name: getattr(request, name) for name in extra if name != "timeout_s"} == {
-        name: value for name, value in extra.items() if name != "timeout_s"
-    }
+    found = {**vars(request), **vars(request.sampling), "timeout_s": order.timeout_s}
+    assert {name: found[name] for name in extra} == extra
 
 
 def test_without_a_model_or_with_the_bases_name_there_is_no_adapter(client, service):
@@ -92,7 +90,7 @@ def test_without_a_model_or_with_the_bases_name_there_is_no_adapter(client, serv
     edit(client, model=openai.omit)
     assert [order.adapters for order in service.orders] == [(), ()]
     assert service.orders[0].request.prompt == "table"
-    assert service.orders[0].request.steps == BASE.steps
+    assert service.orders[0].request.sampling.steps == BASE.steps
 
 
 def test_a_category_of_an_adapter_with_several_is_found_by_its_name(client, service):

@@ -1,12 +1,14 @@
 """Every picture says what it was painted with, in every format."""
 
 import io
+from dataclasses import asdict
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from inpaint.errors import InpaintError
+from inpaint.paint.request import SamplingSettings
 from inpaint.serve.service import AdapterUse
 from inpaint.serve.wire.receipt import Receipt, encode, read_infotext, read_receipt
 from inpaint.serve.wire.wish import Encoding
@@ -18,13 +20,7 @@ RECEIPT = Receipt(
     base_revision="c" * 64,
     adapters=(AdapterUse(name="CDP_FOOD", digest="d" * 64, weight=0.8), AdapterUse(name="x", digest="e" * 64)),
     seed=2**63 - 1,
-    sampler="ddim",
-    steps=25,
-    guidance_scale=7.5,
-    strength=0.1 + 0.2,
-    size=None,
-    padding=32,
-    feather=4,
+    sampling=asdict(SamplingSettings(steps=25, guidance_scale=7.5, strength=0.1 + 0.2, padding=32, feather=4)),
 )
 
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from inpaint.models.base import load_base
-from inpaint.paint.crop import scene_of
-from inpaint.paint.denoise import Row, start_rows
+from inpaint.paint.crop import working_image
+from inpaint.paint.denoise import DenoisingRow, start_rows
 from inpaint.serve.engine.prompt_encoder import Prompt, PromptEncoder
 from inpaint.serve.engine.settings import EngineSettings
 from inpaint.serve.engine.unet_runner import UNetRunner
@@ -32,18 +32,18 @@ def runner() -> UNetRunner:
     return runner
 
 
-def rows(runner: UNetRunner, texts: PromptEncoder) -> list[Row]:
+def rows(runner: UNetRunner, texts: PromptEncoder) -> list[DenoisingRow]:
     asked = [request(i, guidance_scale=scale, steps=2) for i, scale in enumerate(GUIDANCE)]
     prompt, negative = texts.encode([Prompt("a red box"), Prompt("", is_negative=True)])
     negatives = [negative if scale > 1 else None for scale in GUIDANCE]
-    scenes = [scene_of(runner.base, one) for one in asked]
+    scenes = [working_image(runner.base, one) for one in asked]
     made = start_rows(runner.base, runner.schedule, asked, scenes, [prompt] * len(asked), negatives)
     for row, uses in zip(made, USES, strict=True):
         row.uses = uses
     return made
 
 
-def run(runner: UNetRunner, together: list[Row]) -> None:
+def run(runner: UNetRunner, together: list[DenoisingRow]) -> None:
     stack = runner.stack(together)
     for _ in range(2):
         runner.install(stack)

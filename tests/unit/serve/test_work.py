@@ -12,6 +12,7 @@ from inpaint.serve.deployments.scaling import WORK, ByRemainingWork
 from inpaint.serve.ranking import Ledger, Standing, rank
 from inpaint.serve.service import BaseInfo, Overloaded
 from inpaint.serve.work import work_of
+from tests.unit.paint.examples import request_with
 
 BASE = BaseInfo(name="toy", revision="r", default_size=64, size_multiple=16, guidance_scale=1.0, steps=25)
 
@@ -20,7 +21,7 @@ def request(*, side: int = 64, hole: tuple[slice, slice] = np.s_[16:48, 16:48], 
     area = np.zeros((side, side), dtype=bool)
     area[hole] = True
     settings = {"prompt": "", "seed": 0, "steps": 20, "guidance_scale": 1.0, **changes}
-    return PaintRequest(image=np.zeros((side, side, 3), dtype=np.uint8), hole=area, **settings)
+    return request_with(image=np.zeros((side, side, 3), dtype=np.uint8), hole=area, **settings)
 
 
 @pytest.mark.parametrize(
