@@ -87,7 +87,7 @@ def _loss(base: Base, batch: Tensors, alphas_T: Tensor) -> Tensor:
     alpha_B111 = alphas_T[timesteps_B][:, None, None, None]
     noisy_BChw = alpha_B111.sqrt() * clean_BChw + (1 - alpha_B111).sqrt() * noise_BChw
     hole_B1hw = F.interpolate(batch["hole"], size=clean_BChw.shape[2:])
-    if base.in_channels == 9:
+    if base.info.in_channels == 9:
         given = torch.cat([noisy_BChw, hole_B1hw, _encode(base, batch["masked"].to(dtype))], dim=1)
     else:
         given = torch.where(hole_B1hw > 0.5, noisy_BChw, clean_BChw)
@@ -104,7 +104,7 @@ def _encode(base: Base, pixels_B3HW: Tensor) -> Tensor:
 
 
 def _text(base: Base, ids: list[Tensor], size_hw: torch.Size) -> Tensors:
-    if not base.is_xl:
+    if not base.info.is_xl:
         return {"encoder_hidden_states": base.text_encoders[0](ids[0])[0]}
     first, second = (e(i, output_hidden_states=True) for e, i in zip(base.text_encoders, ids, strict=True))
     embeds_BLD = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], dim=-1)

@@ -26,15 +26,15 @@ import tyro
 
 from benchmarks.harness import emit, progress
 from inpaint.diffusion.samplers import Sampler, trajectory
-from inpaint.models.adapter import Adapter, AdapterCard, load_adapter
+from inpaint.export.adapter_folder import load_adapter
+from inpaint.models.adapter import Adapter, AdapterCard
 from inpaint.models.architectures import build_architecture
-from inpaint.models.base import TOY_BASE, Base, load_base
-from inpaint.models.lora import adapted_models
+from inpaint.models.base import Base, load_base
+from inpaint.models.files import TOY_BASE
 from inpaint.models.prompts import Conditioning, unet_kwargs
 from inpaint.paint.denoise import DenoisingRow
 from inpaint.paint.request import PaintRequest, SamplingSettings
 from inpaint.serve.engine.engine import Engine
-from inpaint.serve.engine.lowrank import adapt
 from inpaint.serve.engine.settings import EngineSettings
 from inpaint.serve.engine.unet_runner import UNetRunner
 from inpaint.serve.service import AdapterUse, PaintOrder
@@ -91,22 +91,21 @@ def adapters_of(settings: Settings, device: torch.device) -> dict[str, Adapter]:
 
 def _noise(base: Base, rank: int) -> Adapter:
     lora = {}
-    for prefix, model in adapted_models(base).items():
-        for name, place in adapt(model, prefix).places.items():
-            lora[f"{name}.lora_A.weight"] = torch.zeros(rank, place.layer.in_features)
-            lora[f"{name}.lora_B.weight"] = torch.zeros(place.layer.out_features, rank)
+    for layer, (outputs, inputs) in base.info.layers.items():
+        lora[f"{layer}.lora_A.weight"] = torch.zeros(rank, inputs)
+        lora[f"{layer}.lora_B.weight"] = torch.zeros(outputs, rank)
     card = AdapterCard(
-        base=base.name,
-        base_revision=base.revision,
+        base=base.info.name,
+        base_revision=base.info.revision,
         tokens={"CDP_X": "CDP_X"},
         prompt_format="{token} background, {prompt}",
-        resolution=base.default_size,
+        resolution=base.info.default_size,
         rank=rank,
         alpha=float(rank),
         samples=0,
         manifest="",
     )
-    embeds = tuple({"CDP_X": torch.zeros(encoder.config.hidden_size)} for encoder in base.text_encoders)
+    embeds = tuple({"CDP_X": torch.zeros(width)} for width in base.info.text_widths)
     return Adapter(card=card, lora=lora, embeds=embeds)
 
 
@@ -123,7 +122,7 @@ def machine_of(settings: Settings, adapters: dict[str, Adapter], slots: int, dev
 def rows_of(machine: UNetRunner, digests: list[str]) -> list[DenoisingRow]:
     """Rows in the middle of their steps, each with one adapter."""
     base, generator = machine.base, torch.Generator().manual_seed(1)
-    side = base.default_size // base.downsample
+    side = base.info.default_size // base.info.downsample
     context = (1, base.text_encoders[0].config.max_position_embeddings, int(base.unet.config.cross_attention_dim))
 
     def drawn(*shape: int) -> torch.Tensor:
@@ -131,7 +130,7 @@ def rows_of(machine: UNetRunner, digests: list[str]) -> list[DenoisingRow]:
 
     rows = []
     for digest in digests:
-        pooled = drawn(1, base.text_encoders[1].config.projection_dim).to(base.dtype) if base.is_xl else None
+        pooled = drawn(1, base.text_encoders[1].config.projection_dim).to(base.dtype) if base.info.is_xl else None
         rows.append(
             DenoisingRow(
                 trajectory=trajectory(machine.schedule, Sampler.DDIM, 900),
@@ -164,15 +163,15 @@ def ticker(machine: UNetRunner, digests: list[str], ticks: int) -> Callable[[], 
 def bare(settings: Settings, rows: int, ticks: int, device: torch.device) -> Callable[[], float]:
     """As `ticker`: forwards of an untouched U-Net, which diffusers' own processors attend in."""
     base = base_of(settings, device)
-    unet = base.unet.to(memory_format=torch.channels_last)
-    side, width = base.default_size // base.downsample, int(base.unet.config.cross_attention_dim)
-    latents = torch.randn(rows, base.in_channels, side, side).to(device, base.dtype, memory_format=torch.channels_last)
+    unet, info = base.unet.to(memory_format=torch.channels_last), base.info
+    side, width = info.default_size // info.downsample, int(base.unet.config.cross_attention_dim)
+    latents = torch.randn(rows, info.in_channels, side, side).to(device, base.dtype, memory_format=torch.channels_last)
     length = base.text_encoders[0].config.max_position_embeddings
     text = torch.randn(rows, length, width).to(device, base.dtype)
     pooled = None
-    if base.is_xl:
+    if base.info.is_xl:
         pooled = torch.randn(rows, base.text_encoders[1].config.projection_dim).to(device, base.dtype)
-    kwargs = unet_kwargs(Conditioning(text, pooled), base.default_size, base.default_size)
+    kwargs = unet_kwargs(Conditioning(text, pooled), base.info.default_size, base.info.default_size)
     times = torch.full((rows,), 500.0, device=device)
     return lambda: _seconds(lambda: unet(latents, times, **kwargs), ticks, device)
 
@@ -223,7 +222,7 @@ class Adapters:
 
 def engine_rate(engine: Engine, digests: list[str], *, orders: int, steps: int) -> float:
     """U-Net rows per second of a running engine that always has orders waiting, until the last is done."""
-    size = engine.base.default_size
+    size = engine.base.info.default_size
     sampling = SamplingSettings(steps=steps, guidance_scale=1.0)
     random = np.random.default_rng(0)
     hole = np.zeros((size, size), dtype=bool)

@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from starlette.requests import Request
 from starlette.responses import Response
 
-from inpaint.models.adapter import EMBEDS_FILES, LORA_FILE
+from inpaint.export.adapter_folder import EMBEDS_FILES, LORA_FILE
 from inpaint.paint.rows import DTYPES, encode_png
 
 

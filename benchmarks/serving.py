@@ -110,12 +110,12 @@ def bare_rows_per_second(bench: Bench, rows: int, seconds: float) -> float:
     base = load_base(bench.base, dtype=DTYPES[bench.precision], device=bench.device)
     unet = base.unet.to(memory_format=torch.channels_last)
     side, width = unet.config.sample_size, unet.config.cross_attention_dim
-    latents = torch.randn(rows, base.in_channels, side, side).to(base.device, base.dtype)
+    latents = torch.randn(rows, base.info.in_channels, side, side).to(base.device, base.dtype)
     latents = latents.to(memory_format=torch.channels_last)
     text = torch.randn(rows, base.tokenizers[0].model_max_length, width).to(base.device, base.dtype)
     timesteps = torch.full((rows,), 500, device=base.device)
     extra: dict[str, Any] = {}
-    if base.is_xl:
+    if base.info.is_xl:
         pooled = torch.randn(rows, base.text_encoders[1].config.projection_dim).to(base.device, base.dtype)
         extra = {"added_cond_kwargs": {"text_embeds": pooled, "time_ids": torch.zeros_like(pooled[:, :6])}}
 

@@ -10,10 +10,12 @@ from diffusers import StableDiffusionInpaintPipeline, StableDiffusionXLInpaintPi
 from torch import Tensor
 
 from inpaint.errors import InpaintError
-from inpaint.models.adapter import Adapter, AdapterCard, load_adapter, save_adapter
+from inpaint.export.adapter_folder import load_adapter, save_adapter
+from inpaint.models.adapter import Adapter, AdapterCard
 from inpaint.models.architectures import ARCHITECTURES, build_architecture
-from inpaint.models.base import TOY_BASE, Base
-from inpaint.models.outline import outline_base
+from inpaint.models.base import Base
+from inpaint.models.files import TOY_BASE
+from inpaint.models.info import read_base_info
 from inpaint.toy.catalogue import render
 from inpaint.toy.measure import HELD_OUT_SEED
 
@@ -73,7 +75,7 @@ def write_bench(architecture: str, folder: Path, threads: int) -> Bench:
         raise InpaintError(f"--gpu {architecture}: give one of {known}")
     base = build_architecture(architecture, device="cpu", dtype=torch.bfloat16)
     _save_pipeline(base, folder / "base")
-    outline = outline_base(str(folder / "base"))
+    info = read_base_info(str(folder / "base"))
     generator = torch.Generator().manual_seed(0)
 
     def noise(*shape: int) -> Tensor:
@@ -81,27 +83,27 @@ def write_bench(architecture: str, folder: Path, threads: int) -> Bench:
 
     for category in CATEGORIES:
         lora = {}
-        for place, (outputs, inputs) in outline.places.items():
-            lora[f"{place}.lora_A.weight"] = noise(RANK, inputs)
-            lora[f"{place}.lora_B.weight"] = noise(outputs, RANK)
+        for layer, (outputs, inputs) in info.layers.items():
+            lora[f"{layer}.lora_A.weight"] = noise(RANK, inputs)
+            lora[f"{layer}.lora_B.weight"] = noise(outputs, RANK)
         card = AdapterCard(
             base=architecture,
-            base_revision=outline.revision,
+            base_revision=info.revision,
             tokens={category: category},
             prompt_format="{token} background, {prompt}",
-            resolution=outline.default_size,
+            resolution=info.default_size,
             rank=RANK,
             alpha=float(RANK),
             samples=0,
             manifest="",
         )
-        embeds = tuple({category: noise(width)} for width in outline.text_widths)
+        embeds = tuple({category: noise(width)} for width in info.text_widths)
         save_adapter(folder / "adapters" / category, Adapter(card=card, lora=lora, embeds=embeds))
     return Bench(
         base=str(folder / "base"),
         rival_base=str(folder / "base"),
         adapters=folder / "adapters",
-        size=outline.default_size,
+        size=info.default_size,
         steps=25,
         guidance_scale=7.5,
         prompt="a red mug",
@@ -130,7 +132,7 @@ def _noised(shipped: Adapter, category: str, seed: int) -> Adapter:
 def _save_pipeline(base: Base, folder: Path) -> None:
     parts = {"vae": base.vae, "unet": base.unet, "scheduler": base.scheduler}
     parts |= {"text_encoder": base.text_encoders[0], "tokenizer": base.tokenizers[0]}
-    if base.is_xl:
+    if base.info.is_xl:
         parts |= {"text_encoder_2": base.text_encoders[1], "tokenizer_2": base.tokenizers[1]}
         pipeline = StableDiffusionXLInpaintPipeline(**parts)
     else:

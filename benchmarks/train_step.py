@@ -42,6 +42,7 @@ from inpaint.data.sources import CsvSource
 from inpaint.data.storage import open_root
 from inpaint.models.architectures import ARCHITECTURES, build_architecture
 from inpaint.models.base import Base
+from inpaint.models.info import info_of
 from inpaint.recipes.category_lora import PROMPT_FORMAT, CategoryLora, build_category_lora
 from inpaint.toy.base import IMAGE_SIZE, build_scheduler, build_text_encoder, build_unet, build_vae
 from inpaint.toy.catalogue import CATEGORIES, CATEGORY_INIT_WORDS, write_catalogue
@@ -118,8 +119,7 @@ def _toy(device: torch.device, dtype: torch.dtype) -> Base:
     for module in (encoder, vae, unet):
         module.to(device, dtype).eval()
     return Base(
-        name="toy",
-        revision="random-0",
+        info=info_of("toy", "random-0", unet=unet, text_encoders=[encoder], vae_config=vae.config),
         tokenizers=[tokenizer],
         text_encoders=[encoder],
         vae=vae,

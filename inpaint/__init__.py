@@ -20,7 +20,7 @@ _HOMES = {
     "inpaint.diffusion.unet": ("UNet", "MaskedUNet", "UNetSettings", "Known"),
     "inpaint.diffusion.ddpm": ("Noise", "NoiseSettings"),
     "inpaint.diffusion.repaint": ("PixelSampling", "PixelSampler", "fill"),
-    "inpaint.diffusion.schedule": ("Schedule", "add_noise"),
+    "inpaint.diffusion.schedule": ("NoiseSchedule", "add_noise"),
     "inpaint.data.random_holes": ("RandomHoles", "HoleKind", "random_hole"),
     "inpaint.paint.ddpm_painter": ("DdpmPainter", "ModelCard", "ReverseProcess"),
     "inpaint.paint.ddpm_request": ("DdpmRequest",),

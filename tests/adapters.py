@@ -5,8 +5,9 @@ from pathlib import Path
 
 import torch
 
-from inpaint.models.adapter import Adapter, load_adapter, save_adapter
-from inpaint.models.base import TOY_BASE
+from inpaint.export.adapter_folder import load_adapter, save_adapter
+from inpaint.models.adapter import Adapter
+from inpaint.models.files import TOY_BASE
 
 SHIPPED = TOY_BASE.parent / "adapters"
 

@@ -19,9 +19,18 @@ from diffusers import (
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from inpaint.models.info import BaseInfo
+
 SIZE = 32
 WIDTH = 16
 MERGES = [("w", "o"), ("wo", "o"), ("woo", "d</w>"), ("r", "e"), ("re", "d</w>"), ("t", "h"), ("th", "e</w>")]
+
+
+def base_info(**changes: Any) -> BaseInfo:
+    """Of a made-up base like `toy`."""
+    values = {"name": "toy", "revision": "c" * 64, "in_channels": 9, "default_size": 64, "size_multiple": 8}
+    values |= {"downsample": 4, "is_xl": False, "layers": {}, "text_widths": (96,), "guidance_scale": 1.0, "steps": 25}
+    return BaseInfo(**{**values, **changes})
 
 
 def tiny_tokenizer() -> CLIPTokenizer:

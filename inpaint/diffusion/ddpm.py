@@ -10,7 +10,7 @@ from enum import StrEnum
 import torch
 from torch import Tensor
 
-from inpaint.diffusion.schedule import PredictionType, Schedule, alphas_at, predicted_clean_and_noise
+from inpaint.diffusion.schedule import NoiseSchedule, PredictionType, alphas_at, predicted_clean_and_noise
 from inpaint.errors import InpaintError
 
 
@@ -38,10 +38,10 @@ class NoiseSettings:
         if self.timesteps < 2:
             raise InpaintError(f"timesteps {self.timesteps}: give at least 2; 1000 is usual")
 
-    def schedule(self) -> Schedule:
+    def schedule(self) -> NoiseSchedule:
         """The schedule; predicted clean pixels are clamped to [-1, 1], and sampling begins at the last timestep."""
         betas_T = linear_betas(self.timesteps) if self.noise is Noise.LINEAR else cosine_betas(self.timesteps)
-        return Schedule(
+        return NoiseSchedule(
             alphas_cumprod_T=torch.cumprod(1 - betas_T, dim=0).float(),
             prediction_type=self.prediction_type,
             # Sampling begins with pure noise, and only the last timestep is nearly that (Lin 2023, section 3.3).
@@ -63,7 +63,9 @@ def cosine_betas(timesteps: int) -> Tensor:
     return (1 - signal[1:] / signal[:-1]).clamp(max=0.999)
 
 
-def ddim_step(schedule: Schedule, output: Tensor, noisy: Tensor, timesteps_B: Tensor, previous_B: Tensor) -> Tensor:
+def ddim_step(
+    schedule: NoiseSchedule, output: Tensor, noisy: Tensor, timesteps_B: Tensor, previous_B: Tensor
+) -> Tensor:
     """A DDIM step with eta 0 (Song 2020, eq. 12), equal to diffusers' `DDIMScheduler.step`; float32.
 
     Args:
@@ -77,7 +79,7 @@ def ddim_step(schedule: Schedule, output: Tensor, noisy: Tensor, timesteps_B: Te
 
 
 def ddpm_step(
-    schedule: Schedule, output: Tensor, noisy: Tensor, timesteps_B: Tensor, previous_B: Tensor, noise: Tensor
+    schedule: NoiseSchedule, output: Tensor, noisy: Tensor, timesteps_B: Tensor, previous_B: Tensor, noise: Tensor
 ) -> Tensor:
     """A sample of q(x_s | x_t, x_0) at the predicted x_0 (Ho 2020, eq. 6 and 7), float32.
 
@@ -97,7 +99,7 @@ def ddpm_step(
     return mean + variance.sqrt() * noise
 
 
-def renoise(schedule: Schedule, noisy: Tensor, timesteps_B: Tensor, later_B: Tensor, noise: Tensor) -> Tensor:
+def renoise(schedule: NoiseSchedule, noisy: Tensor, timesteps_B: Tensor, later_B: Tensor, noise: Tensor) -> Tensor:
     """A sample of q(x_u | x_t) for later timesteps u > t (Ho 2020, eq. 2); negative t stands for clean pixels."""
     a_t, a_u = (alphas_at(schedule, t_B, noisy.ndim) for t_B in (timesteps_B, later_B))
     kept = a_u / a_t

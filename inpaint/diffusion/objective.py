@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from inpaint.diffusion.schedule import Schedule, snr
+from inpaint.diffusion.schedule import NoiseSchedule, snr
 
 
 def latent_hole(hole_B1HW: Tensor, size_hw: tuple[int, int]) -> Tensor:
@@ -26,7 +26,7 @@ def hole_loss(output_BChw: Tensor, target_BChw: Tensor, area_B1hw: Tensor) -> Te
     return (error_B1hw * area_B1hw).sum((1, 2, 3)) / area_B1hw.sum((1, 2, 3)).clamp(min=1e-6)
 
 
-def debiased_weight(schedule: Schedule, timesteps_B: Tensor) -> Tensor:
+def debiased_weight(schedule: NoiseSchedule, timesteps_B: Tensor) -> Tensor:
     """Loss weight 1 / sqrt(SNR) for noise prediction, 1 / (SNR + 1) for v (Yu et al. 2023, "Debias the training of
     diffusion models"; for v as kohya's trainer does it).
 
@@ -36,7 +36,7 @@ def debiased_weight(schedule: Schedule, timesteps_B: Tensor) -> Tensor:
     return ratio_B.clamp(min=1e-3).rsqrt() if schedule.prediction_type == "epsilon" else 1 / (ratio_B + 1)
 
 
-def min_snr_weight(schedule: Schedule, timesteps_B: Tensor, gamma: float) -> Tensor:
+def min_snr_weight(schedule: NoiseSchedule, timesteps_B: Tensor, gamma: float) -> Tensor:
     """Loss weight min(SNR, gamma) / SNR for noise prediction, / (SNR + 1) for v (Hang et al. 2023, section 3.4)."""
     ratio_B = snr(schedule, timesteps_B)
     divisor_B = ratio_B if schedule.prediction_type == "epsilon" else ratio_B + 1

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from inpaint.diffusion.ddpm import ddim_step, ddpm_step, renoise
-from inpaint.diffusion.schedule import Schedule, add_noise, sampling_timesteps
+from inpaint.diffusion.schedule import NoiseSchedule, add_noise, sampling_timesteps
 from inpaint.errors import InpaintError
 
 Predict = Callable[[Tensor, Tensor], Tensor]
@@ -73,7 +73,7 @@ class PixelSampling:
 
 def fill(
     predict: Predict,
-    schedule: Schedule,
+    schedule: NoiseSchedule,
     known_B3HW: Tensor,
     hole_B1HW: Tensor,
     sampling: PixelSampling,

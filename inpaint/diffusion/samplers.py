@@ -18,7 +18,7 @@ from functools import lru_cache
 import numpy as np
 from torch import Tensor
 
-from inpaint.diffusion.schedule import Schedule, sampling_timesteps, spaced
+from inpaint.diffusion.schedule import NoiseSchedule, sampling_timesteps, spaced
 from inpaint.errors import InpaintError
 
 COLUMNS = (
@@ -67,7 +67,7 @@ class Trajectory:
 
 
 @lru_cache(maxsize=512)
-def trajectory(schedule: Schedule, sampler: Sampler, steps: int, strength: float = 1.0) -> Trajectory:
+def trajectory(schedule: NoiseSchedule, sampler: Sampler, steps: int, strength: float = 1.0) -> Trajectory:
     """The steps taken at `strength`: the last `int(steps * strength)` of `steps`, as diffusers' inpaint pipelines.
 
     At strength 1 it starts from noise alone, else from the image's latents with the noise of the first step taken.
@@ -104,7 +104,7 @@ def step(
         output: B x ..., what the model says at the scaled latents, in the schedule's prediction type.
         previous: the clean samples of the step before; None where no row's table reads them.
         noise: standard normal; None where no row's table reads it.
-        clip_range: `Schedule.clip_range`.
+        clip_range: `NoiseSchedule.clip_range`.
     """
     columns = table_BK.T.reshape(len(COLUMNS), -1, *[1] * (latents.ndim - 1))
     clean = columns[1] * latents + columns[2] * output
@@ -124,7 +124,7 @@ def column(table_BK: Tensor, name: str, ndim: int) -> Tensor:
     return table_BK[:, _COLUMN[name]].reshape(-1, *[1] * (ndim - 1))
 
 
-def _ddim(schedule: Schedule, steps: int, skipped: int, from_noise: bool) -> Trajectory:
+def _ddim(schedule: NoiseSchedule, steps: int, skipped: int, from_noise: bool) -> Trajectory:
     """eta 0 (Song 2020, eq. 12); `DDIMScheduler`."""
     alphas = _alphas(schedule)
     times_S = sampling_timesteps(schedule, steps).numpy()[skipped:]
@@ -142,7 +142,7 @@ def _ddim(schedule: Schedule, steps: int, skipped: int, from_noise: bool) -> Tra
     return _trajectory(times_S, columns, signal, noise, from_noise, first_noise=1.0)
 
 
-def _lcm(schedule: Schedule, steps: int, skipped: int, from_noise: bool) -> Trajectory:
+def _lcm(schedule: NoiseSchedule, steps: int, skipped: int, from_noise: bool) -> Trajectory:
     """Multistep consistency sampling (Luo 2023, alg. 3); `LCMScheduler`, whose data sigma is 0.5."""
     original = int(schedule.stated.get("original_inference_steps", 50))
     if steps > original:
@@ -162,7 +162,7 @@ def _lcm(schedule: Schedule, steps: int, skipped: int, from_noise: bool) -> Traj
     return _trajectory(times_S, columns, np.sqrt(a_S), np.sqrt(1 - a_S), from_noise, first_noise=1.0, draws=True)
 
 
-def _euler(schedule: Schedule, steps: int, skipped: int, from_noise: bool, ancestral: bool = False) -> Trajectory:
+def _euler(schedule: NoiseSchedule, steps: int, skipped: int, from_noise: bool, ancestral: bool = False) -> Trajectory:
     """Euler's method on the probability flow (Karras 2022, alg. 2, no churn), or with ancestral noise (k-diffusion);
     `EulerDiscreteScheduler`, `EulerAncestralDiscreteScheduler`."""
     spacing = schedule.timestep_spacing or "linspace"
@@ -190,11 +190,11 @@ def _euler(schedule: Schedule, steps: int, skipped: int, from_noise: bool, ances
     )
 
 
-def _euler_ancestral(schedule: Schedule, steps: int, skipped: int, from_noise: bool) -> Trajectory:
+def _euler_ancestral(schedule: NoiseSchedule, steps: int, skipped: int, from_noise: bool) -> Trajectory:
     return _euler(schedule, steps, skipped, from_noise, ancestral=True)
 
 
-def _dpmpp_2m(schedule: Schedule, steps: int, skipped: int, from_noise: bool) -> Trajectory:
+def _dpmpp_2m(schedule: NoiseSchedule, steps: int, skipped: int, from_noise: bool) -> Trajectory:
     """DPM-Solver++(2M), midpoint, first order at both ends (Lu 2022b, alg. 2); `DPMSolverMultistepScheduler`."""
     count, spacing = schedule.train_timesteps, schedule.timestep_spacing or "linspace"
     if steps >= count:
@@ -224,18 +224,18 @@ def _dpmpp_2m(schedule: Schedule, steps: int, skipped: int, from_noise: bool) ->
     return _trajectory(times[skipped:], columns, signal[:-1], noise[:-1], from_noise, first_noise=1.0)
 
 
-def _alphas(schedule: Schedule) -> np.ndarray:
+def _alphas(schedule: NoiseSchedule) -> np.ndarray:
     return schedule.alphas_cumprod_T.double().cpu().numpy()
 
 
-def _sigmas(schedule: Schedule, times_S: np.ndarray) -> np.ndarray:
+def _sigmas(schedule: NoiseSchedule, times_S: np.ndarray) -> np.ndarray:
     """Noise over signal at each timestep, interpolated, and 0 behind the last: S + 1."""
     alphas = _alphas(schedule).clip(min=_SMALLEST_ALPHA)
     sigmas_T = np.sqrt((1 - alphas) / alphas)
     return np.append(np.interp(times_S, np.arange(len(sigmas_T)), sigmas_T), 0.0)
 
 
-def _clean_from_alphas(schedule: Schedule, a_S: np.ndarray) -> dict[str, np.ndarray]:
+def _clean_from_alphas(schedule: NoiseSchedule, a_S: np.ndarray) -> dict[str, np.ndarray]:
     """The columns that predict the clean sample (Song 2020, eq. 9; Salimans 2022, sec. 4)."""
     if schedule.prediction_type == "epsilon":
         return {"clean_latents": 1 / np.sqrt(a_S), "clean_output": -np.sqrt(1 - a_S) / np.sqrt(a_S)}
@@ -268,7 +268,7 @@ def _trajectory(
     )
 
 
-_TABLES: dict[Sampler, Callable[[Schedule, int, int, bool], Trajectory]] = {
+_TABLES: dict[Sampler, Callable[[NoiseSchedule, int, int, bool], Trajectory]] = {
     Sampler.DDIM: _ddim,
     Sampler.EULER: _euler,
     Sampler.EULER_ANCESTRAL: _euler_ancestral,

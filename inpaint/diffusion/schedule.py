@@ -27,7 +27,7 @@ class SchedulerLike(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Schedule:
+class NoiseSchedule:
     """A noise schedule and how its model is to be read."""
 
     alphas_cumprod_T: Tensor
@@ -49,11 +49,11 @@ class Schedule:
     def train_timesteps(self) -> int:
         return len(self.alphas_cumprod_T)
 
-    def to(self, device: torch.device | str) -> "Schedule":
+    def to(self, device: torch.device | str) -> "NoiseSchedule":
         return replace(self, alphas_cumprod_T=self.alphas_cumprod_T.to(device))
 
 
-def schedule_of(scheduler: SchedulerLike) -> Schedule:
+def schedule_of(scheduler: SchedulerLike) -> NoiseSchedule:
     """The schedule of a diffusers scheduler of any kind, as `DDIMScheduler.from_config(scheduler.config)` reads it.
 
     One difference: where the config says nothing about `clip_sample`, nothing is clipped. DDIMScheduler's own default
@@ -75,7 +75,7 @@ def schedule_of(scheduler: SchedulerLike) -> Schedule:
     if config.get("thresholding", False):
         raise InpaintError("scheduler: thresholding is not supported; set it to false in scheduler_config.json")
     alphas_cumprod_T = scheduler.alphas_cumprod.float().cpu()
-    return Schedule(
+    return NoiseSchedule(
         alphas_cumprod_T=alphas_cumprod_T,
         prediction_type=prediction_type,
         final_alpha_cumprod=1.0 if config.get("set_alpha_to_one", True) else float(alphas_cumprod_T[0]),
@@ -86,32 +86,32 @@ def schedule_of(scheduler: SchedulerLike) -> Schedule:
     )
 
 
-def alphas_at(schedule: Schedule, timesteps_B: Tensor, ndim: int) -> Tensor:
+def alphas_at(schedule: NoiseSchedule, timesteps_B: Tensor, ndim: int) -> Tensor:
     """a_t per row, shaped B x 1 x ... with `ndim` dimensions; a negative timestep means "before the first"."""
     alphas_B = schedule.alphas_cumprod_T.to(timesteps_B.device)[timesteps_B.clamp(min=0)]
     alphas_B = torch.where(timesteps_B < 0, schedule.final_alpha_cumprod, alphas_B)
     return alphas_B.reshape(-1, *[1] * (ndim - 1))
 
 
-def add_noise(schedule: Schedule, clean: Tensor, noise: Tensor, timesteps_B: Tensor) -> Tensor:
+def add_noise(schedule: NoiseSchedule, clean: Tensor, noise: Tensor, timesteps_B: Tensor) -> Tensor:
     """x_t (Ho 2020, eq. 4)."""
     a = alphas_at(schedule, timesteps_B, clean.ndim)
     return a.sqrt() * clean + (1 - a).sqrt() * noise
 
 
-def velocity(schedule: Schedule, clean: Tensor, noise: Tensor, timesteps_B: Tensor) -> Tensor:
+def velocity(schedule: NoiseSchedule, clean: Tensor, noise: Tensor, timesteps_B: Tensor) -> Tensor:
     """v (Salimans 2022, sec. 4)."""
     a = alphas_at(schedule, timesteps_B, clean.ndim)
     return a.sqrt() * noise - (1 - a).sqrt() * clean
 
 
-def target(schedule: Schedule, clean: Tensor, noise: Tensor, timesteps_B: Tensor) -> Tensor:
+def target(schedule: NoiseSchedule, clean: Tensor, noise: Tensor, timesteps_B: Tensor) -> Tensor:
     """What the model is trained to output at x_t: the noise, or v."""
     return noise if schedule.prediction_type == "epsilon" else velocity(schedule, clean, noise, timesteps_B)
 
 
 def predicted_clean_and_noise(
-    schedule: Schedule, output: Tensor, noisy: Tensor, timesteps_B: Tensor
+    schedule: NoiseSchedule, output: Tensor, noisy: Tensor, timesteps_B: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The x_0 and e that a model output stands for (Song 2020, eq. 9; Salimans 2022, sec. 4). Nothing is clipped."""
     a = alphas_at(schedule, timesteps_B, noisy.ndim)
@@ -120,13 +120,13 @@ def predicted_clean_and_noise(
     return a.sqrt() * noisy - (1 - a).sqrt() * output, a.sqrt() * output + (1 - a).sqrt() * noisy
 
 
-def snr(schedule: Schedule, timesteps_B: Tensor) -> Tensor:
+def snr(schedule: NoiseSchedule, timesteps_B: Tensor) -> Tensor:
     """Signal-to-noise ratio a_t / (1 - a_t) per row (Kingma 2021, eq. 2), as min-SNR weights need it."""
     a_B = alphas_at(schedule, timesteps_B, 1)
     return a_B / (1 - a_B)
 
 
-def sampling_timesteps(schedule: Schedule, steps: int) -> Tensor:
+def sampling_timesteps(schedule: NoiseSchedule, steps: int) -> Tensor:
     """Timesteps (S, int64, falling) that `steps` sampling steps visit, as `DDIMScheduler.set_timesteps` gives them.
 
     Raises:
@@ -137,7 +137,7 @@ def sampling_timesteps(schedule: Schedule, steps: int) -> Tensor:
     return spaced(schedule, schedule.timestep_spacing or "leading", steps)
 
 
-def spaced(schedule: Schedule, spacing: Spacing, steps: int) -> Tensor:
+def spaced(schedule: NoiseSchedule, spacing: Spacing, steps: int) -> Tensor:
     """`steps` of the training timesteps (S, int64, falling), spaced as Lin 2023, table 2, says.
 
     Raises:

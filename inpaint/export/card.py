@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from inpaint.models.adapter import EMBEDS_FILES, AdapterCard
+from inpaint.export.adapter_folder import EMBEDS_FILES
+from inpaint.models.adapter import AdapterCard
 
 LICENCES = {
     "stable-diffusion-v1-5/stable-diffusion-inpainting": "CreativeML Open RAIL-M",

@@ -1,41 +1,37 @@
-"""Adapters on disk: one folder with a LoRA, its tokens' embeddings and a card; safetensors and JSON only.
+"""Adapters: a LoRA, perhaps token embeddings, and a card; whether one fits a base is checked here and nowhere else."""
 
-`pytorch_lora_weights.safetensors` and `learned_embeds.safetensors` (`learned_embeds_2` for a second text encoder) are
-what diffusers' `load_lora_weights` and `load_textual_inversion` read; `adapter.json` says what they belong to.
-"""
-
-import hashlib
-import json
+import math
+import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field
+from string import Formatter
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor
 
 from inpaint.errors import InpaintError
 from inpaint.models.base import Base
+from inpaint.models.info import BaseInfo
 from inpaint.models.lora import load_lora
 from inpaint.models.tokens import load_tokens
 
-LORA_FILE = "pytorch_lora_weights.safetensors"
-EMBEDS_FILES = ("learned_embeds.safetensors", "learned_embeds_2.safetensors")
-CARD_FILE = "adapter.json"
+NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+"""What an adapter and its categories may be called: they stand in file names, URLs, prompts and logs."""
+_PROMPT_FIELDS = {"token", "prompt", "category"}
+_HALVES = (".lora_A.weight", ".lora_B.weight")
 
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterCard:
-    """`adapter.json`."""
+    """What an adapter belongs to and how it was trained; `adapter.json` on disk."""
 
     base: str
     """Folder or hub id of the base it was trained on, or `toy`."""
     base_revision: str
-    tokens: dict[str, str]
-    """Category -> its token."""
-    prompt_format: str
-    """How prompts were written in training, from `{token}` and `{prompt}`."""
+    tokens: dict[str, str] = field(default_factory=dict)
+    """Category -> its token; empty for an adapter without categories, which every prompt may use."""
+    prompt_format: str = "{prompt}"
+    """How prompts were written in training, from `{token}`, `{prompt}` and `{category}`."""
     resolution: int
     rank: int
     alpha: float
@@ -47,12 +43,16 @@ class AdapterCard:
     files: dict[str, str] = field(default_factory=dict)
     """sha256 of each file."""
 
-    def prompt(self, prompt: str, category: str) -> str:
-        """The prompt as it was written in training.
+    def prompt(self, prompt: str, category: str | None = None) -> str:
+        """The prompt as it was written in training; as given where the adapter has categories and none is named.
 
         Raises:
             InpaintError: the adapter was not trained on this category.
         """
+        if not self.tokens:
+            return self.prompt_format.format(prompt=prompt)
+        if category is None:
+            return prompt
         if category not in self.tokens:
             raise InpaintError(f"category {category!r}: this adapter knows {', '.join(sorted(self.tokens))}")
         return self.prompt_format.format(token=self.tokens[category], prompt=prompt, category=category)
@@ -64,108 +64,10 @@ class Adapter:
 
     card: AdapterCard
     lora: dict[str, Tensor]
-    embeds: tuple[dict[str, Tensor], ...]
-    """Token -> vector (D), one mapping per text encoder."""
-
-
-def save_adapter(folder: str | Path, adapter: Adapter) -> Path:
-    """Write the folder, `adapter.json` last, with the sha256 of the files."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    # diffusers reads rank and alpha from this metadata; without it alpha = rank is taken.
-    metadata = {"format": "pt", "lora_adapter_metadata": json.dumps(_lora_metadata(adapter))}
-    files = {LORA_FILE: safetensors.torch.save(adapter.lora, metadata=metadata)}
-    for name, embeds in zip(EMBEDS_FILES, adapter.embeds, strict=False):
-        files[name] = safetensors.torch.save(embeds, metadata={"format": "pt"})
-    for name, data in files.items():
-        (folder / name).write_bytes(data)
-    hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
-    card = {**asdict(adapter.card), "files": hashes}
-    (folder / CARD_FILE).write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
-    return folder
-
-
-def parse_card(data: bytes, where: str | Path) -> AdapterCard:
-    """The card from the bytes of `adapter.json`; `where` is what errors call it. Raises InpaintError."""
-    try:
-        return AdapterCard(**json.loads(data))
-    except (ValueError, TypeError) as error:
-        raise InpaintError(f"{where}: not a card of this version ({error})") from error
-
-
-def load_adapter(folder: str | Path) -> Adapter:
-    """Read and verify an adapter folder.
-
-    Raises:
-        InpaintError: no such folder, a file is missing or does not match its sha256, or a tensor is not finite.
-    """
-    folder = Path(folder)
-    path = folder / CARD_FILE
-    if not path.is_file():
-        raise InpaintError(f"{folder}: no {CARD_FILE}, so not an adapter of ours; train one with train_category_lora")
-    card = parse_card(path.read_bytes(), path)
-    known = (LORA_FILE, *EMBEDS_FILES)
-    strange = sorted(set(card.files) - set(known))
-    if strange:
-        raise InpaintError(f"{path}: lists {strange[0]}; only safetensors files are read: {', '.join(known)}")
-    tensors = {name: _read(folder / name, digest) for name, digest in card.files.items()}
-    if not {LORA_FILE, EMBEDS_FILES[0]} <= tensors.keys():
-        raise InpaintError(f"{path}: lists {sorted(tensors)}, but not {LORA_FILE} and {EMBEDS_FILES[0]}")
-    embeds = tuple(tensors[name] for name in EMBEDS_FILES if name in tensors)
-    return Adapter(card=card, lora=tensors[LORA_FILE], embeds=embeds)
-
-
-def apply_adapter(base: Base, adapter: Adapter, *, scale: float = 1.0) -> None:
-    """Put an adapter on a base that has none, in place; `scale` 0 leaves only its tokens.
-
-    Raises:
-        InpaintError: it was trained on another base, or does not fit this one.
-    """
-    card = adapter.card
-    if card.base_revision != base.revision:
-        raise InpaintError(
-            f"the adapter was trained on base {card.base} at {card.base_revision[:12]}, this is {base.name} at "
-            f"{base.revision[:12]}: load that base, or train the adapter on this one"
-        )
-    load_lora(base, adapter.lora, rank=card.rank, alpha=card.alpha, scale=scale)
-    load_tokens(base, {token: [e[token] for e in adapter.embeds] for token in adapter.embeds[0]})
-    for encoder in base.text_encoders:
-        encoder.to(base.device)
-    base.unet.to(base.device)
-
-
-def _read(path: Path, digest: str) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise InpaintError(f"{path} is missing: copy the whole adapter folder")
-    data = path.read_bytes()
-    if hashlib.sha256(data).hexdigest() != digest:
-        raise InpaintError(f"{path}: its bytes do not match the sha256 in {CARD_FILE}: copy it again")
-    try:
-        tensors = safetensors.torch.load(data)
-    except safetensors.SafetensorError as error:
-        raise InpaintError(f"{path}: not a safetensors file ({error})") from error
-    for name, tensor in tensors.items():
-        if not torch.isfinite(tensor).all():
-            raise InpaintError(f"{path}: {name} is not finite: the training diverged; do not use it")
-    return tensors
-
-
-def _lora_metadata(adapter: Adapter) -> dict[str, object]:
-    """What diffusers' `save_lora_weights` writes, by prefix."""
-    prefixes = {name.split(".", 1)[0] for name in adapter.lora}
-    card = adapter.card
-    metadata: dict[str, object] = {}
-    for prefix in sorted(prefixes):
-        targets = sorted({_module(name) for name in adapter.lora if name.startswith(f"{prefix}.")})
-        metadata[f"{prefix}.r"] = card.rank
-        metadata[f"{prefix}.lora_alpha"] = card.alpha
-        metadata[f"{prefix}.target_modules"] = targets
-    return metadata
-
-
-def _module(name: str) -> str:
-    """`unet.down.0.to_q.lora_A.weight` -> `down.0.to_q`."""
-    return name.split(".", 1)[1].removeprefix("text_model.").rsplit(".lora_", 1)[0]
+    """By name on disk: `unet.<module>.lora_A.weight` (rank x inputs), `lora_B` (outputs x rank), ..."""
+    embeds: tuple[dict[str, Tensor], ...] = ()
+    """Token -> vector (D), one mapping per text encoder; none where no token was learned. A token of several vectors
+    has the further ones as `TOKEN_1`, `TOKEN_2`, ..., as in diffusers."""
 
 
 def adapter_from(tensors: Mapping[str, Tensor], card: AdapterCard) -> Adapter:
@@ -175,3 +77,113 @@ def adapter_from(tensors: Mapping[str, Tensor], card: AdapterCard) -> Adapter:
     tokens = list(card.tokens.values())
     embeds = tuple({token: row_ND[i].clone() for i, token in enumerate(tokens)} for row_ND in rows)
     return Adapter(card=card, lora=lora, embeds=embeds)
+
+
+def apply_adapter(base: Base, adapter: Adapter, *, scale: float = 1.0) -> None:
+    """Put an adapter on a base that has none, in place; `scale` weighs its LoRA: 0 leaves only its tokens.
+
+    Raises:
+        InpaintError: it does not belong to this base.
+    """
+    check_adapter(adapter, base.info)
+    card = adapter.card
+    load_lora(base, adapter.lora, rank=card.rank, alpha=card.alpha, scale=scale)
+    if adapter.embeds:
+        load_tokens(base, {token: [e[token] for e in adapter.embeds] for token in adapter.embeds[0]})
+    base.to(base.device)
+
+
+def check_name(name: str) -> None:
+    """Raises InpaintError for what no adapter or category may be called."""
+    if not NAME.fullmatch(name) or set(name) == {"."}:
+        raise InpaintError(f"{name[:80]!r}: give it a name of 1 to 64 letters, digits, `_`, `.` and `-`")
+
+
+def check_card(card: AdapterCard, info: BaseInfo, *, max_rank: int | None = None) -> None:
+    """What the card alone shows; its fields may hold anything that JSON can.
+
+    Raises:
+        InpaintError: trained on another base, too large a rank, or a field that is no such thing.
+    """
+    if card.base_revision != info.revision:
+        raise InpaintError(
+            f"the adapter was trained on base {card.base} at {str(card.base_revision)[:12]}, this is {info.name} at "
+            f"{info.revision[:12]}: use that base, or train the adapter on this one"
+        )
+    if type(card.rank) is not int or card.rank < 1:
+        raise InpaintError(f"rank {card.rank}: give a whole number of at least 1")
+    if max_rank is not None and card.rank > max_rank:
+        raise InpaintError(f"rank {card.rank}: up to {max_rank} is taken here; raise max_rank, or train a smaller one")
+    if not isinstance(card.alpha, (int, float)) or not math.isfinite(card.alpha):
+        raise InpaintError(f"alpha {card.alpha}: give a finite number")
+    if not isinstance(card.tokens, dict) or not all(isinstance(t, str) and t for t in card.tokens.values()):
+        raise InpaintError(f"tokens {str(card.tokens)[:80]}: give category -> token")
+    for category in card.tokens:
+        check_name(category)
+    _check_prompt_format(card)
+
+
+def check_adapter(adapter: Adapter, info: BaseInfo, *, max_rank: int | None = None) -> None:
+    """Whether an adapter belongs to a base: its card, and every tensor's place, partner, shape and numbers.
+
+    Raises:
+        InpaintError: naming the first that does not.
+    """
+    check_card(adapter.card, info, max_rank=max_rank)
+    if not adapter.lora:
+        raise InpaintError("the adapter has no LoRA layer")
+    for name, tensor in adapter.lora.items():
+        layer, half = name[: -len(_HALVES[0])], name[-len(_HALVES[0]) :]
+        if half not in _HALVES or layer not in info.layers:
+            raise InpaintError(f"adapter tensor {name}: base {info.name} has no such layer; is it for another family?")
+        other = layer + _HALVES[half == _HALVES[0]]
+        if other not in adapter.lora:
+            raise InpaintError(f"adapter tensor {name}: its other half {other} is missing")
+        outputs, inputs = info.layers[layer]
+        rank = adapter.card.rank
+        _check_tensor(name, tensor, (rank, inputs) if half == _HALVES[0] else (outputs, rank))
+    _check_embeds(adapter, info)
+
+
+def _check_embeds(adapter: Adapter, info: BaseInfo) -> None:
+    if not adapter.embeds:
+        return
+    if len(adapter.embeds) != len(info.text_widths):
+        raise InpaintError(
+            f"adapter: embeddings for {len(adapter.embeds)} text encoders, base {info.name} has {len(info.text_widths)}"
+        )
+    tokens = sorted(adapter.card.tokens.values())
+    for embeds, width in zip(adapter.embeds, info.text_widths, strict=True):
+        vectors = [name for token in tokens for name in vectors_of(token, embeds)]
+        if sorted(vectors) != sorted(embeds):
+            raise InpaintError(f"adapter: embeddings of {sorted(embeds)}, the card lists the tokens {tokens}")
+        for name in vectors:
+            _check_tensor(name, embeds[name], (width,))
+
+
+def vectors_of(token: str, embeds: Mapping[str, Tensor]) -> list[str]:
+    """The names of a token's vectors: its own, and `TOKEN_1`, `TOKEN_2`, ... as far as there are any."""
+    names = [token]
+    while f"{token}_{len(names)}" in embeds:
+        names.append(f"{token}_{len(names)}")
+    return names
+
+
+def _check_tensor(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
+    if tuple(tensor.shape) != shape:
+        raise InpaintError(f"adapter tensor {name} is {tuple(tensor.shape)}, expected {shape}")
+    if not torch.isfinite(tensor).all():
+        raise InpaintError(f"adapter tensor {name} is not finite: the training diverged; do not use it")
+
+
+def _check_prompt_format(card: AdapterCard) -> None:
+    """Only plain fields: a format string can otherwise reach into the objects it is given."""
+    text, fields = card.prompt_format, _PROMPT_FIELDS if card.tokens else {"prompt"}
+    try:
+        parts = list(Formatter().parse(text))
+    except (ValueError, TypeError) as error:
+        raise InpaintError(f"prompt_format {str(text)[:80]!r}: {error}") from error
+    for _, name, spec, conversion in parts:
+        if name is not None and (name not in fields or spec or conversion):
+            known = ", ".join(f"{{{field}}}" for field in sorted(fields))
+            raise InpaintError(f"prompt_format {text[:80]!r}: give only {known}")

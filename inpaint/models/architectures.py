@@ -18,6 +18,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from inpaint.errors import InpaintError
 from inpaint.models.base import Base
+from inpaint.models.info import info_of
 
 CLIP_VOCABULARY = 49408
 CLIP_WINDOW = 77
@@ -72,8 +73,7 @@ def build_architecture(
     for module in (*text_encoders, vae, unet):
         module.eval()
     return Base(
-        name=name,
-        revision=f"random-{seed}",
+        info=info_of(name, f"random-{seed}", unet=unet, text_encoders=text_encoders, vae_config=vae.config),
         tokenizers=tokenizers,
         text_encoders=text_encoders,
         vae=vae,

@@ -13,7 +13,7 @@ from inpaint.models.base import Base
 
 
 @dataclass(frozen=True, eq=False)
-class Canvas:
+class StartLatents:
     """One batch before its first step. Latents are float32, whatever the base's precision."""
 
     noise_BChw: Tensor
@@ -31,14 +31,14 @@ def prepare(
     hole_B1HW: Tensor,
     generators: list[torch.Generator],
     from_noise: list[bool],
-) -> Canvas:
+) -> StartLatents:
     """Draws what the inpaint pipelines of diffusers draw before their first step, in their order, row by row.
 
     The posterior of the whole image (4 channels, or where a row does not start `from_noise`), the noise, the posterior
     of the masked image. Generators are on the CPU, so that a seed means the same on every device, and stand afterwards
     where a sampler that draws goes on.
     """
-    nine = base.in_channels == 9
+    nine = base.info.in_channels == 9
     whole = [row for row, noisy in enumerate(from_noise) if not (nine and noisy)]
     masked_B3HW = pixels_B3HW * (hole_B1HW < 0.5)
     images = [pixels_B3HW[whole], masked_B3HW] if nine else [pixels_B3HW[whole]]
@@ -62,8 +62,8 @@ def prepare(
             known.append(image[-1])
             # A 4-channel pipeline encodes the masked image for nothing, but draws for it.
             draw(generator, means.dtype)
-    hole_B1hw = shrink_hole(hole_B1HW, base.downsample).to(base.device, torch.float32)
-    return Canvas(torch.stack(noise), hole_B1hw, torch.stack(known), torch.stack(image))
+    hole_B1hw = shrink_hole(hole_B1HW, base.info.downsample).to(base.device, torch.float32)
+    return StartLatents(torch.stack(noise), hole_B1hw, torch.stack(known), torch.stack(image))
 
 
 def decode(base: Base, latents_BChw: Tensor) -> Tensor:

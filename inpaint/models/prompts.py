@@ -38,9 +38,9 @@ def encode_prompts(base: Base, prompts: list[str]) -> Conditioning:
     pooled_BP: Tensor | None = None
     for tokenizer, encoder in zip(base.tokenizers, base.text_encoders, strict=True):
         ids_BL = tokenize(tokenizer, prompts).to(encoder.device)
-        output = encoder(ids_BL, output_hidden_states=base.is_xl)
-        hidden.append(output.hidden_states[-2] if base.is_xl else output.last_hidden_state)
-        if base.is_xl:
+        output = encoder(ids_BL, output_hidden_states=base.info.is_xl)
+        hidden.append(output.hidden_states[-2] if base.info.is_xl else output.last_hidden_state)
+        if base.info.is_xl:
             pooled_BP = getattr(output, "text_embeds", None)
     return Conditioning(torch.cat(hidden, dim=-1), pooled_BP)
 

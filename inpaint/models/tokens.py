@@ -48,9 +48,13 @@ def add_tokens(base: Base, init_words: Mapping[str, str]) -> None:
                 raise InpaintError(f"token {token}: the init words {words!r} give no token; name a word, as in 'food'")
             rows.append(embedding.weight[ids].float().mean(0))
         if len(tokenizer) != known:
-            raise InpaintError(f"base {base.name}: the tokenizer has {len(tokenizer)} tokens, the embedding {known}")
+            raise InpaintError(
+                f"base {base.info.name}: the tokenizer has {len(tokenizer)} tokens, the embedding {known}"
+            )
         if tokenizer.add_tokens(list(init_words)) != len(init_words):
-            raise InpaintError(f"base {base.name}: one of {sorted(init_words)} is a token already; rename the category")
+            raise InpaintError(
+                f"base {base.info.name}: one of {sorted(init_words)} is a token already; rename the category"
+            )
         encoder.set_input_embeddings(ExtendedEmbedding(embedding, torch.stack(rows)))
 
 

@@ -26,10 +26,10 @@ from inpaint.data.quarantine import Quarantined
 from inpaint.data.sources import Source
 from inpaint.data.storage import Root, open_root
 from inpaint.errors import BadRow, InpaintError
-from inpaint.models.base import absolute_name, base_facts
+from inpaint.models.files import absolute_name
+from inpaint.models.info import read_base_info
 from inpaint.paint.painter import Painter
 from inpaint.paint.paste import comparison, kept_pixels_changed
-from inpaint.paint.request import preferences_of
 from inpaint.paint.results import QUARANTINE, Painted, Results, picture_hash
 from inpaint.paint.rows import (
     encode_png,
@@ -96,9 +96,9 @@ def paint_dataset(
     """
     folder = checked_output_folder(output)
     adapter = read_adapter(settings)
-    sampling = settings.sampling.resolved(preferences_of(settings.base))
-    settings = replace(settings, base=absolute_name(settings.base), sampling=sampling)
-    models = base_facts(settings.base, wanted_revision(settings, adapter)).revision
+    info = read_base_info(settings.base, wanted_revision(settings, adapter))
+    settings = replace(settings, base=absolute_name(settings.base), sampling=settings.sampling.resolved(info))
+    models = info.revision
     if adapter is not None:
         models += f" {sorted(adapter.card.files.items())}"
     folder.mkdir(parents=True, exist_ok=True)

@@ -78,8 +78,8 @@ class WorkingImage:
 def working_shape_of(base: Base, request: PaintRequest, window: Window | None = None) -> tuple[int, int]:
     """The working height and width of a request on this base."""
     window = window or window_of(request.hole, request.sampling.padding)
-    size = request.sampling.size or base.default_size
-    return working_shape(window.height, window.width, size=size, multiple=base.size_multiple)
+    size = request.sampling.size or base.info.default_size
+    return working_shape(window.height, window.width, size=size, multiple=base.info.size_multiple)
 
 
 def working_image(base: Base, request: PaintRequest) -> WorkingImage:

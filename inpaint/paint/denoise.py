@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from inpaint.diffusion.samplers import COLUMNS, Trajectory, column, step
-from inpaint.diffusion.schedule import Schedule
+from inpaint.diffusion.schedule import NoiseSchedule
 from inpaint.models.base import Base
 from inpaint.models.latents import prepare
 from inpaint.models.prompts import Conditioning, unet_kwargs
@@ -63,7 +63,7 @@ class DenoisingRow:
 
 def start_rows(
     base: Base,
-    schedule: Schedule,
+    schedule: NoiseSchedule,
     requests: Sequence[PaintRequest],
     images: Sequence[WorkingImage],
     text: Sequence[Conditioning],
@@ -111,7 +111,7 @@ class Batch:
     """Rows of one shape, stacked for as long as the same ones go on together."""
 
     def __init__(
-        self, base: Base, schedule: Schedule, rows: Sequence[DenoisingRow], settings: BatchSettings | None = None
+        self, base: Base, schedule: NoiseSchedule, rows: Sequence[DenoisingRow], settings: BatchSettings | None = None
     ) -> None:
         self.base, self.schedule, self.rows = base, schedule, list(rows)
         self.settings = settings or BatchSettings()
@@ -119,7 +119,7 @@ class Batch:
         self.clean_BChw = torch.stack([row.clean_Chw for row in rows])
         self._known_BChw = torch.stack([row.known_Chw for row in rows])
         self._hole_B1hw = torch.stack([row.hole_1hw for row in rows])
-        self._noise_BChw = torch.stack([row.noise_Chw for row in rows]) if base.in_channels == 4 else None
+        self._noise_BChw = torch.stack([row.noise_Chw for row in rows]) if base.info.in_channels == 4 else None
         self._lay_out_unet_rows()
 
     def _lay_out_unet_rows(self) -> None:
@@ -133,7 +133,7 @@ class Batch:
         self.unet_uses = [self.rows[i].uses for i, _ in padded]
         self.source_U = torch.tensor([i for i, _ in padded], device=device)
         texts = [self._text_of(self.rows[i], positive) for i, positive in padded]
-        height, width = (side * self.base.downsample for side in self.latents_BChw.shape[2:])
+        height, width = (side * self.base.info.downsample for side in self.latents_BChw.shape[2:])
         self._kwargs = unet_kwargs(_stacked(texts), height, width)
         self._positive_B = torch.tensor([where[i, True] for i in range(len(self.rows))], device=device)
         self._is_guided = any(row.negative is not None for row in self.rows)
@@ -143,7 +143,7 @@ class Batch:
         scales = [1.0 if row.negative is None else row.guidance_scale for row in self.rows]
         self._scales_B111 = torch.tensor(scales, device=device).reshape(-1, 1, 1, 1)
         self._context_Uxhw = None
-        if self.base.in_channels == 9:
+        if self.base.info.in_channels == 9:
             self._context_Uxhw = torch.cat([self._hole_B1hw, self._known_BChw], dim=1)[self.source_U]
 
     @staticmethod

@@ -22,7 +22,7 @@ from inpaint.models.latents import decode
 from inpaint.models.prompts import Conditioning, encode_negative_prompts, encode_prompts
 from inpaint.paint.crop import WorkingImage, pasted, window_of, working_image, working_shape_of
 from inpaint.paint.denoise import Batch, DenoisingRow, start_rows
-from inpaint.paint.request import PaintRequest, preferences_of
+from inpaint.paint.request import PaintRequest
 
 
 class Painter:
@@ -69,7 +69,7 @@ class Painter:
         return working_shape_of(self.base, request)
 
     def _resolved(self, request: PaintRequest) -> PaintRequest:
-        return replace(request, sampling=request.sampling.resolved(preferences_of(self.base.name)))
+        return replace(request, sampling=request.sampling.resolved(self.base.info))
 
     def _paint_batch(self, requests: list[PaintRequest], images: list[WorkingImage]) -> list[np.ndarray]:
         text = encode_prompts(self.base, [r.prompt for r in requests])

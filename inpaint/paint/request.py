@@ -1,34 +1,13 @@
 """What one is asked to paint: a photo, its hole, and how; plain values that travel between processes."""
 
 from dataclasses import dataclass, field, replace
-from typing import Protocol
 
 import numpy as np
 
 from inpaint.diffusion.samplers import Sampler, Trajectory, trajectory
-from inpaint.diffusion.schedule import Schedule
+from inpaint.diffusion.schedule import NoiseSchedule
 from inpaint.errors import InpaintError
-
-
-class Preferences(Protocol):
-    """What a base is sampled with where a request says nothing."""
-
-    @property
-    def steps(self) -> int: ...
-
-    @property
-    def guidance_scale(self) -> float: ...
-
-
-@dataclass(frozen=True)
-class _Usual:
-    guidance_scale: float = 7.5
-    steps: int = 25
-
-
-def preferences_of(base: str) -> Preferences:
-    """What a base of that name prefers."""
-    return _Usual(guidance_scale=1.0) if base == "toy" else _Usual()
+from inpaint.models.info import BaseInfo
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +42,7 @@ class SamplingSettings:
             raise InpaintError(f"padding {self.padding}: give pixels around the hole, or leave it out")
         check_feather(self.feather)
 
-    def resolved(self, base: Preferences) -> "SamplingSettings":
+    def resolved(self, base: BaseInfo) -> "SamplingSettings":
         """The same with steps and guidance decided."""
         steps = base.steps if self.steps is None else self.steps
         guidance_scale = base.guidance_scale if self.guidance_scale is None else self.guidance_scale
@@ -81,7 +60,7 @@ class SamplingSettings:
         assert self.steps is not None, "resolve the settings first"
         return max(1, min(int(self.steps * self.strength), self.steps))
 
-    def trajectory(self, schedule: Schedule) -> Trajectory:
+    def trajectory(self, schedule: NoiseSchedule) -> Trajectory:
         """The steps on a base's noise schedule. Resolved settings only.
 
         Raises:

@@ -13,7 +13,8 @@ from inpaint.data.manifest import Row
 from inpaint.data.quarantine import Reason
 from inpaint.data.storage import Root, read
 from inpaint.errors import BadRow, InpaintError
-from inpaint.models.adapter import Adapter, apply_adapter, load_adapter
+from inpaint.export.adapter_folder import load_adapter
+from inpaint.models.adapter import Adapter, apply_adapter
 from inpaint.models.base import load_base
 from inpaint.paint.painter import Painter
 from inpaint.paint.paste import comparison

@@ -1,4 +1,4 @@
-"""What a painting run does, row by row, decided before anything is painted; no Ray, no torch.
+"""What a painting run does, row by row, decided before anything is painted; no Ray.
 
 A task's seed is a function of (run seed, row id), so a row's picture does not depend on which other rows there are.
 Its `key` covers everything that its picture depends on, so that a second run knows what it need not do again.
@@ -7,30 +7,18 @@ Its `key` covers everything that its picture depends on, so that a second run kn
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Literal, Protocol
+from typing import Literal
 
 from inpaint.data.manifest import Manifest, Row
 from inpaint.data.quarantine import Quarantined, Reason
 from inpaint.errors import BadRow, InpaintError
+from inpaint.models.adapter import AdapterCard
 from inpaint.paint.request import SamplingSettings
 
 COMPARISONS = "comparisons"
-
-
-class AdapterFormat(Protocol):
-    """What prompts need of an adapter (`inpaint.models.adapter.AdapterCard`)."""
-
-    @property
-    def tokens(self) -> Mapping[str, str]:
-        """Category -> its token."""
-        ...
-
-    def prompt(self, prompt: str, category: str) -> str:
-        """The prompt as it was written in training."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +63,7 @@ class PaintTask:
 
 
 def plan_tasks(
-    manifest: Manifest, settings: PaintSettings, models: str, adapter: AdapterFormat | None
+    manifest: Manifest, settings: PaintSettings, models: str, adapter: AdapterCard | None
 ) -> tuple[list[PaintTask], list[Quarantined]]:
     """A task for each row, in the manifest's order, and the rows whose category the adapter does not know.
 
@@ -98,15 +86,15 @@ def plan_tasks(
     return tasks, unknown
 
 
-def format_prompt(prompt: str, category: str | None, adapter: AdapterFormat | None) -> str:
+def format_prompt(prompt: str, category: str | None, adapter: AdapterCard | None) -> str:
     """`a red box` -> `<CDP_FOOD> background, a red box`; as written without an adapter or without a category.
 
     Raises:
         BadRow: a category that the adapter was not trained on.
     """
-    if adapter is None or category is None:
+    if adapter is None:
         return prompt
-    if category not in adapter.tokens:
+    if category is not None and adapter.tokens and category not in adapter.tokens:
         known = ", ".join(sorted(adapter.tokens))
         raise BadRow("category", Reason.UNKNOWN_CATEGORY, f"{category!r}: the adapter has {known}")
     return adapter.prompt(prompt, category)

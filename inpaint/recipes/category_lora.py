@@ -16,7 +16,9 @@ from inpaint.data.sources import CsvSource
 from inpaint.data.storage import output_folder
 from inpaint.errors import InpaintError
 from inpaint.models.adapter import Adapter, AdapterCard, adapter_from
-from inpaint.models.base import Base, absolute_name, base_facts, load_base
+from inpaint.models.base import Base, load_base
+from inpaint.models.files import absolute_name
+from inpaint.models.info import read_base_info
 from inpaint.models.lora import LoraSettings, inject_lora, lora_parameters
 from inpaint.models.tokens import add_tokens, token_parameters
 from inpaint.progress import ProgressBar
@@ -172,7 +174,7 @@ def _check_categories(categories: list[str], manifest: Manifest) -> None:
 
 def workload_of(name: str, config: CategoryLora, manifest: Manifest) -> Workload:
     """One training as the loop takes it."""
-    facts = base_facts(config.base, config.revision)
+    facts = read_base_info(config.base, config.revision)
     # Workers load exactly what the identity says, and from another directory.
     config = replace(config, base=absolute_name(config.base), revision=facts.revision)
     tokens = {category: category for category in sorted({str(row.category) for row in manifest.rows})}

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from inpaint.evaluate.report import Curve, Gallery, Report, Table, write_report
-from inpaint.models.adapter import apply_adapter, load_adapter
+from inpaint.export.adapter_folder import load_adapter
+from inpaint.models.adapter import apply_adapter
 from inpaint.models.base import load_base
 from inpaint.paint.painter import Painter
 from inpaint.paint.paste import comparison

@@ -13,9 +13,10 @@ from inpaint.data.manifest import Manifest, Row
 from inpaint.data.sources import Candidate, Listing
 from inpaint.data.storage import open_root, output_folder
 from inpaint.errors import InpaintError
+from inpaint.export.adapter_folder import save_adapter
 from inpaint.export.card import write_card
-from inpaint.models.adapter import Adapter, save_adapter
-from inpaint.models.base import base_facts
+from inpaint.models.adapter import Adapter
+from inpaint.models.info import read_base_info
 from inpaint.paint.batch import paint_dataset
 from inpaint.paint.tasks import COMPARISONS, PaintSettings
 from inpaint.progress import ProgressBar
@@ -31,7 +32,7 @@ def train_category_lora(config: CategoryLora) -> list[str]:
     """
     # What can be refused without the data is refused before it is read.
     check_cluster(config.train)
-    base_facts(config.base, config.revision)
+    read_base_info(config.base, config.revision)
     manifest = read_data(config)
     runs = runs_of(config, manifest)
     together = min(len(runs), runs_side_by_side(config.train))

@@ -2,7 +2,7 @@
 
 from ray import serve
 
-from inpaint.models.base import absolute_name
+from inpaint.models.files import absolute_name
 from inpaint.serve.deployments.ingress import Ingress
 from inpaint.serve.deployments.painters import Painters
 from inpaint.serve.settings import ServeArgs

@@ -15,6 +15,7 @@ import numpy as np
 
 from inpaint.errors import InpaintError
 from inpaint.models.adapter import Adapter, AdapterCard
+from inpaint.models.info import BaseInfo
 from inpaint.paint.request import PaintRequest
 
 
@@ -103,21 +104,6 @@ class ServedAdapter:
     name: str
     digest: str
     card: AdapterCard
-
-
-@dataclass(frozen=True, kw_only=True)
-class BaseInfo:
-    """What clients and admission must know of the base, without its weights."""
-
-    name: str
-    """As the user called it: `toy`, a hub id, a folder's last part."""
-    revision: str
-    default_size: int
-    size_multiple: int
-    guidance_scale: float
-    """Used where a request says nothing."""
-    steps: int
-    """Used where a request says nothing."""
 
 
 class Service(Protocol):

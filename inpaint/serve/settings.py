@@ -7,11 +7,10 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from inpaint.errors import InpaintError
-from inpaint.models.base import TOY_BASE
-from inpaint.paint.request import preferences_of
+from inpaint.models.files import TOY_BASE
+from inpaint.models.info import BaseInfo
 from inpaint.serve.adapters.registry import RegistrySettings
 from inpaint.serve.engine.settings import EngineSettings
-from inpaint.serve.service import BaseInfo
 from inpaint.serve.wire.settings import HttpSettings
 
 SHIPPED_ADAPTERS = TOY_BASE.parent / "adapters"
@@ -44,10 +43,10 @@ class ServeArgs(BaseModel):
     """auto: the GPU that the painter was given, else the CPU."""
     threads: int | None = Field(default=None, ge=1)
     """Torch threads of a painter on CPUs; unset: as many as CPUs that it was given."""
-    steps: int = Field(default=25, ge=1)
-    """Sampling steps where a request says nothing."""
+    steps: int | None = Field(default=None, ge=1)
+    """Sampling steps where a request says nothing; unset: what the base prefers."""
     guidance_scale: float | None = Field(default=None, ge=0, le=100)
-    """Guidance where a request says nothing; unset: 1 (none) for the toy base, 7.5 for others."""
+    """Guidance where a request says nothing; unset: what the base prefers."""
     registry: RegistrySettings = RegistrySettings(root="toy")
     """Where adapters come from; `root: toy` are the two that come with the package."""
     engine: EngineSettings = EngineSettings()
@@ -80,16 +79,11 @@ class ServeArgs(BaseModel):
         max_rank = min(self.registry.max_rank, self.engine.max_rank)
         return dataclasses.replace(self.registry, root=root, max_rank=max_rank)
 
-    def base_info(self, revision: str, default_size: int, size_multiple: int) -> BaseInfo:
+    def served(self, info: BaseInfo) -> BaseInfo:
         """What clients hear of the base."""
-        guidance = self.guidance_scale
-        if guidance is None:
-            guidance = preferences_of(self.base).guidance_scale
-        return BaseInfo(
+        return dataclasses.replace(
+            info,
             name=Path(self.base).name if Path(self.base).is_absolute() else self.base,
-            revision=revision,
-            default_size=default_size,
-            size_multiple=size_multiple,
-            guidance_scale=guidance,
-            steps=self.steps,
+            guidance_scale=info.guidance_scale if self.guidance_scale is None else self.guidance_scale,
+            steps=self.steps or info.steps,
         )

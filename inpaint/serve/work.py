@@ -4,10 +4,10 @@ The unit is one U-Net row at the base's own size: one denoising step of one pict
 guidance are 50, and at twice the side 200. Encoding and decoding are left out: that is a few rows' worth.
 """
 
+from inpaint.models.info import BaseInfo
 from inpaint.paint.crop import window_of
 from inpaint.paint.request import PaintRequest
 from inpaint.paint.shapes import working_shape
-from inpaint.serve.service import BaseInfo
 
 
 def work_of(request: PaintRequest, base: BaseInfo) -> float:

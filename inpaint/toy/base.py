@@ -14,10 +14,13 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionInpaintPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from inpaint.models.info import PREFERENCES_FILE
 from inpaint.toy.tokens import build_tokenizer
 
 TEXT_WIDTH = 96
 IMAGE_SIZE = 64
+PREFERENCES = {"guidance_scale": 1.0, "steps": 25}
+"""No guidance (docs/decisions.md)."""
 
 Module = TypeVar("Module", bound=torch.nn.Module)
 
@@ -144,6 +147,7 @@ def assemble(
         settings = json.loads(config.read_text(encoding="utf-8"))
         settings.pop("_name_or_path", None)
         config.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    (folder / PREFERENCES_FILE).write_text(json.dumps(PREFERENCES) + "\n", encoding="utf-8")
     _load_text_encoder_in_fp32(folder / "text_encoder" / "config.json")
     return folder
 

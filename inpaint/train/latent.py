@@ -85,7 +85,7 @@ class LatentInpainting(nn.Module):
         self, noisy_BChw: Tensor, clean_BChw: Tensor, input_B3HW: Tensor, hole_B1HW: Tensor, positions: np.ndarray
     ) -> Tensor:
         hole_B1hw = objective.latent_hole(hole_B1HW, (noisy_BChw.shape[2], noisy_BChw.shape[3]))
-        if self.base.in_channels == 4:
+        if self.base.info.in_channels == 4:
             return torch.where(hole_B1hw > 0, noisy_BChw, clean_BChw).to(self.unet.conv_in.weight.dtype)
         masked_B3HW = input_B3HW * (hole_B1HW < 0.5)
         masked_BChw = self._encode(masked_B3HW, positions, "masked vae")

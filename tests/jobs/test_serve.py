@@ -21,7 +21,8 @@ from PIL import Image
 from inpaint.diffusion.ddpm import NoiseSettings
 from inpaint.diffusion.repaint import PixelSampling
 from inpaint.diffusion.unet import MaskedUNet, UNetSettings
-from inpaint.models.adapter import apply_adapter, load_adapter, save_adapter
+from inpaint.export.adapter_folder import load_adapter, save_adapter
+from inpaint.models.adapter import apply_adapter
 from inpaint.models.base import load_base
 from inpaint.paint.ddpm_painter import ModelCard
 from inpaint.paint.ddpm_request import DdpmRequest

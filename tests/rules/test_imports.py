@@ -11,8 +11,8 @@ import pytest
 from tests.rules.sources import ROOT, imports, modules
 
 GROUND = {"errors", "progress", "randomness", "stopping"}
-BELOW_THE_LOOP = GROUND | {"cluster", "data", "diffusion", "models", "paint"}
-TOP = {"evaluate", "export", "photoshoot", "recipes", "serve", "toy", "tune"}
+BELOW_THE_LOOP = GROUND | {"cluster", "data", "diffusion", "models", "export", "paint"}
+TOP = {"evaluate", "photoshoot", "recipes", "serve", "toy", "tune"}
 MAY_IMPORT = {
     "errors": set(),
     "progress": set(),
@@ -22,7 +22,8 @@ MAY_IMPORT = {
     "data": GROUND,
     "diffusion": GROUND,
     "models": GROUND | {"diffusion"},
-    "paint": GROUND | {"cluster", "data", "diffusion", "models"},
+    "export": GROUND | {"data", "diffusion", "models"},
+    "paint": GROUND | {"cluster", "data", "diffusion", "models", "export"},
     "train": BELOW_THE_LOOP,
     **{room: BELOW_THE_LOOP | {"train"} | (TOP - {room}) for room in TOP},
 }

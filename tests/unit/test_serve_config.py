@@ -8,10 +8,12 @@ import yaml
 from pydantic import ValidationError
 from ray.serve.schema import ServeDeploySchema
 
+from inpaint.models.info import read_base_info
 from inpaint.serve.ddpm.app import Ddpm, DdpmArgs, build
 from inpaint.serve.deployments.painters import Painters
 from inpaint.serve.examples import examples, url_of, write_examples
 from inpaint.serve.settings import ServeArgs
+from tests.tiny import base_info
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "serve_config.yaml"
@@ -82,9 +84,10 @@ def test_no_adapter_is_served_that_the_bank_cannot_hold() -> None:
 
 
 def test_the_toy_base_is_painted_without_guidance_and_others_with() -> None:
-    assert ServeArgs().base_info("r", 64, 16).guidance_scale == 1.0
-    other = ServeArgs(base="owner/name").base_info("r", 512, 64)
-    assert (other.name, other.guidance_scale) == ("owner/name", 7.5)
+    assert ServeArgs().served(read_base_info("toy")).guidance_scale == 1.0
+    assert ServeArgs(guidance_scale=3.0, steps=7).served(base_info()).guidance_scale == 3.0
+    other = ServeArgs(base="/bases/mine").served(base_info(guidance_scale=7.5, steps=30))
+    assert (other.name, other.guidance_scale, other.steps) == ("mine", 7.5, 30)
 
 
 def test_examples_name_the_url_and_files_that_are_there(tmp_path: Path) -> None:

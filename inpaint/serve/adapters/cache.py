@@ -19,7 +19,8 @@ import pyarrow.fs as pafs
 
 from inpaint.data.storage import Root
 from inpaint.errors import InpaintError
-from inpaint.models.adapter import CARD_FILE, EMBEDS_FILES, LORA_FILE, Adapter, AdapterCard, load_adapter, parse_card
+from inpaint.export.adapter_folder import CARD_FILE, EMBEDS_FILES, LORA_FILE, load_adapter, parse_card
+from inpaint.models.adapter import Adapter, AdapterCard
 from inpaint.serve.service import AdapterGone
 
 ADAPTER_FILES = (LORA_FILE, *EMBEDS_FILES)

@@ -22,10 +22,10 @@ import pyarrow.fs as pafs
 
 from inpaint.data.storage import open_root
 from inpaint.errors import InpaintError
-from inpaint.models.adapter import CARD_FILE, Adapter, AdapterCard
-from inpaint.models.outline import BaseOutline
+from inpaint.export.adapter_folder import CARD_FILE
+from inpaint.models.adapter import Adapter, AdapterCard, check_adapter, check_card, check_name
+from inpaint.models.info import BaseInfo
 from inpaint.serve.adapters.cache import AdapterCache, AdapterFiles, AdapterStore, NotYet
-from inpaint.serve.adapters.vetting import check_card, check_name, check_tensors
 from inpaint.serve.service import ServedAdapter
 
 _LOG = logging.getLogger(__name__)
@@ -78,9 +78,9 @@ class _Seen:
 class Registry:
     """Adapters served now. All methods may be called from any thread; `poll` from one at a time."""
 
-    def __init__(self, settings: RegistrySettings, outline: BaseOutline, library: AdapterStore | None = None) -> None:
+    def __init__(self, settings: RegistrySettings, base: BaseInfo, library: AdapterStore | None = None) -> None:
         self.settings = settings
-        self.outline = outline
+        self.base = base
         self.library = library or settings.library()
         self._seen: dict[str, _Seen] = {}
         self._good: dict[str, ServedAdapter] = {}
@@ -188,14 +188,14 @@ class Registry:
             return not isinstance(error, OSError)
 
     def _vet(self, name: str, digest: str, card: AdapterCard, data: bytes) -> None:
-        check_card(card, self.outline, self.settings.max_rank)
+        check_card(card, self.base, max_rank=self.settings.max_rank)
         cache = self.library.cache
         adapter = cache.load(digest)
         if adapter is not None:
-            check_tensors(adapter, self.outline)
+            check_adapter(adapter, self.base)
             return
         with self.library.fetched(name, card, data) as (folder, adapter):
-            check_tensors(adapter, self.outline)
+            check_adapter(adapter, self.base)
             cache.keep(folder, digest)
 
     def _publish(self) -> None:

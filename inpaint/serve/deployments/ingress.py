@@ -13,7 +13,7 @@ from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import ApplicationStatusOverview, DeploymentStatus
 
 from inpaint.errors import InpaintError
-from inpaint.models.outline import outline_base
+from inpaint.models.info import read_base_info
 from inpaint.serve.adapters.cache import AdapterFiles
 from inpaint.serve.adapters.registry import Registry
 from inpaint.serve.admission import Admission
@@ -34,16 +34,15 @@ class IngressReplica:
 
     def __init__(self, args: ServeArgs, painters: DeploymentHandle) -> None:
         context = serve.get_replica_context()
-        outline = outline_base(args.base, args.base_revision)
-        self._registry = Registry(args.registry_settings, outline)
+        info = read_base_info(args.base, args.base_revision)
+        self._registry = Registry(args.registry_settings, info)
         self._registry.start()
         self._admission = Admission(**args.admission.model_dump())
         self._metrics = IngressMetrics(context.replica_tag)
         self._http = args.http
         self._look = _Look(context.app_name, painters.deployment_name, context.deployment)
         self._painters = painters.options(method_name="paint", stream=True)
-        info = args.base_info(outline.revision, outline.default_size, outline.size_multiple)
-        self._service = Dispatcher(info, self._registry, self._admission, self._call, self._look)
+        self._service = Dispatcher(args.served(info), self._registry, self._admission, self._call, self._look)
         self._watching = asyncio.create_task(self._watch())
 
     def __serve_build_asgi_app__(self) -> FastAPI:

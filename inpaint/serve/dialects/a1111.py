@@ -32,10 +32,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from inpaint.diffusion.samplers import Sampler
+from inpaint.models.info import BaseInfo
 from inpaint.paint.request import SamplingSettings
 from inpaint.serve.dialects import a1111_probes
 from inpaint.serve.dialects.a1111_info import info, infotext
-from inpaint.serve.service import BaseInfo
 from inpaint.serve.wire.body import from_base64, media_type, parse_json
 from inpaint.serve.wire.desk import Desk, headers_of
 from inpaint.serve.wire.fields import Fields, in_range, shown

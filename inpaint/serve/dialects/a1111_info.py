@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
+from inpaint.models.info import BaseInfo
 from inpaint.paint.request import PaintRequest
 from inpaint.serve.dialects.a1111_probes import SAMPLERS
-from inpaint.serve.service import BaseInfo
 from inpaint.serve.wire.desk import Sent
 from inpaint.serve.wire.names import Chosen
 from inpaint.serve.wire.wish import Wish

@@ -7,7 +7,7 @@ from starlette.requests import Request
 
 from inpaint.diffusion.samplers import Sampler
 from inpaint.errors import InpaintError
-from inpaint.serve.service import BaseInfo
+from inpaint.models.info import BaseInfo
 from inpaint.serve.wire.body import from_base64, parse_json
 from inpaint.serve.wire.desk import Desk
 from inpaint.serve.wire.names import unknown

@@ -17,8 +17,8 @@ from tokenizers import AddedToken
 from torch import Tensor, nn
 
 from inpaint.models.base import Base
+from inpaint.models.low_rank import Uses
 from inpaint.models.prompts import Conditioning, tokenize
-from inpaint.serve.engine.lowrank import Uses
 from inpaint.serve.engine.slots import AdapterSlots
 
 _MARK = "\ue000"
@@ -102,9 +102,9 @@ class PromptEncoder:
             ids_BL = tokenize(tokenizer, [text for text, _ in written]).to(self.base.device)
             self._tables[index].rows_BTD = self._stacked([vectors for _, vectors in written])
             self.bank.install(self._prefixes[index], self.bank.gather(self._prefixes[index], uses_B))
-            output = encoder(ids_BL, output_hidden_states=self.base.is_xl)
-            hidden.append(output.hidden_states[-2] if self.base.is_xl else output.last_hidden_state)
-            pooled_BP = output.text_embeds if self.base.is_xl and index == 1 else None
+            output = encoder(ids_BL, output_hidden_states=self.base.info.is_xl)
+            hidden.append(output.hidden_states[-2] if self.base.info.is_xl else output.last_hidden_state)
+            pooled_BP = output.text_embeds if self.base.info.is_xl and index == 1 else None
         embeds_BLD = torch.cat(hidden, dim=-1)
         rows = Conditioning(embeds_BLD, pooled_BP)
         return [self._one(rows, i, wish) for i, wish in enumerate(wishes)]

@@ -10,17 +10,13 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from inpaint.errors import InpaintError
-from inpaint.models.adapter import Adapter
+from inpaint.models.adapter import Adapter, check_adapter
 from inpaint.models.base import Base
 from inpaint.models.lora import adapted_models
-from inpaint.serve.engine.lowrank import Layout, Slab, Uses, adapt
-
-MAX_TOKENS = 64
-"""Token vectors per adapter."""
+from inpaint.models.low_rank import LoraLayout, LoraPool, Uses, adapt
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,9 +36,10 @@ class AdapterSlots:
     def __init__(self, base: Base, *, slots: int, max_rank: int) -> None:
         """Replaces the adaptable layers of the base's U-Net and text encoders, in place."""
         self.base, self.slots, self.max_rank = base, slots, max_rank
-        self._layouts: dict[str, Layout] = {p: adapt(model, p) for p, model in adapted_models(base).items()}
+        self._layouts: dict[str, LoraLayout] = {p: adapt(model, p) for p, model in adapted_models(base).items()}
         self._slabs = {
-            prefix: Slab(layout, slots, max_rank, base.device, base.dtype) for prefix, layout in self._layouts.items()
+            prefix: LoraPool(layout, slots, max_rank, base.device, base.dtype)
+            for prefix, layout in self._layouts.items()
         }
         self._free = list(range(slots, 0, -1))
         self._slot_of: dict[str, int] = {}
@@ -57,42 +54,18 @@ class AdapterSlots:
         """Checks an adapter against the base and lays it out; reads nothing that the loop changes.
 
         Raises:
-            InpaintError: trained on another base, a rank over the bank's, layers or shapes that the base does not
-                have, numbers that are not finite.
+            InpaintError: it does not belong to the base, or its rank is over the bank's.
         """
+        check_adapter(adapter, self.base.info, max_rank=self.max_rank)
         card = adapter.card
-        if card.base_revision != self.base.revision:
-            raise InpaintError(
-                f"the adapter was trained on base {card.base} at {card.base_revision[:12]}, this is {self.base.name} "
-                f"at {self.base.revision[:12]}: train it on this one"
-            )
-        if not 1 <= card.rank <= self.max_rank:
-            raise InpaintError(f"the adapter has rank {card.rank}; this service takes 1 to {self.max_rank}")
-        known = tuple(f"{prefix}." for prefix in self._layouts)
-        strays = sorted(name for name in adapter.lora if not name.startswith(known))
-        if strays:
-            raise InpaintError(f"adapter tensor {strays[0]}: this base has no such layer; it has {', '.join(known)}")
         matrices = {}
         for prefix, layout in self._layouts.items():
             own = {name: tensor for name, tensor in adapter.lora.items() if name.startswith(f"{prefix}.")}
             packed_RW = layout.pack(own, rank=card.rank, scale=card.alpha / card.rank).to(self.base.dtype)
             matrices[prefix] = packed_RW.pin_memory() if self.base.device.type == "cuda" else packed_RW
-        return Packed(matrices, card.rank, self._checked_tokens(adapter))
-
-    def _checked_tokens(self, adapter: Adapter) -> tuple[dict[str, Tensor], ...]:
-        encoders = self.base.text_encoders
-        names = [list(embeds) for embeds in adapter.embeds]
-        if len(names) != len(encoders) or any(set(n) != set(names[0]) for n in names) or len(names[0]) > MAX_TOKENS:
-            raise InpaintError(
-                f"adapter tokens {names}: the base has {len(encoders)} text encoders, each needs the same tokens, "
-                f"at most {MAX_TOKENS}"
-            )
-        for embeds, encoder in zip(adapter.embeds, encoders, strict=True):
-            width = encoder.config.hidden_size
-            for token, vector in embeds.items():
-                if tuple(vector.shape) != (width,) or not torch.isfinite(vector).all():
-                    raise InpaintError(f"adapter token {token}: {tuple(vector.shape)}; give {width} finite numbers")
-        return tuple({token: embeds[token].float() for token in names[0]} for embeds in adapter.embeds)
+        every = adapter.embeds or ({},) * len(self.base.text_encoders)
+        tokens = tuple({token: embeds[token].float() for token in every[0]} for embeds in every)
+        return Packed(matrices, card.rank, tokens)
 
     def resident(self) -> set[str]:
         """Digests that are loaded."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from inpaint.diffusion.schedule import Schedule, schedule_of
+from inpaint.diffusion.schedule import NoiseSchedule, schedule_of
 from inpaint.models.base import Base
 from inpaint.models.prompts import Conditioning, unet_kwargs
 from inpaint.paint.denoise import Batch, BatchSettings, DenoisingRow
@@ -32,7 +32,7 @@ class UNetRunner:
 
     def __init__(self, base: Base, settings: EngineSettings) -> None:
         self.base, self.settings = base, settings
-        self.schedule: Schedule = schedule_of(base.scheduler).to(base.device)
+        self.schedule: NoiseSchedule = schedule_of(base.scheduler).to(base.device)
         if settings.channels_last:
             for module in (base.unet, base.vae):
                 module.to(memory_format=torch.channels_last)
@@ -62,20 +62,22 @@ class UNetRunner:
     def forward(self) -> None:
         """A forward of the U-Net, of one row of the smallest shape, to see that it can."""
         base, compiled = self.base, self.settings.compile
-        side = (base.default_size if compiled else base.size_multiple) // base.downsample
+        side = (base.info.default_size if compiled else base.info.size_multiple) // base.info.downsample
         count = self.settings.batch_sizes[0] if compiled else 1
-        latents = torch.zeros(count, base.in_channels, side, side, device=base.device, dtype=base.dtype)
+        latents = torch.zeros(count, base.info.in_channels, side, side, device=base.device, dtype=base.dtype)
         width = int(base.unet.config.cross_attention_dim)
         text_ULD = torch.zeros(count, 1, width, device=base.device, dtype=base.dtype)
         pooled_UP = None
-        if base.is_xl:
+        if base.info.is_xl:
             pooled_UP = torch.zeros(
                 count, base.text_encoders[1].config.projection_dim, device=base.device, dtype=base.dtype
             )
         self.bank.install("unet", self.bank.gather("unet", [()] * count, fixed=compiled))
         self._kept = self.memory.keep(text_ULD)
         self.memory.install(self._kept)
-        kwargs = unet_kwargs(Conditioning(text_ULD, pooled_UP), side * base.downsample, side * base.downsample)
+        kwargs = unet_kwargs(
+            Conditioning(text_ULD, pooled_UP), side * base.info.downsample, side * base.info.downsample
+        )
         output = self.unet(
             latents.contiguous(memory_format=self.batch_settings.memory_format),
             torch.zeros(count, device=base.device),

@@ -81,7 +81,7 @@ def as_trained(prompt: str, chosen: Sequence[Chosen], field: str) -> str:
         card = one.entry.card
         if any(re.search(rf"(?<!\w){re.escape(token)}(?!\w)", prompt) for token in card.tokens.values()):
             continue
-        if one.category is None:
+        if card.tokens and one.category is None:
             tokens = ", ".join(sorted(card.tokens.values()))
             raise bad(field, f"adapter {one.entry.name} has the tokens {tokens}: write one of them into the prompt")
         prompt = card.prompt(prompt, one.category)

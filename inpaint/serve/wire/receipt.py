@@ -15,7 +15,8 @@ from PIL import ExifTags, Image, PngImagePlugin
 
 from inpaint.data import decode
 from inpaint.errors import InpaintError
-from inpaint.serve.service import AdapterUse, BaseInfo, PaintOrder
+from inpaint.models.info import BaseInfo
+from inpaint.serve.service import AdapterUse, PaintOrder
 from inpaint.serve.wire.wish import Encoding
 
 CHUNK = "inpaint"

@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from inpaint.diffusion.samplers import Sampler
+from inpaint.models.info import BaseInfo
 from inpaint.paint.request import PaintRequest, SamplingSettings
-from inpaint.serve.service import AdapterUse, BaseInfo, PaintOrder
+from inpaint.serve.service import AdapterUse, PaintOrder
 from inpaint.serve.wire.fields import Fields
 from inpaint.serve.wire.intake import Photo
 from inpaint.serve.wire.problems import bad

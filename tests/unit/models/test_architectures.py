@@ -37,8 +37,8 @@ def test_parameter_counts_are_the_published_ones(name: str, unet: int, text: lis
     assert parameters(base.unet) == unet
     assert [parameters(encoder) for encoder in base.text_encoders] == text
     assert parameters(base.vae) == VAE
-    assert base.in_channels == ARCHITECTURES[name].in_channels
-    assert base.default_size == ARCHITECTURES[name].resolution
+    assert base.info.in_channels == ARCHITECTURES[name].in_channels
+    assert base.info.default_size == ARCHITECTURES[name].resolution
     modules = (base.unet, base.vae, *base.text_encoders)
     assert {p.device.type for module in modules for p in module.parameters()} == {"meta"}
     assert {p.dtype for module in modules for p in module.parameters()} == {torch.bfloat16}
@@ -68,7 +68,7 @@ def test_weights_are_a_function_of_the_seed(monkeypatch: pytest.MonkeyPatch) -> 
     blocks = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
     unet = architectures.UNet2DConditionModel
     monkeypatch.setattr(
-        architectures, "sd15_unet", lambda n: unet(in_channels=n, mid_block_type=None, **small, **blocks)
+        architectures, "sd15_unet", lambda n: unet(sample_size=8, in_channels=n, mid_block_type=None, **small, **blocks)
     )
     text = architectures._text_config(width=8, layers=1, heads=1, activation="gelu")
     monkeypatch.setattr(architectures, "clip_l", lambda: architectures.CLIPTextModel(text))

@@ -8,8 +8,7 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from inpaint.errors import InpaintError
-from inpaint.models import base as base_module
-from inpaint.models import hub
+from inpaint.models import files, hub
 from inpaint.models.base import load_base
 
 
@@ -26,19 +25,24 @@ def edit_index(folder, **changes):
 def test_an_inpaint_base_and_an_sdxl_base_say_what_they_are(sd_folder, xl_folder):
     sd, xl = load_base(sd_folder), load_base(xl_folder)
     for base in (sd, xl):
-        assert (base.in_channels, base.downsample, base.default_size, base.size_multiple) == (9, 2, 32, 4)
+        assert (base.info.in_channels, base.info.downsample, base.info.default_size, base.info.size_multiple) == (
+            9,
+            2,
+            32,
+            4,
+        )
         assert not base.unet.training and not base.vae.training and not base.text_encoders[0].training
-    assert (sd.is_xl, xl.is_xl) == (False, True)
+    assert (sd.info.is_xl, xl.info.is_xl) == (False, True)
     assert (len(sd.tokenizers), len(xl.tokenizers), len(xl.text_encoders)) == (1, 2, 2)
     assert (sd.zero_empty_negative, xl.zero_empty_negative) == (False, True)
 
 
 def test_a_revision_is_the_files_not_the_place(sd_folder, copied):
-    first = load_base(sd_folder).revision
+    first = load_base(sd_folder).info.revision
     (copied / "README.md").write_text("not part of it")
-    assert load_base(copied).revision == first
+    assert load_base(copied).info.revision == first
     edit_index(copied, note="changed")
-    assert load_base(copied).revision != first
+    assert load_base(copied).info.revision != first
     with pytest.raises(InpaintError, match=f"revision {first} is wanted"):
         load_base(copied, revision=first)
 
@@ -118,7 +122,7 @@ def test_folders_that_are_no_base_are_named(tmp_path, copied):
 
 
 def test_a_toy_base_that_was_not_made_names_the_command(tmp_path, monkeypatch):
-    monkeypatch.setattr(base_module, "TOY_BASE", tmp_path / "absent")
+    monkeypatch.setattr(files, "TOY_BASE", tmp_path / "absent")
     with pytest.raises(InpaintError, match=r"python -m ray_jobs.pretrain_toy"):
         load_base("toy")
 
@@ -152,7 +156,7 @@ def test_hub_bases_come_without_pickles_and_fp16_only_where_needed(copied, tmp_p
 
     monkeypatch.setattr(hub, "snapshot_download", snapshot)
     base = load_base("owner/base", revision="main")
-    assert (base.name, base.revision) == ("owner/base", "commit123")
+    assert (base.info.name, base.info.revision) == ("owner/base", "commit123")
     weights = {p.relative_to(cache).as_posix() for p in cache.rglob("*model*") if p.suffix in (".safetensors", ".bin")}
     assert weights == {
         "text_encoder/model.safetensors",

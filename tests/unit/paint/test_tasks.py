@@ -6,19 +6,26 @@ import pytest
 
 from inpaint.data.manifest import Manifest, Row
 from inpaint.errors import InpaintError
-from inpaint.paint.request import SamplingSettings, preferences_of
+from inpaint.models.adapter import AdapterCard
+from inpaint.paint.request import SamplingSettings
 from inpaint.paint.results import PAINTED, Painted, Results, picture_hash
 from inpaint.paint.tasks import PaintSettings, PaintTask, checked_output_folder, output_names, plan_tasks, row_seed
+from tests.tiny import base_info
 
 SETTINGS = PaintSettings(base="toy")
 
 
-class Format:
-    def __init__(self):
-        self.tokens = {"CDP_FOOD": "<food>"}
-
-    def prompt(self, prompt, category):
-        return f"{self.tokens[category]} background, {prompt}"
+CARD = AdapterCard(
+    base="toy",
+    base_revision="r",
+    tokens={"CDP_FOOD": "<food>"},
+    prompt_format="{token} background, {prompt}",
+    resolution=64,
+    rank=1,
+    alpha=1.0,
+    samples=1,
+    manifest="m",
+)
 
 
 def row(name: str, **settings: object) -> Row:
@@ -33,11 +40,11 @@ def plan(rows, settings=SETTINGS, adapter=None, models="m"):
 def test_a_row_with_a_category_gets_its_token_only_with_an_adapter():
     rows = [row("a.png", category="CDP_FOOD"), row("b.png")]
     assert [t.prompt for t in plan(rows)[0]] == ["a box", "a box"]
-    assert [t.prompt for t in plan(rows, adapter=Format())[0]] == ["<food> background, a box", "a box"]
+    assert [t.prompt for t in plan(rows, adapter=CARD)[0]] == ["<food> background, a box", "a box"]
 
 
 def test_a_category_that_the_adapter_does_not_know_goes_to_the_quarantine():
-    tasks, bad = plan([row("a.png", category="CDP_COS"), row("b.png")], adapter=Format())
+    tasks, bad = plan([row("a.png", category="CDP_COS"), row("b.png")], adapter=CARD)
     assert [t.row.id for t in tasks] == ["b.png"]
     assert (bad[0].reason, bad[0].detail) == ("unknown category", "'CDP_COS': the adapter has CDP_FOOD")
 
@@ -57,7 +64,7 @@ def test_a_key_covers_all_that_the_picture_depends_on():
         plan([row("a.png", digest="e")]),
         plan([row("a.png", prompt="x")]),
         plan([row("a.png")], models="other weights"),
-        plan([row("a.png")], adapter=Format(), models="m with an adapter"),
+        plan([row("a.png")], adapter=CARD, models="m with an adapter"),
         *(
             plan([row("a.png")], replace(SETTINGS, **{name: value}))
             for name, value in {"seed": 1, "negative_prompt": "x", "precision": "bf16"}.items()
@@ -71,7 +78,7 @@ def test_a_key_covers_all_that_the_picture_depends_on():
 
 
 def test_tasks_travel_as_json():
-    (task,) = plan([row("a.png", category="CDP_FOOD")], adapter=Format())[0]
+    (task,) = plan([row("a.png", category="CDP_FOOD")], adapter=CARD)[0]
     assert PaintTask.from_json(task.to_json()) == task
 
 
@@ -99,10 +106,10 @@ def test_a_row_named_like_a_comparison_is_refused():
 
 def test_what_is_left_open_is_what_the_base_prefers():
     open_ = SamplingSettings(size=64)
-    assert open_.resolved(preferences_of("toy")) == replace(open_, guidance_scale=1.0, steps=25)
-    assert open_.resolved(preferences_of("owner/base")) == replace(open_, guidance_scale=7.5, steps=25)
+    assert open_.resolved(base_info()) == replace(open_, guidance_scale=1.0, steps=25)
+    assert open_.resolved(base_info(guidance_scale=7.5)) == replace(open_, guidance_scale=7.5, steps=25)
     decided = SamplingSettings(guidance_scale=0.0, steps=3)
-    assert decided.resolved(preferences_of("toy")) == decided
+    assert decided.resolved(base_info()) == decided
 
 
 def test_output_must_be_a_folder_on_a_disk(tmp_path):

@@ -1,6 +1,7 @@
 """Engines to test: bases, made-up adapters, a shelf that hands them out, and orders."""
 
 import asyncio
+import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -39,7 +40,7 @@ def made_up(base: str | Path, seed: int, *, rank: int = 4, tokens: tuple[str, ..
     }
     card = AdapterCard(
         base=str(base),
-        base_revision=trained.revision,
+        base_revision=trained.info.revision,
         tokens={token: token for token in tokens},
         prompt_format="{token} background, {prompt}",
         resolution=64,
@@ -48,7 +49,9 @@ def made_up(base: str | Path, seed: int, *, rank: int = 4, tokens: tuple[str, ..
         samples=1,
         manifest="m",
     )
-    return adapter_from(tensors, card)
+    adapter = adapter_from(tensors, card)
+    first = [token for token in tokens if not re.search(r"_\d$", token)]
+    return replace(adapter, card=replace(card, tokens={f"C{i}": token for i, token in enumerate(first)}))
 
 
 def varied(adapter: Adapter, seed: int) -> Adapter:

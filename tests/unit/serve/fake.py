@@ -12,12 +12,13 @@ from PIL import Image
 from inpaint.diffusion.samplers import Sampler
 from inpaint.models.adapter import AdapterCard
 from inpaint.serve.http import HttpSettings, build_http
-from inpaint.serve.service import BaseInfo, Painted, PaintOrder, Preview, ServedAdapter
+from inpaint.serve.service import Painted, PaintOrder, Preview, ServedAdapter
+from tests.tiny import base_info
 from tests.unit.data.images import encoded, mask, picture
 
 BLUE = (0, 0, 255)
 KEY = "sk-0123456789abcdef"
-BASE = BaseInfo(name="toy", revision="c" * 64, default_size=64, size_multiple=8, guidance_scale=1.0, steps=25)
+BASE = base_info()
 
 
 def entry(name: str, **tokens: str) -> ServedAdapter:

@@ -106,16 +106,16 @@ def test_what_does_not_fit_is_refused_with_its_reason(bank, adapter):
     stray = "unet.down_blocks.9.to_q.lora_A.weight"
     bad = [
         (replace(adapter, card=replace(adapter.card, base_revision="0" * 64)), "trained on base"),
-        (made_up("toy", 1, rank=5), "rank 5; this service takes 1 to 4"),
+        (made_up("toy", 1, rank=5), "rank 5: up to 4"),
         (replace(adapter, card=replace(adapter.card, rank=2)), "expected \\(2, "),
-        (lora_with(adapter, stray, tensor), "down_blocks.9.to_q.lora_A.weight: this base has no such layer"),
-        (lora_with(adapter, "vae.x.lora_A.weight", tensor), "vae.x.lora_A.weight: this base has no such layer"),
+        (lora_with(adapter, stray, tensor), "down_blocks.9.to_q.lora_A.weight: base toy has no such layer"),
+        (lora_with(adapter, "vae.x.lora_A.weight", tensor), "vae.x.lora_A.weight: base toy has no such layer"),
         (lora_with(adapter, first, tensor[:, 1:]), "expected"),
         (lora_with(adapter, first, tensor * float("nan")), f"{first} is not finite"),
         (with_lora(adapter, lambda lora: {n: t for n, t in lora.items() if n != first}), "other half .* is missing"),
-        (replace(adapter, embeds=()), "1 text encoders"),
-        (replace(adapter, embeds=({"CDP_X": torch.zeros(7)},)), "CDP_X: \\(7,\\)"),
-        (replace(adapter, embeds=({"CDP_X": adapter.embeds[0]["CDP_X"] / 0},)), "finite numbers"),
+        (replace(adapter, embeds=adapter.embeds * 2), "2 text encoders, base toy has 1"),
+        (replace(adapter, embeds=({"CDP_X": torch.zeros(7)},)), "CDP_X is \\(7,\\)"),
+        (replace(adapter, embeds=({"CDP_X": adapter.embeds[0]["CDP_X"] / 0},)), "CDP_X is not finite"),
     ]
     for wrong, words in bad:
         with pytest.raises(InpaintError, match=words):

@@ -11,8 +11,9 @@ from PIL import Image
 
 from inpaint.diffusion.samplers import Sampler
 from inpaint.errors import InpaintError
-from inpaint.models.adapter import Adapter, load_adapter, save_adapter
-from inpaint.models.base import TOY_BASE
+from inpaint.export.adapter_folder import load_adapter, save_adapter
+from inpaint.models.adapter import Adapter
+from inpaint.models.files import TOY_BASE
 from inpaint.paint.paste import paste_back
 from inpaint.serve.engine.engine import MAX_PASSED, Engine
 from inpaint.serve.service import AdapterGone

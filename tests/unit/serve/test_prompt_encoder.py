@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from inpaint.models.adapter import Adapter, apply_adapter
-from inpaint.models.base import TOY_BASE, load_base
+from inpaint.models.base import load_base
+from inpaint.models.files import TOY_BASE
 from inpaint.models.prompts import encode_negative_prompts, encode_prompts
 from inpaint.serve.engine.prompt_encoder import Prompt, PromptEncoder
 from inpaint.serve.engine.slots import AdapterSlots

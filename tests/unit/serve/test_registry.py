@@ -13,8 +13,9 @@ import torch
 
 from inpaint.data.storage import Root
 from inpaint.errors import InpaintError
-from inpaint.models.adapter import CARD_FILE, LORA_FILE, Adapter, save_adapter
-from inpaint.models.outline import BaseOutline, outline_base
+from inpaint.export.adapter_folder import CARD_FILE, LORA_FILE, save_adapter
+from inpaint.models.adapter import Adapter
+from inpaint.models.info import BaseInfo, read_base_info
 from inpaint.serve.adapters.cache import AdapterCache, AdapterFiles, AdapterStore
 from inpaint.serve.adapters.registry import Registry, RegistrySettings
 from inpaint.serve.service import AdapterGone
@@ -22,8 +23,8 @@ from tests.adapters import SHIPPED, variant, write_variant
 
 
 @pytest.fixture(scope="module")
-def outline() -> BaseOutline:
-    return outline_base("toy")
+def base() -> BaseInfo:
+    return read_base_info("toy")
 
 
 @pytest.fixture
@@ -34,8 +35,8 @@ def root(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def registry(root: Path, tmp_path: Path, outline: BaseOutline) -> Registry:
-    registry = Registry(RegistrySettings(root=str(root), cache=str(tmp_path / "cache")), outline)
+def registry(root: Path, tmp_path: Path, base: BaseInfo) -> Registry:
+    registry = Registry(RegistrySettings(root=str(root), cache=str(tmp_path / "cache")), base)
     registry.poll()
     return registry
 
@@ -79,9 +80,9 @@ def test_a_replaced_version_stays_usable_by_digest_and_can_be_put_back(
     assert registry.catalogue()["CDP_COS"].digest == old
 
 
-def test_the_thread_finds_a_new_adapter_by_itself(root: Path, tmp_path: Path, outline: BaseOutline) -> None:
+def test_the_thread_finds_a_new_adapter_by_itself(root: Path, tmp_path: Path, base: BaseInfo) -> None:
     settings = RegistrySettings(root=str(root), cache=str(tmp_path / "cache"), poll_s=0.01)
-    registry = Registry(settings, outline)
+    registry = Registry(settings, base)
     registry.start()
     try:
         write_variant(root, "CDP_NEW", 3)
@@ -140,8 +141,8 @@ def with_card(**changes: object):
 BAD = {
     "not finite": nan,
     "expected (": misshapen,
-    "no such place": strange_layer,
-    "lora_A and lora_B must both": lonely,
+    "no such layer": strange_layer,
+    "is missing": lonely,
     "expected (96,)": narrow_token,
     "trained on base": with_card(base_revision="0" * 64),
     "rank 100": with_card(rank=100),
@@ -182,9 +183,9 @@ def test_a_pickle_in_the_card_is_never_opened(registry: Registry, root: Path) ->
     assert "only pytorch_lora_weights.safetensors" in registry.refused()["CDP_BAD"]
 
 
-def test_too_large_an_adapter_is_not_even_read(root: Path, tmp_path: Path, outline: BaseOutline) -> None:
+def test_too_large_an_adapter_is_not_even_read(root: Path, tmp_path: Path, base: BaseInfo) -> None:
     settings = RegistrySettings(root=str(root), cache=str(tmp_path / "cache"), max_adapter_bytes=1000)
-    registry = Registry(settings, outline)
+    registry = Registry(settings, base)
     registry.poll()
     assert not registry.catalogue()
     assert "takes 1,000" in registry.refused()["CDP_COS"]
@@ -216,12 +217,12 @@ class CountingReads(AdapterStore):
         return super()._read(relative, limit)
 
 
-def test_what_has_not_changed_is_not_read_again(root: Path, tmp_path: Path, outline: BaseOutline) -> None:
+def test_what_has_not_changed_is_not_read_again(root: Path, tmp_path: Path, base: BaseInfo) -> None:
     age(root)
     settings = RegistrySettings(root=str(root), cache=str(tmp_path / "cache"))
     plain = settings.library()
     library = CountingReads(plain.root, plain.cache, plain.max_adapter_bytes)
-    registry = Registry(settings, outline, library)
+    registry = Registry(settings, base, library)
     registry.poll()
     before = library.reads
     assert before
@@ -237,7 +238,7 @@ def test_a_registry_that_cannot_be_listed_leaves_all_as_it_was(registry: Registr
 
 
 @pytest.mark.parametrize("kind", ["url", "mock"])
-def test_object_stores_work_like_folders(root: Path, tmp_path: Path, outline: BaseOutline, kind: str) -> None:
+def test_object_stores_work_like_folders(root: Path, tmp_path: Path, base: BaseInfo, kind: str) -> None:
     settings = RegistrySettings(root=root.as_uri(), cache=str(tmp_path / "cache"))
     library = settings.library()
     if kind == "mock":
@@ -248,7 +249,7 @@ def test_object_stores_work_like_folders(root: Path, tmp_path: Path, outline: Ba
             with store.open_output_stream(path) as stream:
                 stream.write(file.read_bytes())
         library = AdapterStore(Root(store, "bucket/adapters"), library.cache, library.max_adapter_bytes)
-    registry = Registry(settings, outline, library)
+    registry = Registry(settings, base, library)
     registry.poll()
     assert list(registry.catalogue()) == ["CDP_COS", "CDP_FOOD"]
 

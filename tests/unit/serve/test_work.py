@@ -10,11 +10,12 @@ from inpaint.paint.request import PaintRequest
 from inpaint.serve.admission import Admission
 from inpaint.serve.deployments.scaling import WORK, ByRemainingWork
 from inpaint.serve.ranking import Ledger, Standing, rank
-from inpaint.serve.service import BaseInfo, Overloaded
+from inpaint.serve.service import Overloaded
 from inpaint.serve.work import work_of
+from tests.tiny import base_info
 from tests.unit.paint.examples import request_with
 
-BASE = BaseInfo(name="toy", revision="r", default_size=64, size_multiple=16, guidance_scale=1.0, steps=25)
+BASE = base_info(size_multiple=16)
 
 
 def request(*, side: int = 64, hole: tuple[slice, slice] = np.s_[16:48, 16:48], **changes: object) -> PaintRequest:

@@ -1,8 +1,8 @@
 """Low-rank updates by row: linear layers to which every row of a batch brings its own LoRA, or none.
 
-The layers of a model share one `Layout`: all A and transposed B matrices of an adapter side by side, so that an adapter
-is one matrix R x W and choosing adapters for a batch is one gather. Shapes: U rows of a batch, of which the first K
-have adapters; N tokens; R rank; I, O features in and out; W columns of a layout.
+The layers of a model share one `LoraLayout`: all A and transposed B matrices of an adapter side by side, so that an
+adapter is one matrix R x W and choosing adapters for a batch is one gather. Shapes: U rows of a batch, of which the
+first K have adapters; N tokens; R rank; I, O features in and out; W columns of a layout.
 """
 
 from collections.abc import Mapping
@@ -11,12 +11,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from inpaint.errors import InpaintError
-from inpaint.models.lora import TEXT_TARGETS, UNET_TARGETS
+from inpaint.models.layers import adaptable_layers, disk_name
 
 
 @dataclass(eq=False)
-class LowRank:
+class RowUpdate:
     """What one layer adds now. Not a module, for it is set many times per second."""
 
     down_KRI: Tensor | None = None
@@ -26,14 +25,14 @@ class LowRank:
     """K."""
 
 
-class AdaptedLinear(nn.Module):
+class RowLoraLinear(nn.Module):
     """A frozen linear layer plus the low-rank update of the first K rows; it holds the same weights as before."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
         self.weight, self.bias = linear.weight, linear.bias
         self.in_features, self.out_features = linear.in_features, linear.out_features
-        self.update = LowRank()
+        self.update = RowUpdate()
 
     def forward(self, x_UNI: Tensor) -> Tensor:
         """U x N x I -> U x N x O."""
@@ -54,7 +53,7 @@ class AdaptedLinear(nn.Module):
 class Place:
     """Where a layer's matrices stand in the columns of a layout."""
 
-    layer: AdaptedLinear
+    layer: RowLoraLinear
     start: int
 
     @property
@@ -69,7 +68,7 @@ class Place:
 
 
 @dataclass(frozen=True, eq=False)
-class Layout:
+class LoraLayout:
     """The adapted layers of one model by their name on disk, without `.lora_A.weight`."""
 
     places: Mapping[str, Place]
@@ -80,31 +79,14 @@ class Layout:
         """An adapter's tensors of this model as R x W, on the CPU; layers that it does not have stay zero.
 
         Args:
-            tensors: by name on disk, all of this model.
+            tensors: by name on disk, all of this model; they fit (`inpaint.models.adapter.check_adapter`).
             scale: multiplies B: alpha / rank.
-
-        Raises:
-            InpaintError: a layer that the model does not have, half a layer, another shape, or a number that is not
-                finite.
         """
         packed_RW = torch.zeros(rank, self.width)
         for name, tensor in tensors.items():
-            module, _, half = name.partition(".lora_")
-            if module not in self.places or half not in ("A.weight", "B.weight"):
-                raise InpaintError(
-                    f"adapter tensor {name}: this base has no such layer; it is for another architecture"
-                )
-            other = f"{module}.lora_{'B' if half[0] == 'A' else 'A'}.weight"
-            if other not in tensors:
-                raise InpaintError(f"adapter tensor {name}: its other half {other} is missing")
-            place = self.places[module]
-            down = half[0] == "A"
-            wanted = (rank, place.layer.in_features) if down else (place.layer.out_features, rank)
-            if tuple(tensor.shape) != wanted:
-                raise InpaintError(f"adapter tensor {name} is {tuple(tensor.shape)}, expected {wanted}")
-            if not torch.isfinite(tensor).all():
-                raise InpaintError(f"adapter tensor {name} is not finite: the training diverged; do not use it")
-            if down:
+            layer, _, half = name.partition(".lora_")
+            place = self.places[layer]
+            if half == "A.weight":
                 packed_RW[:, place.start : place.middle] = tensor.float()
             else:
                 packed_RW[:, place.middle : place.stop] = tensor.float().T * scale
@@ -122,22 +104,17 @@ class Layout:
                 update.up_KRO = gathered[..., place.middle : place.stop]
 
 
-def adapt(model: nn.Module, prefix: str) -> Layout:
+def adapt(model: nn.Module, prefix: str) -> LoraLayout:
     """Replaces, in place, the linear layers of a U-Net or CLIP text model that adapters may have updates for."""
-    targets = UNET_TARGETS if prefix == "unet" else TEXT_TARGETS
     places, width = {}, 0
-    for name, module in list(model.named_modules()):
-        if not (isinstance(module, nn.Linear) and any(name == t or name.endswith(f".{t}") for t in targets)):
-            continue
-        parent, _, child = name.rpartition(".")
-        layer = AdaptedLinear(module)
+    for path, linear in adaptable_layers(model, prefix).items():
+        parent, _, child = path.rpartition(".")
+        layer = RowLoraLinear(linear)
         setattr(model.get_submodule(parent), child, layer)
-        if prefix != "unet":
-            name = f"text_model.{name.removeprefix('text_model.')}"
         place = Place(layer, width)
-        places[f"{prefix}.{name}"] = place
+        places[disk_name(prefix, path)] = place
         width = place.stop
-    return Layout(places, width)
+    return LoraLayout(places, width)
 
 
 Uses = tuple[tuple[int, float], ...]
@@ -145,10 +122,10 @@ Uses = tuple[tuple[int, float], ...]
 
 
 @dataclass(eq=False)
-class Slab:
+class LoraPool:
     """The packed adapters of one model: S slots x R x W. Slot 0 is no adapter: zeros."""
 
-    layout: Layout
+    layout: LoraLayout
     slots: int
     max_rank: int
     device: torch.device
@@ -160,7 +137,7 @@ class Slab:
         self.packed_SRW = torch.zeros(shape, device=self.device, dtype=self.dtype)
 
     def gather(self, uses_U: list[Uses], ranks: Mapping[int, int], *, fixed: bool = False) -> tuple[Tensor | None, int]:
-        """What `Layout.install` takes, for rows of which those with adapters come first.
+        """What `LoraLayout.install` takes, for rows of which those with adapters come first.
 
         Several adapters of a row stand one above the other along R, each weighed in its B.
 

@@ -1,0 +1,99 @@
+"""Adapters on disk: one folder with a LoRA, its tokens' embeddings if any, and a card; safetensors and JSON only.
+
+`pytorch_lora_weights.safetensors` and `learned_embeds.safetensors` (`learned_embeds_2` for a second text encoder) are
+what diffusers' `load_lora_weights` and `load_textual_inversion` read; `adapter.json` says what they belong to.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+from torch import Tensor
+
+from inpaint.errors import InpaintError
+from inpaint.models.adapter import Adapter, AdapterCard
+
+LORA_FILE = "pytorch_lora_weights.safetensors"
+EMBEDS_FILES = ("learned_embeds.safetensors", "learned_embeds_2.safetensors")
+CARD_FILE = "adapter.json"
+
+
+def save_adapter(folder: str | Path, adapter: Adapter) -> Path:
+    """Write the folder, `adapter.json` last, with the sha256 of the files."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    # diffusers reads rank and alpha from this metadata; without it alpha = rank is taken.
+    metadata = {"format": "pt", "lora_adapter_metadata": json.dumps(_lora_metadata(adapter))}
+    files = {LORA_FILE: safetensors.torch.save(adapter.lora, metadata=metadata)}
+    for name, embeds in zip(EMBEDS_FILES, adapter.embeds, strict=False):
+        files[name] = safetensors.torch.save(embeds, metadata={"format": "pt"})
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
+    hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+    card = {**asdict(adapter.card), "files": hashes}
+    (folder / CARD_FILE).write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+    return folder
+
+
+def parse_card(data: bytes, where: str | Path) -> AdapterCard:
+    """The card from the bytes of `adapter.json`; `where` is what errors call it. Raises InpaintError."""
+    try:
+        return AdapterCard(**json.loads(data))
+    except (ValueError, TypeError) as error:
+        raise InpaintError(f"{where}: not a card of this version ({error})") from error
+
+
+def load_adapter(folder: str | Path) -> Adapter:
+    """Read and verify an adapter folder.
+
+    Raises:
+        InpaintError: no such folder, or a file is missing or does not match its sha256. Whether it fits a base is
+            for `inpaint.models.adapter.check_adapter` to say.
+    """
+    folder = Path(folder)
+    path = folder / CARD_FILE
+    if not path.is_file():
+        raise InpaintError(f"{folder}: no {CARD_FILE}, so not an adapter of ours; train one with train_category_lora")
+    card = parse_card(path.read_bytes(), path)
+    known = (LORA_FILE, *EMBEDS_FILES)
+    strange = sorted(set(card.files) - set(known))
+    if strange:
+        raise InpaintError(f"{path}: lists {strange[0]}; only safetensors files are read: {', '.join(known)}")
+    tensors = {name: _read(folder / name, digest) for name, digest in card.files.items()}
+    if LORA_FILE not in tensors:
+        raise InpaintError(f"{path}: lists {sorted(tensors)}, but not {LORA_FILE}")
+    embeds = tuple(tensors[name] for name in EMBEDS_FILES if name in tensors)
+    return Adapter(card=card, lora=tensors[LORA_FILE], embeds=embeds)
+
+
+def _read(path: Path, digest: str) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise InpaintError(f"{path} is missing: copy the whole adapter folder")
+    data = path.read_bytes()
+    if hashlib.sha256(data).hexdigest() != digest:
+        raise InpaintError(f"{path}: its bytes do not match the sha256 in {CARD_FILE}: copy it again")
+    try:
+        return safetensors.torch.load(data)
+    except safetensors.SafetensorError as error:
+        raise InpaintError(f"{path}: not a safetensors file ({error})") from error
+
+
+def _lora_metadata(adapter: Adapter) -> dict[str, object]:
+    """What diffusers' `save_lora_weights` writes, by prefix."""
+    prefixes = {name.split(".", 1)[0] for name in adapter.lora}
+    card = adapter.card
+    metadata: dict[str, object] = {}
+    for prefix in sorted(prefixes):
+        targets = sorted({_module(name) for name in adapter.lora if name.startswith(f"{prefix}.")})
+        metadata[f"{prefix}.r"] = card.rank
+        metadata[f"{prefix}.lora_alpha"] = card.alpha
+        metadata[f"{prefix}.target_modules"] = targets
+    return metadata
+
+
+def _module(name: str) -> str:
+    """`unet.down.0.to_q.lora_A.weight` -> `down.0.to_q`."""
+    return name.split(".", 1)[1].removeprefix("text_model.").rsplit(".lora_", 1)[0]
