@@ -36,8 +36,8 @@ from inpaint.evaluate.classical import FILLS, mean_colour
 from inpaint.evaluate.metrics import hole_psnr, hole_ssim
 from inpaint.evaluate.report import Gallery, Report, Table, write_report
 from inpaint.paint.ddpm_painter import DdpmPainter
-from inpaint.paint.ddpm_request import DdpmRequest
 from inpaint.paint.paste import comparison, kept_pixels_changed
+from inpaint.paint.request import DdpmRequest
 from inpaint.randomness import generator
 from inpaint.recipes.ddpm import TrainDdpm, load_ddpm, preset, start_run
 from inpaint.toy.patterns import render_pattern, write_patterns

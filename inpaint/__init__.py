@@ -23,7 +23,7 @@ _HOMES = {
     "inpaint.diffusion.schedule": ("NoiseSchedule", "add_noise"),
     "inpaint.data.random_holes": ("RandomHoles", "HoleKind", "random_hole"),
     "inpaint.paint.ddpm_painter": ("DdpmPainter", "ModelCard", "ReverseProcess"),
-    "inpaint.paint.ddpm_request": ("DdpmRequest",),
+    "inpaint.paint.request": ("DdpmRequest",),
     "inpaint.errors": ("InpaintError",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}

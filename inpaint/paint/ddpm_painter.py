@@ -5,7 +5,6 @@ rounding alone (1e-3 in [-1, 1]). A photo of any size is painted at the model's 
 scaled up. Shapes: B rows; H x W working pixels; S steps.
 """
 
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
@@ -14,12 +13,12 @@ import torch
 from torch import Tensor
 
 from inpaint.diffusion.ddpm import Noise, NoiseSettings
-from inpaint.diffusion.repaint import OnStep, PixelSampling, fill
+from inpaint.diffusion.repaint import OnStep, fill
 from inpaint.diffusion.unet import Known, MaskedUNet, UNetSettings
 from inpaint.errors import InpaintError
-from inpaint.paint.ddpm_request import DdpmRequest
-from inpaint.paint.paste import GAP, assert_kept, paste_back
-from inpaint.paint.shapes import resize_hole, resize_image, working_shape
+from inpaint.paint.crop import batches_of, resize_hole, resize_image, working_shape
+from inpaint.paint.paste import paste_back, side_by_side
+from inpaint.paint.request import DdpmRequest
 
 OnFrame = Callable[[int, int, np.ndarray], None]
 """Called after each network evaluation with (evaluations done, all of them, pictures so far B x H x W x 3 uint8)."""
@@ -81,21 +80,20 @@ class DdpmPainter:
 
         A request without a hole gets its image back, and costs nothing.
         """
-        painted = iter(self.paint_raw([r for r in requests if r.hole.any()], on_frame))
-        return [_pasted(r, next(painted)) if r.hole.any() else r.image.copy() for r in requests]
+        results = [request.image.copy() for request in requests]
+        holed = [index for index, request in enumerate(requests) if request.hole.any()]
+        for index, painted in zip(holed, self.paint_raw([requests[i] for i in holed], on_frame), strict=True):
+            image, hole = requests[index].image, requests[index].hole
+            results[index] = paste_back(image, resize_image(painted, hole.shape), hole, feather=requests[index].feather)
+        return results
 
     def paint_raw(self, requests: Sequence[DdpmRequest], on_frame: OnFrame | None = None) -> list[np.ndarray]:
         """What the model paints, before paste-back: uint8, each at its working shape H x W x 3."""
-        groups: dict[tuple[tuple[int, int], PixelSampling], list[int]] = defaultdict(list)
-        for index, request in enumerate(requests):
-            self._check(request)
-            groups[self.shape_of(request), request.sampling].append(index)
         results: dict[int, np.ndarray] = {}
-        for (shape, sampling), indices in groups.items():
-            for start in range(0, len(indices), self.max_batch):
-                batch = indices[start : start + self.max_batch]
-                images = self._paint_batch([requests[i] for i in batch], shape, sampling, on_frame)
-                results.update(zip(batch, images, strict=True))
+        for request in requests:
+            self._check(request)
+        for batch in batches_of([(self.shape_of(r), r.sampling) for r in requests], self.max_batch):
+            results.update(zip(batch, self._paint_batch([requests[i] for i in batch], on_frame), strict=True))
         return [results[i] for i in range(len(requests))]
 
     def shape_of(self, request: DdpmRequest) -> tuple[int, int]:
@@ -109,9 +107,9 @@ class DdpmPainter:
             raise InpaintError(f"label {request.label!r}: this model's classes are {known}")
 
     @torch.no_grad()
-    def _paint_batch(
-        self, requests: list[DdpmRequest], shape: tuple[int, int], sampling: PixelSampling, on_frame: OnFrame | None
-    ) -> list[np.ndarray]:
+    def _paint_batch(self, requests: list[DdpmRequest], on_frame: OnFrame | None) -> list[np.ndarray]:
+        """Args: requests: of one working shape and one sampling."""
+        shape, sampling = self.shape_of(requests[0]), requests[0].sampling
         images_BHW3 = np.stack([resize_image(r.image, shape) for r in requests])
         hole_BHW = np.stack([resize_hole(r.hole, shape) for r in requests])
         known_B3HW = torch.from_numpy(images_BHW3).to(self.device).permute(0, 3, 1, 2).float() / 127.5 - 1
@@ -163,16 +161,7 @@ class ReverseProcess:
         """The pictures side by side on white, uint8 H W 3."""
         if not self._pictures:
             raise InpaintError("nothing was painted yet: there is no reverse process to show")
-        gap = np.full((self._pictures[0].shape[0], GAP, 3), 255, dtype=np.uint8)
-        parts = [part for picture in self._pictures for part in (picture, gap)]
-        return np.concatenate(parts[:-1], axis=1)
-
-
-def _pasted(request: DdpmRequest, painted: np.ndarray) -> np.ndarray:
-    large = resize_image(painted, request.hole.shape)
-    result = paste_back(request.image, large, request.hole, feather=request.feather)
-    assert_kept(request.image, result, request.hole)
-    return result
+        return side_by_side(self._pictures)
 
 
 def _unet_settings(data: dict) -> UNetSettings:

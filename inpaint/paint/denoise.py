@@ -1,10 +1,10 @@
 """Denoising: rows, each with its own sampler, step, guidance and text, advanced together by one U-Net call per step.
 
 The painter and the painting engine of the service both paint with this, and with nothing else. Shapes: B rows; U U-Net
-rows (a guided row has two); C latent channels; h w latents.
+rows (a guided row has two), V of them with a control picture; C latent channels; h w latents.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,6 +45,8 @@ class DenoisingRow:
     """One row; None where there is no guidance."""
     guidance_scale: float
     """Not read where there is none."""
+    control: tuple[Tensor, float] | None = None
+    """What the ControlNet sees (3 H W at the working shape, in [0, 1]) and the weight of what it adds."""
     uses: tuple[tuple[int, float], ...] = ()
     """(slot, weight) of the adapters painted with; the engine's."""
     step: int = 0
@@ -92,9 +94,17 @@ def start_rows(
             text=text[i],
             negative=negative[i],
             guidance_scale=requests[i].sampling.guidance_scale or 1.0,
+            control=_control_of(base, requests[i], images[i]),
         )
         for i, path in enumerate(paths)
     ]
+
+
+def _control_of(base: Base, request: PaintRequest, image: WorkingImage) -> tuple[Tensor, float] | None:
+    if request.control is None:
+        return None
+    image_HW3 = torch.tensor(image.control_HW3, device=base.device)
+    return image_HW3.permute(2, 0, 1).to(base.dtype) / 255, request.control.scale
 
 
 @dataclass(frozen=True)
@@ -111,8 +121,14 @@ class Batch:
     """Rows of one shape, stacked for as long as the same ones go on together."""
 
     def __init__(
-        self, base: Base, schedule: NoiseSchedule, rows: Sequence[DenoisingRow], settings: BatchSettings | None = None
+        self,
+        base: Base,
+        schedule: NoiseSchedule,
+        rows: Sequence[DenoisingRow],
+        settings: BatchSettings | None = None,
+        controlnet: Callable[..., Any] | None = None,
     ) -> None:
+        """Args: controlnet: a `ControlNetModel`; needed where a row has a control picture."""
         self.base, self.schedule, self.rows = base, schedule, list(rows)
         self.settings = settings or BatchSettings()
         self.latents_BChw = torch.stack([row.latents_Chw for row in rows])
@@ -121,6 +137,10 @@ class Batch:
         self._hole_B1hw = torch.stack([row.hole_1hw for row in rows])
         self._noise_BChw = torch.stack([row.noise_Chw for row in rows]) if base.info.in_channels == 4 else None
         self._lay_out_unet_rows()
+        self._control = None
+        if any(row.control is not None for row in rows):
+            assert controlnet is not None, "rows with a control picture need a ControlNet"
+            self._control = _Control(controlnet, self.rows, self.source_U, self._kwargs)
 
     def _lay_out_unet_rows(self) -> None:
         """Rows with adapters first, so that the others cost their adapters' kernels nothing; padding last."""
@@ -179,10 +199,13 @@ class Batch:
     def _predict(self, unet: Unet, table_BK: Tensor, times_B: Tensor) -> Tensor:
         """The U-Net's output with classifier-free guidance (Ho 2022, eq. 6), in one call for all rows; float32."""
         inputs_UChw = (self.latents_BChw * column(table_BK, "scale_input", 4))[self.source_U]
+        times_U, kwargs = times_B[self.source_U], self._kwargs
+        if self._control is not None:
+            kwargs = {**kwargs, **self._control.residuals(inputs_UChw.to(self.base.dtype), times_U)}
         if self._context_Uxhw is not None:
             inputs_UChw = torch.cat([inputs_UChw, self._context_Uxhw], dim=1)
         inputs_UChw = inputs_UChw.to(self.base.dtype).contiguous(memory_format=self.settings.memory_format)
-        output_UChw = unet(inputs_UChw, times_B[self.source_U], return_dict=False, **self._kwargs)[0].float()
+        output_UChw = unet(inputs_UChw, times_U, return_dict=False, **kwargs)[0].float()
         positive_BChw = output_UChw[self._positive_B]
         if not self._is_guided:
             return positive_BChw
@@ -204,6 +227,44 @@ class Batch:
         """Hands each row its state back; the batch is done with."""
         for row, latents_Chw, clean_Chw in zip(self.rows, self.latents_BChw, self.clean_BChw, strict=True):
             row.latents_Chw, row.clean_Chw = latents_Chw, clean_Chw
+
+
+class _Control:
+    """What a ControlNet adds to the rows that have a picture for it; it sees the latents alone, as in diffusers."""
+
+    def __init__(
+        self, net: Callable[..., Any], rows: Sequence[DenoisingRow], source_U: Tensor, kwargs: Mapping[str, Any]
+    ) -> None:
+        """Args: source_U: row of each U-Net row. kwargs: the U-Net's, of all its rows."""
+        sources = source_U.tolist()
+        controls = [(u, control) for u, i in enumerate(sources) if (control := rows[i].control) is not None]
+        self._net, self._rows = net, len(sources)
+        self._index_V = torch.tensor([u for u, _ in controls], device=source_U.device)
+        self._image_V3HW = torch.stack([image_3HW for _, (image_3HW, _) in controls])
+        self._scale_V111 = self._image_V3HW.new_tensor([scale for _, (_, scale) in controls]).reshape(-1, 1, 1, 1)
+        self._kwargs: dict[str, Any] = {"encoder_hidden_states": kwargs["encoder_hidden_states"][self._index_V]}
+        added = kwargs.get("added_cond_kwargs")
+        if added is not None:
+            self._kwargs["added_cond_kwargs"] = {name: value_U[self._index_V] for name, value_U in added.items()}
+
+    def residuals(self, latents_UChw: Tensor, times_U: Tensor) -> dict[str, Any]:
+        """Keyword arguments of the U-Net; zeros in the other rows."""
+        index_V = self._index_V
+        down, middle = self._net(
+            latents_UChw[index_V],
+            times_U[index_V],
+            controlnet_cond=self._image_V3HW,
+            return_dict=False,
+            **self._kwargs,
+        )
+        return {
+            "down_block_additional_residuals": tuple(self._spread(residual) for residual in down),
+            "mid_block_additional_residual": self._spread(middle),
+        }
+
+    def _spread(self, residual_Vchw: Tensor) -> Tensor:
+        everywhere = residual_Vchw.new_zeros((self._rows, *residual_Vchw.shape[1:]))
+        return everywhere.index_copy_(0, self._index_V, residual_Vchw * self._scale_V111)
 
 
 def _stacked(texts: Sequence[Conditioning]) -> Conditioning:

@@ -7,32 +7,42 @@ pixels outside the hole come back bit for bit.
 Shapes: H W working pixels.
 """
 
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
 import torch
+from diffusers import ControlNetModel
 
 from inpaint.diffusion.schedule import schedule_of
 from inpaint.errors import InpaintError
 from inpaint.models.base import Base
 from inpaint.models.latents import decode
 from inpaint.models.prompts import Conditioning, encode_negative_prompts, encode_prompts
-from inpaint.paint.crop import WorkingImage, pasted, window_of, working_image, working_shape_of
-from inpaint.paint.denoise import Batch, DenoisingRow, start_rows
+from inpaint.paint.crop import WorkingImage, batches_of, pasted, window_of, working_image, working_shape_of
+from inpaint.paint.denoise import Batch, start_rows
 from inpaint.paint.request import PaintRequest
 
 
 class Painter:
     """Paints requests with one base (and the adapter applied to it, if any)."""
 
-    def __init__(self, base: Base, *, device: str | torch.device | None = None, max_batch: int = 8) -> None:
+    def __init__(
+        self,
+        base: Base,
+        *,
+        controlnet: ControlNetModel | None = None,
+        device: str | torch.device | None = None,
+        max_batch: int = 8,
+    ) -> None:
         """Args: device: moved there; default: where the base is. max_batch: most requests per U-Net call."""
         if max_batch < 1:
             raise InpaintError(f"max_batch {max_batch}: give at least 1")
+        if controlnet is not None and controlnet.config.global_pool_conditions:
+            raise InpaintError("a ControlNet that pools its conditions (shuffle) is not supported")
         self.base = base if device is None else base.to(device)
+        self.controlnet = None if controlnet is None else controlnet.eval().to(self.base.device, self.base.dtype)
         self.max_batch = max_batch
         self.schedule = schedule_of(base.scheduler).to(self.base.device)
 
@@ -40,6 +50,9 @@ class Painter:
         """The originals with their holes painted, H x W x 3 uint8, in the requests' order.
 
         A request without a hole gets its image back, and costs nothing.
+
+        Raises:
+            InpaintError: settings that the base cannot be sampled with, or a control picture without a ControlNet.
         """
         results = [request.image.copy() for request in requests]
         holed = [index for index, request in enumerate(requests) if request.hole.any()]
@@ -50,26 +63,21 @@ class Painter:
 
     def paint_raw(self, requests: Sequence[PaintRequest]) -> list[np.ndarray]:
         """What the VAE decodes, before paste-back: float32 in [0, 1], each at its working shape H x W x 3."""
-        requests = [self._resolved(request) for request in requests]
-        images = [working_image(self.base, request) for request in requests]
-        groups: dict[tuple[int, int], list[int]] = defaultdict(list)
-        for index, image in enumerate(images):
-            groups[image.shape].append(index)
+        info = self.base.info
+        requests = [replace(request, sampling=request.sampling.resolved(info)) for request in requests]
+        if self.controlnet is None and any(request.control is not None for request in requests):
+            raise InpaintError("control: this painter has no ControlNet; give it one, or leave the picture out")
+        images = [working_image(info, request) for request in requests]
         results: dict[int, np.ndarray] = {}
         with torch.no_grad(), _evaluating(self.base):
-            for indices in groups.values():
-                for start in range(0, len(indices), self.max_batch):
-                    batch = indices[start : start + self.max_batch]
-                    painted = self._paint_batch([requests[i] for i in batch], [images[i] for i in batch])
-                    results.update(zip(batch, painted, strict=True))
+            for batch in batches_of([image.shape for image in images], self.max_batch):
+                painted = self._paint_batch([requests[i] for i in batch], [images[i] for i in batch])
+                results.update(zip(batch, painted, strict=True))
         return [results[i] for i in range(len(requests))]
 
     def shape_of(self, request: PaintRequest) -> tuple[int, int]:
         """The request's working height and width."""
-        return working_shape_of(self.base, request)
-
-    def _resolved(self, request: PaintRequest) -> PaintRequest:
-        return replace(request, sampling=request.sampling.resolved(self.base.info))
+        return working_shape_of(self.base.info, request)
 
     def _paint_batch(self, requests: list[PaintRequest], images: list[WorkingImage]) -> list[np.ndarray]:
         text = encode_prompts(self.base, [r.prompt for r in requests])
@@ -77,12 +85,13 @@ class Painter:
         rows = start_rows(self.base, self.schedule, requests, images, texts, self._negatives(requests))
         running = rows
         while running:
-            batch = Batch(self.base, self.schedule, running)
+            batch = Batch(self.base, self.schedule, running, controlnet=self.controlnet)
             for _ in range(min(row.left for row in running)):
                 batch.advance(self.base.unet)
             batch.split()
             running = [row for row in running if row.left]
-        return self._decoded(rows)
+        images_B3HW = decode(self.base, torch.stack([row.latents_Chw for row in rows]))
+        return list(images_B3HW.permute(0, 2, 3, 1).cpu().numpy())
 
     def _negatives(self, requests: list[PaintRequest]) -> list[Conditioning | None]:
         """One row for each guided request."""
@@ -93,10 +102,6 @@ class Painter:
             for number, index in enumerate(guided):
                 negatives[index] = encoded[number : number + 1]
         return negatives
-
-    def _decoded(self, rows: list[DenoisingRow]) -> list[np.ndarray]:
-        images_B3HW = decode(self.base, torch.stack([row.latents_Chw for row in rows]))
-        return list(images_B3HW.permute(0, 2, 3, 1).cpu().numpy())
 
 
 @contextmanager

@@ -4,6 +4,8 @@ Guaranteed: pixels outside the hole are bit for bit the original's, whatever the
 holes H x W bool, True = paint.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 TINT = np.array([255, 0, 128], dtype=np.float32)
@@ -15,16 +17,20 @@ def paste_back(original: np.ndarray, painted: np.ndarray, hole: np.ndarray, *, f
 
     Args:
         feather: width in pixels, inside the hole, over which the original fades into the painting; 0: a hard edge.
+
+    Raises:
+        AssertionError: a kept pixel differs.
     """
     assert original.shape == painted.shape and hole.shape == original.shape[:2], "one size for all three"
     assert original.dtype == painted.dtype == np.uint8 and hole.dtype == bool
     result = original.copy()
     if feather == 0:
         result[hole] = painted[hole]
-        return result
-    opacity_N1 = _opacity(hole, feather)[hole][:, None]
-    mixed_N3 = opacity_N1 * painted[hole] + (1 - opacity_N1) * original[hole]
-    result[hole] = np.rint(mixed_N3).astype(np.uint8)
+    else:
+        opacity_N1 = _opacity(hole, feather)[hole][:, None]
+        mixed_N3 = opacity_N1 * painted[hole] + (1 - opacity_N1) * original[hole]
+        result[hole] = np.rint(mixed_N3).astype(np.uint8)
+    assert_kept(original, result, hole)
     return result
 
 
@@ -59,5 +65,11 @@ def comparison(original: np.ndarray, hole: np.ndarray, result: np.ndarray) -> np
     """A strip of three pictures on white: the input, the input with its hole tinted, the result."""
     tinted = original.copy()
     tinted[hole] = np.rint(0.5 * original[hole] + 0.5 * TINT).astype(np.uint8)
-    gap = np.full((original.shape[0], GAP, 3), 255, dtype=np.uint8)
-    return np.concatenate([original, gap, tinted, gap, result], axis=1)
+    return side_by_side([original, tinted, result])
+
+
+def side_by_side(pictures: Sequence[np.ndarray]) -> np.ndarray:
+    """Pictures of one height in a row, `GAP` white pixels between them."""
+    gap = np.full((pictures[0].shape[0], GAP, 3), 255, dtype=np.uint8)
+    parts = [part for picture in pictures for part in (gap, picture)]
+    return np.concatenate(parts[1:], axis=1)

@@ -1,13 +1,17 @@
 """What one is asked to paint: a photo, its hole, and how; plain values that travel between processes."""
 
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from inpaint.diffusion.repaint import PixelSampling
 from inpaint.diffusion.samplers import Sampler, Trajectory, trajectory
 from inpaint.diffusion.schedule import NoiseSchedule
 from inpaint.errors import InpaintError
-from inpaint.models.info import BaseInfo
+
+if TYPE_CHECKING:  # a DDPM and HTTP start sooner without diffusers
+    from inpaint.models.info import BaseInfo
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,17 +36,15 @@ class SamplingSettings:
     def __post_init__(self) -> None:
         if self.steps is not None and self.steps < 1:
             raise InpaintError(f"steps {self.steps}: give at least 1")
-        if self.guidance_scale is not None and not 0 <= self.guidance_scale <= 100:
-            raise InpaintError(f"guidance_scale {self.guidance_scale}: give 0 to 100; 7.5 is usual, up to 1 is none")
         if self.size is not None and self.size < 1:
             raise InpaintError(f"size {self.size}: give the working size in pixels, or leave it out")
         if not 0 < self.strength <= 1:
             raise InpaintError(f"strength {self.strength}: give more than 0 and at most 1; 1 forgets what was there")
         if self.padding is not None and self.padding < 0:
             raise InpaintError(f"padding {self.padding}: give pixels around the hole, or leave it out")
-        check_feather(self.feather)
+        _check_guidance_and_feather(self.guidance_scale, self.feather)
 
-    def resolved(self, base: BaseInfo) -> "SamplingSettings":
+    def resolved(self, base: "BaseInfo") -> "SamplingSettings":
         """The same with steps and guidance decided."""
         steps = base.steps if self.steps is None else self.steps
         guidance_scale = base.guidance_scale if self.guidance_scale is None else self.guidance_scale
@@ -70,18 +72,14 @@ class SamplingSettings:
         return trajectory(schedule, self.sampler, self.steps, self.strength)
 
 
-def check_feather(feather: int) -> None:
-    """Raises InpaintError for less than 0."""
+def _check_guidance_and_feather(guidance_scale: float | None, feather: int) -> None:
+    if guidance_scale is not None and not 0 <= guidance_scale <= 100:
+        raise InpaintError(f"guidance_scale {guidance_scale}: give 0 to 100; 7.5 is usual, up to 1 is none")
     if feather < 0:
         raise InpaintError(f"feather {feather}: give pixels, 0 for a hard edge")
 
 
-def check_picture(image: np.ndarray, hole: np.ndarray, seed: int) -> None:
-    """What any painter takes: `image` H x W x 3 uint8, `hole` H x W bool, `seed` 0 .. 2^63 - 1.
-
-    Raises:
-        InpaintError: naming the first that is something else.
-    """
+def _check_picture(image: np.ndarray, hole: np.ndarray, seed: int) -> None:
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise InpaintError(f"image: {image.dtype} {image.shape}; give uint8 of shape (H, W, 3)")
     if hole.shape != image.shape[:2] or hole.dtype != bool:
@@ -91,8 +89,22 @@ def check_picture(image: np.ndarray, hole: np.ndarray, seed: int) -> None:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class Control:
+    """A picture that a ControlNet follows: edges, depth, ..."""
+
+    image: np.ndarray
+    """H x W x 3 uint8, of the photo's size."""
+    scale: float = 1.0
+    """Weight of what the ControlNet adds; 0: nothing."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.scale <= 10:
+            raise InpaintError(f"control scale {self.scale}: give 0 to 10; 1 is usual")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class PaintRequest:
-    """One hole to fill."""
+    """One hole to fill with a base."""
 
     image: np.ndarray
     """H x W x 3 uint8. What lies in the hole is not looked at (9-channel bases) or not kept (4-channel bases)."""
@@ -105,6 +117,36 @@ class PaintRequest:
     seed: int
     """0 .. 2^63 - 1. The same request and seed give the same picture."""
     sampling: SamplingSettings = field(default_factory=SamplingSettings)
+    control: Control | None = None
+    """Only for painters with a ControlNet."""
 
     def __post_init__(self) -> None:
-        check_picture(self.image, self.hole, self.seed)
+        _check_picture(self.image, self.hole, self.seed)
+        if self.control is not None and self.control.image.shape != self.image.shape:
+            raise InpaintError(f"control: {self.control.image.shape}; give a picture of shape {self.image.shape}")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class DdpmRequest:
+    """One hole to fill with a DDPM, without text."""
+
+    image: np.ndarray
+    """H x W x 3 uint8. What lies in the hole is not looked at."""
+    hole: np.ndarray
+    """H x W bool, True = paint."""
+    seed: int = 0
+    """0 .. 2^63 - 1. The same request and seed give the same picture."""
+    sampling: PixelSampling = field(default_factory=PixelSampling)
+    """Sampler, steps, resampling."""
+    label: str = ""
+    """Name of the class that shall be painted, where the model has classes; empty: any."""
+    guidance_scale: float = 1.0
+    """Classifier-free guidance towards the label (Ho 2022); up to 1 there is none, which halves the cost."""
+    feather: int = 0
+    """Pixels inside the hole over which the original fades into the painting."""
+
+    def __post_init__(self) -> None:
+        _check_picture(self.image, self.hole, self.seed)
+        _check_guidance_and_feather(self.guidance_scale, self.feather)
+        if self.guidance_scale > 1 and not self.label:
+            raise InpaintError(f"guidance_scale {self.guidance_scale} guides towards a class: give a label, too")

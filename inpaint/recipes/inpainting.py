@@ -16,12 +16,12 @@ from inpaint.data.decode import DEFAULT_LIMITS, PAINT, load_hole, load_rgb
 from inpaint.data.quarantine import Reason
 from inpaint.diffusion.repaint import PixelSampling
 from inpaint.errors import BadRow, InpaintError
+from inpaint.paint.crop import resize_hole, resize_image
 from inpaint.paint.ddpm_painter import OnFrame, ReverseProcess
-from inpaint.paint.ddpm_request import DdpmRequest
 from inpaint.paint.paste import comparison
+from inpaint.paint.request import DdpmRequest
 from inpaint.paint.results import write_atomically
 from inpaint.paint.rows import encode_png, read_bytes
-from inpaint.paint.shapes import resize_hole, resize_image
 from inpaint.progress import ProgressBar
 from inpaint.recipes.ddpm import load_ddpm, preset, train_ddpm
 from inpaint.train.checkpoint import Progress

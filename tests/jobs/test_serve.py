@@ -25,9 +25,8 @@ from inpaint.export.adapter_folder import load_adapter, save_adapter
 from inpaint.models.adapter import apply_adapter
 from inpaint.models.base import load_base
 from inpaint.paint.ddpm_painter import ModelCard
-from inpaint.paint.ddpm_request import DdpmRequest
 from inpaint.paint.painter import Painter
-from inpaint.paint.request import PaintRequest, SamplingSettings
+from inpaint.paint.request import DdpmRequest, PaintRequest, SamplingSettings
 from inpaint.recipes.ddpm import MODEL, load_ddpm
 from inpaint.toy.catalogue import Scene
 from inpaint.toy.measure import held_out

@@ -16,7 +16,7 @@ from ray import serve
 
 from inpaint.cluster import worker_threads
 from inpaint.diffusion.repaint import PixelSampling
-from inpaint.paint.ddpm_request import DdpmRequest
+from inpaint.paint.request import DdpmRequest
 from inpaint.recipes.ddpm import load_ddpm
 from inpaint.serve.ddpm.batcher import Batcher
 from inpaint.serve.ddpm.routes import Model, build_fill

@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 
 from inpaint.errors import InpaintError
-from inpaint.paint.ddpm_request import DdpmRequest
+from inpaint.paint.request import DdpmRequest
 from inpaint.serve.service import Overloaded
 
 OnFrame = Callable[[int, int, np.ndarray], None]

@@ -14,8 +14,8 @@ from starlette.responses import Response
 
 from inpaint.diffusion.repaint import PixelSampler, PixelSampling
 from inpaint.paint.ddpm_painter import ModelCard
-from inpaint.paint.ddpm_request import DdpmRequest
 from inpaint.paint.paste import kept_pixels_changed
+from inpaint.paint.request import DdpmRequest
 from inpaint.serve.http import enclose
 from inpaint.serve.wire.body import media_type, parse_form, sort_parts
 from inpaint.serve.wire.desk import Counter, record_of, until_gone

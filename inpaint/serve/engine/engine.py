@@ -255,7 +255,7 @@ class Engine:
     def _read(self, order: PaintOrder) -> WorkingImage:
         # The trajectory is found again when the row starts; here it refuses what cannot be sampled.
         order.request.sampling.trajectory(self._runner.schedule)
-        return working_image(self.base, order.request)
+        return working_image(self.base.info, order.request)
 
     def _have_read(self, job: Job, future: "Future[WorkingImage]") -> None:
         error = future.exception()

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from inpaint.data import decode
-from inpaint.paint.shapes import resize_hole, resize_image
+from inpaint.paint.crop import resize_hole, resize_image
 from inpaint.serve.wire.problems import bad
 from inpaint.serve.wire.settings import HttpSettings
 

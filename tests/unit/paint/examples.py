@@ -23,5 +23,12 @@ def request(seed: int = 0, height: int = SIZE, width: int = SIZE, **settings: ob
     hole = np.zeros((height, width), dtype=bool)
     hole[height // 4 : -height // 8, width // 8 : -width // 3] = True
     hole ^= random.random((height, width)) < 0.05
-    defaults: dict[str, object] = {"prompt": "a red wood box", "seed": seed, "steps": 5, "guidance_scale": 4.0}
-    return request_with(image=image, hole=hole, **{**defaults, **settings})
+    defaults = {
+        "prompt": "a red wood box",
+        "seed": seed,
+        "steps": 5,
+        "guidance_scale": 4.0,
+        "image": image,
+        "hole": hole,
+    }
+    return request_with(**{**defaults, **settings})

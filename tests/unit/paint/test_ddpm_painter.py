@@ -14,7 +14,7 @@ from inpaint.diffusion.repaint import PixelSampler, PixelSampling
 from inpaint.diffusion.unet import Known, MaskedUNet, UNetSettings
 from inpaint.errors import InpaintError
 from inpaint.paint.ddpm_painter import DdpmPainter, ModelCard, ReverseProcess
-from inpaint.paint.ddpm_request import DdpmRequest
+from inpaint.paint.request import DdpmRequest
 from inpaint.recipes.ddpm import MODEL, load_ddpm
 from inpaint.train.checkpoint import CheckpointStore, Progress
 

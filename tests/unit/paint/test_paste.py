@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from inpaint.paint.crop import resize_hole
 from inpaint.paint.paste import GAP, assert_kept, comparison, kept_pixels_changed, paste_back
-from inpaint.paint.shapes import resize_hole
 
 SIDES = hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=24)
 

@@ -17,7 +17,7 @@ from inpaint.diffusion.repaint import PixelSampling
 from inpaint.diffusion.unet import MaskedUNet, UNetSettings
 from inpaint.errors import InpaintError
 from inpaint.paint.ddpm_painter import DdpmPainter, ModelCard
-from inpaint.paint.ddpm_request import DdpmRequest
+from inpaint.paint.request import DdpmRequest
 from inpaint.serve.ddpm.batcher import Batcher
 from inpaint.serve.ddpm.routes import Model, build_fill
 from inpaint.serve.service import Overloaded

@@ -36,7 +36,7 @@ def rows(runner: UNetRunner, texts: PromptEncoder) -> list[DenoisingRow]:
     asked = [request(i, guidance_scale=scale, steps=2) for i, scale in enumerate(GUIDANCE)]
     prompt, negative = texts.encode([Prompt("a red box"), Prompt("", is_negative=True)])
     negatives = [negative if scale > 1 else None for scale in GUIDANCE]
-    scenes = [working_image(runner.base, one) for one in asked]
+    scenes = [working_image(runner.base.info, one) for one in asked]
     made = start_rows(runner.base, runner.schedule, asked, scenes, [prompt] * len(asked), negatives)
     for row, uses in zip(made, USES, strict=True):
         row.uses = uses

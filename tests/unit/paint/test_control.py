@@ -1,0 +1,123 @@
+"""A ControlNet adds to the rows that have a picture for it, as diffusers', and to no others."""
+
+import numpy as np
+import pytest
+import torch
+from diffusers import (
+    ControlNetModel,
+    StableDiffusionControlNetInpaintPipeline,
+    StableDiffusionXLControlNetInpaintPipeline,
+)
+from PIL import Image
+
+from inpaint.errors import InpaintError
+from inpaint.models.base import Base
+from inpaint.paint.painter import Painter
+from inpaint.paint.request import Control, PaintRequest
+from tests.tiny import SIZE, tiny_unet
+from tests.unit.paint.examples import request
+from tests.unit.paint.test_painter import TOLERANCE
+
+XL_SETTINGS = (
+    "cross_attention_dim",
+    "addition_embed_type",
+    "addition_time_embed_dim",
+    "projection_class_embeddings_input_dim",
+)
+
+
+def controlnet_of(base: Base) -> ControlNetModel:
+    """Of four channels, whatever the base has; random also where a new one is zero and adds nothing."""
+    torch.manual_seed(5)
+    unet = tiny_unet(4, **{name: base.unet.config[name] for name in XL_SETTINGS})
+    net = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(8, 16))
+    for parameter in net.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.3)
+    return net.eval()
+
+
+def control(seed: int = 0, scale: float = 1.0, height: int = SIZE, width: int = SIZE) -> Control:
+    image = np.random.default_rng(100 + seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Control(image=image, scale=scale)
+
+
+def painted_by_diffusers(folder, net: ControlNetModel, wanted: PaintRequest) -> np.ndarray:
+    xl = "xl" in folder.name
+    kind = StableDiffusionXLControlNetInpaintPipeline if xl else StableDiffusionControlNetInpaintPipeline
+    rest = {"add_watermarker": False} if xl else {"safety_checker": None}
+    pipeline = kind.from_pretrained(folder, controlnet=net, **rest)
+    pipeline.set_progress_bar_config(disable=True)
+    assert wanted.control is not None
+    return pipeline(
+        prompt=wanted.prompt,
+        image=Image.fromarray(wanted.image),
+        mask_image=Image.fromarray(wanted.hole.astype(np.uint8) * 255),
+        control_image=Image.fromarray(wanted.control.image),
+        controlnet_conditioning_scale=wanted.control.scale,
+        height=SIZE,
+        width=SIZE,
+        strength=wanted.sampling.strength,
+        num_inference_steps=wanted.sampling.steps,
+        guidance_scale=wanted.sampling.guidance_scale,
+        generator=torch.Generator("cpu").manual_seed(wanted.seed),
+        output_type="np",
+    ).images[0]
+
+
+@pytest.mark.parametrize("name", ["sd9", "sd4", "sdxl9"])
+@pytest.mark.parametrize("settings", [{}, {"guidance_scale": 1.0, "strength": 0.6}], ids=["guided", "unguided"])
+def test_same_seed_same_picture_as_diffusers(tiny_folders, tiny_bases, name, settings):
+    net = controlnet_of(tiny_bases[name])
+    wanted = request(3, control=control(scale=0.7), **settings)
+    painter = Painter(tiny_bases[name], controlnet=net)
+    ours, without = painter.paint_raw([wanted, request(3, **settings)])
+    assert np.abs(ours - painted_by_diffusers(tiny_folders[name], net, wanted)).max() <= TOLERANCE
+    assert np.abs(ours - without).max() > 10 * TOLERANCE, "it adds nothing, so equality says nothing"
+
+
+@pytest.mark.parametrize("name", ["sd9", "sdxl9"])
+def test_rows_with_and_without_a_control_picture_share_a_batch(tiny_bases, name):
+    requests = [
+        request(1),
+        request(2, control=control(2)),
+        request(3, guidance_scale=1.0),
+        request(4, guidance_scale=1.0, control=control(4, scale=0.5), steps=3),
+        request(5, control=control(5, scale=0.0)),
+    ]
+    painter = Painter(tiny_bases[name], controlnet=controlnet_of(tiny_bases[name]))
+    together = painter.paint_raw(requests)
+    for one, shared in zip(requests, together, strict=True):
+        (alone,) = painter.paint_raw([one])
+        assert np.abs(alone - shared).max() <= TOLERANCE
+    uncontrolled = Painter(tiny_bases[name])
+    for index in (0, 2):
+        assert np.abs(uncontrolled.paint_raw([requests[index]])[0] - together[index]).max() <= TOLERANCE
+    assert np.abs(uncontrolled.paint_raw([request(5)])[0] - together[4]).max() <= TOLERANCE
+
+
+def test_the_control_picture_is_cropped_as_the_photo_is(tiny_bases):
+    painter = Painter(tiny_bases["sd9"], controlnet=controlnet_of(tiny_bases["sd9"]))
+    one = control(height=80, width=90)
+    outside, inside = one.image.copy(), one.image.copy()
+    outside[:5, :5] = 0
+    inside[35:45, 35:45] = 0
+    controls = [one, Control(image=outside), Control(image=inside)]
+    settings = {"height": 80, "width": 90, "padding": 0, "steps": 2}
+    hole = np.zeros((80, 90), dtype=bool)
+    hole[30:50, 30:50] = True
+    first, same, other = painter.paint_raw([request(1, hole=hole, control=c, **settings) for c in controls])
+    assert np.array_equal(first, same) and np.abs(first - other).max() > TOLERANCE
+
+
+def test_what_does_not_fit_is_refused(tiny_bases):
+    with pytest.raises(InpaintError, match="no ControlNet"):
+        Painter(tiny_bases["sd9"]).paint_raw([request(1, control=control())])
+    with pytest.raises(InpaintError, match=r"control: \(32, 31, 3\)"):
+        request(1, control=control(width=31))
+    with pytest.raises(InpaintError, match="control scale -1"):
+        control(scale=-1)
+    pooling = controlnet_of(tiny_bases["sd9"])
+    pooling.register_to_config(global_pool_conditions=True)
+    with pytest.raises(InpaintError, match="pools"):
+        Painter(tiny_bases["sd9"], controlnet=pooling)
