@@ -45,11 +45,12 @@ from inpaint.cluster import connect
 from inpaint.models.base import load_base
 from inpaint.paint.rows import DTYPES
 from inpaint.serve.adapters.registry import RegistrySettings
+from inpaint.serve.admission import AdmissionSettings
+from inpaint.serve.apps.paint import PaintArgs
 from inpaint.serve.deployments.ingress import Ingress
 from inpaint.serve.deployments.painters import Painters
 from inpaint.serve.engine.settings import EngineSettings, EngineStats
-from inpaint.serve.settings import AdmissionSettings, ServeArgs
-from inpaint.serve.wire.settings import HttpSettings
+from inpaint.serve.http.limits import HttpSettings
 
 OURS, SET, MULTIPLEXED = "ours", "set_adapters", "multiplexed"
 SHARES = (0.4, 0.7, 0.9, 1.2)
@@ -63,7 +64,7 @@ def deploy(bench: Bench, folder: Path, rows: int) -> dict[str, Target]:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     serve.start(http_options=HTTPOptions(host="127.0.0.1", port=port))
-    args = ServeArgs(
+    args = PaintArgs(
         base=bench.base,
         precision=bench.precision,
         threads=bench.threads,

@@ -3,12 +3,25 @@
 import time
 from collections.abc import Callable
 
+from pydantic import BaseModel, ConfigDict, Field
+
 from inpaint.serve.service import Overloaded
 
 SHORTEST_RETRY_S, LONGEST_RETRY_S = 1.0, 120.0
 """Bounds of Retry-After: the OpenAI SDK honours no more than 120 s."""
 _WINDOW_S = 2.0
 _NEWEST_WEIGHT = 0.5
+
+
+class AdmissionSettings(BaseModel):
+    """How long the queue may become."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    queue_per_painter: float = Field(default=4000.0, gt=0)
+    """U-Net rows that may be waiting or running per painter; what comes beyond is told when to come back."""
+    expected_speed: float = Field(default=100.0, gt=0)
+    """U-Net rows per second of a painter, until it is measured."""
 
 
 class Admission:

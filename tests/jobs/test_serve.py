@@ -96,17 +96,18 @@ def client(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Itera
     from ray.serve.config import HTTPOptions
 
     from inpaint.serve.adapters.registry import RegistrySettings
+    from inpaint.serve.admission import AdmissionSettings
+    from inpaint.serve.apps.paint import PaintArgs
     from inpaint.serve.deployments.ingress import Ingress
     from inpaint.serve.deployments.painters import Painters
     from inpaint.serve.engine.settings import EngineSettings
-    from inpaint.serve.settings import AdmissionSettings, ServeArgs
 
     folder = tmp_path_factory.mktemp("service")
     registry = folder / "registry"
     shutil.copytree(SHIPPED, registry)
     for number, category in enumerate(CATEGORIES):
         write_variant(registry, category, number, of=("CDP_COS", "CDP_FOOD")[number % 2])
-    args = ServeArgs(
+    args = PaintArgs(
         registry=RegistrySettings(root=str(registry), cache=str(folder / "cache"), poll_s=0.2),
         engine=EngineSettings(slots=4, max_rows=8),
         admission=AdmissionSettings(queue_per_painter=500),
@@ -222,11 +223,13 @@ def test_overload_is_told_when_to_come_back_and_nothing_is_begun(client: Client)
 def test_a_model_of_ones_own_is_served_beside_it(client: Client, tmp_path: Path) -> None:
     from ray import serve
 
-    from inpaint.serve.ddpm.app import Ddpm, DdpmArgs
+    from inpaint.serve.apps.ddpm import DdpmApplication, DdpmArgs
+    from inpaint.serve.deployments.model import Model
 
     run, card = small_ddpm(tmp_path / "run")
-    deployment = Ddpm.options(ray_actor_options={"num_cpus": 0.2})
-    serve.run(deployment.bind(DdpmArgs(model=str(run), threads=1)), name="ddpm-test", route_prefix="/ddpm")
+    deployment = Model.options(ray_actor_options={"num_cpus": 0.2})
+    app = deployment.bind(DdpmApplication, DdpmArgs(model=str(run), threads=1))
+    serve.run(app, name="ddpm-test", route_prefix="/ddpm")
     keep = Image.fromarray((client.scene.product * 255).astype(np.uint8))
     form = {"image": Image.fromarray(client.scene.image), "mask": keep}
     connection = http.client.HTTPConnection("127.0.0.1", client.port, timeout=PATIENCE_S)

@@ -35,8 +35,7 @@ KNOW_RAY = (
     "inpaint/paint/batch.py",
     "inpaint/photoshoot/batch.py",
     "inpaint/recipes/inpainting.py",
-    "inpaint/serve/app.py",
-    "inpaint/serve/ddpm/app.py",
+    "inpaint/serve/apps/*",
     "inpaint/serve/deployments/*",
     "inpaint/train/board.py",
     "inpaint/train/trainer.py",
@@ -52,9 +51,10 @@ DISTRIBUTIONS = {
     "yaml": "pyyaml",
     "skimage": "scikit-image",
     "python_multipart": "python-multipart",
+    "pydantic_core": "pydantic",
     "cv2": "opencv-python-headless",
 }
-"""Distribution names that differ from the name imported."""
+"""Distribution names that differ from the name imported; pydantic brings its core, of one exact version."""
 
 OPTIONAL = {"cv2", "skimage"}
 """What `inpaint/evaluate/classical.py` alone imports, where the extra `evaluate` is installed."""

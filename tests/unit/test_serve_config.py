@@ -9,10 +9,10 @@ from pydantic import ValidationError
 from ray.serve.schema import ServeDeploySchema
 
 from inpaint.models.info import read_base_info
-from inpaint.serve.ddpm.app import Ddpm, DdpmArgs, build
+from inpaint.serve.apps.ddpm import DdpmArgs, build
+from inpaint.serve.apps.paint import PaintArgs
 from inpaint.serve.deployments.painters import Painters
 from inpaint.serve.examples import examples, url_of, write_examples
-from inpaint.serve.settings import ServeArgs
 from tests.tiny import base_info
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,13 +37,13 @@ def test_rays_own_schema_is_not_a_rubber_stamp(config: dict[str, Any]) -> None:
 
 def test_it_listens_on_loopback_where_no_keys_are_asked(config: dict[str, Any]) -> None:
     assert config["http_options"]["host"] == "127.0.0.1"
-    args = ServeArgs(**config["applications"][0]["args"])
+    args = PaintArgs(**config["applications"][0]["args"])
     assert args.http.host == "127.0.0.1"
     assert args.base == "toy"
 
 
 def test_serves_own_limit_is_above_that_of_a_request(config: dict[str, Any]) -> None:
-    args = ServeArgs(**config["applications"][0]["args"])
+    args = PaintArgs(**config["applications"][0]["args"])
     assert config["http_options"]["request_timeout_s"] > args.http.max_timeout_s
     assert Painters._deployment_config.graceful_shutdown_timeout_s >= args.http.max_timeout_s
 
@@ -54,9 +54,9 @@ def test_it_asks_for_what_two_cores_have(config: dict[str, Any]) -> None:
 
 
 def test_the_builder_makes_an_application_of_its_arguments(config: dict[str, Any]) -> None:
-    from inpaint.serve.app import build
+    from inpaint.serve.apps.paint import build
 
-    app = build(ServeArgs(**config["applications"][0]["args"]))
+    app = build(PaintArgs(**config["applications"][0]["args"]))
     assert app._bound_deployment.name == "ingress"
 
 
@@ -75,18 +75,18 @@ def test_the_builder_makes_an_application_of_its_arguments(config: dict[str, Any
 )
 def test_wrong_arguments_are_refused_by_name(args: dict[str, Any], culprit: str) -> None:
     with pytest.raises(ValidationError, match=culprit):
-        ServeArgs(**args)
+        PaintArgs(**args)
 
 
 def test_no_adapter_is_served_that_the_bank_cannot_hold() -> None:
-    args = ServeArgs(engine={"max_rank": 8}, registry={"root": "x", "max_rank": 64})
+    args = PaintArgs(engine={"max_rank": 8}, registry={"root": "x", "max_rank": 64})
     assert args.registry_settings.max_rank == 8
 
 
 def test_the_toy_base_is_painted_without_guidance_and_others_with() -> None:
-    assert ServeArgs().served(read_base_info("toy")).guidance_scale == 1.0
-    assert ServeArgs(guidance_scale=3.0, steps=7).served(base_info()).guidance_scale == 3.0
-    other = ServeArgs(base="/bases/mine").served(base_info(guidance_scale=7.5, steps=30))
+    assert PaintArgs().served(read_base_info("toy")).guidance_scale == 1.0
+    assert PaintArgs(guidance_scale=3.0, steps=7).served(base_info()).guidance_scale == 3.0
+    other = PaintArgs(base="/bases/mine").served(base_info(guidance_scale=7.5, steps=30))
     assert (other.name, other.guidance_scale, other.steps) == ("mine", 7.5, 30)
 
 
@@ -106,5 +106,6 @@ def test_the_model_of_ones_own_that_it_shows_is_accepted_too() -> None:
     schema = ServeDeploySchema(**yaml.safe_load("\n".join([*lines[:first], *shown])))
     app = schema.applications[1]
     assert (app.route_prefix, app.import_path) == ("/ddpm", f"{build.__module__}:{build.__name__}")
-    assert DdpmArgs(**app.args).model == "runs/mine"
-    assert [d.name for d in app.deployments] == [Ddpm.name]
+    args = DdpmArgs(**app.args)
+    assert args.model == "runs/mine"
+    assert [d.name for d in app.deployments] == [build(args)._bound_deployment.name]

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 from ray import serve
@@ -18,10 +19,12 @@ from inpaint.serve.adapters.cache import AdapterFiles
 from inpaint.serve.adapters.registry import Registry
 from inpaint.serve.admission import Admission
 from inpaint.serve.deployments.metrics import IngressMetrics
+from inpaint.serve.dialects.application import paint_http
 from inpaint.serve.dispatcher import Capacity, Dispatcher, ReplicaLost
-from inpaint.serve.http import build_http
 from inpaint.serve.service import Painted, PaintOrder, Preview
-from inpaint.serve.settings import ServeArgs
+
+if TYPE_CHECKING:
+    from inpaint.serve.apps.paint import PaintArgs
 
 _LOG = logging.getLogger(__name__)
 _LOST = (RayActorError, ObjectLostError, NodeDiedError, WorkerCrashedError)
@@ -32,7 +35,7 @@ _FAILED = (DeploymentStatus.UNHEALTHY, DeploymentStatus.DEPLOY_FAILED)
 class IngressReplica:
     """A replica."""
 
-    def __init__(self, args: ServeArgs, painters: DeploymentHandle) -> None:
+    def __init__(self, args: "PaintArgs", painters: DeploymentHandle) -> None:
         context = serve.get_replica_context()
         info = read_base_info(args.base, args.base_revision)
         self._registry = Registry(args.registry_settings, info)
@@ -47,7 +50,7 @@ class IngressReplica:
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Serve after the constructor."""
-        return build_http(self._service, self._http, self._metrics)
+        return paint_http(self._service, self._http, self._metrics)
 
     async def _call(
         self, order: PaintOrder, work: float, parcels: tuple[AdapterFiles, ...]

@@ -6,7 +6,7 @@ import os
 import threading
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import ray
 import torch
@@ -24,7 +24,9 @@ from inpaint.serve.engine.engine import Engine, EngineBroken
 from inpaint.serve.engine.settings import EngineStats
 from inpaint.serve.ranking import Standing
 from inpaint.serve.service import Painted, PaintOrder, Preview
-from inpaint.serve.settings import ServeArgs
+
+if TYPE_CHECKING:
+    from inpaint.serve.apps.paint import PaintArgs
 
 METRICS_PERIOD_S = 2.0
 _LOG = logging.getLogger(__name__)
@@ -33,7 +35,7 @@ _LOG = logging.getLogger(__name__)
 class PainterReplica:
     """A replica. Serve stops it only when its last order is done, or after `graceful_shutdown_timeout_s`."""
 
-    def __init__(self, args: ServeArgs) -> None:
+    def __init__(self, args: "PaintArgs") -> None:
         given = ray.get_runtime_context().get_assigned_resources()
         torch.set_num_threads(args.threads or worker_threads(given.get("CPU", 1)))
         gpus = given.get("GPU", 0.0)

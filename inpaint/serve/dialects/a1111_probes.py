@@ -3,25 +3,17 @@
 from typing import Any
 
 from fastapi import APIRouter
+from pydantic import ConfigDict
 from starlette.requests import Request
 
-from inpaint.diffusion.samplers import Sampler
 from inpaint.errors import InpaintError
-from inpaint.models.info import BaseInfo
-from inpaint.serve.wire.body import from_base64, parse_json
-from inpaint.serve.wire.desk import Desk
-from inpaint.serve.wire.names import unknown
-from inpaint.serve.wire.problems import bad
-from inpaint.serve.wire.receipt import read_infotext
-
-SAMPLERS: dict[Sampler, tuple[str, ...]] = {
-    Sampler.DDIM: ("DDIM", "ddim"),
-    Sampler.EULER: ("Euler", "k_euler"),
-    Sampler.EULER_ANCESTRAL: ("Euler a", "k_euler_a", "k_euler_ancestral"),
-    Sampler.DPMPP_2M: ("DPM++ 2M", "k_dpmpp_2m"),
-    Sampler.LCM: ("LCM", "k_lcm"),
-}
-"""Our samplers -> A1111's name, then its aliases."""
+from inpaint.serve.dialects.a1111_info import SAMPLERS, check_checkpoint, checkpoint
+from inpaint.serve.http.body import parse_json
+from inpaint.serve.http.errors import bad
+from inpaint.serve.http.receipt import read_infotext
+from inpaint.serve.http.resources import Resources
+from inpaint.serve.http.schema import Fields, Upload, read_fields
+from inpaint.serve.service import Service
 
 _NOTHING: dict[str, Any] = {
     "scripts": {"txt2img": [], "img2img": []},
@@ -54,8 +46,17 @@ _NO_OPERATION = ("interrupt", "skip", "refresh-checkpoints", "refresh-loras", "r
 """POSTs that clients make and that must not change anything here."""
 
 
-def add(routes: APIRouter, desk: Desk) -> None:
-    """Put the probes on the dialect's router."""
+class PngInfoFields(Fields):
+    """What `POST /sdapi/v1/png-info` takes."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    image: Upload
+
+
+def probes_router(resources: Resources, service: Service) -> APIRouter:
+    """The paths under /sdapi/v1 beside img2img."""
+    routes = APIRouter(prefix="/sdapi/v1", tags=["a1111"])
     for name, answer in _NOTHING.items():
         routes.add_api_route(f"/{name}", _always(answer), methods=["GET"], include_in_schema=False)
     for name in _NO_OPERATION:
@@ -67,17 +68,9 @@ def add(routes: APIRouter, desk: Desk) -> None:
 
     @routes.get("/sd-models")
     async def models() -> list[dict[str, Any]]:
-        base = desk.service.base
-        return [
-            {
-                "title": checkpoint(base),
-                "model_name": base.name,
-                "hash": base.revision[:10],
-                "sha256": base.revision,
-                "filename": base.name,
-                "config": None,
-            }
-        ]
+        base = service.base
+        names = {"title": checkpoint(base), "model_name": base.name, "filename": base.name, "config": None}
+        return [{**names, "hash": base.revision[:10], "sha256": base.revision}]
 
     @routes.get("/loras")
     async def loras() -> list[dict[str, Any]]:
@@ -88,7 +81,7 @@ def add(routes: APIRouter, desk: Desk) -> None:
                 "path": f"{name}.safetensors",
                 "metadata": {"digest": e.digest, "tokens": e.card.tokens, "prompt_format": e.card.prompt_format},
             }
-            for name, e in sorted(desk.service.catalogue().items())
+            for name, e in sorted(service.catalogue().items())
         ]
 
     @routes.get("/embeddings")
@@ -97,36 +90,29 @@ def add(routes: APIRouter, desk: Desk) -> None:
 
     @routes.get("/options")
     async def options() -> dict[str, Any]:
-        base = desk.service.base
+        base = service.base
         return {"sd_model_checkpoint": checkpoint(base), "sd_checkpoint_hash": base.revision, "samples_format": "png"}
 
     @routes.post("/options")
     async def set_options(request: Request) -> None:
         """Only the base that is served can be chosen; other options are another client's, too, and stay."""
-        options = await desk.understand(request, lambda body, kind: parse_json(body))
-        check_checkpoint(options, "sd_model_checkpoint", desk.service.base)
+        options = await resources.read(request, lambda body, kind: parse_json(body))
+        check_checkpoint(options, "sd_model_checkpoint", service.base)
 
     @routes.post("/png-info")
     async def png_info(request: Request) -> dict[str, Any]:
-        data = await desk.understand(request, lambda body, kind: from_base64(parse_json(body).get("image"), "image"))
-        try:
-            info = await desk.offload(read_infotext, data)
-        except InpaintError as error:
-            raise bad("image", str(error)) from error
+        info = await resources.read(request, _png_info)
         return {"info": info, "items": {"parameters": info}, "parameters": {}}
 
-
-def checkpoint(base: BaseInfo) -> str:
-    """The base as A1111 titles its checkpoints."""
-    return f"{base.name} [{base.revision[:10]}]"
+    return routes
 
 
-def check_checkpoint(options: dict[str, Any], field: str, base: BaseInfo) -> None:
-    """Raise Problem 404 where options ask for another base than the one served."""
-    wanted = options.get("sd_model_checkpoint")
-    known = (checkpoint(base), base.name, base.revision, base.revision[:10])
-    if wanted is not None and wanted not in known:
-        raise unknown(str(wanted)[:200], known, field)
+def _png_info(body: bytes, content_type: str) -> str:
+    fields = read_fields(PngInfoFields, parse_json(body), {})
+    try:
+        return read_infotext(fields.image)
+    except InpaintError as error:
+        raise bad("image", str(error)) from error
 
 
 def _always(answer: Any) -> Any:

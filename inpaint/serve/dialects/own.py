@@ -1,225 +1,194 @@
 r"""Our own dialect: `POST /paint`, which has everything, and `GET /catalogue`.
 
-The body is a form (files) or JSON (files in base64, with or without a `data:` prefix). White is painted, black is kept;
-without a mask, the image's transparent pixels are painted. Unknown fields are refused by name.
-
     curl -F image=@photo.png -F mask=@mask.png -F category=CDP_FOOD -F prompt='wooden table' \
          -o out.png http://localhost:8000/paint
 
 One picture is answered as itself, several (or with `answer=json`) as JSON; `stream=true` answers server-sent events
 `preview`, `painted` and, where it ends early, `error`. Problems are RFC 9457 `application/problem+json` with `code`
-and `field`. The answer has the photo's size; png keeps kept pixels bit for bit, jpeg and webp cannot.
+and `field`. The answer has the photo's size.
 """
 
-import base64
-import difflib
-from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing
-from dataclasses import dataclass
-from http import HTTPStatus
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal
 
-import numpy as np
 from fastapi import APIRouter
-from starlette.requests import Request
+from pydantic import BeforeValidator, ConfigDict
 from starlette.responses import JSONResponse, Response
 
-from inpaint.serve.dialects.own_docs import PAINT
-from inpaint.serve.service import ServedAdapter
-from inpaint.serve.wire.body import from_base64, media_type, parse_form, parse_json, sort_parts
-from inpaint.serve.wire.desk import Desk, EventStream, Sent, headers_of, sse
-from inpaint.serve.wire.fields import Fields, in_range, shown
-from inpaint.serve.wire.intake import Photo, hole_where_white, read_photo
-from inpaint.serve.wire.names import Chosen, as_trained, choose, different
-from inpaint.serve.wire.problems import Problem, bad
-from inpaint.serve.wire.settings import HttpSettings
-from inpaint.serve.wire.wish import Wish, check_area, read_encoding, read_how, request_of
-
-NAME = "own"
-CHALLENGE = 'Bearer realm="inpaint", Basic realm="inpaint"'
-MAX_PREVIEWS = 8
+from inpaint.paint.request import PaintRequest
+from inpaint.serve.dialects.adapters import ChosenAdapter, as_trained, choose, different
+from inpaint.serve.dialects.call import PaintCall, PaintEndpoint, PaintEvent, PaintFields, first_seed, in_order
+from inpaint.serve.http.endpoint import Encoded
+from inpaint.serve.http.errors import bad, shown
+from inpaint.serve.http.images import check_area, hole_where_white, read_photo, transparent_hole
+from inpaint.serve.http.receipt import Encoding
+from inpaint.serve.http.schema import Fields, Upload, Within, Word
+from inpaint.serve.http.stream import sse
+from inpaint.serve.service import Painted, ServedAdapter, Service
 
 
-@dataclass(frozen=True, kw_only=True)
-class Task:
-    """A request for pictures and how they are answered."""
+class AdapterWeight(Fields):
+    """One adapter of a request."""
 
-    wish: Wish
+    name: Word
+    weight: Annotated[float, Within("-max_weight", "max_weight")] = 1.0
+
+
+def _from_text(value: Any) -> Any:
+    """ "NAME:WEIGHT,NAME" as JSON would say it."""
+    if not isinstance(value, str):
+        return value
+    split = [text.strip().rpartition(":") for text in value.split(",")]
+    return [{"name": name, "weight": weight} if colon else {"name": weight} for name, colon, weight in split]
+
+
+class OwnFields(PaintFields):
+    """What `POST /paint` takes: a form, or JSON with files in base64 (with or without a `data:` prefix)."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"image": "iVBORw0...", "mask": "iVBORw0...", "category": "CDP_FOOD", "seed": 42},
+                {
+                    "image": "iVBORw0...",
+                    "prompt": "CDP_FOOD background, a wooden table",
+                    "adapters": [{"name": "CDP_FOOD", "weight": 0.8}, {"name": "CDP_COS", "weight": 0.3}],
+                    "n": 4,
+                },
+            ]
+        }
+    )
+
+    image: Upload
+    """The photo: PNG, JPEG or WEBP."""
+    mask: Upload | None = None
+    """Same size; white = paint. Without it, transparent pixels are painted."""
+    category: Word = ""
+    """Whose look is painted: GET /catalogue lists them."""
+    adapters: Annotated[
+        tuple[AdapterWeight, ...], BeforeValidator(_from_text, json_schema_input_type=str | tuple[AdapterWeight, ...])
+    ] = ()
+    """In place of, or with, a category; in a form, `NAME:WEIGHT,NAME`."""
+    size: Annotated[int, Within("size_multiple", "largest_size")] | None = None
+    """Side of the square whose area is painted; default: what the base was trained at."""
+    quality: Annotated[int, Within(0, 100)] = 95
+    """Of jpeg and webp."""
+    answer: Literal["image", "json"] | None = None
+    """Default: image for one, json for several."""
+    stream: bool = False
+    """Server-sent events preview, painted, error."""
+    previews: Annotated[int, Within(0, 8)] = 0
+    """Pictures on the way, with stream."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class OwnCall(PaintCall):
+    """A checked request."""
+
     answer: str
-    """image, json or stream."""
+    """image or json."""
 
 
-def router(desk: Desk) -> APIRouter:
-    """/paint and /catalogue."""
-    routes = APIRouter(tags=["paint"])
+class OwnEndpoint(PaintEndpoint[OwnFields, OwnCall]):
+    """Paint a photo's hole
 
-    @routes.post("/paint", summary="Paint a photo's hole", response_model=None, openapi_extra=PAINT)
-    async def paint(request: Request) -> Response:
-        task = await desk.understand(request, lambda body, kind: read_task(body, kind, desk))
-        wish, revision = task.wish, desk.service.base.revision
-        if task.answer == "stream":
-            return EventStream(_events(desk, request, wish), headers_of(wish, revision, []), _failed)
-        sent = await desk.paint(request, wish)
-        headers = headers_of(wish, revision, sent)
-        if task.answer == "image":
-            return Response(sent[0].data, media_type=wish.encoding.media_type, headers=headers)
-        return JSONResponse({"images": [_described(one) for one in sent], "warnings": wish.warnings}, headers=headers)
+    White is painted, black is kept; without a mask, the image's transparent pixels are painted.
+    """
+
+    path = "/paint"
+    fields = OwnFields
+    answers = (*PaintEndpoint.answers, "application/json", "text/event-stream")
+
+    def read(self, fields: OwnFields) -> OwnCall:
+        """Names first, then pictures."""
+        settings, base = self.settings, self.service.base
+        chosen = _adapters(fields, self.service.catalogue())
+        prompt = as_trained(fields.prompt, chosen, "prompt")
+        answer = fields.answer or ("image" if fields.n == 1 else "json")
+        if answer == "image" and fields.n > 1:
+            raise bad("answer", f"image, but n is {fields.n}: ask for json")
+        seed = first_seed(fields.seed, fields.n)
+        adapters = different(chosen, "adapters", settings.max_adapters)
+        photo = read_photo(fields.image, "image", settings, base.size_multiple)
+        if fields.mask is None:
+            hole = transparent_hole(photo, "mask", "send a grey image, white = paint")
+        else:
+            hole = hole_where_white(fields.mask, "mask", photo, settings, alpha_paints=False)
+        check_area(photo, fields.n, "n", settings)
+        return OwnCall(
+            model="+".join(use.name for use in adapters) or base.name,
+            n=fields.n,
+            pixels=hole.size,
+            stream=fields.stream,
+            warnings=("previews have no effect without stream",) if fields.previews and not fields.stream else (),
+            request=PaintRequest(
+                image=photo.image,
+                hole=hole,
+                prompt=prompt,
+                negative_prompt=fields.negative_prompt,
+                seed=seed,
+                sampling=fields.sampling(base, fields.size),
+            ),
+            adapters=adapters,
+            timeout_s=fields.timeout_s or settings.timeout_s,
+            previews=fields.previews if fields.stream else 0,
+            encoding=Encoding.of(fields.output_format, fields.quality, settings.png_compress_level),
+            answer=answer,
+        )
+
+    def answer(self, call: OwnCall, results: Sequence[Encoded[PaintEvent]]) -> Response:
+        """A file, or JSON with all of them."""
+        if call.answer == "image":
+            return Response(results[0].data, media_type=call.encoding.media_type)
+        return JSONResponse({"images": [_described(call, r) for r in in_order(results)], "warnings": call.warnings})
+
+    def event(self, call: OwnCall, result: Encoded[PaintEvent]) -> bytes:
+        """`preview` or `painted`."""
+        return sse("painted" if isinstance(result.result[1], Painted) else "preview", _described(call, result))
+
+
+def catalogue_router(service: Service) -> APIRouter:
+    """`GET /catalogue`."""
+    routes = APIRouter()
 
     @routes.get("/catalogue", summary="What is served, and what is refused and why")
     async def catalogue() -> dict[str, Any]:
-        service = desk.service
+        base = service.base
+        about = ("name", "revision", "default_size", "size_multiple", "guidance_scale", "steps")
         return {
-            "base": vars(service.base),
-            "adapters": {name: _shown_entry(entry) for name, entry in sorted(service.catalogue().items())},
+            "base": {name: getattr(base, name) for name in about},
+            "adapters": {name: _shown_adapter(adapter) for name, adapter in sorted(service.catalogue().items())},
             "refused": dict(service.refused()),
         }
 
     return routes
 
 
-def told(problem: Problem, request_id: str) -> Response:
-    """A problem as RFC 9457 has it."""
-    content = {**_told(problem), "request_id": request_id}
-    return JSONResponse(
-        content, status_code=problem.status, headers=problem.headers, media_type="application/problem+json"
-    )
-
-
-def read_task(body: bytes, content_type: str, desk: Desk) -> Task:
-    """Check everything that a request says. Raises InpaintError."""
-    settings, base = desk.settings, desk.service.base
-    files, fields = _taken_apart(body, content_type, settings)
-    chosen = _adapters(fields, desk.service.catalogue(), settings)
-    prompt = as_trained(fields.text("prompt", "", most=settings.max_prompt_chars), chosen, "prompt")
-    n = fields.whole("n", 1, 1, settings.max_pictures)
-    how = read_how(fields, base, settings, n, size=True)
-    encoding = read_encoding(fields, "quality")
-    answer = fields.choice("answer", "image" if n == 1 else "json", ["image", "json"])
-    if answer == "image" and n > 1:
-        raise bad("answer", f"image, but n is {n}: ask for json")
-    stream = fields.flag("stream", False)
-    previews = fields.whole("previews", 0, 0, MAX_PREVIEWS)
-    if fields.unread():
-        raise _unknown_field(fields)
-    photo, hole = _photo_and_hole(files, settings, base.size_multiple)
-    check_area(photo, n, "n", settings)
-    wish = Wish(
-        request=request_of(photo, hole, prompt, how),
-        adapters=different(chosen, "adapters", settings.max_adapters),
-        n=n,
-        model="+".join(one.entry.name for one in chosen) or base.name,
-        timeout_s=how.timeout_s,
-        previews=previews if stream else 0,
-        encoding=encoding,
-        warnings=("previews have no effect without stream",) if previews and not stream else (),
-    )
-    return Task(wish=wish, answer="stream" if stream else answer)
-
-
-def _taken_apart(body: bytes, content_type: str, settings: HttpSettings) -> tuple[dict[str, bytes], Fields]:
-    if media_type(content_type, ("multipart/form-data", "application/json")) == "multipart/form-data":
-        files, texts = sort_parts(parse_form(body, content_type, settings), {"image", "mask"}, settings)
-        return files, Fields(texts)
-    fields = Fields(parse_json(body))
-    given = {name: fields.raw(name) for name in ("image", "mask")}
-    return {name: from_base64(value, name) for name, value in given.items() if value is not None}, fields
-
-
-def _photo_and_hole(files: dict[str, bytes], settings: HttpSettings, smallest: int) -> tuple[Photo, np.ndarray]:
-    if "image" not in files:
-        raise bad("image", "missing: send the photo", "missing")
-    photo = read_photo(files["image"], "image", settings, smallest)
-    if "mask" in files:
-        return photo, hole_where_white(files["mask"], "mask", photo, settings, alpha_paints=False)
-    if photo.transparent is None:
-        raise bad("mask", "missing, and the image has no alpha channel: send a grey image, white = paint", "missing")
-    return photo, photo.transparent
-
-
-def _adapters(fields: Fields, catalogue: Mapping[str, ServedAdapter], settings: HttpSettings) -> list[Chosen]:
-    """`adapters` is "NAME:WEIGHT,NAME" or [{"name": ..., "weight": ...}]; `category` says whose token is written."""
-    category = fields.text("category", "", most=settings.max_field_chars)
-    given = fields.raw("adapters")
-    if given is None or given == "":
+def _adapters(fields: OwnFields, catalogue: Mapping[str, ServedAdapter]) -> list[ChosenAdapter]:
+    """Those named; `category` alone finds its adapter, beside `adapters` it says whose token is written."""
+    category = fields.category
+    if not fields.adapters:
         return [choose(category, catalogue, "category")] if category else []
-    most = settings.max_weight
-    pairs = [(name, in_range("adapters", weight, -most, most)) for name, weight in _pairs(given)]
-    chosen = [choose(name, catalogue, "adapters", weight=weight) for name, weight in pairs]
+    chosen = [choose(one.name, catalogue, "adapters", weight=one.weight) for one in fields.adapters]
     if not category:
         return chosen
-    having = [one for one in chosen if category in one.entry.card.tokens]
+    having = [one for one in chosen if category in one.adapter.card.tokens]
     if len(having) != 1:
         raise bad("category", f"{shown(category)} is known to {len(having)} of the adapters given, not to one")
-    return [Chosen(entry=o.entry, category=category, weight=o.weight) if o is having[0] else o for o in chosen]
+    return [replace(one, category=category) if one is having[0] else one for one in chosen]
 
 
-def _pairs(given: Any) -> list[tuple[str, Any]]:
-    if isinstance(given, str):
-        return [_pair(text.strip()) for text in given.split(",")]
-    wrong = 'give "NAME:WEIGHT,..." or [{"name": NAME, "weight": WEIGHT}, ...]'
-    if not isinstance(given, list):
-        raise bad("adapters", f"{shown(given)}; {wrong}")
-    pairs = []
-    for item in given:
-        if not isinstance(item, dict) or not isinstance(item.get("name"), str) or item.keys() - {"name", "weight"}:
-            raise bad("adapters", f"{shown(item)}; {wrong}")
-        pairs.append((item["name"], item.get("weight", 1.0)))
-    return pairs
+def _described(call: OwnCall, encoded: Encoded[PaintEvent]) -> dict[str, Any]:
+    number, event = encoded.result
+    figures = {name: value for name, value in vars(event).items() if name != "image"}
+    return {"number": number, "seed": call.request.seed + number, "b64": encoded.base64, **figures}
 
 
-def _pair(text: str) -> tuple[str, float]:
-    name, colon, weight = text.rpartition(":")
-    return (name, Fields({"adapters": weight}).number("adapters", 1.0, -1e9, 1e9)) if colon else (text, 1.0)
-
-
-def _unknown_field(fields: Fields) -> Problem:
-    name = fields.unread()[0]
-    known = [*PAINT["requestBody"]["content"]["multipart/form-data"]["schema"]["properties"]]
-    near = difflib.get_close_matches(name[:100], known, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
-    return Problem(f"{shown(name)} is no field of /paint; {hint}", code="unknown_field", field=name[:100])
-
-
-async def _events(desk: Desk, request: Request, wish: Wish) -> AsyncGenerator[bytes, None]:
-    async with aclosing(desk.sent(request, wish)) as pictures:
-        async for one in pictures:
-            yield sse("preview" if one.painted is None else "painted", _described(one))
-
-
-def _failed(problem: Problem) -> bytes:
-    return sse("error", _told(problem))
-
-
-def _told(problem: Problem) -> dict[str, Any]:
+def _shown_adapter(adapter: ServedAdapter) -> dict[str, Any]:
+    card = adapter.card
     return {
-        "type": "about:blank",
-        "title": HTTPStatus(problem.status).phrase,
-        "status": problem.status,
-        "detail": str(problem),
-        "code": problem.code,
-        "field": problem.field,
-    }
-
-
-def _described(sent: Sent) -> dict[str, Any]:
-    described = {"number": sent.number, "seed": sent.seed, "b64": base64.b64encode(sent.data).decode("ascii")}
-    if sent.painted is None:
-        return {**described, "index": sent.index}
-    painted = sent.painted
-    return {
-        **described,
-        "kept_pixels_changed": painted.kept_pixels_changed,
-        "steps": painted.steps,
-        "queue_s": painted.queue_s,
-        "paint_s": painted.paint_s,
-        "batch_rows": painted.batch_rows,
-    }
-
-
-def _shown_entry(entry: ServedAdapter) -> dict[str, Any]:
-    card = entry.card
-    return {
-        "digest": entry.digest,
+        "digest": adapter.digest,
         "categories": sorted(card.tokens),
         "tokens": card.tokens,
         "prompt_format": card.prompt_format,

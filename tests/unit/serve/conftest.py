@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from inpaint.serve.http import HttpSettings
+from inpaint.serve.http.limits import HttpSettings
 from tests.unit.serve.fake import KEY, FakeService, served
 
 

@@ -11,7 +11,8 @@ from PIL import Image
 
 from inpaint.diffusion.samplers import Sampler
 from inpaint.models.adapter import AdapterCard
-from inpaint.serve.http import HttpSettings, build_http
+from inpaint.serve.dialects.application import paint_http
+from inpaint.serve.http.limits import HttpSettings
 from inpaint.serve.service import Painted, PaintOrder, Preview, ServedAdapter
 from tests.tiny import base_info
 from tests.unit.data.images import encoded, mask, picture
@@ -164,7 +165,7 @@ def expected(width: int = 40, height: int = 30) -> np.ndarray:
 @contextmanager
 def served(service: FakeService, settings: HttpSettings | None = None, metrics=None):
     """The application behind a real server on a free port of this machine; gives its URL."""
-    app = build_http(service, settings or HttpSettings(), metrics)
+    app = paint_http(service, settings or HttpSettings(), metrics)
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error"))
     thread = Thread(target=server.run, daemon=True)
     thread.start()

@@ -12,8 +12,8 @@ from PIL import Image
 
 from inpaint.diffusion.samplers import Sampler
 from inpaint.paint.request import SamplingSettings
+from inpaint.serve.http.receipt import read_infotext, read_receipt
 from inpaint.serve.service import Overloaded
-from inpaint.serve.wire.receipt import read_infotext, read_receipt
 from tests.unit.data.images import encoded, mask, picture
 from tests.unit.serve.clients import b64
 from tests.unit.serve.fake import BASE, KEY, expected, hole

@@ -18,11 +18,10 @@ from inpaint.diffusion.unet import MaskedUNet, UNetSettings
 from inpaint.errors import InpaintError
 from inpaint.paint.ddpm_painter import DdpmPainter, ModelCard
 from inpaint.paint.request import DdpmRequest
-from inpaint.serve.ddpm.batcher import Batcher
-from inpaint.serve.ddpm.routes import Model, build_fill
+from inpaint.serve.apps.ddpm import ModelInfo, batcher_of, ddpm_http
+from inpaint.serve.http.limits import HttpSettings
+from inpaint.serve.http.receipt import read_receipt
 from inpaint.serve.service import Overloaded
-from inpaint.serve.wire.receipt import read_receipt
-from inpaint.serve.wire.settings import HttpSettings
 
 SIDE = 16
 UNET = UNetSettings(channels=(8, 8, 16, 16), attention=(), time_width=16, classes=2)
@@ -73,11 +72,11 @@ def test_what_waits_is_painted_together_and_each_gets_its_own() -> None:
     painting = Painting()
 
     async def run() -> list[np.ndarray]:
-        batcher = Batcher(painting, max_batch=3)
-        first = asyncio.create_task(batcher.fill(request(0)))
+        batcher = batcher_of(painting, max_batch=3)
+        first = asyncio.create_task(batcher.submit(request(0)))
         await until(painting.began)
-        rest = [asyncio.create_task(batcher.fill(request(seed))) for seed in range(1, 5)]
-        other = asyncio.create_task(batcher.fill(request(9, steps=7)))
+        rest = [asyncio.create_task(batcher.submit(request(seed))) for seed in range(1, 5)]
+        other = asyncio.create_task(batcher.submit(request(9, steps=7)))
         await asyncio.sleep(0)
         painting.go.set()
         return await asyncio.gather(first, *rest, other)
@@ -92,8 +91,8 @@ def test_a_request_at_fault_fails_alone() -> None:
     painting.go.set()
 
     async def run() -> list[object]:
-        batcher = Batcher(painting)
-        return await asyncio.gather(*(batcher.fill(request(s)) for s in (1, 13, 2)), return_exceptions=True)
+        batcher = batcher_of(painting)
+        return await asyncio.gather(*(batcher.submit(request(s)) for s in (1, 13, 2)), return_exceptions=True)
 
     one, bad, two = asyncio.run(run())
     assert isinstance(one, np.ndarray) and isinstance(two, np.ndarray)
@@ -104,17 +103,17 @@ def test_who_has_gone_is_not_painted_and_an_abandoned_batch_ends() -> None:
     painting = Painting()
 
     async def run() -> None:
-        batcher = Batcher(painting)
-        running = asyncio.create_task(batcher.fill(request(1)))
+        batcher = batcher_of(painting)
+        running = asyncio.create_task(batcher.submit(request(1)))
         await until(painting.began)
-        waiting = asyncio.create_task(batcher.fill(request(2)))
+        waiting = asyncio.create_task(batcher.submit(request(2)))
         await asyncio.sleep(0)
         for task in (running, waiting):
             task.cancel()
         await asyncio.gather(running, waiting, return_exceptions=True)
         painting.go.set()
         await until(painting.abandoned)
-        assert int((await batcher.fill(request(3)))[0, 0, 0]) == 3, "it goes on"
+        assert int((await batcher.submit(request(3)))[0, 0, 0]) == 3, "it goes on"
 
     asyncio.run(run())
     assert painting.batches == [[1], [3]]
@@ -124,13 +123,13 @@ def test_the_queue_is_bounded() -> None:
     painting = Painting()
 
     async def run() -> None:
-        batcher = Batcher(painting, max_waiting=1)
-        first = asyncio.create_task(batcher.fill(request(1)))
+        batcher = batcher_of(painting, max_waiting=1)
+        first = asyncio.create_task(batcher.submit(request(1)))
         await until(painting.began)
-        second = asyncio.create_task(batcher.fill(request(2)))
+        second = asyncio.create_task(batcher.submit(request(2)))
         await asyncio.sleep(0)
         with pytest.raises(Overloaded) as refused:
-            await batcher.fill(request(3))
+            await batcher.submit(request(3))
         assert refused.value.retry_after_s > 0
         painting.go.set()
         await asyncio.gather(first, second)
@@ -142,12 +141,12 @@ def test_the_queue_is_bounded() -> None:
 def serving(*, ready: bool) -> Iterator[TestClient]:
     torch.manual_seed(0)
     painter = DdpmPainter(CARD, MaskedUNet(UNET).state_dict())
-    batcher = Batcher(painter)
+    batcher = batcher_of(painter)
 
     async def healthy() -> bool:
         return ready
 
-    app = build_fill(Model(name="mine", revision="r1", card=CARD), batcher.fill, healthy, HttpSettings())
+    app = ddpm_http(ModelInfo(name="mine", revision="r1", card=CARD), batcher.submit, healthy, HttpSettings())
     with TestClient(app, raise_server_exceptions=False) as client:
         yield client
 

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from inpaint.serve.http import HttpSettings, build_http
+from inpaint.serve.dialects.application import paint_http
+from inpaint.serve.http.limits import HttpSettings
 from tests.unit.data.images import encoded, picture, with_orientation
 from tests.unit.serve.clients import b64
 from tests.unit.serve.fake import FakeService, alpha_png, mask_png, photo_png
@@ -173,7 +174,7 @@ async def send_it(app, path: str, body: bytes, headers: list[tuple[str, str]], r
 @pytest.mark.parametrize("block", range(REQUESTS // BLOCK))
 def test_fuzzed_requests_are_never_our_fault_and_never_reach_the_service_invalid(block):
     service = FakeService()
-    app = build_http(service, HttpSettings())
+    app = paint_http(service, HttpSettings())
     counts: Counter[int] = Counter()
 
     async def run() -> None:

@@ -17,9 +17,11 @@ from starlette.testclient import TestClient
 
 from inpaint.data import decode
 from inpaint.errors import InpaintError
-from inpaint.serve.http import HttpSettings, Record, build_http
+from inpaint.serve.dialects.application import paint_http
+from inpaint.serve.http.limits import HttpSettings
+from inpaint.serve.http.receipt import read_receipt
+from inpaint.serve.http.record import Record
 from inpaint.serve.service import AdapterGone, DeadlinePassed, Overloaded
-from inpaint.serve.wire.receipt import read_receipt
 from tests.unit.serve.clients import DIALECTS, ask, b64, told
 from tests.unit.serve.fake import BASE, CATALOGUE, FakeService, alpha_png, expected, mask_png, photo_png, served
 
@@ -31,7 +33,7 @@ def service():
 
 @pytest.fixture
 def client(service):
-    with TestClient(build_http(service, HttpSettings())) as client:
+    with TestClient(paint_http(service, HttpSettings())) as client:
         yield client
 
 
@@ -102,7 +104,7 @@ def test_adapters_in_a_form_are_written_as_text(client, service):
         ({"size": 7}, "8 to 128"),
         ({"size": 129}, "8 to 128"),
         ({"catgory": "CDP_FOOD"}, "did you mean category"),
-        ({"output_format": "gif"}, "png, jpeg"),
+        ({"output_format": "gif"}, "'png', 'jpeg'"),
         ({"stream": "maybe"}, "true or false"),
     ],
 )
@@ -150,7 +152,7 @@ def test_when_the_client_goes_its_painting_is_closed_at_once(service, dialect, s
 def test_when_the_server_cancels_a_request_its_painting_is_closed(service, settings):
     """As Ray Serve does when the client has gone."""
     service.waits = True
-    app = build_http(service, HttpSettings())
+    app = paint_http(service, HttpSettings())
     with httpx2.Client() as writer:
         files = {"image": photo_png(), "mask": mask_png()}
         request = writer.build_request("POST", "http://x/paint", files=files, data=settings)
@@ -185,7 +187,7 @@ def scope_of(headers) -> dict:
 
 
 def test_a_client_that_leaves_in_the_middle_of_its_body_costs_nothing(service):
-    app = build_http(service, HttpSettings())
+    app = paint_http(service, HttpSettings())
     sent = []
 
     async def run() -> None:
@@ -249,7 +251,7 @@ def test_a_body_above_the_limit_is_refused_while_it_is_read(service, path, chunk
             yield b"x" * 65_536
 
     settings = HttpSettings(max_body_bytes=1_000_000)
-    with TestClient(build_http(service, settings)) as client:
+    with TestClient(paint_http(service, settings)) as client:
         content = chunks() if chunked else b"x" * 1_000_001
         response = client.post(path, content=content, headers={"content-type": "application/json"})
     assert response.status_code == 413 and "1,000,000" in response.text
@@ -257,7 +259,7 @@ def test_a_body_above_the_limit_is_refused_while_it_is_read(service, path, chunk
 
 
 def test_a_lying_content_length_does_not_help(service):
-    app = build_http(service, HttpSettings(max_body_bytes=100_000))
+    app = paint_http(service, HttpSettings(max_body_bytes=100_000))
     sent = []
 
     async def run() -> None:
@@ -274,7 +276,7 @@ def test_a_lying_content_length_does_not_help(service):
 
 
 def test_a_body_that_never_ends_is_given_up(service):
-    app = build_http(service, HttpSettings(body_timeout_s=0.05))
+    app = paint_http(service, HttpSettings(body_timeout_s=0.05))
     sent = []
 
     async def run() -> None:
@@ -306,7 +308,7 @@ def test_more_requests_than_may_be_in_flight_are_told_to_come_back(service):
 
 def test_memory_held_by_requests_is_bounded_and_given_back(service):
     settings = HttpSettings(max_body_bytes=50_000, max_answer_pixels=2_400, max_held_bytes=70_000)
-    with TestClient(build_http(service, settings)) as client:
+    with TestClient(paint_http(service, settings)) as client:
         for _ in range(20):
             assert ask(client, "own").status_code == 200
     with pytest.raises(InpaintError, match="max_held_bytes"):
@@ -349,7 +351,7 @@ class Counting:
 def test_every_request_is_counted_and_has_one_line_of_json(service, caplog):
     caplog.set_level(logging.INFO, "inpaint.serve.requests")
     counting = Counting()
-    with TestClient(build_http(service, HttpSettings(), counting)) as client:
+    with TestClient(paint_http(service, HttpSettings(), counting)) as client:
         ask(client, "own", n=2, steps=3)
         ask(client, "openai", category="nothing like it")
         client.get("/nowhere", headers={"x-request-id": "bad id\nwith a line"})

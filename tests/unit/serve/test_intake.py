@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
-from inpaint.serve.http import HttpSettings, build_http
+from inpaint.serve.dialects.application import paint_http
+from inpaint.serve.http.limits import HttpSettings
 from tests.unit.data.images import animated, encoded, mask, picture, png_16_bit_rgb, png_bomb, with_orientation
 from tests.unit.serve.clients import DIALECTS, ask, b64, pictures, told
 from tests.unit.serve.fake import BLUE, FakeService, alpha_png, expected, hole, mask_png, photo_png
@@ -21,7 +22,7 @@ SERVICE = FakeService()
 
 @pytest.fixture(scope="module")
 def client():
-    with TestClient(build_http(SERVICE, SMALL)) as client:
+    with TestClient(paint_http(SERVICE, SMALL)) as client:
         yield client
 
 

@@ -8,8 +8,9 @@ import pytest
 from starlette.testclient import TestClient
 
 from inpaint.errors import InpaintError
-from inpaint.serve.http import HttpSettings, build_http
-from inpaint.serve.wire.keys import Keys, parse_keys
+from inpaint.serve.dialects.application import paint_http
+from inpaint.serve.http.keys import ApiKeys, parse_keys
+from inpaint.serve.http.limits import HttpSettings
 from tests.unit.serve.clients import DIALECTS, ask, told
 from tests.unit.serve.fake import FakeService
 
@@ -20,22 +21,22 @@ def basic(password: str) -> str:
     return "Basic " + base64.b64encode(f"anyone:{password}".encode()).decode()
 
 
-def keys_of(text: str) -> Keys:
-    return Keys(HttpSettings(host="0.0.0.0"), {"INPAINT_API_KEYS": text})
+def keys_of(text: str) -> ApiKeys:
+    return ApiKeys(HttpSettings(host="0.0.0.0"), {"INPAINT_API_KEYS": text})
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.4", "::", "example.com"])
 def test_without_keys_only_loopback_is_served(host, monkeypatch):
     monkeypatch.delenv("INPAINT_API_KEYS", raising=False)
     with pytest.raises(InpaintError, match="keys_file"):
-        build_http(FakeService(), HttpSettings(host=host))
+        paint_http(FakeService(), HttpSettings(host=host))
     monkeypatch.setenv("INPAINT_API_KEYS", ONE)
-    build_http(FakeService(), HttpSettings(host=host))
+    paint_http(FakeService(), HttpSettings(host=host))
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "localhost"])
 def test_on_loopback_no_key_is_needed(host):
-    assert Keys(HttpSettings(host=host), {}).name_of({}) == "-"
+    assert ApiKeys(HttpSettings(host=host), {}).name_of({}) == "-"
 
 
 @pytest.mark.parametrize(
@@ -76,7 +77,7 @@ def test_every_key_is_compared_every_time(monkeypatch):
 def test_the_file_is_read_again_when_it_has_changed(tmp_path, caplog):
     path = tmp_path / "keys"
     path.write_text(f"# ours\nshop:{ONE}\n\n")
-    keys = Keys(HttpSettings(host="0.0.0.0", keys_file=str(path)), {})
+    keys = ApiKeys(HttpSettings(host="0.0.0.0", keys_file=str(path)), {})
     assert keys.name_of({"x-api-key": ONE}) == "shop"
 
     def replace(text: str) -> None:
@@ -113,14 +114,14 @@ def test_unusable_keys_are_refused_by_line_without_being_told(text, says):
 
 def test_a_keys_file_that_is_not_there_is_an_error():
     with pytest.raises(InpaintError, match="keys_file"):
-        Keys(HttpSettings(keys_file="/nowhere/keys"), {})
+        ApiKeys(HttpSettings(keys_file="/nowhere/keys"), {})
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
 def test_without_a_key_nothing_is_read_nor_painted(dialect, monkeypatch):
     monkeypatch.setenv("INPAINT_API_KEYS", f"shop:{ONE}")
     service = FakeService()
-    with TestClient(build_http(service, HttpSettings(host="0.0.0.0"))) as client:
+    with TestClient(paint_http(service, HttpSettings(host="0.0.0.0"))) as client:
         response = ask(client, dialect)
         assert told(dialect, response).status == 401
         assert response.headers["www-authenticate"].split()[0] == ("Basic" if dialect == "a1111" else "Bearer")

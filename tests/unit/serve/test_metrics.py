@@ -9,7 +9,7 @@ import pytest
 from inpaint.serve.admission import Admission
 from inpaint.serve.deployments.metrics import IngressMetrics, PainterMetrics
 from inpaint.serve.engine.settings import EngineStats
-from inpaint.serve.wire.record import Record
+from inpaint.serve.http.record import Record
 
 DOCS = Path(__file__).resolve().parents[3] / "docs"
 

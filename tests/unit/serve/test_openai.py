@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from inpaint.errors import InpaintError
+from inpaint.serve.http.receipt import read_receipt
 from inpaint.serve.service import AdapterGone, DeadlinePassed, Overloaded
-from inpaint.serve.wire.receipt import read_receipt
 from tests.unit.data.images import picture
 from tests.unit.serve.fake import BASE, CATALOGUE, KEY, alpha_png, expected, mask_png, photo_png
 

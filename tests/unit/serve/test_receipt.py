@@ -9,9 +9,8 @@ from PIL import Image
 
 from inpaint.errors import InpaintError
 from inpaint.paint.request import SamplingSettings
+from inpaint.serve.http.receipt import Encoding, Receipt, encode, read_infotext, read_receipt
 from inpaint.serve.service import AdapterUse
-from inpaint.serve.wire.receipt import Receipt, encode, read_infotext, read_receipt
-from inpaint.serve.wire.wish import Encoding
 from tests.unit.data.images import encoded, picture, png_bomb
 
 RECEIPT = Receipt(
@@ -26,14 +25,14 @@ RECEIPT = Receipt(
 
 @pytest.mark.parametrize("form", ["png", "jpeg", "webp"])
 def test_what_is_written_is_read_back_exactly(form):
-    data = encode(np.asarray(picture()), Encoding(format=form), RECEIPT, 1, "an infotext, Steps: 3, \u732b")
+    data = encode(np.asarray(picture()), Encoding(format=form), RECEIPT, "an infotext, Steps: 3, \u732b")
     assert read_receipt(data) == RECEIPT
     assert Image.open(io.BytesIO(data)).format == form.upper()
     assert read_infotext(data) == ("an infotext, Steps: 3, \u732b" if form == "png" else "")
 
 
 def test_png_keeps_every_pixel():
-    data = encode(np.asarray(picture()), Encoding(), RECEIPT, 0)
+    data = encode(np.asarray(picture()), Encoding(compress_level=0), RECEIPT)
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(data))), np.asarray(picture()))
 
 

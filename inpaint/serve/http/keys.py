@@ -18,7 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from inpaint.errors import InpaintError
-from inpaint.serve.wire.settings import HttpSettings
+from inpaint.serve.http.limits import HttpSettings
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ NOBODY = "-"
 """The name of whoever asks a service that has no keys."""
 
 
-class Keys:
+class ApiKeys:
     """The keys that are valid now."""
 
     def __init__(self, settings: HttpSettings, environment: Mapping[str, str] | None = None) -> None:

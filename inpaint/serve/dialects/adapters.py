@@ -5,23 +5,22 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from inpaint.serve.http.errors import Problem, bad, shown
 from inpaint.serve.service import AdapterUse, ServedAdapter
-from inpaint.serve.wire.fields import shown
-from inpaint.serve.wire.problems import Problem, bad
 
 
 @dataclass(frozen=True, kw_only=True)
-class Chosen:
+class ChosenAdapter:
     """One adapter that a request names."""
 
-    entry: ServedAdapter
+    adapter: ServedAdapter
     category: str | None
     """Whose token goes into the prompt; None where the adapter has several and none was named."""
     weight: float = 1.0
 
     @property
     def use(self) -> AdapterUse:
-        return AdapterUse(name=self.entry.name, digest=self.entry.digest, weight=self.weight)
+        return AdapterUse(name=self.adapter.name, digest=self.adapter.digest, weight=self.weight)
 
 
 def categories(catalogue: Mapping[str, ServedAdapter]) -> dict[str, list[str]]:
@@ -35,7 +34,7 @@ def categories(catalogue: Mapping[str, ServedAdapter]) -> dict[str, list[str]]:
 
 def choose(
     name: str, catalogue: Mapping[str, ServedAdapter], field: str, *, weight: float = 1.0, also: str = ""
-) -> Chosen:
+) -> ChosenAdapter:
     """The adapter of a category's or an adapter's name.
 
     Args:
@@ -47,10 +46,10 @@ def choose(
     if name in catalogue:
         tokens = catalogue[name].card.tokens
         only = next(iter(tokens)) if len(tokens) == 1 else None
-        return Chosen(entry=catalogue[name], category=name if name in tokens else only, weight=weight)
+        return ChosenAdapter(adapter=catalogue[name], category=name if name in tokens else only, weight=weight)
     adapters = categories(catalogue).get(name, [])
     if len(adapters) == 1:
-        return Chosen(entry=catalogue[adapters[0]], category=name, weight=weight)
+        return ChosenAdapter(adapter=catalogue[adapters[0]], category=name, weight=weight)
     if adapters:
         raise bad(field, f"{shown(name)} is known to the adapters {', '.join(adapters)}: name one of them", "ambiguous")
     raise unknown(name, [*catalogue, *categories(catalogue), *([also] if also else [])], field)
@@ -69,7 +68,7 @@ def unknown(name: str, known: Sequence[str], field: str) -> Problem:
     )
 
 
-def as_trained(prompt: str, chosen: Sequence[Chosen], field: str) -> str:
+def as_trained(prompt: str, chosen: Sequence[ChosenAdapter], field: str) -> str:
     """The prompt as the adapters' cards write it, the first adapter's token first.
 
     A prompt that already holds one of an adapter's tokens, as a word, is left as it is for that adapter.
@@ -78,19 +77,19 @@ def as_trained(prompt: str, chosen: Sequence[Chosen], field: str) -> str:
         Problem: an adapter has several tokens, and neither a category nor the prompt says which.
     """
     for one in reversed(chosen):
-        card = one.entry.card
+        card = one.adapter.card
         if any(re.search(rf"(?<!\w){re.escape(token)}(?!\w)", prompt) for token in card.tokens.values()):
             continue
         if card.tokens and one.category is None:
             tokens = ", ".join(sorted(card.tokens.values()))
-            raise bad(field, f"adapter {one.entry.name} has the tokens {tokens}: write one of them into the prompt")
+            raise bad(field, f"adapter {one.adapter.name} has the tokens {tokens}: write one of them into the prompt")
         prompt = card.prompt(prompt, one.category)
     return prompt
 
 
-def different(chosen: Sequence[Chosen], field: str, most: int) -> tuple[AdapterUse, ...]:
+def different(chosen: Sequence[ChosenAdapter], field: str, most: int) -> tuple[AdapterUse, ...]:
     """The adapters to use. Raises Problem where one comes twice or there are too many."""
-    names = [one.entry.name for one in chosen]
+    names = [one.adapter.name for one in chosen]
     if len(names) > most:
         raise bad(field, f"{len(names)} adapters, the limit is {most}")
     if len(set(names)) < len(names):

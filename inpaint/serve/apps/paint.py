@@ -1,34 +1,27 @@
-"""The arguments of the application in `serve_config.yaml`, checked before anything starts."""
+"""Painting holes with a base and its adapters: `inpaint.serve.apps.paint:build`, which `serve_config.yaml` names."""
 
 import dataclasses
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
+from ray import serve
 
 from inpaint.errors import InpaintError
-from inpaint.models.files import TOY_BASE
+from inpaint.models.files import TOY_BASE, absolute_name
 from inpaint.models.info import BaseInfo
 from inpaint.serve.adapters.registry import RegistrySettings
+from inpaint.serve.admission import AdmissionSettings
+from inpaint.serve.deployments.ingress import Ingress
+from inpaint.serve.deployments.painters import Painters
 from inpaint.serve.engine.settings import EngineSettings
-from inpaint.serve.wire.settings import HttpSettings
+from inpaint.serve.http.limits import HttpSettings
 
 SHIPPED_ADAPTERS = TOY_BASE.parent / "adapters"
 """What the registry `toy` stands for."""
 
 
-class AdmissionSettings(BaseModel):
-    """How long the queue may become."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    queue_per_painter: float = Field(default=4000.0, gt=0)
-    """U-Net rows that may be waiting or running per painter; what comes beyond is told when to come back."""
-    expected_speed: float = Field(default=100.0, gt=0)
-    """U-Net rows per second of a painter, until it is measured."""
-
-
-class ServeArgs(BaseModel):
+class PaintArgs(BaseModel):
     """`args` of the application."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -87,3 +80,9 @@ class ServeArgs(BaseModel):
             guidance_scale=info.guidance_scale if self.guidance_scale is None else self.guidance_scale,
             steps=self.steps or info.steps,
         )
+
+
+def build(args: PaintArgs) -> serve.Application:
+    """An ingress in front of painters; replicas, resources and scaling are set per deployment in the configuration."""
+    args = args.model_copy(update={"base": absolute_name(args.base)})
+    return Ingress.bind(args, Painters.bind(args))

@@ -5,12 +5,10 @@ lenient parsers would quietly drop the last part.
 """
 
 import asyncio
-import base64
-import binascii
 import json
 import logging
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
@@ -18,13 +16,12 @@ from python_multipart import MultipartParser
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import parse_options_header
 
-from inpaint.serve.wire.fields import shown
-from inpaint.serve.wire.problems import Problem, bad, too_large
-from inpaint.serve.wire.settings import HttpSettings
+from inpaint.serve.http.errors import Problem, bad, shown, too_large
+from inpaint.serve.http.limits import HttpSettings
 
+FORM = "multipart/form-data"
+JSON = "application/json"
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
-_LONGEST_DATA_PREFIX = 256
-_URL = re.compile(r"(https?|ftp|file|s3|gs)://", re.IGNORECASE)
 
 # It warns of each byte that a client got wrong; our answer and our log's line say it once.
 logging.getLogger("python_multipart").setLevel(logging.ERROR)
@@ -63,17 +60,19 @@ async def read_body(chunks: AsyncIterator[bytes], declared: str | None, settings
     return bytes(body)
 
 
-def media_type(content_type: str, wanted: tuple[str, ...]) -> str:
-    """Which of `wanted` the body is. Raises Problem 415."""
+def parse_body(
+    body: bytes, content_type: str, media_types: tuple[str, ...], files: Collection[str], settings: HttpSettings
+) -> dict[str, Any]:
+    """What a form (files as bytes, else text) or a JSON object says, by name; `files` are the names of files.
+
+    Raises:
+        Problem: 415 for another content type, 400 for what is not well-formed.
+    """
     kind = content_type.split(";", 1)[0].strip().lower()
-    if kind not in wanted:
-        raise Problem(
-            f"content-type: {shown(content_type)}; send {' or '.join(wanted)}",
-            status=415,
-            code="unsupported_media_type",
-            field="content-type",
-        )
-    return kind
+    if kind not in media_types:
+        message = f"content-type: {shown(content_type)}; send {' or '.join(media_types)}"
+        raise Problem(message, status=415, code="unsupported_media_type", field="content-type")
+    return parse_json(body) if kind == JSON else by_name(parse_form(body, content_type, settings), files)
 
 
 def parse_form(body: bytes, content_type: str, settings: HttpSettings) -> list[Part]:
@@ -93,28 +92,22 @@ def parse_form(body: bytes, content_type: str, settings: HttpSettings) -> list[P
     return reader.parts
 
 
-def sort_parts(parts: list[Part], files: set[str], settings: HttpSettings) -> tuple[dict[str, bytes], dict[str, str]]:
-    """Files and text fields by name; `image[]`, as SDKs write lists, counts as `image`.
+def by_name(parts: list[Part], files: Collection[str]) -> dict[str, bytes | str]:
+    """Files and texts by name; `image[]`, as SDKs write lists, counts as `image`.
 
     Raises:
-        Problem: a name comes twice, or a text is too long or not UTF-8.
+        Problem: a name comes twice, or a text is not UTF-8.
     """
-    data: dict[str, bytes] = {}
-    texts: dict[str, str] = {}
+    values: dict[str, bytes | str] = {}
     for part in parts:
         name = part.name.removesuffix("[]") if part.name.removesuffix("[]") in files else part.name
-        if name in data or name in texts:
+        if name in values:
             raise bad(shown(name).strip("'"), "given twice; one is painted per request", "given_twice")
-        if name in files:
-            data[name] = bytes(part.data)
-            continue
         try:
-            texts[name] = part.data.decode("utf-8")
+            values[name] = bytes(part.data) if name in files else part.data.decode("utf-8")
         except UnicodeDecodeError as error:
             raise bad(shown(name).strip("'"), "its text is not UTF-8") from error
-        if "prompt" not in name and len(texts[name]) > settings.max_field_chars:
-            raise bad(shown(name).strip("'"), f"longer than {settings.max_field_chars:,} characters", "too_long")
-    return data, texts
+    return values
 
 
 class _FormReader:
@@ -197,17 +190,3 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         name = next(name for name in names if names.count(name) > 1)
         raise bad(shown(name), "given twice", "given_twice")
     return found
-
-
-def from_base64(value: Any, field: str) -> bytes:
-    """Bytes of a picture in JSON: base64, with or without `data:image/png;base64,` before it. URLs are not fetched."""
-    if not isinstance(value, str):
-        raise bad(field, f"{shown(value)}; send the file's bytes in base64")
-    if _URL.match(value):
-        raise bad(field, "a URL, and no URL is fetched here: send the file's bytes in base64", "url_refused")
-    comma = value.find(",", 0, _LONGEST_DATA_PREFIX) if value.startswith("data:") else -1
-    text = value[comma + 1 :]
-    try:
-        return base64.b64decode("".join(text.split()), validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise bad(field, f"broken base64 ({error}): send the file's bytes in base64", "broken_base64") from error

@@ -8,6 +8,8 @@ import uuid
 from dataclasses import asdict, dataclass, field
 from typing import Protocol
 
+from starlette.requests import Request
+
 logger = logging.getLogger("inpaint.serve.requests")
 """One line per request, a JSON object with the fields of `Record`."""
 
@@ -82,3 +84,10 @@ def request_id(given: str | None) -> str:
     if given is not None and re.fullmatch(r"[A-Za-z0-9._:-]{1,128}", given):
         return given
     return uuid.uuid4().hex
+
+
+def record_of(request: Request) -> Record:
+    """The record that the middleware opened for the request."""
+    record = request.state.record
+    assert isinstance(record, Record)
+    return record

@@ -1,4 +1,4 @@
-"""The receipt in every picture: what it was painted with, so that it can be painted again and told from a photograph.
+"""Pictures as files, each with its receipt: what it was painted with, to paint it again and to tell it from a photo.
 
 PNG: an iTXt chunk `inpaint` with JSON (and A1111's tEXt `parameters` where that dialect asked). JPEG, WEBP: the same
 JSON as EXIF UserComment. The prompt is not in it: product pictures are published, prompts need not be.
@@ -6,6 +6,7 @@ JSON as EXIF UserComment. The prompt is not in it: product pictures are publishe
 
 import io
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import Any
@@ -15,9 +16,7 @@ from PIL import ExifTags, Image, PngImagePlugin
 
 from inpaint.data import decode
 from inpaint.errors import InpaintError
-from inpaint.models.info import BaseInfo
-from inpaint.serve.service import AdapterUse, PaintOrder
-from inpaint.serve.wire.wish import Encoding
+from inpaint.serve.service import AdapterUse
 
 CHUNK = "inpaint"
 SOFTWARE = f"inpaint {version('inpaint')}"
@@ -26,33 +25,42 @@ _SUBSAMPLING_444 = 0
 
 
 @dataclass(frozen=True, kw_only=True)
+class Encoding:
+    """How pictures are written."""
+
+    format: str = "png"
+    """png, jpeg or webp. Only png keeps the kept pixels bit for bit."""
+    quality: int = 95
+    """1 to 100, of jpeg and webp."""
+    compress_level: int = 1
+    """0 to 9 as zlib's, of png."""
+
+    @classmethod
+    def of(cls, form: str, quality: int, compress_level: int) -> "Encoding":
+        """As clients write it: `jpg` is jpeg, and a quality of 0 is the least."""
+        return cls(format="jpeg" if form == "jpg" else form, quality=max(1, quality), compress_level=compress_level)
+
+    @property
+    def media_type(self) -> str:
+        return f"image/{self.format}"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Receipt:
     """What a picture was painted with; with photo, hole and prompt it gives the same picture again."""
 
-    software: str
+    software: str = SOFTWARE
     base: str
+    """Name of the model."""
     base_revision: str
-    adapters: tuple[AdapterUse, ...]
+    adapters: tuple[AdapterUse, ...] = ()
     seed: int
-    sampling: dict[str, Any]
-    """Of a base its `SamplingSettings`, all decided; of a DDPM its `PixelSampling` and what its request adds."""
+    sampling: Mapping[str, Any]
+    """The request's sampling settings by their names."""
 
 
-def receipt_of(order: PaintOrder, base: BaseInfo) -> Receipt:
-    """The receipt of an order."""
-    request = order.request
-    return Receipt(
-        software=SOFTWARE,
-        base=base.name,
-        base_revision=base.revision,
-        adapters=order.adapters,
-        seed=request.seed,
-        sampling=asdict(request.sampling),
-    )
-
-
-def encode(image: np.ndarray, encoding: Encoding, receipt: Receipt, compress_level: int, infotext: str = "") -> bytes:
-    """H x W x 3 uint8 -> a file with its receipt."""
+def encode(image: np.ndarray, encoding: Encoding, receipt: Receipt, infotext: str = "") -> bytes:
+    """H x W x 3 uint8 -> a file with its receipt, and with A1111's `parameters` where there is an infotext."""
     file = io.BytesIO()
     picture = Image.fromarray(image)
     text = json.dumps(asdict(receipt))
@@ -62,7 +70,7 @@ def encode(image: np.ndarray, encoding: Encoding, receipt: Receipt, compress_lev
         chunks.add_text("Software", receipt.software)
         if infotext:
             chunks.add_text("parameters", infotext)
-        picture.save(file, "PNG", pnginfo=chunks, compress_level=compress_level)
+        picture.save(file, "PNG", pnginfo=chunks, compress_level=encoding.compress_level)
         return file.getvalue()
     exif = Image.Exif()
     exif[ExifTags.Base.Software] = receipt.software

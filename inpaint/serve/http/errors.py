@@ -8,9 +8,17 @@ client set; 5xx only for our own faults.
 
 import math
 import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+
+from starlette.responses import JSONResponse, Response
 
 from inpaint.errors import BadRow, InpaintError
 from inpaint.serve.service import AdapterGone, DeadlinePassed, Overloaded
+
+_SHOWN = 60  # characters of a bad value that are told
 
 
 class Problem(InpaintError):
@@ -38,6 +46,20 @@ class Problem(InpaintError):
         self.code = code
         self.field = field
         self.headers = headers or {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dialect:
+    """How the clients of some paths are told problems."""
+
+    name: str
+    """In the log and the metrics."""
+    prefix: str
+    """Its paths begin with this."""
+    challenge: str
+    """`www-authenticate` of an answer to a request without a key."""
+    error_response: Callable[[Problem, str], Response]
+    """(problem, request's id) -> the answer."""
 
 
 def bad(field: str, message: str, code: str = "invalid_value") -> Problem:
@@ -71,3 +93,38 @@ def problem_of(error: InpaintError) -> Problem:
     # The package's messages begin with the setting's name.
     name = re.match(r"[a-z_]+", str(error))
     return Problem(str(error), field=name.group() if name else None)
+
+
+def problem_details(problem: Problem) -> dict[str, Any]:
+    """A problem as RFC 9457 has it."""
+    return {
+        "type": "about:blank",
+        "title": HTTPStatus(problem.status).phrase,
+        "status": problem.status,
+        "detail": str(problem),
+        "code": problem.code,
+        "field": problem.field,
+    }
+
+
+def _error_response(problem: Problem, request_id: str) -> Response:
+    content = {**problem_details(problem), "request_id": request_id}
+    media_type = "application/problem+json"
+    return JSONResponse(content, status_code=problem.status, headers=problem.headers, media_type=media_type)
+
+
+OWN = Dialect(
+    name="own",
+    prefix="/",
+    challenge='Bearer realm="inpaint", Basic realm="inpaint"',
+    error_response=_error_response,
+)
+"""Of every path that belongs to no other dialect."""
+
+
+def shown(value: object) -> str:
+    """A value as it is told to a client: short, on one line, printable."""
+    if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 128:
+        return "a number of many digits"
+    text = ascii(value) if isinstance(value, str | int | float | bool | None) else f"a {type(value).__name__}"
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."

@@ -12,8 +12,8 @@ from PIL import Image
 
 from inpaint.data import decode
 from inpaint.paint.crop import resize_hole, resize_image
-from inpaint.serve.wire.problems import bad
-from inpaint.serve.wire.settings import HttpSettings
+from inpaint.serve.http.errors import bad
+from inpaint.serve.http.limits import HttpSettings
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -73,10 +73,26 @@ def hole_where_transparent(data: bytes, field: str, photo: Photo, settings: Http
     return _of_size(np.asarray(alpha) == 0, field, photo)
 
 
+def transparent_hole(photo: Photo, field: str, way_out: str) -> np.ndarray:
+    """The photo's own transparent pixels, where a request has no mask (`field`). Raises Problem: it has no alpha."""
+    if photo.transparent is None:
+        raise bad(field, f"missing, and the image has no alpha channel: {way_out}", "missing")
+    return photo.transparent
+
+
 def resized(photo: Photo, hole: np.ndarray, width: int, height: int) -> tuple[Photo, np.ndarray]:
     """Both stretched to width x height; the hole covers whatever touched it."""
     image = resize_image(photo.image, (height, width))
     return Photo(image=image, transparent=None), resize_hole(hole, (height, width))
+
+
+def check_area(photo: Photo, n: int, field: str, settings: HttpSettings) -> None:
+    """Raise Problem where all pictures together have too many pixels."""
+    height, width = photo.image.shape[:2]
+    most = settings.max_answer_pixels
+    if n * height * width > most:
+        message = f"{n} pictures of {width} x {height} = {n * height * width:,} pixels, the limit is {most:,}"
+        raise bad(field, message, "too_many_pixels")
 
 
 def _opened(data: bytes, field: str, settings: HttpSettings, smallest: int) -> Image.Image:

@@ -1,0 +1,59 @@
+"""A deployment for an application whose replicas are alike: each holds a model, with its HTTP side in front.
+
+serve.deployment(...)  ->  Model.options(name="ddpm").bind(DdpmApplication, args)
+"""
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import ray
+import torch
+from fastapi import FastAPI
+from ray import serve
+
+from inpaint.cluster import worker_threads
+from inpaint.serve.deployments.metrics import RequestMetrics
+from inpaint.serve.http.record import HttpMetrics
+
+
+class ModelApplication(Protocol):
+    """What a replica runs."""
+
+    def http(self, metrics: HttpMetrics) -> FastAPI:
+        """Its HTTP side."""
+        ...
+
+    async def check(self) -> None:
+        """Real work; Serve replaces the replica where this raises."""
+        ...
+
+
+class ModelReplica:
+    """A replica."""
+
+    def __init__(self, start: Callable[[Any, str], ModelApplication], args: Any) -> None:
+        """Args: start: makes the application of its arguments and a torch device. args: `threads`, if any, holds."""
+        given = ray.get_runtime_context().get_assigned_resources()
+        torch.set_num_threads(args.threads or worker_threads(given.get("CPU", 1)))
+        self._application = start(args, "cuda" if given.get("GPU", 0.0) and torch.cuda.is_available() else "cpu")
+        self._metrics = RequestMetrics(serve.get_replica_context().replica_tag)
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        """Called by Serve after the constructor."""
+        return self._application.http(self._metrics)
+
+    async def check_health(self) -> None:
+        """Called by Serve every few seconds."""
+        await self._application.check()
+
+
+Model = serve.deployment(
+    serve.ingress()(ModelReplica),
+    name="model",
+    max_ongoing_requests=300,
+    health_check_timeout_s=120,
+    graceful_shutdown_timeout_s=600,
+    graceful_shutdown_wait_loop_s=0.5,
+    ray_actor_options={"num_cpus": 1},
+)
+"""The deployment; `serve_config.yaml` overrides what it sets."""

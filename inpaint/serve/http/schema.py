@@ -1,0 +1,205 @@
+"""Request fields: a pydantic model declares each once, for reading, for its limits and for /docs.
+
+    class Enlarge(Fields):
+        image: Upload
+        \"\"\"The photo.\"\"\"
+        factor: Annotated[int, Within(1, "max_factor")] = 2
+        \"\"\"Times larger.\"\"\"
+
+A bound is a number, or the name of one of the limits that the service gives with every request (`HttpSettings` and
+what the endpoint adds). Forms are all text, so numbers and flags are read from text, too; what is empty or null was
+not given. The first field that cannot be read is told by name, with its value and what to give.
+"""
+
+import base64
+import binascii
+import difflib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import Annotated, Any, TypeVar, get_args, get_type_hints
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, GetCoreSchemaHandler, ValidationError, model_validator
+from pydantic import GetJsonSchemaHandler as JsonHandler
+from pydantic_core import PydanticCustomError, core_schema
+
+from inpaint.errors import InpaintError
+from inpaint.serve.http.errors import Problem, problem_of, shown
+
+LARGEST_SEED = 2**63 - 1
+_LONGEST_DATA_PREFIX = 256
+_URL = re.compile(r"(https?|ftp|file|s3|gs)://", re.IGNORECASE)
+_NATIVE = frozenset(get_args(core_schema.ErrorType))
+_BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "maxLength")
+
+Limits = Mapping[str, Any]
+"""Name of a limit -> its value."""
+FieldsT = TypeVar("FieldsT", bound="Fields")
+
+
+class Fields(BaseModel):
+    """A request's fields. Unknown ones are refused; `extra="allow"` in a subclass keeps them in `model_extra`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _given(cls, values: Any) -> Any:
+        """Without what was left empty. An empty file or an empty text that is required was given."""
+        if not isinstance(values, dict):
+            return values
+        kept = file_fields(cls) | {name for name, field in cls.model_fields.items() if field.is_required()}
+        return {
+            name: value
+            for name, value in values.items()
+            if name not in cls.model_fields or not (value is None or (value == "" and name not in kept))
+        }
+
+
+@dataclass(frozen=True)
+class Within:
+    """A finite number from `low` to `high`; `above`: low itself is refused."""
+
+    low: float | str
+    high: float | str
+    above: bool = False
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        kind = "whole number" if source is int else "number"
+        return core_schema.with_info_wrap_validator_function(partial(self._read, kind), handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: core_schema.CoreSchema, handler: JsonHandler) -> dict[str, Any]:
+        return {**handler(schema), "exclusiveMinimum" if self.above else "minimum": self.low, "maximum": self.high}
+
+    def _read(self, kind: str, value: Any, read: Any, info: core_schema.ValidationInfo) -> Any:
+        low, high = _bound(self.low, info.context), _bound(self.high, info.context)
+        give = f"more than {low:g} and at most {high:g}" if self.above else f"{low:.15g} to {high:.15g}"
+        try:
+            number = None if isinstance(value, bool) else read(value)
+        except ValidationError:
+            number = None
+        if number is None:
+            raise PydanticCustomError("invalid_value", f"{shown(value)} is no {kind}; give {give}")
+        if not low <= number <= high or (self.above and number == low):
+            raise PydanticCustomError("out_of_range", f"{shown(value)}; give {give}")
+        return number
+
+
+@dataclass(frozen=True)
+class Text:
+    """At most so many characters, which can be written as UTF-8 and hold no NUL."""
+
+    most: int | str = "max_field_chars"
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        return core_schema.with_info_before_validator_function(self._check, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: core_schema.CoreSchema, handler: JsonHandler) -> dict[str, Any]:
+        return {**handler(schema), "maxLength": self.most}
+
+    def _check(self, value: Any, info: core_schema.ValidationInfo) -> Any:
+        most = _bound(self.most, info.context)
+        if isinstance(value, str) and len(value) > most:
+            raise PydanticCustomError("too_long", f"{len(value):,} characters, the limit is {most:,}")
+        # A lone surrogate ("\ud800" in JSON) is a str that no tokenizer and no file can take.
+        if isinstance(value, str) and ("\0" in value or re.search("[\ud800-\udfff]", value)):
+            raise PydanticCustomError("invalid_value", "holds a NUL or half a surrogate pair: send plain Unicode text")
+        return value
+
+
+def _file(value: Any) -> bytes:
+    """A form's file as it is; in JSON, base64 with or without `data:image/png;base64,`. URLs are not fetched."""
+    if isinstance(value, bytes):
+        return value
+    if not isinstance(value, str):
+        raise PydanticCustomError("invalid_value", f"{shown(value)}; send the file's bytes in base64")
+    if _URL.match(value):
+        message = "a URL, and no URL is fetched here: send the file's bytes in base64"
+        raise PydanticCustomError("url_refused", message)
+    comma = value.find(",", 0, _LONGEST_DATA_PREFIX) if value.startswith("data:") else -1
+    try:
+        return base64.b64decode("".join(value[comma + 1 :].split()), validate=True)
+    except (binascii.Error, ValueError) as error:
+        message = f"broken base64 ({error}): send the file's bytes in base64"
+        raise PydanticCustomError("broken_base64", message) from error
+
+
+Upload = Annotated[bytes, BeforeValidator(_file)]
+"""A file's bytes."""
+Word = Annotated[str, Text()]
+"""A name or the like."""
+Prompt = Annotated[str, Text("max_prompt_chars")]
+
+
+@cache
+def file_fields(model: type[Fields]) -> frozenset[str]:
+    """Names of the fields that are files."""
+    hints = get_type_hints(model)
+    return frozenset(name for name in model.model_fields if bytes in (hints[name], *get_args(hints[name])))
+
+
+def read_fields(model: type[FieldsT], values: Mapping[str, Any], limits: Limits) -> FieldsT:
+    """The fields of a request. Raises Problem 400 that names the first that cannot be read."""
+    try:
+        return model.model_validate(dict(values), context=limits)
+    except ValidationError as error:
+        raise _problem(error, model) from error
+
+
+def _problem(error: ValidationError, model: type[Fields]) -> Problem:
+    first = error.errors(include_url=False)[0]
+    kind, place, context = first["type"], [str(part) for part in first["loc"]], first.get("ctx", {})
+    if isinstance(context.get("error"), InpaintError):
+        return problem_of(context["error"])
+    field, where, message = place[0] if place else "body", ".".join(place) or "body", first["msg"]
+    if kind == "extra_forbidden":
+        near = difflib.get_close_matches(field[:100], model.model_fields, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(model.model_fields)}"
+        message = f"{shown('.'.join(place))} is no field here; {hint}"
+        return Problem(message, code="unknown_field", field=field[:100])
+    if kind == "missing":
+        about = model.model_fields[field].description if len(place) == 1 else None
+        return Problem(f"{where}: missing; it is: {about or message}", code="missing", field=field)
+    if kind not in _NATIVE:
+        return Problem(f"{where}: {message}", code=kind, field=field)
+    give = "give true or false" if kind.startswith("bool") else message.replace("Input should be", "give")
+    return Problem(f"{where}: {shown(first['input'])}; {give}", field=field)
+
+
+def request_body(model: type[Fields], media_types: tuple[str, ...], limits: Limits) -> dict[str, Any]:
+    """What OpenAPI says of a request's body, limits filled in."""
+    schema = model.model_json_schema()
+    definitions = schema.pop("$defs", {})
+    content = {}
+    for media_type in media_types:
+        file = {"contentEncoding": "base64"} if media_type == "application/json" else {"format": "binary"}
+        content[media_type] = {"schema": _filled_in(schema, definitions, limits, {"type": "string", **file})}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+def _filled_in(node: Any, definitions: Mapping[str, Any], limits: Limits, file: Mapping[str, str]) -> Any:
+    """A JSON schema without references and nulls, its bounds numbers."""
+    if isinstance(node, list):
+        return [_filled_in(one, definitions, limits, file) for one in node]
+    if not isinstance(node, dict):
+        return node
+    if "$ref" in node:
+        node = {**definitions[node["$ref"].rpartition("/")[2]], **{k: v for k, v in node.items() if k != "$ref"}}
+    given = [one for one in node.get("anyOf", ()) if one != {"type": "null"}]
+    if len(given) == 1:
+        node = {**given[0], **{key: value for key, value in node.items() if key not in ("anyOf", "default")}}
+    if node.get("format") == "binary":
+        node = {**{key: value for key, value in node.items() if key != "format"}, **file}
+    return {
+        key: _bound(value, limits) if key in _BOUNDS else _filled_in(value, definitions, limits, file)
+        for key, value in node.items()
+    }
+
+
+def _bound(bound: Any, limits: Limits | None) -> Any:
+    """The number that a bound stands for; `-NAME` is the limit's negative."""
+    if not isinstance(bound, str):
+        return bound
+    assert limits is not None, f"{bound} is the name of a limit: give the limits when reading"
+    return -limits[bound[1:]] if bound.startswith("-") else limits[bound]
