@@ -12,8 +12,8 @@ from torch import Tensor
 from inpaint.errors import InpaintError
 from inpaint.export.adapter_folder import load_adapter, save_adapter
 from inpaint.models.adapter import Adapter, AdapterCard
-from inpaint.models.architectures import ARCHITECTURES, build_architecture
-from inpaint.models.base import Base
+from inpaint.models.architectures import ARCHITECTURES
+from inpaint.models.base import Base, build_architecture
 from inpaint.models.files import TOY_BASE
 from inpaint.models.info import read_base_info
 from inpaint.toy.catalogue import render

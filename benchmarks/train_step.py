@@ -40,8 +40,8 @@ from inpaint.data.reading import read_batch
 from inpaint.data.sample import ReadSettings
 from inpaint.data.sources import CsvSource
 from inpaint.data.storage import open_root
-from inpaint.models.architectures import ARCHITECTURES, build_architecture
-from inpaint.models.base import Base
+from inpaint.models.architectures import ARCHITECTURES, Modules
+from inpaint.models.base import Base, build_architecture
 from inpaint.models.info import info_of
 from inpaint.recipes.category_lora import PROMPT_FORMAT, CategoryLora, build_category_lora
 from inpaint.toy.base import IMAGE_SIZE, build_scheduler, build_text_encoder, build_unet, build_vae
@@ -119,7 +119,7 @@ def _toy(device: torch.device, dtype: torch.dtype) -> Base:
     for module in (encoder, vae, unet):
         module.to(device, dtype).eval()
     return Base(
-        info=info_of("toy", "random-0", unet=unet, text_encoders=[encoder], vae_config=vae.config),
+        info=info_of("toy", "random-0", Modules([encoder], vae, unet)),
         tokenizers=[tokenizer],
         text_encoders=[encoder],
         vae=vae,

@@ -61,7 +61,7 @@ Prompts are written `{card.prompt_format}`, such as "{card.prompt("a red box", n
 from diffusers import {family}InpaintPipeline
 from safetensors.torch import load_file
 
-pipe = {family}InpaintPipeline.from_pretrained({_source(card)})
+pipe = {family}InpaintPipeline.{_source(card)}
 pipe.load_lora_weights("ADAPTER_FOLDER", use_safetensors=True)
 {_tokens_snippet(is_xl)}
 image = pipe("{card.prompt("a red box", next(iter(card.tokens)))}", image=photo, mask_image=hole).images[0]
@@ -83,11 +83,13 @@ White in `hole` is painted. Every token is an ordinary word of the prompt; `{fir
 
 
 def _source(card: AdapterCard) -> str:
-    """What diffusers loads the base from: the toy base is a folder of this package, a hub id has a commit."""
+    """How diffusers loads the base: the toy base is a folder of this package, a hub id has a commit."""
     if card.base == "toy":
-        return '"inpaint/toy/weights/base"'
+        return 'from_pretrained("inpaint/toy/weights/base")'
+    if card.base.endswith(".safetensors"):
+        return f'from_single_file("{card.base}")'
     is_hub_id = not card.base.startswith(("/", ".", "~"))
-    return f'"{card.base}", revision="{card.base_revision}"' if is_hub_id else f'"{card.base}"'
+    return f'from_pretrained("{card.base}"' + (f', revision="{card.base_revision}")' if is_hub_id else ")")
 
 
 def _tokens_snippet(is_xl: bool) -> str:

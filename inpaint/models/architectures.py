@@ -1,28 +1,32 @@
-"""Real architectures with random weights, from their published configurations: for measuring speed and memory.
+"""Stable Diffusion's architectures from their published configurations, without files and without trained weights.
 
-Nothing is downloaded and nothing is trained: the shapes, the parameter counts and so the cost are the real ones, the
-pictures mean nothing. Configurations: the `config.json` files of stable-diffusion-v1-5/stable-diffusion-inpainting,
+What a single-file checkpoint is read into, and what speed and memory are measured with: the shapes, the parameter
+counts and so the cost are the real ones. Configurations: the `config.json` files of
+stable-diffusion-v1-5/stable-diffusion-v1-5, stable-diffusion-v1-5/stable-diffusion-inpainting,
 stabilityai/stable-diffusion-xl-base-1.0 and diffusers/stable-diffusion-xl-1.0-inpainting-0.1.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import gzip
 from dataclasses import dataclass
-from itertools import islice, product
-from typing import Any
+from functools import cache
+from importlib.resources import files
+from typing import Any, NamedTuple
 
-import torch
 from diffusers import AutoencoderKL, DDIMScheduler, EulerDiscreteScheduler, SchedulerMixin, UNet2DConditionModel
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from inpaint.errors import InpaintError
-from inpaint.models.base import Base
-from inpaint.models.info import info_of
-
 CLIP_VOCABULARY = 49408
 CLIP_WINDOW = 77
-NOISE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
+
+
+class Modules(NamedTuple):
+    """What has weights in a base."""
+
+    text_encoders: list[Any]
+    """CLIPTextModel, and for SDXL also CLIPTextModelWithProjection."""
+    vae: AutoencoderKL
+    unet: UNet2DConditionModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,67 +37,42 @@ class Architecture:
     """SDXL, else Stable Diffusion 1.5."""
     in_channels: int
     """Of the U-Net: 9 (latents, hole, masked image's latents) or 4 (latents alone)."""
-    resolution: int
-    """Side of its images in pixels."""
+
+    @property
+    def resolution(self) -> int:
+        """Side of its images in pixels."""
+        return 1024 if self.xl else 512
+
+    @property
+    def zero_empty_negative(self) -> bool:
+        """As `Base.zero_empty_negative`."""
+        return self.xl
+
+    def tokenizers(self) -> list[CLIPTokenizer]:
+        """One, for SDXL two, which differ in what they pad with."""
+        return [clip_tokenizer(), clip_tokenizer(pad="!")] if self.xl else [clip_tokenizer()]
+
+    def scheduler(self, **settings: Any) -> SchedulerMixin:
+        """1000 training timesteps, epsilon prediction; SDXL ships Euler, SD 1.5 DDIM. Args: settings: to be changed."""
+        noise = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
+        if self.xl:
+            return EulerDiscreteScheduler(**{**noise, "timestep_spacing": "leading", **settings})
+        return DDIMScheduler(**{**noise, "clip_sample": False, "set_alpha_to_one": False, **settings})
+
+    def blank(self) -> Modules:
+        """With random weights, in torch's default type and on its default device: on `meta` at once and for nothing."""
+        if self.xl:
+            return Modules([clip_l(), open_clip_bigg()], vae(xl=True), sdxl_unet(self.in_channels))
+        return Modules([clip_l()], vae(xl=False), sd15_unet(self.in_channels))
 
 
 ARCHITECTURES = {
-    "sd15-inpaint": Architecture(xl=False, in_channels=9, resolution=512),
-    "sdxl": Architecture(xl=True, in_channels=4, resolution=1024),
-    "sdxl-inpaint": Architecture(xl=True, in_channels=9, resolution=1024),
+    "sd15": Architecture(xl=False, in_channels=4),
+    "sd15-inpaint": Architecture(xl=False, in_channels=9),
+    "sdxl": Architecture(xl=True, in_channels=4),
+    "sdxl-inpaint": Architecture(xl=True, in_channels=9),
 }
-"""What `build_architecture` builds. The toy base's architecture, untrained, is `inpaint.toy.base`."""
-
-
-def build_architecture(
-    name: str, *, device: str | torch.device, dtype: torch.dtype = torch.float32, seed: int = 0
-) -> Base:
-    """A base with random weights, made on `device` in `dtype`: no fp32 copy, none on the CPU.
-
-    Args:
-        device: `meta` gives the shapes alone, at once and without memory.
-
-    Raises:
-        InpaintError: an unknown name.
-    """
-    if name not in ARCHITECTURES:
-        raise InpaintError(f"architecture {name!r}: give one of {', '.join(ARCHITECTURES)}")
-    architecture = ARCHITECTURES[name]
-    device = torch.device(device)
-    tokenizers = [clip_tokenizer() for _ in range(2 if architecture.xl else 1)]
-    with _random_weights(device, dtype, seed):
-        text_encoders: list[Any] = [clip_l()]
-        if architecture.xl:
-            text_encoders.append(open_clip_bigg())
-        unet = sdxl_unet(architecture.in_channels) if architecture.xl else sd15_unet(architecture.in_channels)
-        vae = build_vae(xl=architecture.xl)
-    if architecture.xl and dtype == torch.float16:
-        # As `load_base` does: SDXL's VAE overflows in fp16.
-        vae.float()
-    for module in (*text_encoders, vae, unet):
-        module.eval()
-    return Base(
-        info=info_of(name, f"random-{seed}", unet=unet, text_encoders=text_encoders, vae_config=vae.config),
-        tokenizers=tokenizers,
-        text_encoders=text_encoders,
-        vae=vae,
-        unet=unet,
-        scheduler=build_scheduler(xl=architecture.xl),
-        zero_empty_negative=architecture.xl,
-    )
-
-
-@contextmanager
-def _random_weights(device: torch.device, dtype: torch.dtype, seed: int) -> Iterator[None]:
-    """Within, modules are made on `device` in `dtype`, with numbers drawn from `seed`."""
-    before = torch.get_default_dtype()
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), device:
-        torch.manual_seed(seed)
-        torch.set_default_dtype(dtype)
-        try:
-            yield
-        finally:
-            torch.set_default_dtype(before)
+"""By the names that `build_architecture` takes. The toy base's architecture, untrained, is `inpaint.toy.base`."""
 
 
 def sd15_unet(in_channels: int) -> UNet2DConditionModel:
@@ -134,17 +113,16 @@ def sdxl_unet(in_channels: int) -> UNet2DConditionModel:
 
 def clip_l() -> CLIPTextModel:
     """CLIP ViT-L/14's text encoder, 123.1 M parameters: SD 1.5's, and SDXL's first."""
-    config = _text_config(width=768, layers=12, heads=12, activation="quick_gelu")
-    return CLIPTextModel(config)
+    return CLIPTextModel(text_config(width=768, layers=12, heads=12, activation="quick_gelu"))
 
 
 def open_clip_bigg() -> CLIPTextModelWithProjection:
     """OpenCLIP ViT-bigG/14's text encoder with its projection, 694.7 M parameters: SDXL's second."""
-    config = _text_config(width=1280, layers=32, heads=20, activation="gelu")
-    return CLIPTextModelWithProjection(config)
+    return CLIPTextModelWithProjection(text_config(width=1280, layers=32, heads=20, activation="gelu"))
 
 
-def _text_config(*, width: int, layers: int, heads: int, activation: str) -> CLIPTextConfig:
+def text_config(*, width: int, layers: int, heads: int, activation: str) -> CLIPTextConfig:
+    """Of a CLIP text encoder with the true vocabulary and window."""
     return CLIPTextConfig(
         vocab_size=CLIP_VOCABULARY,
         hidden_size=width,
@@ -160,7 +138,7 @@ def _text_config(*, width: int, layers: int, heads: int, activation: str) -> CLI
     )
 
 
-def build_vae(*, xl: bool) -> AutoencoderKL:
+def vae(*, xl: bool) -> AutoencoderKL:
     """The VAE of both families, 83.7 M parameters; SDXL's has another latent scale."""
     return AutoencoderKL(
         in_channels=3,
@@ -176,20 +154,18 @@ def build_vae(*, xl: bool) -> AutoencoderKL:
     )
 
 
-def build_scheduler(*, xl: bool) -> SchedulerMixin:
-    """1000 training timesteps, epsilon prediction; SDXL ships Euler, SD 1.5 inpainting DDIM."""
-    if xl:
-        return EulerDiscreteScheduler(**NOISE, timestep_spacing="leading")
-    return DDIMScheduler(**NOISE, clip_sample=False, set_alpha_to_one=False)
-
-
-def clip_tokenizer() -> CLIPTokenizer:
-    """A CLIP tokenizer without files, with a vocabulary of the true size and layout: the 256 bytes, each also as a
-    word's end, 48,894 merges, start, end. The merges are pairs of characters, so a word takes about half as many
-    tokens as it has letters."""
+def clip_tokenizer(*, pad: str = "<|endoftext|>") -> CLIPTokenizer:
+    """CLIP's tokenizer: the 256 bytes, each also as a word's end, 48,894 merges, start and end."""
+    merges = _clip_merges()
     letters = sorted(ByteLevel.alphabet())
-    single = [*letters, *(f"{letter}</w>" for letter in letters)]
-    merges = list(islice(product(letters, single), CLIP_VOCABULARY - len(single) - 2))
-    words = [*single, *(first + second for first, second in merges), "<|startoftext|>", "<|endoftext|>"]
-    vocabulary = {word: number for number, word in enumerate(words)}
-    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=CLIP_WINDOW)
+    words = [*letters, *(f"{letter}</w>" for letter in letters), *(first + second for first, second in merges)]
+    vocabulary = {word: number for number, word in enumerate([*words, "<|startoftext|>", "<|endoftext|>"])}
+    return CLIPTokenizer(vocab=vocabulary, merges=list(merges), model_max_length=CLIP_WINDOW, pad_token=pad)
+
+
+@cache
+def _clip_merges() -> tuple[tuple[str, str], ...]:
+    """From openai/CLIP's `bpe_simple_vocab_16e6.txt.gz`, those that its tokenizer uses (MIT licence, see NOTICE)."""
+    text = gzip.decompress(files("inpaint.models").joinpath("clip_merges.txt.gz").read_bytes()).decode()
+    pairs = (line.split(" ") for line in text.splitlines())
+    return tuple((first, second) for first, second in pairs)

@@ -1,9 +1,11 @@
-"""Bases: pretrained Stable Diffusion and SDXL (inpaint) pipelines in diffusers format, loaded by component.
+"""Bases: pretrained Stable Diffusion and SDXL (inpaint) pipelines in memory, with their weights or random ones.
 
-Guaranteed: safetensors only, and one dtype for all weights whatever is on disk (see `inpaint.models.files`).
+Guaranteed: safetensors only, one dtype for all weights whatever is on disk, no network but for a hub id.
 Not covered: other families (Flux, SD 3, ...), IP adapters and safety checkers.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,11 @@ import transformers
 from diffusers import AutoencoderKL, SchedulerMixin, UNet2DConditionModel
 
 from inpaint.errors import InpaintError
-from inpaint.models.files import BaseFiles, locate, weights_variant
-from inpaint.models.info import BaseInfo, info_of, preferences
+from inpaint.models.architectures import ARCHITECTURES, Architecture, Modules
+from inpaint.models.files import locate
+from inpaint.models.folder import DiffusersFolder
+from inpaint.models.info import BaseInfo, info_of
+from inpaint.models.single_file import SingleFile
 
 
 @dataclass(kw_only=True)
@@ -30,7 +35,7 @@ class Base:
     vae: AutoencoderKL
     unet: UNet2DConditionModel
     scheduler: SchedulerMixin
-    """As stored in the folder; we use its `alphas_cumprod` and config (see `inpaint.diffusion.schedule`)."""
+    """As stored; we use its `alphas_cumprod` and config (see `inpaint.diffusion.schedule`)."""
     zero_empty_negative: bool = False
     """SDXL's `force_zeros_for_empty_prompt`: an empty negative prompt is zeros, not the embedding of ""."""
 
@@ -59,54 +64,77 @@ def load_base(
     """Loads a base.
 
     Args:
-        name: a folder in diffusers format, a hub id (`owner/name`), or `toy`.
-        revision: branch, tag or commit of a hub id; for a folder its expected sha256 (`BaseInfo.revision`).
+        name: a folder in diffusers format, a `.safetensors` file, a hub id (`owner/name`), or `toy`.
+        revision: branch, tag or commit of a hub id; else the expected sha256 (`BaseInfo.revision`).
         dtype: of all weights once loaded; fp16 files are upcast.
 
     Raises:
         InpaintError: not found, not one of the supported families, no safetensors, or not the given revision.
     """
-    files = locate(str(name), revision, weights=True)
-    text_encoders = [_load(files, part, dtype) for part in files.text_encoders]
-    vae, unet = _load(files, "vae", dtype), _load(files, "unet", dtype)
-    info = info_of(
-        files.name,
-        files.revision,
-        unet=unet,
-        text_encoders=text_encoders,
-        vae_config=vae.config,
-        **preferences(files.folder),
-    )
-    if info.is_xl and dtype == torch.float16 and vae.config.force_upcast:
+    source, found = locate(str(name), revision, weights=True)
+    with _no_progress_bars():
+        modules = source.load(dtype)
+    return _assembled(source, info_of(str(name), found, modules, **source.preferences()), modules).to(device)
+
+
+def build_architecture(
+    name: str, *, device: str | torch.device, dtype: torch.dtype = torch.float32, seed: int = 0
+) -> Base:
+    """A base with random weights, made on `device` in `dtype`: no fp32 copy, none on the CPU.
+
+    Args:
+        name: one of `ARCHITECTURES`.
+        device: `meta` gives the shapes alone, at once and without memory.
+
+    Raises:
+        InpaintError: an unknown name.
+    """
+    if name not in ARCHITECTURES:
+        raise InpaintError(f"architecture {name!r}: give one of {', '.join(ARCHITECTURES)}")
+    with _random_weights(torch.device(device), dtype, seed):
+        modules = ARCHITECTURES[name].blank()
+    return _assembled(ARCHITECTURES[name], info_of(name, f"random-{seed}", modules), modules)
+
+
+def _assembled(source: DiffusersFolder | SingleFile | Architecture, info: BaseInfo, modules: Modules) -> Base:
+    encoders, vae, unet = modules
+    if info.is_xl and unet.dtype == torch.float16 and vae.config.force_upcast:
         # SDXL's VAE overflows in fp16; diffusers' pipelines cast it up at each use.
         vae.float()
-    for module in (*text_encoders, vae, unet):
+    for module in (*encoders, vae, unet):
         module.eval()
-    base = Base(
+    return Base(
         info=info,
-        tokenizers=[_load_plain(files, part) for part in files.tokenizers],
-        text_encoders=text_encoders,
+        tokenizers=list(source.tokenizers()),
+        text_encoders=encoders,
         vae=vae,
         unet=unet,
-        scheduler=_load_plain(files, "scheduler"),
-        zero_empty_negative=info.is_xl and bool(files.index.get("force_zeros_for_empty_prompt", True)),
+        scheduler=source.scheduler(),
+        zero_empty_negative=source.zero_empty_negative,
     )
-    return base.to(device)
 
 
-def _load_plain(files: BaseFiles, part: str) -> Any:
-    """A tokenizer or scheduler: files without weights."""
-    library = diffusers if part == "scheduler" else transformers
-    if not (files.folder / part).is_dir():
-        raise InpaintError(f"{files.folder}: the folder {part}/ is missing")
-    return getattr(library, files.index[part][1]).from_pretrained(files.folder / part)
+@contextmanager
+def _random_weights(device: torch.device, dtype: torch.dtype, seed: int) -> Iterator[None]:
+    """Within, modules are made on `device` in `dtype`, with numbers drawn from `seed`."""
+    before = torch.get_default_dtype()
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), device:
+        torch.manual_seed(seed)
+        torch.set_default_dtype(dtype)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(before)
 
 
-def _load(files: BaseFiles, part: str, dtype: torch.dtype) -> Any:
-    """A module with weights, from safetensors, plain if there, else the fp16 variant."""
-    folder, variant = files.folder / part, weights_variant(files.folder, part)
-    if part in ("vae", "unet"):
-        kind = AutoencoderKL if part == "vae" else UNet2DConditionModel
-        return kind.from_pretrained(folder, use_safetensors=True, variant=variant, torch_dtype=dtype)
-    kind = getattr(transformers, files.index[part][1])
-    return kind.from_pretrained(folder, use_safetensors=True, variant=variant, dtype=dtype)
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    """Without transformers' and diffusers' bars ("Loading weights"), which would stand between our own lines."""
+    shown = [lib.utils.logging for lib in (transformers, diffusers) if lib.utils.logging.is_progress_bar_enabled()]
+    for library in shown:
+        library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for library in shown:
+            library.enable_progress_bar()

@@ -34,7 +34,7 @@ def download_base(name: str, revision: str | None) -> tuple[Path, str]:
     Raises:
         InpaintError: unknown, gated or unreachable; the message names the way out.
     """
-    patterns = ["model_index.json", *(f"{part}/*.json" for part in ("scheduler", *WEIGHT_STEMS))]
+    patterns = ["model_index.json", "inpaint.json", *(f"{part}/*.json" for part in ("scheduler", *WEIGHT_STEMS))]
     patterns += [f"tokenizer{suffix}/{kind}" for suffix in ("", "_2") for kind in ("*.json", "*.txt")]
     patterns += [f"{part}/{stem}{suffix}" for part, stem in WEIGHT_STEMS.items() for suffix in _PLAIN]
     folder = _snapshot(name, revision, patterns)
@@ -46,7 +46,7 @@ def download_base(name: str, revision: str | None) -> tuple[Path, str]:
 
 def download_configs(name: str, revision: str | None) -> tuple[Path, str]:
     """As `download_base`, but without the weights: a few kB that say what the base is."""
-    folder = _snapshot(name, revision, ["model_index.json", "*/config.json"])
+    folder = _snapshot(name, revision, ["model_index.json", "*/config.json", "inpaint.json"])
     return folder, folder.name
 
 

@@ -1,24 +1,14 @@
 """What is known of a base without its weights: what it takes, what it prefers, and where a LoRA can go."""
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel
-from torch import nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from inpaint.errors import InpaintError
+from inpaint.models.architectures import Modules
 from inpaint.models.files import locate
-from inpaint.models.layers import adaptable_layers, disk_name
-
-PREFERENCES_FILE = "inpaint.json"
-"""In a base's folder, optional: `{"guidance_scale": ..., "steps": ...}`. Not part of its revision."""
-TEXT_ENCODERS = {"text_encoder": CLIPTextModel, "text_encoder_2": CLIPTextModelWithProjection}
-"""By their folder's name, which is their LoRA layers' prefix, too."""
+from inpaint.models.layers import adaptable_layers, adapted_models, disk_name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,46 +34,30 @@ class BaseInfo:
     text_widths: tuple[int, ...]
     """Width of the token embeddings of each text encoder."""
     guidance_scale: float
-    """What the base prefers where nobody says otherwise; 7.5 unless the base says so."""
+    """What the base prefers where nobody says otherwise."""
     steps: int
-    """The same of sampling steps; 25 unless the base says so."""
+    """The same of sampling steps."""
 
 
 def read_base_info(name: str, revision: str | None = None) -> BaseInfo:
-    """The same as `load_base(name).info`; of a hub id only the configuration files are downloaded.
+    """The same as `load_base(name).info`, from configuration files or a header alone.
 
     Raises:
         InpaintError: not found, not a supported base, or not of that revision.
     """
-    files = locate(name, revision, weights=False)
+    source, found = locate(name, revision, weights=False)
     with torch.device("meta"):
-        unet = UNet2DConditionModel.from_config(files.config("unet"))
-        encoders = [TEXT_ENCODERS[part](CLIPTextConfig(**files.config(part))) for part in files.text_encoders]
-    return info_of(
-        files.name,
-        files.revision,
-        unet=unet,
-        text_encoders=encoders,
-        vae_config=files.config("vae"),
-        **preferences(files.folder),
-    )
+        modules = source.blank()
+    return info_of(name, found, modules, **source.preferences())
 
 
-def info_of(
-    name: str,
-    revision: str,
-    *,
-    unet: UNet2DConditionModel,
-    text_encoders: Sequence[Any],
-    vae_config: Mapping[str, Any],
-    guidance_scale: float = 7.5,
-    steps: int = 25,
-) -> BaseInfo:
-    """What modules are, wherever they come from.
+def info_of(name: str, revision: str, modules: Modules, *, guidance_scale: float = 7.5, steps: int = 25) -> BaseInfo:
+    """What modules are, wherever they come from and whether or not they have weights.
 
     Raises:
         InpaintError: a U-Net that takes other inputs than ours.
     """
+    encoders, vae, unet = modules
     channels = int(unet.config.in_channels)
     if channels not in (4, 9):
         raise InpaintError(
@@ -91,8 +65,7 @@ def info_of(
         )
     if unet.config.time_cond_proj_dim is not None:
         raise InpaintError(f"{name}: a distilled U-Net that takes its guidance scale as input (LCM) is not supported")
-    downsample = 2 ** (len(vae_config["block_out_channels"]) - 1)
-    models: dict[str, nn.Module] = {"unet": unet, **dict(zip(TEXT_ENCODERS, text_encoders, strict=False))}
+    downsample = 2 ** (len(vae.config.block_out_channels) - 1)
     return BaseInfo(
         name=name,
         revision=revision,
@@ -100,27 +73,13 @@ def info_of(
         default_size=int(unet.config.sample_size) * downsample,
         size_multiple=downsample * 2 ** (len(unet.config.block_out_channels) - 1),
         downsample=downsample,
-        is_xl=len(text_encoders) == 2,
+        is_xl=len(encoders) == 2,
         layers={
             disk_name(prefix, path): (layer.out_features, layer.in_features)
-            for prefix, model in models.items()
+            for prefix, model in adapted_models(modules).items()
             for path, layer in adaptable_layers(model, prefix).items()
         },
-        text_widths=tuple(int(encoder.config.hidden_size) for encoder in text_encoders),
-        guidance_scale=guidance_scale,
-        steps=steps,
+        text_widths=tuple(int(encoder.config.hidden_size) for encoder in encoders),
+        guidance_scale=float(guidance_scale),
+        steps=int(steps),
     )
-
-
-def preferences(folder: Path) -> dict[str, Any]:
-    """`guidance_scale` and `steps` as the base's folder states them. Raises InpaintError for anything else."""
-    path = folder / PREFERENCES_FILE
-    if not path.is_file():
-        return {}
-    try:
-        given: Any = json.loads(path.read_text(encoding="utf-8"))
-        if given.keys() <= {"guidance_scale", "steps"}:
-            return given
-    except (ValueError, AttributeError):
-        pass
-    raise InpaintError(f'{path}: give {{"guidance_scale": 7.5, "steps": 25}}, or one of the two')

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from inpaint.errors import InpaintError
 from inpaint.models.base import Base
-from inpaint.models.info import TEXT_ENCODERS
-from inpaint.models.layers import adaptable_layers, disk_name
+from inpaint.models.layers import adaptable_layers, adapted_models, disk_name
 
 ADAPTER = "inpaint"
 """PEFT's name for our adapter inside a model."""
@@ -44,11 +43,6 @@ class LoraSettings:
     @property
     def scaled_alpha(self) -> float:
         return float(self.rank if self.alpha is None else self.alpha)
-
-
-def adapted_models(base: Base) -> dict[str, nn.Module]:
-    """The base's models that can carry LoRA layers, by the prefix that diffusers gives them."""
-    return {"unet": base.unet, **dict(zip(TEXT_ENCODERS, base.text_encoders, strict=False))}
 
 
 def inject_lora(base: Base, settings: LoraSettings, *, seed: int, only: Collection[str] | None = None) -> None:

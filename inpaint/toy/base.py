@@ -14,7 +14,7 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionInpaintPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from inpaint.models.info import PREFERENCES_FILE
+from inpaint.models.folder import PREFERENCES_FILE
 from inpaint.toy.tokens import build_tokenizer
 
 TEXT_WIDTH = 96

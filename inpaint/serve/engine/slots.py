@@ -15,7 +15,7 @@ from torch import Tensor
 from inpaint.errors import InpaintError
 from inpaint.models.adapter import Adapter, check_adapter
 from inpaint.models.base import Base
-from inpaint.models.lora import adapted_models
+from inpaint.models.layers import adapted_models
 from inpaint.models.low_rank import LoraLayout, LoraPool, Uses, adapt
 
 

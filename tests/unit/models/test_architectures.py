@@ -6,7 +6,8 @@ from torch import nn
 
 from inpaint.errors import InpaintError
 from inpaint.models import architectures
-from inpaint.models.architectures import ARCHITECTURES, build_architecture
+from inpaint.models.architectures import ARCHITECTURES
+from inpaint.models.base import build_architecture
 from inpaint.models.lora import LoraSettings, inject_lora, lora_parameters
 from inpaint.models.prompts import tokenize
 from inpaint.models.tokens import add_tokens
@@ -60,6 +61,9 @@ def test_the_tokenizer_has_the_true_vocabulary() -> None:
     assert ids_BL.shape == (2, architectures.CLIP_WINDOW)
     assert ids_BL[0, 0] == 49406
     assert tokenizer.decode(ids_BL[0], skip_special_tokens=True).strip() == "a red bottle"
+    # As in openai/CLIP's own notebook.
+    assert tokenizer("a photo of a cat").input_ids == [49406, 320, 1125, 539, 320, 2368, 49407]
+    assert tokenizer.pad_token_id == 49407 and architectures.clip_tokenizer(pad="!").pad_token_id == 0
 
 
 def test_weights_are_a_function_of_the_seed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,9 +74,9 @@ def test_weights_are_a_function_of_the_seed(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(
         architectures, "sd15_unet", lambda n: unet(sample_size=8, in_channels=n, mid_block_type=None, **small, **blocks)
     )
-    text = architectures._text_config(width=8, layers=1, heads=1, activation="gelu")
+    text = architectures.text_config(width=8, layers=1, heads=1, activation="gelu")
     monkeypatch.setattr(architectures, "clip_l", lambda: architectures.CLIPTextModel(text))
-    monkeypatch.setattr(architectures, "build_vae", lambda *, xl: architectures.AutoencoderKL())
+    monkeypatch.setattr(architectures, "vae", lambda *, xl: architectures.AutoencoderKL())
     state = torch.random.get_rng_state()
     first, again, other = (build_architecture("sd15-inpaint", device="cpu", seed=seed) for seed in (0, 0, 1))
     assert torch.equal(state, torch.random.get_rng_state())

@@ -1,15 +1,19 @@
 """Bases load by component, in one dtype, from safetensors only; what cannot be loaded is named with the way out."""
 
 import json
+import os
 import shutil
 
 import pytest
 import torch
+import transformers
 from diffusers import UNet2DConditionModel
 
 from inpaint.errors import InpaintError
 from inpaint.models import files, hub
 from inpaint.models.base import load_base
+from inpaint.models.info import read_base_info
+from inpaint.models.lora import LoraSettings, inject_lora, lora_parameters
 
 
 @pytest.fixture
@@ -45,6 +49,56 @@ def test_a_revision_is_the_files_not_the_place(sd_folder, copied):
     assert load_base(copied).info.revision != first
     with pytest.raises(InpaintError, match=f"revision {first} is wanted"):
         load_base(copied, revision=first)
+
+
+def test_only_what_is_loaded_makes_the_revision(copied):
+    first = read_base_info(str(copied)).revision
+    (copied / "inpaint.json").write_text('{"guidance_scale": 3, "steps": 9}')
+    (copied / "unet" / "diffusion_pytorch_model.fp16.safetensors").write_bytes(b"not taken")
+    (copied / "vae" / "notes.json").write_text("{}")
+    info = read_base_info(str(copied))
+    assert (info.revision, info.guidance_scale, info.steps) == (first, 3.0, 9)
+    for used in ("tokenizer/tokenizer_config.json", "scheduler/scheduler_config.json", "vae/config.json"):
+        (copied / used).write_text((copied / used).read_text() + " ")
+        assert read_base_info(str(copied)).revision != first, used
+        first = read_base_info(str(copied)).revision
+
+
+def test_a_file_is_hashed_once_until_its_size_or_time_changes(copied):
+    path = copied / "unet" / "diffusion_pytorch_model.safetensors"
+    first, stat = read_base_info(str(copied)).revision, path.stat()
+    path.write_bytes(bytes(reversed(path.read_bytes())))
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert read_base_info(str(copied)).revision == first, "read again"
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+    assert read_base_info(str(copied)).revision != first
+
+
+def test_what_is_known_without_weights_is_what_the_loaded_base_is(sd_folder, xl_folder):
+    for folder in (sd_folder, xl_folder):
+        loaded = load_base(folder)
+        assert read_base_info(str(folder)) == loaded.info
+        inject_lora(loaded, LoraSettings(rank=1), seed=0)
+        shapes = {name: tuple(p.shape) for name, p in lora_parameters(loaded).items()}
+        assert shapes == {
+            f"{layer}.lora_{half}.weight": shape
+            for layer, (outputs, inputs) in loaded.info.layers.items()
+            for half, shape in (("A", (1, inputs)), ("B", (outputs, 1)))
+        }
+
+
+@pytest.mark.parametrize("text", ['{"guidance": 1}', "[1]", '{"steps": "9"}', "{"])
+def test_preferences_that_are_none_are_refused(copied, text):
+    (copied / "inpaint.json").write_text(text)
+    with pytest.raises(InpaintError, match="inpaint.json"):
+        read_base_info(str(copied))
+
+
+def test_loading_prints_nothing(xl_folder, capfd):
+    load_base(xl_folder)
+    captured = capfd.readouterr()
+    assert (captured.out, captured.err) == ("", "")
+    assert transformers.utils.logging.is_progress_bar_enabled()
 
 
 @pytest.mark.parametrize("variant", [None, "fp16"])
@@ -112,9 +166,11 @@ def test_unets_for_other_inputs_are_refused(copied):
 def test_folders_that_are_no_base_are_named(tmp_path, copied):
     with pytest.raises(InpaintError, match=r"no model_index.json"):
         load_base(tmp_path)
-    with pytest.raises(InpaintError, match="no such folder, and not a hub id"):
+    with pytest.raises(InpaintError, match="no such folder or file, and not a hub id"):
         load_base(tmp_path / "absent")
-    with pytest.raises(InpaintError, match="single file.*from_single_file"):
+    with pytest.raises(InpaintError, match="no such folder or file"):
+        load_base("models/base.safetensors")
+    with pytest.raises(InpaintError, match="one part of a diffusers folder|no such checkpoint"):
         load_base(copied / "unet" / "diffusion_pytorch_model.safetensors")
     (copied / "model_index.json").write_text("{")
     with pytest.raises(InpaintError, match="not valid JSON"):
