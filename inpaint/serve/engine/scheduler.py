@@ -1,0 +1,256 @@
+"""What the engine does next: which jobs hold adapters, are encoded, take a step together, are decoded, have to leave.
+
+Guaranteed: jobs are let in by age, and one that waits for adapter slots is passed by at most `MAX_PASSED` younger ones;
+the shapes take turns, and in each the oldest jobs step, never more than `max_rows` U-Net rows; what has been removed or
+has expired is in no batch after; a job's previews come in order and before its picture. So every job comes to its end.
+
+Pure: no torch, no threads, and time is an argument. The engine asks, does what it is told, and says what is done.
+"""
+
+import enum
+from collections import OrderedDict, deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+from inpaint.serve.engine.slot_table import SlotTable
+
+MAX_PASSED = 32
+"""Jobs that may be let in before one that waits for an adapter slot; then it is waited for."""
+
+
+class Stage(enum.Enum):
+    """Where a job stands."""
+
+    WAITING = enum.auto()
+    """For room, and for slots for its adapters."""
+    PREPARING = enum.auto()
+    """It holds its slots; its photo is being read, its adapters are being loaded."""
+    ENCODING = enum.auto()
+    """Its text and its photo."""
+    READY = enum.auto()
+    """For a place in its shape's batch."""
+    RUNNING = enum.auto()
+    DECODING = enum.auto()
+    """All its steps are taken."""
+
+
+@dataclass(eq=False, kw_only=True)
+class Job:
+    """What the scheduler knows of an order."""
+
+    arrived: float
+    deadline: float = float("inf")
+    """When it is given up, on the same clock."""
+    digests: tuple[str, ...] = ()
+    """Of its adapters."""
+    unet_rows: int = 1
+    """What a step of it costs: 1, with guidance 2."""
+    steps: int
+    """To take in all."""
+    previews: int = 0
+    """Wanted, spread evenly over the steps."""
+
+    stage: Stage = Stage.WAITING
+    shape: tuple[int, int] | None = None
+    """Working height and width, once its photo is read."""
+    slots: tuple[int, ...] = ()
+    """Of its adapters, once they are loaded."""
+    passed: int = 0
+    """Younger jobs that were let in before it, while it waited for slots."""
+    started: float | None = None
+    """When it took its first place in a batch."""
+    step: int = 0
+    """Steps taken."""
+    rows_seen: int = 0
+    """U-Net rows of all its batches."""
+    previewed: int = 0
+    pictures: "deque[Picture[Any]]" = field(default_factory=deque)
+    """Not yet handed over, in their order."""
+
+    @property
+    def left(self) -> int:
+        """U-Net rows to compute."""
+        return (self.steps - self.step) * self.unet_rows
+
+    def preview_is_due(self) -> bool:
+        """Whether a preview is wanted of the step just taken, which is not the last."""
+        return self.previewed < self.previews and self.step >= (self.previewed + 1) * self.steps / (self.previews + 1)
+
+
+J = TypeVar("J", bound=Job)
+
+
+@dataclass(eq=False)
+class Picture(Generic[J]):
+    """A preview, or the end of a job."""
+
+    job: J
+    index: int | None
+    """Of the preview; None: the end."""
+    is_finished: bool = False
+    """Decoded and pasted."""
+
+
+@dataclass(frozen=True, eq=False)
+class Bucket(Generic[J]):
+    """Jobs of one shape that take a step together, oldest first."""
+
+    shape: tuple[int, int]
+    jobs: list[J]
+
+    @property
+    def rows(self) -> int:
+        """U-Net rows of the step."""
+        return sum(job.unet_rows for job in self.jobs)
+
+
+class Scheduler(Generic[J]):
+    """Jobs in, batches out."""
+
+    def __init__(self, *, max_rows: int, ahead_rows: int, side_rows: int, slots: int) -> None:
+        """Args: as in `EngineSettings`."""
+        self.max_rows, self.ahead_rows, self.side_rows = max_rows, ahead_rows, side_rows
+        self.table = SlotTable(slots)
+        self._jobs: dict[J, None] = {}
+        """By age."""
+        self._turns: OrderedDict[tuple[int, int], None] = OrderedDict()
+        """Shapes that are ready or running, the one whose turn it is first."""
+        self._undecoded: deque[Picture[J]] = deque()
+
+    def __len__(self) -> int:
+        return len(self._jobs)
+
+    def __contains__(self, job: object) -> bool:
+        return job in self._jobs
+
+    def __iter__(self) -> Iterator[J]:
+        """All jobs, oldest first: a copy, from any thread."""
+        return iter(list(self._jobs))
+
+    def add(self, job: J) -> None:
+        """A job comes."""
+        self._jobs[job] = None
+
+    def remove(self, job: J) -> None:
+        """A job leaves, wherever it stands; its adapters' slots are given back."""
+        del self._jobs[job]
+        if job.stage is not Stage.WAITING:
+            self.table.release(job.digests)
+        self._undecoded = deque(picture for picture in self._undecoded if picture.job is not job)
+        job.pictures.clear()
+
+    def expired(self, now: float) -> list[J]:
+        """Jobs whose deadline has passed: to be removed."""
+        return [job for job in self._jobs if job.deadline <= now]
+
+    def next_deadline(self) -> float:
+        """The earliest; infinite without one."""
+        return min((job.deadline for job in self._jobs), default=float("inf"))
+
+    def admit(self) -> list[tuple[J, list[str]]]:
+        """Lets jobs in while there is room: each must now be read, and these of its adapters be loaded."""
+        room = self.max_rows + self.ahead_rows
+        room -= sum(job.unet_rows for job in self._jobs if job.stage is not Stage.WAITING)
+        admitted: list[tuple[J, list[str]]] = []
+        blocked: list[J] = []
+        for job in self._at(Stage.WAITING):
+            if room < job.unet_rows or any(other.passed >= MAX_PASSED for other in blocked):
+                break
+            missing = self.table.acquire(job.digests)
+            if missing is None:
+                blocked.append(job)
+                continue
+            for other in blocked:
+                other.passed += 1
+            room -= job.unet_rows
+            job.stage = Stage.PREPARING
+            admitted.append((job, missing))
+        return admitted
+
+    def waiting_for(self, digest: str) -> list[J]:
+        """Jobs that cannot go on without this adapter."""
+        return [job for job in self._at(Stage.PREPARING) if digest in job.digests]
+
+    def to_encode(self) -> list[J]:
+        """The oldest jobs of one shape that are read and whose adapters are loaded; they are being encoded now."""
+        jobs: list[J] = []
+        for job in self._at(Stage.PREPARING):
+            slots = self.table.slots_of(job.digests)
+            if slots is not None and job.shape is not None and (not jobs or job.shape == jobs[0].shape):
+                job.slots = slots
+                jobs.append(job)
+        jobs = jobs[: self.side_rows]
+        for job in jobs:
+            job.stage = Stage.ENCODING
+        return jobs
+
+    def encoded(self, jobs: list[J]) -> None:
+        """Those of them that are still here may take a place in a batch."""
+        for job in jobs:
+            if job in self._jobs:
+                job.stage = Stage.READY
+
+    def next_bucket(self, now: float) -> Bucket[J] | None:
+        """The jobs that take a step together now: those that did before, and the oldest others while there is room."""
+        shape = self._next_shape()
+        if shape is None:
+            return None
+        alike = [job for job in self._at(Stage.RUNNING, Stage.READY) if job.shape == shape]
+        room = self.max_rows - sum(job.unet_rows for job in alike if job.stage is Stage.RUNNING)
+        for job in alike:
+            if job.stage is Stage.READY:
+                room -= job.unet_rows
+                if room < 0:
+                    break
+                job.stage, job.started = Stage.RUNNING, now
+        return Bucket(shape, [job for job in alike if job.stage is Stage.RUNNING])
+
+    def _next_shape(self) -> tuple[int, int] | None:
+        """The one that has waited longest for its turn."""
+        shapes = {job.shape: None for job in self._at(Stage.RUNNING, Stage.READY) if job.shape is not None}
+        self._turns = OrderedDict.fromkeys([*(shape for shape in self._turns if shape in shapes), *shapes])
+        if not self._turns:
+            return None
+        shape = next(iter(self._turns))
+        self._turns.move_to_end(shape)
+        return shape
+
+    def stepped(self, bucket: Bucket[J]) -> list[Picture[J]]:
+        """All jobs of the bucket have taken their step: the previews and ends that are to be decoded because of it."""
+        rows, due = bucket.rows, []
+        for job in bucket.jobs:
+            job.step += 1
+            job.rows_seen += rows
+            if job.step == job.steps:
+                job.stage = Stage.DECODING
+                due.append(Picture(job, None))
+            elif job.preview_is_due():
+                due.append(Picture(job, job.previewed))
+                job.previewed += 1
+        for picture in due:
+            picture.job.pictures.append(picture)
+        self._undecoded += due
+        return due
+
+    def to_decode(self) -> list[Picture[J]]:
+        """The oldest pictures of one shape."""
+        if not self._undecoded:
+            return []
+        shape = self._undecoded[0].job.shape
+        taken = [picture for picture in self._undecoded if picture.job.shape == shape][: self.side_rows]
+        self._undecoded = deque(picture for picture in self._undecoded if picture not in taken)
+        return taken
+
+    def finished(self, picture: Picture[J]) -> list[Picture[J]]:
+        """A picture is decoded and pasted: those of its job that may be handed over now. After its end a job is gone."""
+        picture.is_finished = True
+        job, ready = picture.job, []
+        while job.pictures and job.pictures[0].is_finished:
+            ready.append(job.pictures.popleft())
+        if ready and ready[-1].index is None:
+            self.remove(job)
+        return ready
+
+    def _at(self, *stages: Stage) -> list[J]:
+        return [job for job in self._jobs if job.stage in stages]

@@ -1,0 +1,229 @@
+"""The engine's scheduler under random traffic, without a U-Net: nobody waits for ever, and nobody gets another's turn."""
+
+import random
+from collections import defaultdict
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from inpaint.serve.engine.scheduler import MAX_PASSED, Bucket, Job, Picture, Scheduler, Stage
+
+SHAPES = [(64, 64), (64, 96), (128, 128)]
+
+
+def job(arrived: float = 0.0, **how: object) -> Job:
+    return Job(**{"arrived": arrived, "steps": 2, **how})
+
+
+def scheduler(**limits: int) -> Scheduler[Job]:
+    return Scheduler(**{"max_rows": 4, "ahead_rows": 2, "side_rows": 2, "slots": 2, **limits})
+
+
+def prepare(scheduler: Scheduler[Job], shape: tuple[int, int] = SHAPES[0]) -> list[Job]:
+    """Admits, reads, loads and encodes all that there is room for."""
+    ready: list[Job] = []
+    for admitted, missing in scheduler.admit():
+        admitted.shape = shape
+        for digest in missing:
+            scheduler.table.loaded(digest)
+    while jobs := scheduler.to_encode():
+        scheduler.encoded(jobs)
+        ready += jobs
+    return ready
+
+
+class Simulation:
+    """An engine whose work takes random time, and which checks every promise as it goes."""
+
+    def __init__(self, seed: int, limits: dict[str, int]) -> None:
+        self.random = random.Random(seed)
+        self.scheduler: Scheduler[Job] = Scheduler(**limits)
+        self.now = 0.0
+        self.due: list[tuple[float, object]] = []
+        self.slots: dict[int, str] = {}
+        self.handed: dict[Job, list[int | None]] = defaultdict(list)
+        self.gone: set[Job] = set()
+        self.came: list[Job] = []
+        self.waited: dict[tuple[int, int], set[tuple[int, int]]] = {}
+        """Shape with rows -> shapes that have stepped since it last did."""
+
+    def later(self, work: object) -> None:
+        self.due.append((self.now + self.random.choice([0, 0, 1, 5]), work))
+
+    def run(self, jobs: int) -> None:
+        while len(self.came) < jobs or len(self.scheduler):
+            if len(self.came) < jobs and self.random.random() < 0.5:
+                self.come()
+            self.turn()
+            assert self.now < 100 * jobs, f"jobs wait for ever: {[j.stage for j in self.scheduler]}"
+        assert self.scheduler.table.in_use == 0
+        for one in set(self.came) - self.gone:
+            wanted = min(one.previews, one.steps - 1)
+            assert self.handed[one] == [*range(wanted), None], "previews in order, then the end"
+            assert one.passed <= MAX_PASSED
+
+    def come(self) -> None:
+        pick = self.random.choice
+        digests = tuple(self.random.sample("abcdefgh", pick([0, 1, 1, min(2, self.scheduler.table.slots)])))
+        one = job(self.now, digests=digests, unet_rows=pick([1, 2]), steps=pick([1, 3, 10]), previews=pick([0, 0, 2]))
+        if self.random.random() < 0.1:
+            one.deadline = self.now + pick([0, 10, 50])
+        self.came.append(one)
+        self.scheduler.add(one)
+
+    def turn(self) -> None:
+        self.now += 1
+        for entry in [entry for entry in self.due if entry[0] <= self.now]:
+            self.due.remove(entry)
+            entry[1]()  # type: ignore[operator]
+        for one in [*self.scheduler.expired(self.now), *(j for j in self.scheduler if self.random.random() < 0.002)]:
+            if one in self.scheduler:
+                self.leave(one)
+        self.admit()
+        if jobs := self.scheduler.to_encode():
+            assert len(jobs) <= self.scheduler.side_rows and len({one.shape for one in jobs}) == 1
+            self.later(lambda: self.scheduler.encoded(jobs))
+        bucket = self.scheduler.next_bucket(self.now)
+        if bucket is not None:
+            self.check(bucket)
+            self.scheduler.stepped(bucket)
+        if pictures := self.scheduler.to_decode():
+            assert len(pictures) <= self.scheduler.side_rows
+            assert all(picture.job in self.scheduler for picture in pictures)
+            for picture in pictures:
+                self.later(lambda picture=picture: self.hand_over(picture))
+
+    def leave(self, one: Job) -> None:
+        self.gone.add(one)
+        self.scheduler.remove(one)
+
+    def admit(self) -> None:
+        for one, missing in self.scheduler.admit():
+            shape = self.random.choice(SHAPES)
+            self.later(lambda one=one, shape=shape: setattr(one, "shape", shape))
+            for digest in missing:
+                self.later(lambda digest=digest: self.load(digest))
+
+    def load(self, digest: str) -> None:
+        if self.random.random() < 0.05:
+            for one in self.scheduler.waiting_for(digest):
+                self.leave(one)
+            return
+        slot = self.scheduler.table.loaded(digest)
+        if slot is not None:
+            self.slots[slot] = digest
+
+    def check(self, bucket: Bucket[Job]) -> None:
+        assert 0 < bucket.rows <= self.scheduler.max_rows
+        ages = [one.arrived for one in bucket.jobs]
+        assert ages == sorted(ages)
+        for one in bucket.jobs:
+            assert one in self.scheduler and one.deadline > self.now and one.shape == bucket.shape
+            assert tuple(self.slots[slot] for slot in one.slots) == one.digests, "an adapter in use was evicted"
+        left_out = [one for one in self.scheduler if one.stage is Stage.READY and one.shape == bucket.shape]
+        newest = max((one.arrived for one in bucket.jobs if one.started == self.now), default=-1.0)
+        assert all(one.arrived >= newest for one in left_out), "a younger job took an older one's place"
+        if left_out:
+            assert bucket.rows + left_out[0].unet_rows > self.scheduler.max_rows, "there was room"
+        self.check_turn(bucket.shape)
+
+    def check_turn(self, shape: tuple[int, int]) -> None:
+        """No shape steps twice while another one waits all that time."""
+        present = {one.shape for one in self.scheduler if one.stage in (Stage.READY, Stage.RUNNING)}
+        self.waited = {other: self.waited.get(other, set()) for other in present if other is not None}
+        for other, stepped in self.waited.items():
+            if other != shape:
+                assert shape not in stepped, f"{shape} steps again before {other}"
+                stepped.add(shape)
+        self.waited[shape] = set()
+
+    def hand_over(self, picture: Picture[Job]) -> None:
+        if picture.job not in self.scheduler:
+            return
+        ready = self.scheduler.finished(picture)
+        assert all(one.is_finished for one in ready)
+        self.handed[picture.job] += [one.index for one in ready]
+        assert (picture.job in self.scheduler) == (None not in self.handed[picture.job])
+
+
+@settings(max_examples=100)
+@given(
+    seed=st.integers(0, 2**32),
+    slots=st.integers(1, 4),
+    max_rows=st.integers(2, 8),
+    ahead_rows=st.integers(0, 4),
+    side_rows=st.integers(1, 4),
+)
+def test_every_job_comes_to_its_end_in_its_turn(seed: int, **limits: int) -> None:
+    Simulation(seed, limits).run(jobs=100)
+
+
+@pytest.mark.parametrize("others", [(), ("a",)])
+def test_a_job_that_waits_for_a_slot_is_passed_so_often_and_then_waited_for(others: tuple[str, ...]) -> None:
+    waits = scheduler(slots=1)
+    waits.add(job(digests=("a",), steps=10_000))
+    prepare(waits)
+    blocked = job(digests=("b",))
+    waits.add(blocked)
+    passed = 0
+    for number in range(3 * MAX_PASSED):
+        waits.add(younger := job(1 + number, digests=others))
+        passed += younger in prepare(waits)
+        while younger.stage in (Stage.READY, Stage.RUNNING):
+            waits.stepped(waits.next_bucket(0.0))
+        if younger.stage is Stage.DECODING:
+            waits.finished(younger.pictures[0])
+    assert passed == blocked.passed == MAX_PASSED
+    waits.remove(next(iter(waits)))
+    assert prepare(waits)[0] is blocked, "once the slot is free it comes before all that came after it"
+
+
+def test_no_more_is_held_than_fits_and_the_next_few() -> None:
+    full = scheduler(max_rows=4, ahead_rows=2)
+    for number in range(10):
+        full.add(job(number, unet_rows=2))
+    assert len(prepare(full)) == 3
+    assert not full.admit()
+    bucket = full.next_bucket(1.0)
+    assert [one.arrived for one in bucket.jobs] == [0, 1] and bucket.jobs[0].started == 1.0
+    full.remove(bucket.jobs[0])
+    assert [one.arrived for one in full.next_bucket(2.0).jobs] == [1, 2], "its place is taken at once"
+
+
+def test_a_removed_or_expired_job_steps_no_more_and_its_pictures_are_not_decoded() -> None:
+    jobs = [job(0, previews=1, deadline=5.0), job(1, previews=1)]
+    leaving = scheduler()
+    for one in jobs:
+        leaving.add(one)
+    prepare(leaving)
+    assert len(leaving.stepped(leaving.next_bucket(1.0))) == 2
+    assert leaving.next_deadline() == 5.0
+    assert leaving.expired(4.9) == [] and leaving.expired(5.0) == [jobs[0]]
+    leaving.remove(jobs[0])
+    assert leaving.next_bucket(5.0).jobs == [jobs[1]]
+    assert [picture.job for picture in leaving.to_decode()] == [jobs[1]]
+    assert leaving.next_deadline() == float("inf")
+
+
+def test_pictures_are_handed_over_in_order_whichever_is_pasted_first() -> None:
+    one = job(steps=3, previews=2)
+    ordered = scheduler()
+    ordered.add(one)
+    prepare(ordered)
+    pictures = [picture for _ in range(3) for picture in ordered.stepped(ordered.next_bucket(0.0))]
+    assert [picture.index for picture in pictures] == [0, 1, None]
+    assert ordered.next_bucket(0.0) is None
+    assert ordered.finished(pictures[2]) == [] and one in ordered
+    assert ordered.finished(pictures[0]) == pictures[:1]
+    assert ordered.finished(pictures[1]) == pictures[1:] and one not in ordered
+
+
+@pytest.mark.parametrize(("steps", "previews", "after"), [(8, 3, [2, 4, 6]), (3, 5, [1, 2]), (1, 2, []), (10, 1, [5])])
+def test_previews_are_spread_over_the_steps(steps: int, previews: int, after: list[int]) -> None:
+    one = job(steps=steps, previews=previews)
+    spread = scheduler()
+    spread.add(one)
+    prepare(spread)
+    shown = [one.step for _ in range(steps) for p in spread.stepped(spread.next_bucket(0.0)) if p.index is not None]
+    assert shown == after
