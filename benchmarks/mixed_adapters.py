@@ -15,7 +15,7 @@ back, with no, one and 16 adapters, over that of bare forwards of 16 rows (`engi
 import asyncio
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 from typing import Literal
@@ -50,7 +50,7 @@ class Settings:
     rows: int = 8
     """U-Net rows of a tick, and the number of adapters on the second side."""
     resident: int = 64
-    """Adapters in the bank on the third side."""
+    """Adapters in slots on the third side."""
     rank: int = 16
     """Of the adapters; the toy ones' own on the toy base."""
     ticks: int = 3
@@ -66,7 +66,7 @@ class Settings:
 
 
 def base_of(settings: Settings, device: torch.device) -> Base:
-    """A base of its own, for machines change theirs."""
+    """A base of its own, for runners change theirs."""
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     if settings.architecture == "toy":
         return load_base("toy", device=device, dtype=dtype)
@@ -108,19 +108,18 @@ def _noise(base: Base, rank: int) -> Adapter:
     return Adapter(card=card, lora=lora, embeds=embeds)
 
 
-def machine_of(settings: Settings, adapters: dict[str, Adapter], slots: int, device: torch.device) -> UNetRunner:
-    """A machine whose bank holds the first `slots` adapters."""
+def runner_of(settings: Settings, adapters: dict[str, Adapter], slots: int, device: torch.device) -> UNetRunner:
+    """A runner whose slots, from 1 on, hold the first adapters."""
     rank = max(adapter.card.rank for adapter in adapters.values())
-    machine = UNetRunner(base_of(settings, device), EngineSettings(slots=slots, max_rank=rank))
-    for digest in list(adapters)[:slots]:
-        assert machine.bank.acquire([digest])
-        assert machine.bank.put(digest, machine.bank.pack(adapters[digest]))
-    return machine
+    runner = UNetRunner(base_of(settings, device), EngineSettings(slots=slots, max_rank=rank))
+    for slot, adapter in enumerate(list(adapters.values())[:slots], start=1):
+        runner.slots.put(slot, runner.slots.pack(adapter))
+    return runner
 
 
-def rows_of(machine: UNetRunner, digests: list[str]) -> list[DenoisingRow]:
-    """Rows in the middle of their steps, each with one adapter."""
-    base, generator = machine.base, torch.Generator().manual_seed(1)
+def rows_of(runner: UNetRunner, slots: Sequence[int]) -> list[DenoisingRow]:
+    """Rows in the middle of their steps, each with the adapter of one slot."""
+    base, generator = runner.base, torch.Generator().manual_seed(1)
     side = base.info.default_size // base.info.downsample
     context = (1, base.text_encoders[0].config.max_position_embeddings, int(base.unet.config.cross_attention_dim))
 
@@ -128,11 +127,11 @@ def rows_of(machine: UNetRunner, digests: list[str]) -> list[DenoisingRow]:
         return torch.randn(shape, generator=generator).to(base.device)
 
     rows = []
-    for digest in digests:
+    for slot in slots:
         pooled = drawn(1, base.text_encoders[1].config.projection_dim).to(base.dtype) if base.info.is_xl else None
         rows.append(
             DenoisingRow(
-                trajectory=trajectory(machine.schedule, Sampler.DDIM, 900),
+                trajectory=trajectory(runner.schedule, Sampler.DDIM, 900),
                 generator=torch.Generator().manual_seed(0),
                 guidance_scale=1.0,
                 latents_Chw=drawn(4, side, side),
@@ -142,21 +141,16 @@ def rows_of(machine: UNetRunner, digests: list[str]) -> list[DenoisingRow]:
                 known_Chw=drawn(4, side, side),
                 text=Conditioning(drawn(*context).to(base.dtype), pooled),
                 negative=None,
-                uses=((machine.bank.slot(digest), 1.0),),
+                uses=((slot, 1.0),),
             )
         )
     return rows
 
 
-def ticker(machine: UNetRunner, digests: list[str], ticks: int) -> Callable[[], float]:
+def ticker(runner: UNetRunner, slots: Sequence[int], ticks: int) -> Callable[[], float]:
     """A call does `ticks` ticks and returns their mean seconds."""
-    stack = machine.stack(rows_of(machine, digests))
-
-    def tick() -> float:
-        machine.install(stack)
-        return _seconds(lambda: stack.batch.advance(machine.unet), ticks, machine.base.device)
-
-    return tick
+    stack = runner.stack(rows_of(runner, slots))
+    return lambda: _seconds(lambda: runner.step(stack), ticks, runner.base.device)
 
 
 def bare(settings: Settings, rows: int, ticks: int, device: torch.device) -> Callable[[], float]:
@@ -273,14 +267,14 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     before = os.getloadavg()
     adapters = adapters_of(settings, device)
-    few = machine_of(settings, adapters, settings.rows, device)
-    many = machine_of(settings, adapters, settings.resident, device)
-    first = list(adapters)[: settings.rows]
-    # On the full bank the adapters are spread over all of its slots.
-    spread = list(adapters)[:: settings.resident // settings.rows][: settings.rows]
+    few = runner_of(settings, adapters, settings.rows, device)
+    many = runner_of(settings, adapters, settings.resident, device)
+    first = range(1, settings.rows + 1)
+    # Where many are resident, the adapters are spread over all slots.
+    spread = range(1, settings.resident + 1)[:: settings.resident // settings.rows][: settings.rows]
     with torch.inference_mode():
         sides = {
-            "one": ticker(few, first[:1] * settings.rows, settings.ticks),
+            "one": ticker(few, [1] * settings.rows, settings.ticks),
             "each": ticker(few, first, settings.ticks),
             "each_of_many": ticker(many, spread, settings.ticks),
             "bare": bare(settings, settings.rows, settings.ticks, device),

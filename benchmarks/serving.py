@@ -49,7 +49,8 @@ from inpaint.serve.admission import AdmissionSettings
 from inpaint.serve.apps.paint import PaintArgs
 from inpaint.serve.deployments.ingress import Ingress
 from inpaint.serve.deployments.painters import Painters
-from inpaint.serve.engine.settings import EngineSettings, EngineStats
+from inpaint.serve.engine.engine import EngineStats
+from inpaint.serve.engine.settings import EngineSettings
 from inpaint.serve.http.limits import HttpSettings
 
 OURS, SET, MULTIPLEXED = "ours", "set_adapters", "multiplexed"

@@ -13,7 +13,7 @@ from inpaint.errors import InpaintError
 from inpaint.models.base import Base
 from inpaint.models.info import BaseInfo
 from inpaint.models.lora import load_lora
-from inpaint.models.tokens import load_tokens
+from inpaint.models.tokens import load_tokens, vectors_of
 
 NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 """What an adapter and its categories may be called: they stand in file names, URLs, prompts and logs."""
@@ -159,14 +159,6 @@ def _check_embeds(adapter: Adapter, info: BaseInfo) -> None:
             raise InpaintError(f"adapter: embeddings of {sorted(embeds)}, the card lists the tokens {tokens}")
         for name in vectors:
             _check_tensor(name, embeds[name], (width,))
-
-
-def vectors_of(token: str, embeds: Mapping[str, Tensor]) -> list[str]:
-    """The names of a token's vectors: its own, and `TOKEN_1`, `TOKEN_2`, ... as far as there are any."""
-    names = [token]
-    while f"{token}_{len(names)}" in embeds:
-        names.append(f"{token}_{len(names)}")
-    return names
 
 
 def _check_tensor(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:

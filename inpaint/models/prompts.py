@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from inpaint.models.base import Base
+from inpaint.models.tokens import vectors_of
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,11 @@ class Conditioning:
     def __getitem__(self, rows: slice | list[int]) -> "Conditioning":
         return Conditioning(self.embeds_BLD[rows], None if self.pooled_BP is None else self.pooled_BP[rows])
 
+    def split(self) -> list["Conditioning"]:
+        """Its rows, each of its own memory."""
+        pooled = [None] * len(self) if self.pooled_BP is None else list(self.pooled_BP[:, None].clone().unbind())
+        return [Conditioning(row[None].clone(), pool) for row, pool in zip(self.embeds_BLD, pooled, strict=True)]
+
 
 def encode_prompts(base: Base, prompts: list[str]) -> Conditioning:
     """Embeds prompts, differentiably: SD 1.5 the last hidden state; SDXL both encoders' penultimate hidden states.
@@ -34,23 +40,31 @@ def encode_prompts(base: Base, prompts: list[str]) -> Conditioning:
     A prompt longer than the tokenizer's window is cut, with one warning per prompt. A token that was learned as
     several vectors (`<t>`, `<t>_1`, ...) is expanded, as diffusers' textual inversion does.
     """
+    return encode_ids(base, [tokenize(tokenizer, prompts) for tokenizer in base.tokenizers])
+
+
+def encode_negative_prompts(base: Base, prompts: list[str]) -> Conditioning:
+    """As `encode_prompts`, but an empty prompt is zeros where the base says so (SDXL, as diffusers' default)."""
+    return zero_empty_negatives(base, encode_prompts(base, prompts), [prompt == "" for prompt in prompts])
+
+
+def encode_ids(base: Base, ids: list[Tensor]) -> Conditioning:
+    """What the text encoders make of token ids, B x L for each of them."""
     hidden: list[Tensor] = []
     pooled_BP: Tensor | None = None
-    for tokenizer, encoder in zip(base.tokenizers, base.text_encoders, strict=True):
-        ids_BL = tokenize(tokenizer, prompts).to(encoder.device)
-        output = encoder(ids_BL, output_hidden_states=base.info.is_xl)
+    for ids_BL, encoder in zip(ids, base.text_encoders, strict=True):
+        output = encoder(ids_BL.to(encoder.device), output_hidden_states=base.info.is_xl)
         hidden.append(output.hidden_states[-2] if base.info.is_xl else output.last_hidden_state)
         if base.info.is_xl:
             pooled_BP = getattr(output, "text_embeds", None)
     return Conditioning(torch.cat(hidden, dim=-1), pooled_BP)
 
 
-def encode_negative_prompts(base: Base, prompts: list[str]) -> Conditioning:
-    """As `encode_prompts`, but an empty prompt is zeros where the base says so (SDXL, as diffusers' default)."""
-    conditioning = encode_prompts(base, prompts)
+def zero_empty_negatives(base: Base, conditioning: Conditioning, is_empty_negative: list[bool]) -> Conditioning:
+    """Zeros for the empty negative prompts among the rows, where the base says so."""
     if not base.zero_empty_negative or conditioning.pooled_BP is None:
         return conditioning
-    kept_B = torch.tensor([float(p != "") for p in prompts]).to(conditioning.embeds_BLD)
+    kept_B = torch.tensor([0.0 if empty else 1.0 for empty in is_empty_negative]).to(conditioning.embeds_BLD)
     return Conditioning(conditioning.embeds_BLD * kept_B[:, None, None], conditioning.pooled_BP * kept_B[:, None])
 
 
@@ -89,8 +103,5 @@ def _expand_multi_vector_tokens(tokenizer: Any, prompt: str) -> str:
     if not any(token in prompt and f"{token}_1" in added for token in added):
         return prompt
     for token in set(tokenizer.tokenize(prompt)) & set(added):
-        count = 1
-        while f"{token}_{count}" in added:
-            count += 1
-        prompt = prompt.replace(token, " ".join([token, *(f"{token}_{i}" for i in range(1, count))]))
+        prompt = prompt.replace(token, " ".join(vectors_of(token, added)))
     return prompt

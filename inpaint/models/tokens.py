@@ -4,7 +4,7 @@ Source: textual inversion (Gal et al. 2022). The token is added to the tokenizer
 `load_textual_inversion` adds it, so that a prompt is tokenised alike in training and in a plain diffusers pipeline.
 """
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -72,3 +72,11 @@ def load_tokens(base: Base, rows: Mapping[str, list[Tensor]]) -> None:
     add_tokens(base, words)
     for index, parameter in enumerate(token_parameters(base).values()):
         parameter.copy_(torch.stack([vectors[index] for vectors in rows.values()]))
+
+
+def vectors_of(token: str, known: Container[str]) -> list[str]:
+    """The names of a token's vectors: its own, and `TOKEN_1`, `TOKEN_2`, ... as far as they are known (diffusers)."""
+    names = [token]
+    while f"{token}_{len(names)}" in known:
+        names.append(f"{token}_{len(names)}")
+    return names

@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 
 from inpaint.errors import InpaintError
-from inpaint.models.adapter import Adapter, AdapterCard
+from inpaint.models.adapter import AdapterCard
 from inpaint.models.info import BaseInfo
 from inpaint.paint.request import PaintRequest
 
@@ -87,14 +87,6 @@ class DeadlinePassed(InpaintError):
 
 class AdapterGone(InpaintError):
     """The registry no longer has this version of an adapter, and no replica holds it."""
-
-
-class AdapterSource(Protocol):
-    """Where the engine gets adapters from (`registry.Registry`, or a dict in a test)."""
-
-    def load(self, name: str, digest: str) -> Adapter:
-        """That version, verified. Blocks; called off the loop's thread. Raises AdapterGone."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,8 +20,7 @@ from inpaint.serve.adapters.cache import AdapterFiles
 from inpaint.serve.deployments.metrics import PainterMetrics
 from inpaint.serve.deployments.router import AdapterRouter
 from inpaint.serve.deployments.scaling import WORK
-from inpaint.serve.engine.engine import Engine, EngineBroken
-from inpaint.serve.engine.settings import EngineStats
+from inpaint.serve.engine.engine import Engine, EngineBroken, EngineStats
 from inpaint.serve.ranking import Standing
 from inpaint.serve.service import Painted, PaintOrder, Preview
 

@@ -10,7 +10,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor
 from torch.nn import functional
 
-Kept = dict[str, tuple[Tensor, Tensor]]
+TextKeyValues = dict[str, tuple[Tensor, Tensor]]
 """Keys and values, U x H x L x d, by attention layer."""
 
 
@@ -29,11 +29,12 @@ class TextAttention:
         return attn.to_out[0](mixed_UHNd.transpose(1, 2).flatten(2))
 
 
-class TextMemory:
-    """The cross-attention layers of a U-Net, changed in place to attend to kept keys and values."""
+class TextKeyValueCache:
+    """The cross-attention layers of a U-Net, changed in place to attend to keys and values made before."""
 
     def __init__(self, unet: UNet2DConditionModel) -> None:
         self._layers = {}
+        self._installed: TextKeyValues | None = None
         for name, module in unet.named_modules():
             # Only the plain kind, which all supported bases have: what else diffusers' processor handles is not there.
             if name.endswith(".attn2") and not (
@@ -43,18 +44,20 @@ class TextMemory:
         for module, processor in self._layers.values():
             module.set_processor(processor)
 
-    def keep(self, text_ULD: Tensor) -> Kept:
+    def compute(self, text_ULD: Tensor) -> TextKeyValues:
         """Keys and values of a batch's text, by the adapters installed now."""
-        kept = {}
+        computed = {}
         for name, (module, _) in self._layers.items():
             key, value = (
                 project(text_ULD).unflatten(-1, (module.heads, -1)).transpose(1, 2)
                 for project in (module.to_k, module.to_v)
             )
-            kept[name] = (key, value)
-        return kept
+            computed[name] = (key, value)
+        return computed
 
-    def install(self, kept: Kept) -> None:
-        """Attend to these from now on."""
-        for name, (_, processor) in self._layers.items():
-            processor.key_UHLd, processor.value_UHLd = kept[name]
+    def install(self, computed: TextKeyValues) -> None:
+        """Attend to these from now on. Costs nothing where it does so already."""
+        if self._installed is not computed:
+            for name, (_, processor) in self._layers.items():
+                processor.key_UHLd, processor.value_UHLd = computed[name]
+            self._installed = computed

@@ -8,8 +8,8 @@ D width, T reserved tokens used.
 import copy
 import re
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,9 +17,11 @@ from tokenizers import AddedToken
 from torch import Tensor, nn
 
 from inpaint.models.base import Base
+from inpaint.models.layers import adapted_models
 from inpaint.models.low_rank import Uses
-from inpaint.models.prompts import Conditioning, tokenize
-from inpaint.serve.engine.slots import AdapterSlots
+from inpaint.models.prompts import Conditioning, encode_ids, tokenize, zero_empty_negatives
+from inpaint.models.tokens import vectors_of
+from inpaint.serve.engine.adapter_slots import AdapterSlots
 
 _MARK = "\ue000"
 """A private-use character: reserved tokens are written with it, and it is taken out of prompts."""
@@ -31,9 +33,11 @@ RESERVED = 77
 class Prompt:
     """A text to encode."""
 
-    prompt: str
+    text: str
     adapters: tuple[tuple[str, float], ...] = ()
-    """(digest, weight), all resident."""
+    """(digest, weight) of each."""
+    uses: Uses = field(default=(), compare=False)
+    """The same with the slots that they lie in."""
     is_negative: bool = False
 
 
@@ -59,11 +63,12 @@ class RowTokens(nn.Module):
 class PromptEncoder:
     """Encodes texts for the engine's loop, and remembers the last ones."""
 
-    def __init__(self, base: Base, bank: AdapterSlots, *, cached: int) -> None:
+    def __init__(self, base: Base, slots: AdapterSlots, *, cached: int) -> None:
         """Replaces the text encoders' token embeddings, in place. Args: cached: texts remembered."""
-        self.base, self.bank, self.cached = base, bank, cached
+        self.base, self.slots, self.cached = base, slots, cached
         self._known: OrderedDict[Prompt, Conditioning] = OrderedDict()
         self._tokenizers = [copy.deepcopy(tokenizer) for tokenizer in base.tokenizers]
+        self._prefixes = list(adapted_models(base))[1:]
         self._tables: list[RowTokens] = []
         for tokenizer, encoder in zip(self._tokenizers, base.text_encoders, strict=True):
             reserved = [AddedToken(f"{_MARK}{i}{_MARK}", normalized=False) for i in range(RESERVED)]
@@ -71,70 +76,56 @@ class PromptEncoder:
             table = RowTokens(encoder.get_input_embeddings())
             encoder.set_input_embeddings(table)
             self._tables.append(table)
-        self._prefixes = ["text_encoder", "text_encoder_2"][: len(self._tables)]
 
-    def encode(self, wishes: Sequence[Prompt]) -> list[Conditioning]:
+    def encode(self, prompts: Sequence[Prompt]) -> list[Conditioning]:
         """One row of conditioning for each; those not remembered are encoded in one call. Without gradients."""
-        fresh = [wish for wish in dict.fromkeys(wishes) if wish not in self._known]
-        found = {wish: self._known[wish] for wish in wishes if wish in self._known}
+        found = {prompt: self._known[prompt] for prompt in prompts if prompt in self._known}
+        fresh = [prompt for prompt in dict.fromkeys(prompts) if prompt not in found]
         if fresh:
             # Rows with adapters first: the others then cost nothing more.
-            fresh.sort(key=lambda wish: not wish.adapters)
+            fresh.sort(key=lambda prompt: not prompt.adapters)
             found.update(zip(fresh, self._encoded(fresh), strict=True))
-        for wish in wishes:
-            self._known[wish] = found[wish]
-            self._known.move_to_end(wish)
+        for prompt in prompts:
+            self._known[prompt] = found[prompt]
+            self._known.move_to_end(prompt)
         while len(self._known) > self.cached:
             self._known.popitem(last=False)
-        return [found[wish] for wish in wishes]
-
-    def is_known(self, wish: Prompt) -> bool:
-        """Whether encoding it costs nothing."""
-        return wish in self._known
+        return [found[prompt] for prompt in prompts]
 
     @torch.no_grad()
-    def _encoded(self, wishes: list[Prompt]) -> list[Conditioning]:
-        uses_B: list[Uses] = [tuple((self.bank.slot(d), w) for d, w in wish.adapters) for wish in wishes]
-        hidden: list[Tensor] = []
-        pooled_BP: Tensor | None = None
-        for index, (tokenizer, encoder) in enumerate(zip(self._tokenizers, self.base.text_encoders, strict=True)):
-            written = [self._write(tokenizer, wish, index) for wish in wishes]
-            ids_BL = tokenize(tokenizer, [text for text, _ in written]).to(self.base.device)
-            self._tables[index].rows_BTD = self._stacked([vectors for _, vectors in written])
-            self.bank.install(self._prefixes[index], self.bank.gather(self._prefixes[index], uses_B))
-            output = encoder(ids_BL, output_hidden_states=self.base.info.is_xl)
-            hidden.append(output.hidden_states[-2] if self.base.info.is_xl else output.last_hidden_state)
-            pooled_BP = output.text_embeds if self.base.info.is_xl and index == 1 else None
-        embeds_BLD = torch.cat(hidden, dim=-1)
-        rows = Conditioning(embeds_BLD, pooled_BP)
-        return [self._one(rows, i, wish) for i, wish in enumerate(wishes)]
+    def _encoded(self, prompts: list[Prompt]) -> list[Conditioning]:
+        uses_B = [prompt.uses for prompt in prompts]
+        ids: list[Tensor] = []
+        for index, (prefix, tokenizer, table) in enumerate(
+            zip(self._prefixes, self._tokenizers, self._tables, strict=True)
+        ):
+            written = [self._write(tokenizer, prompt, index) for prompt in prompts]
+            ids.append(tokenize(tokenizer, [text for text, _ in written]))
+            table.rows_BTD = self._stacked([vectors for _, vectors in written])
+            self.slots.install(prefix, self.slots.gather(prefix, uses_B))
+        is_empty_negative = [prompt.is_negative and prompt.text == "" for prompt in prompts]
+        return zero_empty_negatives(self.base, encode_ids(self.base, ids), is_empty_negative).split()
 
-    def _one(self, rows: Conditioning, index: int, wish: Prompt) -> Conditioning:
-        """A row of its own memory; zeros for an empty negative prompt where the base says so (SDXL)."""
-        row = rows[index : index + 1]
-        keep = 0.0 if wish.is_negative and not wish.prompt and self.base.zero_empty_negative else 1.0
-        return Conditioning(row.embeds_BLD * keep, None if row.pooled_BP is None else row.pooled_BP * keep)
-
-    def _write(self, tokenizer: Any, wish: Prompt, encoder: int) -> tuple[str, list[Tensor]]:
+    def _write(self, tokenizer: Any, prompt: Prompt, encoder: int) -> tuple[str, list[Tensor]]:
         """The prompt with the adapters' tokens replaced by reserved ones, and what those mean (each D).
 
         As `tokenizer.add_tokens` would: found in the normalised text, the longest first. Reserved tokens keep the order
         of the adapters' own, for SDXL pools at the highest token. Of a token in two adapters the first one's is used.
         """
         normalise = tokenizer.backend_tokenizer.normalizer.normalize_str
-        prompt = wish.prompt.replace(_MARK, " ")
+        text = prompt.text.replace(_MARK, " ")
         vectors: dict[str, Tensor] = {}
-        for digest, _ in wish.adapters:
-            for token, vector in self.bank.tokens(digest)[encoder].items():
+        for slot, _ in prompt.uses:
+            for token, vector in self.slots.tokens(slot, encoder).items():
                 vectors.setdefault(token, vector)
         if not vectors:
-            return prompt, []
+            return text, []
         # diffusers expands a token of several vectors only where the tokenizer's normaliser leaves its name alone.
         plain = [token for token in vectors if normalise(token) == token]
         if plain:
-            prompt = _any_of(plain).sub(lambda match: _series(match[0], vectors), prompt)
+            text = _any_of(plain).sub(lambda match: " ".join(vectors_of(match[0], vectors)), text)
         meant = {normalise(token): token for token in reversed(vectors)}
-        pattern, text = _any_of(meant), normalise(prompt)
+        pattern, text = _any_of(meant), normalise(text)
         # What lies behind more tokens than the window has is cut off anyway.
         found: set[str] = set()
         for match in pattern.finditer(text):
@@ -162,11 +153,3 @@ class PromptEncoder:
 def _any_of(words: Iterable[str]) -> re.Pattern[str]:
     """Matches the longest of them."""
     return re.compile("|".join(re.escape(word) for word in sorted(words, key=len, reverse=True)))
-
-
-def _series(token: str, vectors: Mapping[str, Tensor]) -> str:
-    """A token that was learned as several vectors is written as all of them (diffusers' textual inversion)."""
-    names = [token]
-    while f"{token}_{len(names)}" in vectors:
-        names.append(f"{token}_{len(names)}")
-    return " ".join(names)

@@ -90,6 +90,8 @@ class Picture(Generic[J]):
     """Of the preview; None: the end."""
     is_finished: bool = False
     """Decoded and pasted."""
+    content: Any = None
+    """The engine's: the latents to decode, then what is handed over."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -191,6 +193,10 @@ class Scheduler(Generic[J]):
             if job in self._jobs:
                 job.stage = Stage.READY
 
+    def shapes(self) -> list[tuple[int, int]]:
+        """Of all jobs that step, or are ready to, the oldest job's first."""
+        return list(dict.fromkeys(job.shape for job in self._at(Stage.READY, Stage.RUNNING) if job.shape is not None))
+
     def next_bucket(self, now: float) -> Bucket[J] | None:
         """The jobs that take a step together now: those that did before, and the oldest others while there is room."""
         shape = self._next_shape()
@@ -208,7 +214,7 @@ class Scheduler(Generic[J]):
 
     def _next_shape(self) -> tuple[int, int] | None:
         """The one that has waited longest for its turn."""
-        shapes = {job.shape: None for job in self._at(Stage.RUNNING, Stage.READY) if job.shape is not None}
+        shapes = self.shapes()
         self._turns = OrderedDict.fromkeys([*(shape for shape in self._turns if shape in shapes), *shapes])
         if not self._turns:
             return None
@@ -243,7 +249,7 @@ class Scheduler(Generic[J]):
         return taken
 
     def finished(self, picture: Picture[J]) -> list[Picture[J]]:
-        """A picture is decoded and pasted: those of its job that may be handed over now. After its end a job is gone."""
+        """A picture is decoded and pasted: those of its job to hand over now. With its end a job is gone."""
         picture.is_finished = True
         job, ready = picture.job, []
         while job.pictures and job.pictures[0].is_finished:

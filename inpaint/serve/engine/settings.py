@@ -1,6 +1,6 @@
-"""What the painting engine is told, and what it says of itself."""
+"""What the painting engine is told."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from inpaint.errors import InpaintError
@@ -48,43 +48,3 @@ class EngineSettings:
             raise InpaintError(f"batch_sizes {sizes}: give rising numbers that end with max_rows {self.max_rows}")
         if self.compile and not sizes:
             raise InpaintError("compile: give batch_sizes, or every new number of rows is compiled anew")
-
-
-STAGES = ("prepare", "text", "unet", "step", "decode", "load")
-
-
-@dataclass(frozen=True, kw_only=True)
-class EngineStats:
-    """Counted since the start, unless said otherwise."""
-
-    ticks: int
-    unet_rows: int
-    """Rows of all ticks, padding left out."""
-    last_rows: int
-    """Rows of the last tick."""
-    queued: int
-    """Orders now that have no place in a tick yet."""
-    running: int
-    """Orders now that have."""
-    painted: int
-    failed: int
-    """Orders that ended with an error, deadlines among them."""
-    cancelled: int
-    wasted_steps: int
-    """Denoising steps of orders that then failed or were cancelled."""
-    resident: int
-    """Adapters now."""
-    adapters_in_use: int
-    """Adapters now."""
-    loads: int
-    """Adapters loaded."""
-    evictions: int
-    remaining: int
-    """U-Net rows to compute for all orders that are here now."""
-    seconds: dict[str, float] = field(default_factory=dict)
-    """By stage (`STAGES`), of the loop's time; `load` is the loaders'. On a GPU what the loop waits, not the device."""
-
-    @property
-    def rows_per_tick(self) -> float:
-        """Mean; 0 before the first tick."""
-        return self.unet_rows / self.ticks if self.ticks else 0.0

@@ -1,6 +1,6 @@
 """Work beside the denoising: on a GPU on a stream of its own, on a CPU in turn with the ticks."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 @dataclass(eq=False)
-class Moment:
+class StreamEvent:
     """When some work is done; on a CPU it is, once it was called."""
 
     event: torch.cuda.Event | None = None
@@ -32,18 +32,18 @@ class SideStream:
         self._main = torch.cuda.current_stream(device) if device.type == "cuda" else None
 
     @contextmanager
-    def work(self) -> Iterator[Moment]:
-        """The moment that is given out is set when the block ends."""
-        moment = Moment()
+    def work(self) -> Iterator[StreamEvent]:
+        """The event that is given out is recorded when the block ends."""
+        done = StreamEvent()
         if self._stream is None or self._main is None:
-            yield moment
+            yield done
             return
         self._stream.wait_stream(self._main)
         with torch.cuda.stream(self._stream):
-            yield moment
-            moment.event = self._stream.record_event()
+            yield done
+            done.event = self._stream.record_event()
 
-    def hand_over(self, tensors: list[Tensor | None]) -> None:
+    def hand_over(self, tensors: Iterable[Tensor | None]) -> None:
         """Made on the side, used on the main stream from now on: their memory is not reused before that is done."""
         for tensor in tensors:
             if self._main is not None and tensor is not None:
@@ -56,11 +56,11 @@ class SideStream:
         return tensor
 
     def to_host(self, tensor: Tensor) -> Tensor:
-        """A copy on the CPU, there when the moment of this work is past."""
+        """A copy on the CPU, there when the event of this work is past."""
         if self._stream is None:
             return tensor
         return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
 
-    def mark(self) -> Moment:
+    def mark(self) -> StreamEvent:
         """When the main stream has done all that it was given."""
-        return Moment(None if self._main is None else self._main.record_event())
+        return StreamEvent(None if self._main is None else self._main.record_event())

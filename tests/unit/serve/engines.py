@@ -101,7 +101,7 @@ class Gate:
         self.arrived = threading.Semaphore(0)
         self._permits = threading.Semaphore(0)
         self._is_open = True
-        real = engine._runner.unet
+        real = engine._executor.runner.unet
 
         def unet(*arguments: object, **settings: object) -> object:
             self.arrived.release()
@@ -110,7 +110,7 @@ class Gate:
             self.calls += 1
             return real(*arguments, **settings)
 
-        engine._runner.unet = unet
+        engine._executor.runner.unet = unet
 
     def shut(self) -> None:
         self._is_open = False

@@ -8,7 +8,6 @@ import pytest
 from inpaint.diffusion.samplers import Sampler
 from inpaint.errors import InpaintError
 from inpaint.paint.paste import kept_pixels_changed
-from inpaint.paint.request import PaintRequest
 from inpaint.serve.engine.engine import Engine, EngineBroken
 from inpaint.serve.engine.settings import EngineSettings
 from inpaint.serve.service import DeadlinePassed, Painted, Preview
@@ -96,21 +95,6 @@ def test_orders_join_while_others_are_painted():
     assert difference(second[-1].image, by_painter("toy", request(2, steps=2))) <= LEVEL
 
 
-def test_a_small_shape_is_not_held_up_by_a_large_one():
-    finished = []
-
-    async def note(engine: Engine, name: str, wanted: PaintRequest) -> None:
-        await events_of(engine, order(wanted))
-        finished.append(name)
-
-    async def both(engine: Engine) -> None:
-        await asyncio.gather(note(engine, "long", request(1, steps=40)), note(engine, "wide", request(2, 32, 96)))
-
-    with running("toy") as engine:
-        asyncio.run(asyncio.wait_for(both(engine), GUARD_S))
-    assert finished == ["wide", "long"]
-
-
 def test_previews_come_in_order_and_keep_kept_pixels():
     wanted = request(1, steps=8)
     with running("toy") as engine:
@@ -122,15 +106,6 @@ def test_previews_come_in_order_and_keep_kept_pixels():
     last = events[-1].image.astype(int)[wanted.hole]
     errors = [np.abs(event.image.astype(int)[wanted.hole] - last).mean() for event in events[:3]]
     assert errors == sorted(errors, reverse=True) and errors[-1] > 0
-
-
-def test_a_photo_without_a_hole_comes_back_untouched():
-    photo = request(1).image
-    wanted = PaintRequest(image=photo, hole=np.zeros(photo.shape[:2], dtype=bool), prompt="", seed=0)
-    with running("toy") as engine:
-        (events,) = paint_all(engine, [order(wanted, "never loaded")])
-        assert engine.stats().ticks == 0
-    assert np.array_equal(events[0].image, photo) and events[0].steps == 0 and events[0].kept_pixels_changed == 0
 
 
 def test_a_cancelled_order_takes_part_in_no_further_tick():
@@ -201,7 +176,7 @@ def test_a_broken_loop_fails_all_and_says_so():
             raise RuntimeError("the device is gone")
 
         asyncio.run(engine.check(GUARD_S))
-        engine._runner.unet = broken
+        engine._executor.runner.unet = broken
 
         async def all_of_it() -> list[object]:
             orders = [events_of(engine, order(request(i))) for i in range(3)]

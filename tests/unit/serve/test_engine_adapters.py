@@ -15,7 +15,7 @@ from inpaint.export.adapter_folder import load_adapter, save_adapter
 from inpaint.models.adapter import Adapter
 from inpaint.models.files import TOY_BASE
 from inpaint.paint.paste import paste_back
-from inpaint.serve.engine.engine import MAX_PASSED, Engine
+from inpaint.serve.engine.engine import Engine
 from inpaint.serve.service import AdapterGone
 from tests.tiny import tiny_sd_inpaint, tiny_sdxl_inpaint
 from tests.unit.serve.engines import (
@@ -96,26 +96,6 @@ def test_many_categories_on_few_slots_never_get_each_others_adapter():
         assert difference(alone[i], by_painter("toy", wanted, shelf.adapters[f"c{i}"])) <= LEVEL
     for i, one in enumerate(alone):
         assert all(difference(one, other) > 3 * LEVEL for other in alone[i + 1 :])
-
-
-def test_an_order_waits_for_a_slot_and_is_not_passed_for_ever():
-    shelf = Adapters({"a": made_up("toy", 1), "b": made_up("toy", 2)})
-    with running("toy", shelf, slots=1, max_rows=2, ahead_rows=2) as engine:
-        # The first holds the only slot for longer than all the others take.
-        orders = [order(request(0, steps=150), "a"), order(request(1, steps=2), "b")]
-        orders += [order(request(2 + i, steps=2), "a") for i in range(60)]
-        finished: list[int] = []
-
-        async def note(number: int) -> None:
-            await events_of(engine, orders[number])
-            finished.append(number)
-
-        async def all_of_them() -> None:
-            await asyncio.wait_for(asyncio.gather(*[note(i) for i in range(len(orders))]), GUARD_S)
-
-        asyncio.run(all_of_them())
-    assert len(finished) == len(orders)
-    assert finished.index(1) <= MAX_PASSED + 1
 
 
 def test_several_weighted_adapters_are_diffusers_set_adapters(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 
 from inpaint.serve.admission import Admission
 from inpaint.serve.deployments.metrics import IngressMetrics, PainterMetrics
-from inpaint.serve.engine.settings import EngineStats
+from inpaint.serve.engine.engine import EngineStats
 from inpaint.serve.http.record import Record
 
 DOCS = Path(__file__).resolve().parents[3] / "docs"

@@ -1,7 +1,5 @@
 """Texts of rows with different adapters are encoded together, as each would be by a base with its adapter alone."""
 
-from collections.abc import Mapping
-
 import pytest
 import torch
 
@@ -9,8 +7,8 @@ from inpaint.models.adapter import Adapter, apply_adapter
 from inpaint.models.base import load_base
 from inpaint.models.files import TOY_BASE
 from inpaint.models.prompts import encode_negative_prompts, encode_prompts
+from inpaint.serve.engine.adapter_slots import AdapterSlots
 from inpaint.serve.engine.prompt_encoder import Prompt, PromptEncoder
-from inpaint.serve.engine.slots import AdapterSlots
 from tests.tiny import tiny_sdxl_inpaint
 from tests.unit.serve.engines import made_up
 
@@ -26,12 +24,20 @@ PROMPTS = [
 TOKENS = ("CDP_X", "CDP_XY", "CDP_M", "CDP_M_1", "<m>", "<m>_1", "<m>_2")
 
 
-def desk(base: str, adapters: Mapping[str, Adapter], cached: int = 64) -> PromptEncoder:
+def encoder(base: str, *adapters: Adapter, cached: int = 64) -> PromptEncoder:
+    """With the adapters in slots 1, 2, ..."""
     loaded = load_base(base)
-    bank = AdapterSlots(loaded, slots=8, max_rank=8)
-    for digest, adapter in adapters.items():
-        assert bank.acquire([digest]) and bank.put(digest, bank.pack(adapter))
-    return PromptEncoder(loaded, bank, cached=cached)
+    slots = AdapterSlots(loaded, slots=8, max_rank=8)
+    for slot, adapter in enumerate(adapters, start=1):
+        slots.put(slot, slots.pack(adapter))
+    return PromptEncoder(loaded, slots, cached=cached)
+
+
+def prompt(text: str, slot: int = 0, weight: float = 1.0, **how: bool) -> Prompt:
+    """With the adapter of a slot."""
+    if slot == 0:
+        return Prompt(text, **how)
+    return Prompt(text, ((f"digest {slot}", weight),), ((slot, weight),), **how)
 
 
 @pytest.fixture(params=["toy", "sdxl"])
@@ -41,23 +47,20 @@ def base(request, tmp_path) -> str:
 
 @pytest.mark.filterwarnings("ignore:prompt cut")
 def test_rows_are_encoded_together_as_alone(base):
-    adapters = {f"a{i}": made_up(base, i, rank=2 + i, tokens=TOKENS) for i in range(2)}
-    wishes = [Prompt(prompt, ((digest, 1.0),)) for prompt in PROMPTS for digest in adapters]
-    wishes += [Prompt(prompt) for prompt in PROMPTS]
-    wishes += [Prompt("", (("a1", 1.0),), is_negative=True)]
-    found = dict(zip(wishes, desk(base, adapters).encode(wishes), strict=True))
-    for digest in (None, *adapters):
+    adapters = {slot: made_up(base, slot, rank=1 + slot, tokens=TOKENS) for slot in (1, 2)}
+    prompts = [prompt(text, slot) for text in PROMPTS for slot in (0, *adapters)]
+    prompts.append(prompt("", 2, is_negative=True))
+    found = dict(zip(prompts, encoder(base, *adapters.values()).encode(prompts), strict=True))
+    for slot in (0, *adapters):
         alone = load_base(base)
-        if digest is not None:
-            apply_adapter(alone, adapters[digest])
+        if slot:
+            apply_adapter(alone, adapters[slot])
         with torch.no_grad():
-            for prompt in PROMPTS:
-                wish = Prompt(prompt, () if digest is None else ((digest, 1.0),))
-                wanted = encode_prompts(alone, [prompt.replace("\ue000", " ")])
-                assert_same(found[wish], wanted)
-            if digest == "a1":
-                assert_same(found[wishes[-1]], encode_negative_prompts(alone, [""]))
-    one, other = (found[Prompt(PROMPTS[0], ((digest, 1.0),))] for digest in adapters)
+            for text in PROMPTS:
+                assert_same(found[prompt(text, slot)], encode_prompts(alone, [text.replace("\ue000", " ")]))
+            if slot == 2:
+                assert_same(found[prompts[-1]], encode_negative_prompts(alone, [""]))
+    one, other = (found[prompt(PROMPTS[0], slot)] for slot in adapters)
     assert (one.embeds_BLD - other.embeds_BLD).abs().max() > 0.1, "the same token means other vectors"
 
 
@@ -68,18 +71,21 @@ def assert_same(found, wanted) -> None:
 
 
 def test_texts_are_remembered_up_to_a_bound():
-    texts = desk(str(TOY_BASE), {}, cached=2)
-    first = texts.encode([Prompt("a red box")])
+    texts = encoder(str(TOY_BASE), cached=2)
     calls = []
     texts.base.text_encoders[0].register_forward_pre_hook(lambda *_: calls.append(1))
-    assert texts.encode([Prompt("a red box")])[0] is first[0] and not calls
-    texts.encode([Prompt("a blue box"), Prompt("a blue ball"), Prompt("a blue ball")])
-    assert len(calls) == 1
-    assert texts.is_known(Prompt("a blue ball")) and not texts.is_known(Prompt("a red box"))
+    first = texts.encode([prompt("a red box")])
+    assert texts.encode([prompt("a red box")])[0] is first[0] and len(calls) == 1
+    texts.encode([prompt("a blue box"), prompt("a blue ball"), prompt("a blue ball")])
+    assert len(calls) == 2, "one call for all that are new"
+    texts.encode([prompt("a blue ball")])
+    assert len(calls) == 2
+    texts.encode([prompt("a red box")])
+    assert len(calls) == 3, "the oldest was forgotten"
 
 
 def test_weights_and_adapters_are_told_apart():
-    texts = desk(str(TOY_BASE), {"a": made_up(TOY_BASE, 1)})
-    plain, half, whole = texts.encode([Prompt("box"), Prompt("box", (("a", 0.5),)), Prompt("box", (("a", 1.0),))])
+    texts = encoder(str(TOY_BASE), made_up(TOY_BASE, 1))
+    plain, half, whole = texts.encode([prompt("box"), prompt("box", 1, 0.5), prompt("box", 1)])
     assert not torch.allclose(half.embeds_BLD, whole.embeds_BLD, atol=1e-3)
     assert not torch.allclose(plain.embeds_BLD, half.embeds_BLD, atol=1e-3)

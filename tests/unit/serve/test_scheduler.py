@@ -1,4 +1,4 @@
-"""The engine's scheduler under random traffic, without a U-Net: nobody waits for ever, and nobody gets another's turn."""
+"""The engine's scheduler under random traffic, without a U-Net: nobody waits for ever, nobody loses a turn."""
 
 import random
 from collections import defaultdict

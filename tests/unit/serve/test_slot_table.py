@@ -1,4 +1,4 @@
-"""Who has which slot: what is in use is never evicted, the least recently used makes room, and all are taken or none."""
+"""Who has which slot: what is in use is never evicted, the least recently used makes room, all are lent or none."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What a stack of rows adds, layer by layer, is each row's own, in whatever order the rows stand."""
+"""Rows that step together are each painted with their own adapters and text, whoever comes and goes beside them."""
 
 import itertools
 
@@ -19,7 +19,7 @@ GUIDANCE = [1.0, 3.0, 3.0, 1.0]
 
 @pytest.fixture(scope="module")
 def texts(runner: UNetRunner) -> PromptEncoder:
-    return PromptEncoder(runner.base, runner.bank, cached=8)
+    return PromptEncoder(runner.base, runner.slots, cached=8)
 
 
 @pytest.fixture(scope="module")
@@ -27,8 +27,7 @@ def runner() -> UNetRunner:
     runner = UNetRunner(load_base("toy"), EngineSettings(slots=3, max_rank=4))
     adapter = made_up("toy", 0, rank=3)
     for i in range(3):
-        assert runner.bank.acquire([f"a{i}"])
-        assert runner.bank.put(f"a{i}", runner.bank.pack(varied(adapter, i)))
+        runner.slots.put(1 + i, runner.slots.pack(varied(adapter, i)))
     return runner
 
 
@@ -43,36 +42,68 @@ def rows(runner: UNetRunner, texts: PromptEncoder) -> list[DenoisingRow]:
     return made
 
 
-def run(runner: UNetRunner, together: list[DenoisingRow]) -> None:
-    stack = runner.stack(together)
-    for _ in range(2):
-        runner.install(stack)
-        stack.batch.advance(runner.unet)
-    stack.batch.split()
+def latents(runner: UNetRunner, *batches: list[DenoisingRow]) -> list[torch.Tensor]:
+    """After two steps, in the batches' order."""
+    found = []
+    for step in range(2):
+        for number, together in enumerate(batches):
+            batch = runner.advance((number, 0), together)
+            if step == 1:
+                found += list(batch.latents_BChw)
+    runner.forget([])
+    return found
+
+
+@pytest.fixture(scope="module")
+def alone(runner, texts) -> list[torch.Tensor]:
+    with torch.inference_mode():
+        return [latent for row in rows(runner, texts) for latent in latents(runner, [row])]
 
 
 @torch.inference_mode()
-def test_rows_with_and_without_adapters_in_any_order(runner, texts):
-    alone = rows(runner, texts)
-    for row in alone:
-        run(runner, [row])
+def test_rows_with_and_without_adapters_in_any_order(runner, texts, alone):
     for order in itertools.islice(itertools.permutations(range(len(USES))), 0, None, 5):
         together = rows(runner, texts)
-        run(runner, [together[i] for i in order])
-        for one, other in zip(together, alone, strict=True):
-            torch.testing.assert_close(one.latents_Chw, other.latents_Chw, atol=1e-3, rtol=1e-3)
+        found = latents(runner, [together[i] for i in order])
+        torch.testing.assert_close(found, [alone[i] for i in order], atol=1e-3, rtol=1e-3)
 
 
 @torch.inference_mode()
-def test_two_stacks_take_turns(runner, texts):
-    alone, shared = rows(runner, texts), rows(runner, texts)
-    for row in alone:
-        run(runner, [row])
-    stacks = [runner.stack([row]) for row in shared]
-    for _ in range(2):
-        for stack in stacks:
-            runner.install(stack)
-            stack.batch.advance(runner.unet)
-    for stack, wanted in zip(stacks, alone, strict=True):
-        stack.batch.split()
-        torch.testing.assert_close(stack.batch.rows[0].latents_Chw, wanted.latents_Chw, atol=1e-3, rtol=1e-3)
+def test_batches_of_two_shapes_take_turns(runner, texts, alone):
+    found = latents(runner, *([row] for row in rows(runner, texts)))
+    torch.testing.assert_close(found, alone, atol=1e-3, rtol=1e-3)
+
+
+@torch.inference_mode()
+def test_rows_that_come_and_go_between_steps_go_on_where_they_were(runner, texts, alone):
+    first, second, third, _ = rows(runner, texts)
+    runner.advance((0, 0), [first, second])
+    after = runner.advance((0, 0), [first, third]).latents_BChw
+    torch.testing.assert_close(after[0], alone[0], atol=1e-3, rtol=1e-3)
+    after = runner.advance((0, 0), [second, third]).latents_BChw
+    torch.testing.assert_close(list(after), alone[1:3], atol=1e-3, rtol=1e-3)
+
+
+@torch.inference_mode()
+def test_a_slot_may_be_written_over_while_a_batch_that_used_it_waits(runner, texts, alone):
+    row = rows(runner, texts)[3]
+    runner.advance((0, 0), [row])
+    kept = runner.slots.pack(varied(made_up("toy", 0, rank=3), 2))
+    runner.slots.put(3, runner.slots.pack(varied(made_up("toy", 0, rank=3), 7)))
+    after = runner.advance((0, 0), [row]).latents_BChw
+    runner.slots.put(3, kept)
+    torch.testing.assert_close(after[0], alone[3], atol=1e-3, rtol=1e-3)
+
+
+@torch.inference_mode()
+def test_the_check_is_a_real_step_and_disturbs_nobody(runner, texts, alone):
+    row = rows(runner, texts)[0]
+    runner.advance((0, 0), [row])
+    runner.check()
+    torch.testing.assert_close(runner.advance((0, 0), [row]).latents_BChw[0], alone[0], atol=1e-3, rtol=1e-3)
+    bias = runner.base.unet.conv_out.bias
+    before = bias.clone()
+    bias.fill_(float("nan"))
+    with pytest.raises(AssertionError, match="not finite"):
+        runner.check()
+    bias.copy_(before)

@@ -1,0 +1,83 @@
+"""What lies in the slots: the packed LoRAs and token vectors of the resident adapters, and which of them a batch uses.
+
+Memory is slots x max_rank, taken at the start. Loading is two steps, so that only one copy is on the loop's path:
+`pack` in any thread, `put` on the loop, which owns all else here. Who may have which slot is
+`inpaint.serve.engine.slot_table`'s business.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from inpaint.models.adapter import Adapter, check_adapter
+from inpaint.models.base import Base
+from inpaint.models.layers import adapted_models
+from inpaint.models.low_rank import LoraPool, Uses, adapt
+
+Gathered = tuple[Tensor | None, int]
+"""What the layers of one model add to a batch: matrices, and how many of its rows have any."""
+
+
+@dataclass(frozen=True, eq=False)
+class PackedAdapter:
+    """An adapter as a slot holds it."""
+
+    matrices: dict[str, Tensor]
+    """Model's prefix -> R x W."""
+    rank: int
+    tokens: tuple[dict[str, Tensor], ...]
+    """Token -> vector (D), one mapping per text encoder."""
+
+
+class AdapterSlots:
+    """Slot 0 is no adapter."""
+
+    def __init__(self, base: Base, *, slots: int, max_rank: int) -> None:
+        """Replaces the adaptable layers of the base's U-Net and text encoders, in place."""
+        self.base, self.max_rank = base, max_rank
+        self._pools = {
+            prefix: LoraPool(adapt(model, prefix), slots, max_rank, base.device, base.dtype)
+            for prefix, model in adapted_models(base).items()
+        }
+        self._ranks = {0: 0}
+        self._tokens: dict[int, tuple[dict[str, Tensor], ...]] = {}
+        self._installed: dict[str, Gathered] = {}
+
+    def pack(self, adapter: Adapter) -> PackedAdapter:
+        """Checks an adapter against the base and lays it out; reads nothing that the loop changes.
+
+        Raises:
+            InpaintError: it does not belong to the base, or its rank is too large for a slot.
+        """
+        check_adapter(adapter, self.base.info, max_rank=self.max_rank)
+        card = adapter.card
+        matrices = {}
+        for prefix, pool in self._pools.items():
+            own = {name: tensor for name, tensor in adapter.lora.items() if name.startswith(f"{prefix}.")}
+            packed_RW = pool.layout.pack(own, rank=card.rank, scale=card.alpha / card.rank).to(self.base.dtype)
+            matrices[prefix] = packed_RW.pin_memory() if self.base.device.type == "cuda" else packed_RW
+        every = adapter.embeds or ({},) * len(self.base.text_encoders)
+        tokens = tuple({token: embeds[token].float() for token in every[0]} for embeds in every)
+        return PackedAdapter(matrices, card.rank, tokens)
+
+    def put(self, slot: int, packed: PackedAdapter) -> None:
+        """Copies an adapter into a slot."""
+        for prefix, pool in self._pools.items():
+            # What the slot held before is not read: gathers are cut to ranks that are zero-padded here.
+            pool.packed_SRW[slot, : packed.rank].copy_(packed.matrices[prefix], non_blocking=True)
+            pool.packed_SRW[slot, packed.rank :].zero_()
+        self._ranks[slot], self._tokens[slot] = packed.rank, packed.tokens
+
+    def tokens(self, slot: int, encoder: int) -> dict[str, Tensor]:
+        """Of the adapter in a slot: token -> vector (D) for that text encoder."""
+        return self._tokens[slot][encoder]
+
+    def gather(self, prefix: str, uses_U: list[Uses], *, fixed: bool = False) -> Gathered:
+        """What `install` takes, for rows of which those with adapters come first. See `LoraPool.gather`."""
+        return self._pools[prefix].gather(uses_U, self._ranks, fixed=fixed)
+
+    def install(self, prefix: str, gathered: Gathered) -> None:
+        """Let the model's layers add this from now on. Costs nothing where it does so already."""
+        if self._installed.get(prefix) is not gathered:
+            self._pools[prefix].layout.install(*gathered)
+            self._installed[prefix] = gathered

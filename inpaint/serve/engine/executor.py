@@ -1,0 +1,192 @@
+"""What the scheduler decides, done with one base: photos read, adapters packed, text and photos encoded, steps taken,
+pictures decoded and pasted back.
+
+`read`, `pack` and `paste` may be called from any thread; all else belongs to the engine's loop.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from inpaint.errors import InpaintError
+from inpaint.models.adapter import Adapter
+from inpaint.models.base import Base
+from inpaint.models.latents import decode
+from inpaint.models.low_rank import Uses
+from inpaint.paint.crop import WorkingImage, pasted, working_image
+from inpaint.paint.denoise import DenoisingRow, start_rows
+from inpaint.serve.engine.adapter_slots import PackedAdapter
+from inpaint.serve.engine.prompt_encoder import Prompt, PromptEncoder
+from inpaint.serve.engine.scheduler import Bucket, Job, Picture
+from inpaint.serve.engine.settings import EngineSettings
+from inpaint.serve.engine.side_stream import SideStream, StreamEvent
+from inpaint.serve.engine.unet_runner import UNetRunner
+from inpaint.serve.service import Painted, PaintOrder, Preview
+
+STAGES = ("prepare", "text", "unet", "step", "decode", "load")
+
+Event = Preview | Painted | BaseException
+
+
+@dataclass(eq=False, kw_only=True)
+class PaintJob(Job):
+    """An order on its way, and where its pictures go."""
+
+    order: PaintOrder
+    loop: asyncio.AbstractEventLoop
+    events: "asyncio.Queue[Event]"
+    """Of that loop."""
+    image: WorkingImage | None = None
+    row: DenoisingRow | None = None
+
+    @classmethod
+    def of(cls, order: PaintOrder) -> "PaintJob":
+        """Call it on the asyncio loop that will read its events."""
+        now, sampling = time.monotonic(), order.request.sampling
+        return cls(
+            order=order,
+            loop=asyncio.get_running_loop(),
+            events=asyncio.Queue(),
+            arrived=now,
+            deadline=float("inf") if order.timeout_s is None else now + order.timeout_s,
+            digests=tuple(use.digest for use in order.adapters),
+            unet_rows=2 if sampling.is_guided else 1,
+            steps=sampling.steps_taken,
+            previews=order.previews,
+        )
+
+    def tell(self, event: Event) -> None:
+        """Hand an event to who asked; from any thread."""
+        # A closed asyncio loop means that nobody waits any more.
+        with contextlib.suppress(RuntimeError):
+            self.loop.call_soon_threadsafe(self.events.put_nowait, event)
+
+    @property
+    def uses(self) -> Uses:
+        """(slot, weight) of its adapters."""
+        return tuple(zip(self.slots, (use.weight for use in self.order.adapters), strict=True))
+
+    @property
+    def prompts(self) -> list[Prompt]:
+        """Its texts: the prompt, and the negative prompt where there is guidance."""
+        request = self.order.request
+        adapters = tuple((use.digest, use.weight) for use in self.order.adapters)
+        prompt = Prompt(request.prompt, adapters, self.uses)
+        if not request.sampling.is_guided:
+            return [prompt]
+        return [prompt, Prompt(request.negative_prompt, adapters, self.uses, is_negative=True)]
+
+
+class Executor:
+    """The torch work of an engine. Changes the base in place."""
+
+    def __init__(self, base: Base, settings: EngineSettings) -> None:
+        self.base = base
+        self.runner = UNetRunner(base, settings)
+        self.encoder = PromptEncoder(base, self.runner.slots, cached=settings.prompt_cache)
+        self.side = SideStream(base.device)
+        self.seconds = dict.fromkeys(STAGES, 0.0)
+        self._last_step = StreamEvent()
+
+    def read(self, order: PaintOrder) -> WorkingImage:
+        """The photo at its working shape. Raises InpaintError for what cannot be painted here."""
+        if order.request.control is not None:
+            raise InpaintError("control: no ControlNet is served here; leave the picture out")
+        order.request.sampling.trajectory(self.runner.schedule)
+        return working_image(self.base.info, order.request)
+
+    def pack(self, adapter: Adapter) -> PackedAdapter:
+        """An adapter, ready to be `put` into a slot. Raises InpaintError for one that does not belong to the base."""
+        return self.runner.slots.pack(adapter)
+
+    def put(self, slot: int, packed: PackedAdapter) -> None:
+        """Copies an adapter into a slot."""
+        self.runner.slots.put(slot, packed)
+
+    def encode(self, jobs: list[PaintJob]) -> StreamEvent:
+        """Gives jobs of one shape their rows; they may step once the event is past."""
+        with self.side.work() as done:
+            with self._timed("text"):
+                prompts = [job.prompts for job in jobs]
+                texts = iter(self.encoder.encode([prompt for each in prompts for prompt in each]))
+                found = [[next(texts) for _ in each] for each in prompts]
+            with self._timed("prepare"):
+                rows = start_rows(
+                    self.base,
+                    self.runner.schedule,
+                    [job.order.request for job in jobs],
+                    [job.image for job in jobs if job.image is not None],
+                    [text[0] for text in found],
+                    [text[1] if len(text) == 2 else None for text in found],
+                )
+                for job, row in zip(jobs, rows, strict=True):
+                    assert row.left == job.steps, "the scheduler counts the steps that the sampler takes"
+                    row.uses = job.uses
+                    self.side.hand_over(_tensors_of(row))
+                    job.row = row
+        return done
+
+    def advance(self, bucket: Bucket[PaintJob]) -> tuple[Tensor, Tensor]:
+        """One step of a bucket: the latents after it, and the clean ones that it predicted, each B x C x h x w."""
+        started, before = time.perf_counter(), self.runner.unet_seconds
+        batch = self.runner.advance(bucket.shape, [job.row for job in bucket.jobs if job.row is not None])
+        # The host is one step ahead of the device at most: who comes and goes does so soon.
+        self._last_step.wait()
+        self._last_step = self.side.mark()
+        in_unet = self.runner.unet_seconds - before
+        self.seconds["unet"] += in_unet
+        self.seconds["step"] += time.perf_counter() - started - in_unet
+        return batch.latents_BChw, batch.clean_BChw
+
+    def forget(self, present: Collection[tuple[int, int]]) -> None:
+        """Free what is kept for shapes that have no jobs any more."""
+        self.runner.forget(present)
+
+    def decode(self, pictures: list[Picture[PaintJob]]) -> tuple[Tensor, StreamEvent]:
+        """Images B x 3 x H x W in [0, 1] of pictures whose content is their latents; there once the event is past."""
+        with self._timed("decode"), self.side.work() as done:
+            latents_BChw = torch.cat([self.side.borrow(picture.content) for picture in pictures])
+            return self.side.to_host(decode(self.base, latents_BChw)), done
+
+    def check(self) -> None:
+        """A step of the U-Net, to see that it can."""
+        self.runner.check()
+
+    @contextlib.contextmanager
+    def _timed(self, stage: str) -> Iterator[None]:
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] += time.perf_counter() - started
+
+
+def paste(picture: Picture[PaintJob], image_3HW: Tensor, done: StreamEvent) -> Preview | Painted:
+    """What is handed over: the photo with what was painted in its hole."""
+    done.wait()
+    job, index = picture.job, picture.index
+    assert job.image is not None and job.started is not None
+    image = pasted(job.order.request, job.image.window, image_3HW.permute(1, 2, 0).numpy())
+    if index is not None:
+        return Preview(index=index, image=image)
+    return Painted(
+        image=image,
+        kept_pixels_changed=0,
+        steps=job.step,
+        batch_rows=job.rows_seen / job.step,
+        queue_s=job.started - job.arrived,
+        paint_s=time.monotonic() - job.started,
+    )
+
+
+def _tensors_of(row: DenoisingRow) -> Iterator[Tensor | None]:
+    """All that a row holds on the device."""
+    yield from (row.latents_Chw, row.clean_Chw, row.noise_Chw, row.hole_1hw, row.known_Chw)
+    for text in (row.text, row.negative):
+        if text is not None:
+            yield from (text.embeds_BLD, text.pooled_BP)
