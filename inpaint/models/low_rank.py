@@ -1,5 +1,8 @@
 """Low-rank updates by row: linear layers to which every row of a batch brings its own LoRA, or none.
 
+For painting many rows with many adapters, and for training many adapters in one forward: where gradients are enabled,
+they reach what was installed.
+
 The layers of a model share one `LoraLayout`: all A and transposed B matrices of an adapter side by side, so that an
 adapter is one matrix R x W and choosing adapters for a batch is one gather. Shapes: U rows of a batch, of which the
 first K have adapters; N tokens; R rank; I, O features in and out; W columns of a layout.
@@ -41,6 +44,10 @@ class RowLoraLinear(nn.Module):
         if down is None or up is None:
             return y_UNO
         rows = self.update.rows
+        if torch.is_grad_enabled():
+            # Out of place, so that autograd keeps what it needs and autocast may mix types.
+            added_KNO = x_UNI[:rows] @ down.mT @ up
+            return torch.cat([y_UNO[:rows] + added_KNO, y_UNO[rows:]])
         if down.ndim == 2:
             low = torch.mm(x_UNI[:rows].reshape(-1, self.in_features), down.T)
             y_UNO[:rows].view(-1, self.out_features).addmm_(low, up)
