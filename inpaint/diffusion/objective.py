@@ -10,11 +10,6 @@ from torch.nn import functional as F
 from inpaint.diffusion.schedule import NoiseSchedule, snr
 
 
-def latent_hole(hole_B1HW: Tensor, size_hw: tuple[int, int]) -> Tensor:
-    """The binary hole a 9-channel U-Net is shown: nearest pixel, as diffusers' inpaint pipeline resizes it."""
-    return F.interpolate((hole_B1HW >= 0.5).float(), size=size_hw)
-
-
 def hole_area(hole_B1HW: Tensor, size_hw: tuple[int, int]) -> Tensor:
     """Share of each latent's area that lies in the hole, in [0, 1]: the weight of its loss."""
     return F.interpolate(hole_B1HW, size=size_hw, mode="area")

@@ -1,4 +1,4 @@
-"""Between pixels and latents: what painting and its parity with diffusers' inpaint pipeline rest on.
+"""The one place between pixels and latents, for training and painting.
 
 Shapes: B rows; H W pixels, h w latents; C latent channels. `pixels_B3HW` is in [-1, 1]; `hole` is 1 where to paint.
 Everything is a function of its arguments, and rows are independent of one another.
@@ -13,8 +13,65 @@ from inpaint.models.base import Base
 
 
 @dataclass(frozen=True, eq=False)
+class Posterior:
+    """What the VAE says of images: a normal distribution of latents, scaled as the U-Net expects them; float32."""
+
+    mean_BChw: Tensor
+    std_BChw: Tensor
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """C h w."""
+        return tuple(self.mean_BChw.shape[1:])
+
+    def __getitem__(self, rows: slice) -> "Posterior":
+        return Posterior(self.mean_BChw[rows], self.std_BChw[rows])
+
+    def sample(self, noise_BChw: Tensor) -> Tensor:
+        """A sample for each row, from standard normal noise."""
+        return self.mean_BChw + self.std_BChw * noise_BChw
+
+
+@torch.no_grad()
+def encode(base: Base, pixels_B3HW: Tensor) -> Posterior:
+    """The posterior of images, computed in the type that the VAE was loaded in, whatever is autocast around it.
+
+    Images and masked images of a 9-channel base are best encoded in one call.
+    """
+    vae = base.vae
+    with torch.autocast(vae.encoder.conv_in.weight.device.type, enabled=False):
+        posterior = vae.encode(pixels_B3HW.to(vae.encoder.conv_in.weight)).latent_dist
+    scale, shift = vae.config.scaling_factor, vae.config.shift_factor or 0.0
+    return Posterior((posterior.mean.float() - shift) * scale, posterior.std.float() * scale)
+
+
+def decode(base: Base, latents_BChw: Tensor) -> Tensor:
+    """Latents -> images B 3 H W in [0, 1], float32; computed as `encode` is."""
+    vae = base.vae
+    unscaled_BChw = latents_BChw / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
+    with torch.autocast(vae.decoder.conv_in.weight.device.type, enabled=False):
+        pixels_B3HW = vae.decode(unscaled_BChw.to(vae.decoder.conv_in.weight)).sample
+    return (pixels_B3HW.float() / 2 + 0.5).clamp(0, 1)
+
+
+def masked(pixels_B3HW: Tensor, hole_B1HW: Tensor) -> Tensor:
+    """The image that a 9-channel base is shown: grey where the hole is at least one half."""
+    return pixels_B3HW * (hole_B1HW < 0.5)
+
+
+def shrink_hole(hole_B1HW: Tensor, downsample: int) -> Tensor:
+    """The hole at the latents' resolution, 0 or 1, float32: the top left pixel of each cell, as in diffusers."""
+    return (hole_B1HW[..., ::downsample, ::downsample] >= 0.5).float()
+
+
+def unet_input(latents_BChw: Tensor, hole_B1hw: Tensor, known_BChw: Tensor | None) -> Tensor:
+    """What the U-Net is shown: latents alone (4 channels), or beside them the hole and the masked image's latents."""
+    return latents_BChw if known_BChw is None else torch.cat([latents_BChw, hole_B1hw, known_BChw], dim=1)
+
+
+@dataclass(frozen=True, eq=False)
 class StartLatents:
-    """One batch before its first step. Latents are float32, whatever the base's precision."""
+    """One batch before its first step of painting. Latents are float32, whatever the base's precision."""
 
     noise_BChw: Tensor
     """What the first latents are made from; a 4-channel base's known latents are noised with it, too."""
@@ -40,38 +97,24 @@ def prepare(
     """
     nine = base.info.in_channels == 9
     whole = [row for row, noisy in enumerate(from_noise) if not (nine and noisy)]
-    masked_B3HW = pixels_B3HW * (hole_B1HW < 0.5)
-    images = [pixels_B3HW[whole], masked_B3HW] if nine else [pixels_B3HW[whole]]
-    posterior = base.vae.encode(torch.cat(images).to(base.vae.device, base.vae.dtype)).latent_dist
-    means, stds = posterior.mean, posterior.std
-    shape, scale = means.shape[1:], base.vae.config.scaling_factor
+    images = [pixels_B3HW[whole], masked(pixels_B3HW, hole_B1HW)] if nine else [pixels_B3HW]
+    posterior = encode(base, torch.cat(images))
+    means, stds = posterior.mean_BChw, posterior.std_BChw
+    vae_dtype = base.vae.encoder.conv_in.weight.dtype
 
     def draw(generator: torch.Generator, dtype: torch.dtype) -> Tensor:
-        return torch.randn((1, *shape), generator=generator, dtype=dtype)[0].to(base.device)
-
-    def sample(index: int, generator: torch.Generator) -> Tensor:
-        return ((means[index] + stds[index] * draw(generator, means.dtype)) * scale).float()
+        noise = torch.randn((1, *posterior.shape), generator=generator, dtype=dtype)[0]
+        return noise.to(means.device, torch.float32)
 
     noise, known, image = [], [], []
     for row, generator in enumerate(generators):
-        image.append(sample(whole.index(row), generator) if row in whole else torch.zeros(shape, device=base.device))
-        noise.append(draw(generator, base.dtype).float())
-        if nine:
-            known.append(sample(len(whole) + row, generator))
-        else:
-            known.append(image[-1])
-            # A 4-channel pipeline encodes the masked image for nothing, but draws for it.
-            draw(generator, means.dtype)
-    hole_B1hw = shrink_hole(hole_B1HW, base.info.downsample).to(base.device, torch.float32)
+        first = torch.zeros_like(means[0])
+        if row in whole:
+            first = means[whole.index(row)] + stds[whole.index(row)] * draw(generator, vae_dtype)
+        image.append(first)
+        noise.append(draw(generator, base.dtype))
+        # A 4-channel pipeline encodes the masked image for nothing, but draws for it.
+        drawn = draw(generator, vae_dtype)
+        known.append(means[len(whole) + row] + stds[len(whole) + row] * drawn if nine else first)
+    hole_B1hw = shrink_hole(hole_B1HW, base.info.downsample).to(means.device)
     return StartLatents(torch.stack(noise), hole_B1hw, torch.stack(known), torch.stack(image))
-
-
-def decode(base: Base, latents_BChw: Tensor) -> Tensor:
-    """Latents -> images B 3 H W in [0, 1], float32."""
-    scaled_BChw = (latents_BChw / base.vae.config.scaling_factor).to(base.vae.dtype)
-    return (base.vae.decode(scaled_BChw).sample.float() / 2 + 0.5).clamp(0, 1)
-
-
-def shrink_hole(hole_B1HW: Tensor, downsample: int) -> Tensor:
-    """The hole at the latents' resolution: nearest, which is the top left pixel of each cell."""
-    return hole_B1HW[..., ::downsample, ::downsample]

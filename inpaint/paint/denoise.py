@@ -15,7 +15,7 @@ from torch import Tensor
 from inpaint.diffusion.samplers import COLUMNS, Trajectory, column, step
 from inpaint.diffusion.schedule import NoiseSchedule
 from inpaint.models.base import Base
-from inpaint.models.latents import prepare
+from inpaint.models.latents import prepare, unet_input
 from inpaint.models.prompts import Conditioning, unet_kwargs
 from inpaint.paint.crop import WorkingImage
 from inpaint.paint.request import PaintRequest
@@ -162,9 +162,8 @@ class Batch:
         )
         scales = [1.0 if row.negative is None else row.guidance_scale for row in self.rows]
         self._scales_B111 = torch.tensor(scales, device=device).reshape(-1, 1, 1, 1)
-        self._context_Uxhw = None
-        if self.base.info.in_channels == 9:
-            self._context_Uxhw = torch.cat([self._hole_B1hw, self._known_BChw], dim=1)[self.source_U]
+        self._hole_U1hw = self._hole_B1hw[self.source_U]
+        self._known_UChw = self._known_BChw[self.source_U] if self.base.info.in_channels == 9 else None
 
     @staticmethod
     def _text_of(row: DenoisingRow, positive: bool) -> Conditioning:
@@ -202,9 +201,8 @@ class Batch:
         times_U, kwargs = times_B[self.source_U], self._kwargs
         if self._control is not None:
             kwargs = {**kwargs, **self._control.residuals(inputs_UChw.to(self.base.dtype), times_U)}
-        if self._context_Uxhw is not None:
-            inputs_UChw = torch.cat([inputs_UChw, self._context_Uxhw], dim=1)
-        inputs_UChw = inputs_UChw.to(self.base.dtype).contiguous(memory_format=self.settings.memory_format)
+        inputs_UChw = unet_input(inputs_UChw, self._hole_U1hw, self._known_UChw).to(self.base.dtype)
+        inputs_UChw = inputs_UChw.contiguous(memory_format=self.settings.memory_format)
         output_UChw = unet(inputs_UChw, times_U, return_dict=False, **kwargs)[0].float()
         positive_BChw = output_UChw[self._positive_B]
         if not self._is_guided:

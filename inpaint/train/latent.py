@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from inpaint import randomness
 from inpaint.diffusion import objective, schedule
 from inpaint.models.base import Base
+from inpaint.models.latents import encode, masked, shrink_hole, unet_input
 from inpaint.models.prompts import encode_prompts, unet_kwargs
 from inpaint.train.objective import Batch, ParameterGroup, autocast, to_hole, to_pixels
 from inpaint.train.settings import Precision
@@ -30,8 +31,8 @@ class LossSettings:
 
 
 class LatentInpainting(nn.Module):
-    """Predicts the noise of a noisy latent; 9-channel bases are shown hole and masked image, 4-channel ones the kept
-    region clean. All randomness is keyed by (seed, purpose, position)."""
+    """Predicts the noise of a noisy latent; 9-channel bases are shown hole and masked image beside it. What the U-Net
+    sees is what painting shows it. All randomness is keyed by (seed, purpose, position)."""
 
     def __init__(
         self, base: Base, groups: list[ParameterGroup], *, seed: int, loss: LossSettings, precision: Precision
@@ -60,18 +61,18 @@ class LatentInpainting(nn.Module):
         image_B3HW = to_pixels(batch["image"], device)
         hole_B1HW = to_hole(batch["hole"], device)
         with autocast(self.precision, device):
-            clean_BChw = self._encode(image_B3HW, positions, "vae")
+            clean_BChw, masked_BChw = self._encoded(image_B3HW, hole_B1HW, batch, positions)
             size_hw = (clean_BChw.shape[2], clean_BChw.shape[3])
             noise_BChw = self._noise(positions, clean_BChw)
             timesteps_B = self._timesteps(positions, device)
             noisy_BChw = schedule.add_noise(self.schedule, clean_BChw, noise_BChw, timesteps_B)
-            input_B3HW = to_pixels(batch["input"], device) if "input" in batch else image_B3HW
-            unet_input = self._unet_input(noisy_BChw, clean_BChw, input_B3HW, hole_B1HW, positions)
+            hole_B1hw = shrink_hole(hole_B1HW, self.base.info.downsample)
+            inputs_BChw = unet_input(noisy_BChw, hole_B1hw, masked_BChw).to(self.unet.conv_in.weight.dtype)
             conditioning = encode_prompts(self.base, [str(p) for p in batch["prompt"]])
             kwargs = unet_kwargs(conditioning, *image_B3HW.shape[-2:])
             # The weights may not be: ZeRO keeps trained ones in flat buffers.
-            unet_input = unet_input.contiguous(memory_format=torch.channels_last)
-            output_BChw = self.unet(unet_input, timesteps_B, **kwargs).sample
+            inputs_BChw = inputs_BChw.contiguous(memory_format=torch.channels_last)
+            output_BChw = self.unet(inputs_BChw, timesteps_B, **kwargs).sample
         target_BChw = schedule.target(self.schedule, clean_BChw, noise_BChw, timesteps_B)
         area_B1hw = objective.hole_area(hole_B1HW, size_hw)
         loss_B = objective.hole_loss(output_BChw, target_BChw, area_B1hw)
@@ -81,25 +82,21 @@ class LatentInpainting(nn.Module):
             loss_B = loss_B * objective.debiased_weight(self.schedule, timesteps_B)
         return loss_B
 
-    def _unet_input(
-        self, noisy_BChw: Tensor, clean_BChw: Tensor, input_B3HW: Tensor, hole_B1HW: Tensor, positions: np.ndarray
-    ) -> Tensor:
-        hole_B1hw = objective.latent_hole(hole_B1HW, (noisy_BChw.shape[2], noisy_BChw.shape[3]))
-        if self.base.info.in_channels == 4:
-            return torch.where(hole_B1hw > 0, noisy_BChw, clean_BChw).to(self.unet.conv_in.weight.dtype)
-        masked_B3HW = input_B3HW * (hole_B1HW < 0.5)
-        masked_BChw = self._encode(masked_B3HW, positions, "masked vae")
-        return torch.cat([noisy_BChw, hole_B1hw, masked_BChw], dim=1).to(self.unet.conv_in.weight.dtype)
+    def _encoded(
+        self, image_B3HW: Tensor, hole_B1HW: Tensor, batch: Batch, positions: np.ndarray
+    ) -> tuple[Tensor, Tensor | None]:
+        """Latents of the images, and for 9 channels of the masked ones."""
 
-    @torch.no_grad()
-    def _encode(self, image_B3HW: Tensor, positions: np.ndarray, purpose: str) -> Tensor:
-        """A sample of the VAE's posterior, scaled as the U-Net expects it, float32."""
-        vae = self.base.vae
-        with torch.autocast(image_B3HW.device.type, enabled=False):  # it computes in the type it was loaded in
-            posterior = vae.encode(image_B3HW.to(vae.encoder.conv_in.weight.dtype)).latent_dist
-        noise = torch.from_numpy(randomness.normal(self.seed, purpose, positions, tuple(posterior.mean.shape[1:])))
-        latents = posterior.mean + posterior.std * noise.to(image_B3HW.device)
-        return (latents - (vae.config.shift_factor or 0.0)).float() * vae.config.scaling_factor
+        def noise(purpose: str, shape: tuple[int, ...]) -> Tensor:
+            return torch.from_numpy(randomness.normal(self.seed, purpose, positions, shape)).to(image_B3HW.device)
+
+        if self.base.info.in_channels == 4:
+            posterior = encode(self.base, image_B3HW)
+            return posterior.sample(noise("vae", posterior.shape)), None
+        input_B3HW = to_pixels(batch["input"], image_B3HW.device) if "input" in batch else image_B3HW
+        both, count = encode(self.base, torch.cat([image_B3HW, masked(input_B3HW, hole_B1HW)])), len(image_B3HW)
+        image, known = both[:count], both[count:]
+        return image.sample(noise("vae", both.shape)), known.sample(noise("masked vae", both.shape))
 
     def _noise(self, positions: np.ndarray, like_BChw: Tensor) -> Tensor:
         noise = randomness.normal(self.seed, "noise", positions, tuple(like_BChw.shape[1:]))
