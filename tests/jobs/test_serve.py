@@ -228,7 +228,7 @@ def test_a_model_of_ones_own_is_served_beside_it(client: Client, tmp_path: Path)
 
     run, card = small_ddpm(tmp_path / "run")
     deployment = Model.options(ray_actor_options={"num_cpus": 0.2})
-    app = deployment.bind(DdpmApplication, DdpmArgs(model=str(run), threads=1))
+    app = deployment.bind(DdpmApplication.start, DdpmArgs(model=str(run), threads=1))
     serve.run(app, name="ddpm-test", route_prefix="/ddpm")
     keep = Image.fromarray((client.scene.product * 255).astype(np.uint8))
     form = {"image": Image.fromarray(client.scene.image), "mask": keep}

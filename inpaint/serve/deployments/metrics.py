@@ -10,7 +10,7 @@ from ray.util.metrics import Counter, Gauge, Histogram
 
 from inpaint.serve.admission import Admission
 from inpaint.serve.engine.engine import EngineStats
-from inpaint.serve.http.record import Record
+from inpaint.serve.http.record import HttpMetrics, Record
 
 _SECONDS = [0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500]
 
@@ -68,8 +68,8 @@ class PainterMetrics:
         return new
 
 
-class RequestMetrics:
-    """Requests, by what became of them (an `HttpMetrics`)."""
+class RequestMetrics(HttpMetrics):
+    """Requests, by what became of them."""
 
     def __init__(self, replica: str) -> None:
         self._tags = {"replica": replica}

@@ -9,7 +9,7 @@ GET /health   GET /ready                      without a key
 from fastapi import FastAPI
 
 from inpaint.serve.dialects import a1111, openai
-from inpaint.serve.dialects.a1111_probes import probes_router
+from inpaint.serve.dialects.a1111_info import probes_router
 from inpaint.serve.dialects.own import OwnEndpoint, catalogue_router
 from inpaint.serve.http.application import build_http
 from inpaint.serve.http.limits import HttpSettings

@@ -1,15 +1,8 @@
 """OpenAI's image edits, as its SDKs send and read them: `client.images.edit(model="CDP_FOOD", image=..., mask=...)`.
 
-- `model`: a category, an adapter or the base; without it the base. `GET /v1/models` lists all.
-- `mask`: its transparent pixels (alpha 0) are painted; without a mask, the image's own. A mask without alpha is
-  refused.
-- `size`: `auto` is the photo's own size, and only then are kept pixels bit for bit the photo's. `WxH`: the photo is
-  resized before it is painted, to the largest size of its own aspect that fits; the answer's `size` says which.
-- `output_format`: png (default) keeps pixels exactly; jpeg and webp do not, and `x-kept-pixels-changed` is counted
-  before.
-- Beyond OpenAI (in `extra_body`): seed, steps, guidance_scale, strength, sampler, negative_prompt, padding, feather,
-  timeout_s.
-- `quality`, `background` and what else OpenAI knows is accepted without effect and named in the header `x-warnings`.
+What is transparent is painted. Only with `size=auto` are kept pixels bit for bit the photo's; `WxH` resizes it first.
+What OpenAI knows and we do not is accepted and named in the header `x-warnings`; what we know beyond OpenAI goes into
+`extra_body` (`painting.PaintFields`).
 
 Errors are OpenAI's; the SDK raises BadRequestError, AuthenticationError, NotFoundError, RateLimitError. Source:
 openai-python 3.51, captured on the wire.
@@ -18,31 +11,20 @@ openai-python 3.51, captured on the wire.
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter
 from pydantic import ConfigDict
 from starlette.responses import JSONResponse, Response
 
-from inpaint.paint.request import PaintRequest
-from inpaint.serve.dialects.adapters import as_trained, categories, choose, different, unknown
-from inpaint.serve.dialects.call import PaintCall, PaintEndpoint, PaintEvent, PaintFields, first_seed, in_order
+from inpaint.serve.dialects.adapters import as_trained, categories, choose, unknown
+from inpaint.serve.dialects.painting import PaintCall, PaintEndpoint, PaintEvent, PaintFields, in_order
 from inpaint.serve.http.body import FORM
-from inpaint.serve.http.endpoint import Encoded
+from inpaint.serve.http.endpoint import Encoded, sse
 from inpaint.serve.http.errors import Dialect, Problem, bad, shown
-from inpaint.serve.http.images import (
-    Photo,
-    check_area,
-    hole_where_transparent,
-    read_photo,
-    resized,
-    transparent_hole,
-)
+from inpaint.serve.http.images import Photo, hole_where_transparent, read_photo, resized, transparent_hole
 from inpaint.serve.http.limits import HttpSettings
-from inpaint.serve.http.receipt import Encoding
 from inpaint.serve.http.schema import Prompt, Upload, Within, Word
-from inpaint.serve.http.stream import sse
 from inpaint.serve.service import Painted, Service
 
 _TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
@@ -89,28 +71,20 @@ class EditFields(PaintFields):
     """Quality of jpeg and webp."""
     quality: Word = "auto"
     """Without effect."""
-    stream: bool = False
-    """Server-sent events."""
     partial_images: Annotated[int, Within(0, 3)] = 0
     """Pictures on the way, with stream."""
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class EditCall(PaintCall):
-    """A checked request for edits."""
-
-    quality: str
-
-
-class EditEndpoint(PaintEndpoint[EditFields, EditCall]):
+class EditEndpoint(PaintEndpoint[EditFields]):
     """OpenAI's image edit"""
 
     path = "/v1/images/edits"
     fields = EditFields
     media_types = (FORM,)
     answers = ("application/json", "text/event-stream")
+    adapters_field = "model"
 
-    def read(self, fields: EditFields) -> EditCall:
+    def read(self, fields: EditFields) -> PaintCall[EditFields]:
         """Names first, then pictures."""
         settings, base = self.settings, self.service.base
         model = fields.model or base.name
@@ -118,41 +92,33 @@ class EditEndpoint(PaintEndpoint[EditFields, EditCall]):
         prompt = as_trained(fields.prompt, chosen, "prompt")
         if fields.response_format == "url":
             raise bad("response_format", "url: pictures are not stored here; ask for b64_json", "url_refused")
-        seed = first_seed(fields.seed, fields.n)
         photo = read_photo(fields.image, "image", settings, base.size_multiple)
         if fields.mask is None:
             hole = transparent_hole(photo, "mask", "make what shall be painted transparent")
         else:
             hole = hole_where_transparent(fields.mask, "mask", photo, settings)
         photo, hole = resized(photo, hole, *_fitting(fields.size, photo, base.size_multiple, settings))
-        check_area(photo, fields.n, "n", settings)
-        return EditCall(
-            model=model,
+        return self.call(
+            fields,
+            prompt=prompt,
+            chosen=chosen,
+            photo=photo,
+            hole=hole,
+            sampling=fields.sampling(),
+            seed=fields.seed,
             n=fields.n,
-            pixels=hole.size,
-            stream=fields.stream,
-            warnings=(*_warnings(fields), *([] if hole.any() else ["no pixel is transparent, so nothing is painted"])),
-            request=PaintRequest(
-                image=photo.image,
-                hole=hole,
-                prompt=prompt,
-                negative_prompt=fields.negative_prompt,
-                seed=seed,
-                sampling=fields.sampling(base),
-            ),
-            adapters=different(chosen, "model", settings.max_adapters),
-            timeout_s=fields.timeout_s or settings.timeout_s,
-            previews=fields.partial_images if fields.stream else 0,
-            encoding=Encoding.of(fields.output_format, fields.output_compression, settings.png_compress_level),
-            quality=fields.quality,
+            encoding=fields.encoding(fields.output_compression, settings),
+            previews=fields.partial_images if fields.stream else None,
+            model=model,
+            warnings=_warnings(fields) + ([] if hole.any() else ["no pixel is transparent, so nothing is painted"]),
         )
 
-    def answer(self, call: EditCall, results: Sequence[Encoded[PaintEvent]]) -> Response:
+    def answer(self, call: PaintCall[EditFields], results: Sequence[Encoded[PaintEvent]]) -> Response:
         """All pictures in base64."""
         data = [{"b64_json": one.base64, "seed": _seed(call, one)} for one in in_order(results)]
         return JSONResponse({"created": int(time.time()), "data": data, **_described(call), "usage": _USAGE})
 
-    def event(self, call: EditCall, result: Encoded[PaintEvent]) -> bytes:
+    def event(self, call: PaintCall[EditFields], result: Encoded[PaintEvent]) -> bytes:
         """A partial image, or one that is complete."""
         number, event = result.result
         shared = {"b64_json": result.base64, "created_at": int(time.time()), **_described(call), "index": number}
@@ -222,11 +188,11 @@ def _fitting(size: str, photo: Photo, smallest: int, settings: HttpSettings) -> 
     return wide, high
 
 
-def _described(call: EditCall) -> dict[str, str]:
+def _described(call: PaintCall[EditFields]) -> dict[str, str]:
     height, width = call.request.hole.shape
     form = call.encoding.format
-    return {"background": "opaque", "output_format": form, "quality": call.quality, "size": f"{width}x{height}"}
+    return {"background": "opaque", "output_format": form, "quality": call.fields.quality, "size": f"{width}x{height}"}
 
 
-def _seed(call: EditCall, one: Encoded[PaintEvent]) -> int:
+def _seed(call: PaintCall[EditFields], one: Encoded[PaintEvent]) -> int:
     return call.request.seed + one.result[0]

@@ -9,22 +9,19 @@ and `field`. The answer has the photo's size.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter
-from pydantic import BeforeValidator, ConfigDict
+from pydantic import BeforeValidator, ConfigDict, JsonValue
 from starlette.responses import JSONResponse, Response
 
-from inpaint.paint.request import PaintRequest
-from inpaint.serve.dialects.adapters import ChosenAdapter, as_trained, choose, different
-from inpaint.serve.dialects.call import PaintCall, PaintEndpoint, PaintEvent, PaintFields, first_seed, in_order
-from inpaint.serve.http.endpoint import Encoded
+from inpaint.serve.dialects.adapters import ChosenAdapter, as_trained, choose
+from inpaint.serve.dialects.painting import PaintCall, PaintEndpoint, PaintEvent, PaintFields, in_order
+from inpaint.serve.http.endpoint import Encoded, sse
 from inpaint.serve.http.errors import bad, shown
-from inpaint.serve.http.images import check_area, hole_where_white, read_photo, transparent_hole
-from inpaint.serve.http.receipt import Encoding
+from inpaint.serve.http.images import hole_where_white, read_photo, transparent_hole
 from inpaint.serve.http.schema import Fields, Upload, Within, Word
-from inpaint.serve.http.stream import sse
 from inpaint.serve.service import Painted, ServedAdapter, Service
 
 
@@ -43,22 +40,16 @@ def _from_text(value: Any) -> Any:
     return [{"name": name, "weight": weight} if colon else {"name": weight} for name, colon, weight in split]
 
 
+_EXAMPLES: list[JsonValue] = [
+    {"image": "iVBORw0...", "mask": "iVBORw0...", "category": "CDP_FOOD", "seed": 42},
+    {"image": "iVBORw0...", "prompt": "a table", "adapters": [{"name": "CDP_FOOD", "weight": 0.8}], "n": 4},
+]
+
+
 class OwnFields(PaintFields):
     """What `POST /paint` takes: a form, or JSON with files in base64 (with or without a `data:` prefix)."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {"image": "iVBORw0...", "mask": "iVBORw0...", "category": "CDP_FOOD", "seed": 42},
-                {
-                    "image": "iVBORw0...",
-                    "prompt": "CDP_FOOD background, a wooden table",
-                    "adapters": [{"name": "CDP_FOOD", "weight": 0.8}, {"name": "CDP_COS", "weight": 0.3}],
-                    "n": 4,
-                },
-            ]
-        }
-    )
+    model_config = ConfigDict(json_schema_extra={"examples": _EXAMPLES})
 
     image: Upload
     """The photo: PNG, JPEG or WEBP."""
@@ -76,21 +67,11 @@ class OwnFields(PaintFields):
     """Of jpeg and webp."""
     answer: Literal["image", "json"] | None = None
     """Default: image for one, json for several."""
-    stream: bool = False
-    """Server-sent events preview, painted, error."""
     previews: Annotated[int, Within(0, 8)] = 0
     """Pictures on the way, with stream."""
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class OwnCall(PaintCall):
-    """A checked request."""
-
-    answer: str
-    """image or json."""
-
-
-class OwnEndpoint(PaintEndpoint[OwnFields, OwnCall]):
+class OwnEndpoint(PaintEndpoint[OwnFields]):
     """Paint a photo's hole
 
     White is painted, black is kept; without a mask, the image's transparent pixels are painted.
@@ -100,50 +81,39 @@ class OwnEndpoint(PaintEndpoint[OwnFields, OwnCall]):
     fields = OwnFields
     answers = (*PaintEndpoint.answers, "application/json", "text/event-stream")
 
-    def read(self, fields: OwnFields) -> OwnCall:
+    def read(self, fields: OwnFields) -> PaintCall[OwnFields]:
         """Names first, then pictures."""
-        settings, base = self.settings, self.service.base
+        settings = self.settings
         chosen = _adapters(fields, self.service.catalogue())
         prompt = as_trained(fields.prompt, chosen, "prompt")
-        answer = fields.answer or ("image" if fields.n == 1 else "json")
-        if answer == "image" and fields.n > 1:
+        if fields.answer == "image" and fields.n > 1:
             raise bad("answer", f"image, but n is {fields.n}: ask for json")
-        seed = first_seed(fields.seed, fields.n)
-        adapters = different(chosen, "adapters", settings.max_adapters)
-        photo = read_photo(fields.image, "image", settings, base.size_multiple)
+        photo = read_photo(fields.image, "image", settings, self.service.base.size_multiple)
         if fields.mask is None:
             hole = transparent_hole(photo, "mask", "send a grey image, white = paint")
         else:
             hole = hole_where_white(fields.mask, "mask", photo, settings, alpha_paints=False)
-        check_area(photo, fields.n, "n", settings)
-        return OwnCall(
-            model="+".join(use.name for use in adapters) or base.name,
+        return self.call(
+            fields,
+            prompt=prompt,
+            chosen=chosen,
+            photo=photo,
+            hole=hole,
+            sampling=fields.sampling(fields.size),
+            seed=fields.seed,
             n=fields.n,
-            pixels=hole.size,
-            stream=fields.stream,
-            warnings=("previews have no effect without stream",) if fields.previews and not fields.stream else (),
-            request=PaintRequest(
-                image=photo.image,
-                hole=hole,
-                prompt=prompt,
-                negative_prompt=fields.negative_prompt,
-                seed=seed,
-                sampling=fields.sampling(base, fields.size),
-            ),
-            adapters=adapters,
-            timeout_s=fields.timeout_s or settings.timeout_s,
-            previews=fields.previews if fields.stream else 0,
-            encoding=Encoding.of(fields.output_format, fields.quality, settings.png_compress_level),
-            answer=answer,
+            encoding=fields.encoding(fields.quality, settings),
+            previews=fields.previews if fields.stream else None,
+            warnings=["previews have no effect without stream"] if fields.previews and not fields.stream else [],
         )
 
-    def answer(self, call: OwnCall, results: Sequence[Encoded[PaintEvent]]) -> Response:
+    def answer(self, call: PaintCall[OwnFields], results: Sequence[Encoded[PaintEvent]]) -> Response:
         """A file, or JSON with all of them."""
-        if call.answer == "image":
+        if call.n == 1 and call.fields.answer != "json":
             return Response(results[0].data, media_type=call.encoding.media_type)
         return JSONResponse({"images": [_described(call, r) for r in in_order(results)], "warnings": call.warnings})
 
-    def event(self, call: OwnCall, result: Encoded[PaintEvent]) -> bytes:
+    def event(self, call: PaintCall[OwnFields], result: Encoded[PaintEvent]) -> bytes:
         """`preview` or `painted`."""
         return sse("painted" if isinstance(result.result[1], Painted) else "preview", _described(call, result))
 
@@ -154,10 +124,9 @@ def catalogue_router(service: Service) -> APIRouter:
 
     @routes.get("/catalogue", summary="What is served, and what is refused and why")
     async def catalogue() -> dict[str, Any]:
-        base = service.base
         about = ("name", "revision", "default_size", "size_multiple", "guidance_scale", "steps")
         return {
-            "base": {name: getattr(base, name) for name in about},
+            "base": {name: getattr(service.base, name) for name in about},
             "adapters": {name: _shown_adapter(adapter) for name, adapter in sorted(service.catalogue().items())},
             "refused": dict(service.refused()),
         }
@@ -179,7 +148,7 @@ def _adapters(fields: OwnFields, catalogue: Mapping[str, ServedAdapter]) -> list
     return [replace(one, category=category) if one is having[0] else one for one in chosen]
 
 
-def _described(call: OwnCall, encoded: Encoded[PaintEvent]) -> dict[str, Any]:
+def _described(call: PaintCall[OwnFields], encoded: Encoded[PaintEvent]) -> dict[str, Any]:
     number, event = encoded.result
     figures = {name: value for name, value in vars(event).items() if name != "image"}
     return {"number": number, "seed": call.request.seed + number, "b64": encoded.base64, **figures}
@@ -187,12 +156,5 @@ def _described(call: OwnCall, encoded: Encoded[PaintEvent]) -> dict[str, Any]:
 
 def _shown_adapter(adapter: ServedAdapter) -> dict[str, Any]:
     card = adapter.card
-    return {
-        "digest": adapter.digest,
-        "categories": sorted(card.tokens),
-        "tokens": card.tokens,
-        "prompt_format": card.prompt_format,
-        "resolution": card.resolution,
-        "rank": card.rank,
-        "metrics": card.metrics,
-    }
+    about = {name: getattr(card, name) for name in ("tokens", "prompt_format", "resolution", "rank", "metrics")}
+    return {"digest": adapter.digest, "categories": sorted(card.tokens), **about}

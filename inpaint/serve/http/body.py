@@ -82,7 +82,8 @@ def parse_form(body: bytes, content_type: str, settings: HttpSettings) -> list[P
         raise bad("content-type", "has no boundary: let the HTTP library write this header", "broken_form")
     reader = _FormReader(settings.max_parts)
     try:
-        parser = MultipartParser(boundary, reader.callbacks())
+        callbacks: Any = {name: getattr(reader, name) for name in vars(_FormReader) if name.startswith("on_")}
+        parser = MultipartParser(boundary, callbacks)
         parser.write(body)
         parser.finalize()
     except (FormParserError, UnicodeDecodeError) as error:
@@ -111,7 +112,7 @@ def by_name(parts: list[Part], files: Collection[str]) -> dict[str, bytes | str]
 
 
 class _FormReader:
-    """Collects what the parser finds."""
+    """Collects what the parser finds; its methods have the names of the parser's callbacks."""
 
     def __init__(self, most: int) -> None:
         self.parts: list[Part] = []
@@ -120,43 +121,32 @@ class _FormReader:
         self._header = bytearray()
         self._value = bytearray()
 
-    def callbacks(self) -> Any:
-        return {
-            "on_part_begin": self._begin,
-            "on_part_data": self._data,
-            "on_header_field": self._header_field,
-            "on_header_value": self._header_value,
-            "on_header_end": self._header_end,
-            "on_headers_finished": self._headers_finished,
-            "on_end": self._end,
-        }
-
-    def _begin(self) -> None:
+    def on_part_begin(self) -> None:
         if len(self.parts) == self._most:
             raise bad("body", f"the form has more than {self._most} parts", "too_many_parts")
         self.parts.append(Part())
 
-    def _data(self, data: bytes, start: int, end: int) -> None:
+    def on_part_data(self, data: bytes, start: int, end: int) -> None:
         self.parts[-1].data += data[start:end]
 
-    def _header_field(self, data: bytes, start: int, end: int) -> None:
+    def on_header_field(self, data: bytes, start: int, end: int) -> None:
         self._header += data[start:end]
 
-    def _header_value(self, data: bytes, start: int, end: int) -> None:
+    def on_header_value(self, data: bytes, start: int, end: int) -> None:
         self._value += data[start:end]
 
-    def _header_end(self) -> None:
+    def on_header_end(self) -> None:
         if self._header.lower() == b"content-disposition":
             name = parse_options_header(bytes(self._value))[1].get(b"name", b"")
             self.parts[-1].name = name.decode("utf-8")
         self._header.clear()
         self._value.clear()
 
-    def _headers_finished(self) -> None:
+    def on_headers_finished(self) -> None:
         if not self.parts[-1].name:
             raise bad("body", "a part of the form has no name", "broken_form")
 
-    def _end(self) -> None:
+    def on_end(self) -> None:
         self.complete = True
 
 

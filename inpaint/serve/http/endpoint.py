@@ -8,30 +8,40 @@ beginning to end, so that it may use task-bound contexts, and is closed at once 
 keeps in memory is counted until its answer is out.
 """
 
+import asyncio
 import base64
+import json
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar
 
 from fastapi import FastAPI
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
+from inpaint.errors import InpaintError
 from inpaint.serve.http.body import FORM, JSON, parse_body
-from inpaint.serve.http.errors import Problem, problem_details
+from inpaint.serve.http.errors import Problem, problem_details, problem_of
 from inpaint.serve.http.limits import BYTES_PER_PIXEL, HttpSettings
+from inpaint.serve.http.receipt import Encoding
 from inpaint.serve.http.record import Record, record_of
 from inpaint.serve.http.resources import Resources
 from inpaint.serve.http.schema import FieldsT, Limits, file_fields, read_fields, request_body
-from inpaint.serve.http.stream import EventStream, sse, until_gone
+
+RequestT = TypeVar("RequestT")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Call:
-    """A checked request; applications add what they need to do it."""
+class Call(Generic[RequestT]):
+    """A checked request; applications may add to it."""
 
+    request: RequestT
+    """What shall be done."""
+    encoding: Encoding = Encoding()
+    """How its pictures are written."""
     model: str
     """As the client named it, for the log."""
     n: int = 1
@@ -44,8 +54,9 @@ class Call:
     """What was accepted without effect; told in `x-warnings`."""
 
 
-CallT = TypeVar("CallT", bound=Call)
+CallT = TypeVar("CallT", bound=Call[Any])
 ResultT = TypeVar("ResultT")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,3 +179,66 @@ _REFUSALS: dict[int | str, dict[str, Any]] = {
     415: {"description": "Another content type."},
     429: {"description": "Too much to do; Retry-After says when to come back."},
 }
+
+
+class EventStream(Response):
+    """Server-sent events. Nothing is sent before the first one: whatever goes wrong until then is a status."""
+
+    def __init__(
+        self, events: AsyncGenerator[bytes, None], headers: Mapping[str, str], failed: Callable[[Problem], bytes]
+    ) -> None:
+        """Args: failed: how a problem is told that comes up after the first event."""
+        super().__init__(headers={**headers, "cache-control": "no-store"}, media_type="text/event-stream")
+        # Its length is not known.
+        del self.headers["content-length"]
+        self._events = events
+        self._failed = failed
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await until_gone(receive, self._pump(send))
+
+    async def _pump(self, send: Send) -> None:
+        started = False
+        async with aclosing(self._events) as events:
+            try:
+                async for event in events:
+                    if not started:
+                        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+                        started = True
+                    await send({"type": "http.response.body", "body": event, "more_body": True})
+            except InpaintError as error:
+                if not started:
+                    raise
+                last = self._failed(problem_of(error))
+                await send({"type": "http.response.body", "body": last, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def sse(kind: str, value: Mapping[str, Any]) -> bytes:
+    """One server-sent event."""
+    return f"event: {kind}\ndata: {json.dumps(value)}\n\n".encode()
+
+
+async def until_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
+    """The work's result. Cancels it, and waits for its end, where the client goes or this task is cancelled.
+
+    Raises:
+        ClientDisconnect: the client went first.
+    """
+    working = asyncio.ensure_future(work)
+    watching = asyncio.ensure_future(_gone(receive))
+    try:
+        await asyncio.wait((working, watching), return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            watching.result()  # raises where the server failed, not the client
+            raise ClientDisconnect()
+        return working.result()
+    finally:
+        working.cancel()
+        watching.cancel()
+        await asyncio.gather(working, watching, return_exceptions=True)
+
+
+async def _gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

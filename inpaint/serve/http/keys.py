@@ -35,11 +35,8 @@ class ApiKeys:
         self._file = Path(settings.keys_file) if settings.keys_file else None
         given = (os.environ if environment is None else environment).get(settings.keys_variable, "")
         self._fixed = parse_keys(given.replace(",", "\n"), settings.keys_variable)
-        self._state: tuple[int, ...] | None = None
-        self._from_file: dict[str, bytes] = {}
-        if self._file is not None:
-            self._state = _state(self._file)
-            self._from_file = _read(self._file)
+        self._state = _state(self._file)
+        self._from_file = _read(self._file) if self._file else {}
         if not self.required and not _is_loopback(settings.host):
             raise InpaintError(
                 f"host {settings.host} can be reached from other machines and there are no API keys: put some into "
@@ -66,10 +63,8 @@ class ApiKeys:
         return found
 
     def _refresh(self) -> None:
-        if self._file is None:
-            return
         state = _state(self._file)
-        if state == self._state:
+        if self._file is None or state == self._state:
             return
         self._state = state
         try:
@@ -127,7 +122,9 @@ def _read(path: Path) -> dict[str, bytes]:
         raise InpaintError(f"keys_file {path} cannot be read: {error}") from error
 
 
-def _state(path: Path) -> tuple[int, ...] | None:
+def _state(path: Path | None) -> tuple[int, ...] | None:
+    if path is None:
+        return None
     try:
         stat = path.stat()
     except OSError:

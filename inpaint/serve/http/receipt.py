@@ -35,11 +35,6 @@ class Encoding:
     compress_level: int = 1
     """0 to 9 as zlib's, of png."""
 
-    @classmethod
-    def of(cls, form: str, quality: int, compress_level: int) -> "Encoding":
-        """As clients write it: `jpg` is jpeg, and a quality of 0 is the least."""
-        return cls(format="jpeg" if form == "jpg" else form, quality=max(1, quality), compress_level=compress_level)
-
     @property
     def media_type(self) -> str:
         return f"image/{self.format}"

@@ -6,7 +6,6 @@ import re
 import time
 import uuid
 from dataclasses import asdict, dataclass, field
-from typing import Protocol
 
 from starlette.requests import Request
 
@@ -57,26 +56,14 @@ class Record:
         logger.info(json.dumps(values))
 
 
-class HttpMetrics(Protocol):
-    """Who counts. Called on the event loop: must not block."""
+class HttpMetrics:
+    """Counts nothing; subclasses do. Called on the event loop: must not block."""
 
     def began(self, dialect: str) -> None:
         """A request came: one more is in flight."""
-        ...
 
     def ended(self, record: Record) -> None:
         """It was answered, or its client left (status 499): one less is in flight."""
-        ...
-
-
-class NoMetrics:
-    """Counts nothing."""
-
-    def began(self, dialect: str) -> None:
-        """Nothing."""
-
-    def ended(self, record: Record) -> None:
-        """Nothing."""
 
 
 def request_id(given: str | None) -> str:

@@ -18,7 +18,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import Annotated, Any, TypeVar, get_args, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, GetCoreSchemaHandler, ValidationError, model_validator
 from pydantic import GetJsonSchemaHandler as JsonHandler
@@ -26,6 +26,8 @@ from pydantic_core import PydanticCustomError, core_schema
 
 from inpaint.errors import InpaintError
 from inpaint.serve.http.errors import Problem, problem_of, shown
+from inpaint.serve.http.limits import HttpSettings
+from inpaint.serve.http.receipt import Encoding
 
 LARGEST_SEED = 2**63 - 1
 _LONGEST_DATA_PREFIX = 256
@@ -130,6 +132,22 @@ Upload = Annotated[bytes, BeforeValidator(_file)]
 Word = Annotated[str, Text()]
 """A name or the like."""
 Prompt = Annotated[str, Text("max_prompt_chars")]
+
+
+class PictureFields(Fields):
+    """What every request for pictures may say."""
+
+    seed: Annotated[int, Within(0, LARGEST_SEED)] | None = None
+    """Same request, same seed: same picture. Random if not given; x-seed says."""
+    feather: Annotated[int, Within(0, "max_feather")] = 0
+    """Pixels inside the hole over which the photo fades into the painting."""
+    output_format: Literal["png", "jpeg", "jpg", "webp"] = "png"
+    """Only png keeps kept pixels bit for bit."""
+
+    def encoding(self, quality: int, settings: HttpSettings) -> Encoding:
+        """How pictures are written. Args: quality: of jpeg and webp."""
+        form = "jpeg" if self.output_format == "jpg" else self.output_format
+        return Encoding(format=form, quality=max(1, quality), compress_level=settings.png_compress_level)
 
 
 @cache

@@ -18,8 +18,7 @@ from inpaint.diffusion.unet import MaskedUNet, UNetSettings
 from inpaint.errors import InpaintError
 from inpaint.paint.ddpm_painter import DdpmPainter, ModelCard
 from inpaint.paint.request import DdpmRequest
-from inpaint.serve.apps.ddpm import ModelInfo, batcher_of, ddpm_http
-from inpaint.serve.http.limits import HttpSettings
+from inpaint.serve.apps.ddpm import DdpmApplication, DdpmArgs, batcher_of
 from inpaint.serve.http.receipt import read_receipt
 from inpaint.serve.service import Overloaded
 
@@ -138,22 +137,17 @@ def test_the_queue_is_bounded() -> None:
 
 
 @contextmanager
-def serving(*, ready: bool) -> Iterator[TestClient]:
+def serving(**settings: float) -> Iterator[TestClient]:
     torch.manual_seed(0)
     painter = DdpmPainter(CARD, MaskedUNet(UNET).state_dict())
-    batcher = batcher_of(painter)
-
-    async def healthy() -> bool:
-        return ready
-
-    app = ddpm_http(ModelInfo(name="mine", revision="r1", card=CARD), batcher.submit, healthy, HttpSettings())
+    app = DdpmApplication(DdpmArgs(model="runs/mine", **settings), painter).http()
     with TestClient(app, raise_server_exceptions=False) as client:
         yield client
 
 
 @pytest.fixture(scope="module")
 def client() -> Iterator[TestClient]:
-    with serving(ready=True) as client:
+    with serving() as client:
         yield client
 
 
@@ -186,7 +180,8 @@ def test_black_is_filled_and_white_kept_bit_for_bit(client: TestClient) -> None:
     assert answer.headers["x-kept-pixels-changed"] == "0"
     assert ask(client, label="dog").content == answer.content, "one seed, one picture"
     receipt = read_receipt(answer.content)
-    assert (receipt.base, receipt.base_revision, receipt.seed, receipt.sampling["steps"]) == ("mine", "r1", 3, 2)
+    assert (receipt.base, receipt.seed, receipt.sampling["steps"]) == ("mine", 3, 2)
+    assert receipt.base_revision == answer.headers["x-base-revision"]
 
 
 def test_a_mask_without_black_gives_the_photo_back(client: TestClient) -> None:
@@ -220,5 +215,5 @@ def test_the_model_is_described(client: TestClient) -> None:
 
 
 def test_it_is_not_ready_while_it_cannot_paint() -> None:
-    with serving(ready=False) as client:
+    with serving(health_timeout_s=1e-9) as client:
         assert client.get("/ready").status_code == 503 and client.get("/health").status_code == 200
