@@ -29,7 +29,7 @@ import tyro
 from benchmarks.harness import emit, progress
 from benchmarks.one_step import build_one_step, paint_one_step
 from inpaint import cluster
-from inpaint.data.random_holes import RandomHoles, random_hole
+from inpaint.data.random_shapes import RandomShapes
 from inpaint.diffusion.repaint import PixelSampler, PixelSampling
 from inpaint.diffusion.unet import Known, parameter_count
 from inpaint.evaluate.classical import FILLS, mean_colour
@@ -119,7 +119,7 @@ def config_of(settings: Settings, data: Path, output: Path) -> TrainDdpm:
     return replace(
         config,
         unet=replace(config.unet, known=settings.known),
-        holes=RandomHoles(areas=((BINS[0][0], BINS[-1][1]),)),
+        holes=RandomShapes(areas=((BINS[0][0], BINS[-1][1]),)),
         learning_rate=rate,
         train=train,
     )
@@ -157,7 +157,7 @@ def tasks_of(count: int) -> list[Task]:
         Task(
             images=images,
             holes=[
-                random_hole(SIZE, SIZE, generator(HELD_OUT_SEED, f"hole {area}", i), RandomHoles(areas=(area,))) > 0
+                RandomShapes(areas=(area,)).draw(None, SIZE, SIZE, generator(HELD_OUT_SEED, f"hole {area}", i)) > 0
                 for i in range(count)
             ],
         )

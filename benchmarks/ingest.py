@@ -32,13 +32,12 @@ import torch
 from PIL import Image
 
 from benchmarks.harness import emit, paired_ratio, progress
-from inpaint.data.manifest import Manifest
-from inpaint.data.pipeline import batches, build_manifest
-from inpaint.data.plan import Plan
+from inpaint.data.pipeline import batches, read_manifest
+from inpaint.data.plan import Plan, StepLayout
 from inpaint.data.reading import fetch
+from inpaint.data.rows import Manifest
 from inpaint.data.sample import ReadSettings, make_sample
 from inpaint.data.sources import CsvSource
-from inpaint.data.storage import open_root
 
 WORKERS = 2
 MICRO_BATCH = 16
@@ -46,7 +45,8 @@ STORE_BYTES = 2**30
 STORE_BYTES_FOR_MEMORY = 192 * 2**20
 WARM_SET, WARM_POSITIONS = 64, 1024
 DISTINCT = 128  # pictures drawn; larger sets hold copies of them, each in a file of its own
-SETTINGS = ReadSettings(resolution=512)
+LAYOUT = StepLayout(global_batch=MICRO_BATCH, max_micro_batch=MICRO_BATCH, workers=1)
+SETTINGS = ReadSettings(height=512, width=512)
 
 
 def make_photos(folder: Path, count: int) -> Path:
@@ -83,9 +83,8 @@ class TorchDataset(torch.utils.data.Dataset):
     """What a careful user of torch's DataLoader would write, on our functions."""
 
     def __init__(self, manifest: Manifest) -> None:
-        self.rows = manifest.rows
-        self.root = open_root(manifest.root)
-        self.plan = Plan(0, len(manifest))
+        self.rows = list(manifest.rows())
+        self.plan = Plan.of(manifest, 0)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -93,7 +92,7 @@ class TorchDataset(torch.utils.data.Dataset):
     def __getitem__(self, position: int) -> dict[str, np.ndarray | str | int]:
         _, index = self.plan.lookup(np.array([position]))
         row = self.rows[int(index[0])]
-        sample = make_sample(row, fetch(row, self.root, SETTINGS.limits), SETTINGS, 0, position)
+        sample = make_sample(row, fetch(row, SETTINGS), SETTINGS, 0, position)
         return {"position": position, "image": sample["image"], "hole": sample["hole"], "prompt": sample["prompt"]}
 
 
@@ -109,7 +108,7 @@ def torch_epochs(loader: torch.utils.data.DataLoader, epochs: int) -> float:
 def ray_epochs(manifest: Manifest, count: int) -> float:
     """images/s, from the call that starts to read; as in training, one execution runs through all epochs."""
     began, seen = time.perf_counter(), 0
-    dataset = batches(manifest, SETTINGS, seed=0, start=0, stop=count, micro_batch=MICRO_BATCH)
+    dataset = batches(manifest, SETTINGS, seed=0, start=0, stop=count, layout=LAYOUT)
     for batch in dataset.iter_batches(batch_size=None):
         seen += _consume(_tensor(batch["image"]), _tensor(batch["hole"]))
     return seen / (time.perf_counter() - began)
@@ -133,7 +132,7 @@ def throughput(images: int, epochs: int, rounds: int) -> tuple[float, list[float
     """Median and all ratios of images/s, ours over torch's."""
     count = images - images % MICRO_BATCH
     with tempfile.TemporaryDirectory() as folder, cluster(STORE_BYTES):
-        manifest, _ = build_manifest(CsvSource(path=make_photos(Path(folder), count)))
+        manifest, _ = read_manifest(CsvSource(path=make_photos(Path(folder), count)))
         loader = torch.utils.data.DataLoader(
             TorchDataset(manifest),
             batch_size=MICRO_BATCH,
@@ -180,11 +179,11 @@ def measure_memory(images: int) -> float:
         # pictures, which touch it all; what is then measured is what the set's size adds.
         few = Path(folder) / "few.csv"
         few.write_text("\n".join(path.read_text().splitlines()[: WARM_SET + 1]))
-        warm, _ = build_manifest(CsvSource(path=few))
+        warm, _ = read_manifest(CsvSource(path=few))
         ray_epochs(warm, WARM_POSITIONS)
         sampler = PeakMemory()
         with sampler:
-            manifest, _ = build_manifest(CsvSource(path=path))
+            manifest, _ = read_manifest(CsvSource(path=path))
             ray_epochs(manifest, count)
         return sampler.peak / 2**20
 

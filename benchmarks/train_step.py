@@ -33,13 +33,12 @@ from benchmarks.bare_loop import time_bare
 from benchmarks.harness import emit, paired_ratio, progress
 from benchmarks.unet_speed import measure_unet_speed
 from inpaint import cluster
-from inpaint.data.manifest import Manifest
-from inpaint.data.pipeline import build_manifest
+from inpaint.data.pipeline import read_manifest
 from inpaint.data.plan import Plan
 from inpaint.data.reading import read_batch
+from inpaint.data.rows import Manifest
 from inpaint.data.sample import ReadSettings
 from inpaint.data.sources import CsvSource
-from inpaint.data.storage import open_root
 from inpaint.models.architectures import ARCHITECTURES, Modules
 from inpaint.models.base import Base, build_architecture
 from inpaint.models.info import info_of
@@ -137,7 +136,7 @@ def subject_of(settings: Settings, folder: Path) -> Subject:
     resolution = settings.resolution or (IMAGE_SIZE if toy else ARCHITECTURES[settings.architecture].resolution)
     batch = settings.batch or BATCH[settings.architecture]
     data = write_catalogue(folder / "data", seed=0, count=IMAGES, size=resolution)
-    manifest, _ = build_manifest(CsvSource(path=str(data)))
+    manifest, _ = read_manifest(CsvSource(path=str(data)))
     train = TrainSettings(
         samples=(settings.warmup + settings.steps) * batch,
         global_batch=batch,
@@ -148,7 +147,10 @@ def subject_of(settings: Settings, folder: Path) -> Subject:
     )
     config = CategoryLora(data=str(data), output=str(folder), train=train)
     read = ReadSettings(
-        resolution=resolution, prompt_format=PROMPT_FORMAT, tokens={name: name for name in sorted(CATEGORIES)}
+        height=resolution,
+        width=resolution,
+        prompt_format=PROMPT_FORMAT,
+        tokens={name: name for name in sorted(CATEGORIES)},
     )
     workload = Workload(
         name="train-step",
@@ -191,10 +193,10 @@ def _per_sample(ended: list[float], subject: Subject) -> float:
 
 def batches_of(manifest: Manifest, read: ReadSettings, batch: int) -> list[Batch]:
     """The batches of the first epoch, in memory."""
-    table, root, plan = manifest.table(), open_root(manifest.root), Plan(0, len(manifest))
+    plan = Plan.of(manifest, 0)
     positions = np.arange(max(len(manifest) // batch, 1) * batch).reshape(-1, batch)
     with ThreadPoolExecutor(1) as threads:
-        return [read_batch(table, root, plan, read, row, manifest.has_inputs, threads) for row in positions]
+        return [read_batch(manifest, plan, read, row, threads) for row in positions]
 
 
 def zero_rates(subject: Subject) -> dict[str, float]:
@@ -266,7 +268,7 @@ def main() -> None:
         architecture=settings.architecture,
         device=devices[0],
         batch=subject.train.global_batch,
-        resolution=subject.workload.read.resolution,
+        resolution=subject.workload.read.width,
         load_average=[before, os.getloadavg()],
     )
 

@@ -21,7 +21,7 @@ _HOMES = {
     "inpaint.diffusion.ddpm": ("Noise", "NoiseSettings"),
     "inpaint.diffusion.repaint": ("PixelSampling", "PixelSampler", "fill"),
     "inpaint.diffusion.schedule": ("NoiseSchedule", "add_noise"),
-    "inpaint.data.random_holes": ("RandomHoles", "HoleKind", "random_hole"),
+    "inpaint.data.random_shapes": ("RandomShapes", "HoleKind"),
     "inpaint.paint.ddpm_painter": ("DdpmPainter", "ModelCard", "ReverseProcess"),
     "inpaint.paint.request": ("DdpmRequest",),
     "inpaint.errors": ("InpaintError",),

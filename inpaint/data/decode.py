@@ -68,16 +68,16 @@ def open_image(data: bytes, field: str, limits: Limits) -> Image.Image:
     return image
 
 
-def load_rgb(data: bytes, field: str, limits: Limits, target: int | None = None) -> Image.Image:
+def load_rgb(data: bytes, field: str, limits: Limits, target: tuple[int, int] | None = None) -> Image.Image:
     """An RGB image, upright.
 
-    `target`: the length that the short side will be resized to; a JPEG that is far larger is then decoded at 1/2, 1/4
-    or 1/8 of its size (never below twice the target), which is several times faster.
+    `target`: the height and width that the largest crop of their aspect will be resized to; a JPEG that is far larger
+    is then decoded at 1/2, 1/4 or 1/8 of its size (never below twice the target), which is several times faster.
     """
     image = open_image(data, field, limits)
     if target is not None and image.format == "JPEG":
-        short = min(image.size)
-        scale = min(1.0, 2.0 * target / short)
+        height, width = target[::-1] if _orientation(image) >= 5 else target  # its pixels lie on their side
+        scale = min(1.0, 2.0 * max(height / image.height, width / image.width))
         image.draft(None, (max(1, round(image.width * scale)), max(1, round(image.height * scale))))
     return to_rgb(upright(image, field))
 
@@ -103,9 +103,17 @@ def upright(image: Image.Image, field: str) -> Image.Image:
     except BROKEN as error:
         raise BadRow(field, Reason.TRUNCATED, f"its pixels cannot be read ({error}): copy or save it again") from error
     try:
-        return image if image.getexif().get(_ORIENTATION, 1) == 1 else ImageOps.exif_transpose(image)
+        return image if _orientation(image) == 1 else ImageOps.exif_transpose(image)
     except BROKEN:
         return image  # the pixels are good and nobody can read which way is up: viewers show it like this
+
+
+def _orientation(image: Image.Image) -> int:
+    """As EXIF numbers it; 1, upright, where nobody can read it."""
+    try:
+        return int(image.getexif().get(_ORIENTATION, 1))
+    except BROKEN:
+        return 1
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -1,15 +1,151 @@
-"""Holes changed at random: grown, softened, or replaced by the whole image; numpy and Pillow only.
+"""Holes as small recipes: where a sample is to be painted. Each is a frozen value, so that a run's settings name it.
 
-A hole is uint8 H W: 0 keep .. 255 paint, and a pixel counts as painted from 128. Sizes are shares of the
-image, so a hole means the same at 64 and at 1024 pixels.
+A hole is uint8 H W: 0 keep .. 255 paint, and a pixel counts as painted from 128. Sizes are shares of the image, so a
+hole means the same at 64 and at 1024 pixels. `Grown`, `Feathered` and `Sometimes` wrap any other.
 
-Promise: a hole that comes in with a painted pixel goes out with one.
+Promises: no hole is empty; a recipe draws its own numbers before those that it wraps, so that changing a setting of one
+does not change what the others draw.
 """
+
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from PIL import Image, ImageFilter
 
 from inpaint.data.decode import PAINT
+from inpaint.errors import InpaintError
+
+
+class Hole(Protocol):
+    """A recipe for holes."""
+
+    @property
+    def uses_own(self) -> bool:
+        """Whether the row's own mask is looked at; where not, it is not even read."""
+        ...
+
+    def draw(self, own: np.ndarray | None, height: int, width: int, rng: np.random.Generator) -> np.ndarray:
+        """A hole, uint8 H W. `own` is the row's mask as the crop shows it, uint8 H W, not empty; None: it has none."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class WholeImage:
+    """Everything is painted."""
+
+    @property
+    def uses_own(self) -> bool:
+        return False
+
+    def draw(self, own: np.ndarray | None, height: int, width: int, rng: np.random.Generator) -> np.ndarray:
+        return np.full((height, width), 255, dtype=np.uint8)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CentreKept:
+    """A centred rectangle is kept, the rest is painted."""
+
+    kept: tuple[float, float] = (0.3, 0.7)
+    """Least and most of each side that is kept, uniform."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.kept[0] <= self.kept[1] < 1:
+            raise InpaintError(f"kept {self.kept}: give (least, most) shares of the side between 0 and 1")
+
+    @property
+    def uses_own(self) -> bool:
+        return False
+
+    def draw(self, own: np.ndarray | None, height: int, width: int, rng: np.random.Generator) -> np.ndarray:
+        hole = np.full((height, width), 255, dtype=np.uint8)
+        shares = rng.uniform(*self.kept, 2)
+        kept_height, kept_width = max(1, round(height * shares[0])), max(1, round(width * shares[1]))
+        top, left = (height - kept_height) // 2, (width - kept_width) // 2
+        hole[top : top + kept_height, left : left + kept_width] = 0
+        return hole
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnMask:
+    """The row's own mask."""
+
+    missing: Hole = CentreKept()
+    """What is drawn for rows without one."""
+
+    @property
+    def uses_own(self) -> bool:
+        return True
+
+    def draw(self, own: np.ndarray | None, height: int, width: int, rng: np.random.Generator) -> np.ndarray:
+        return self.missing.draw(None, height, width, rng) if own is None else own
+
+
+@dataclass(frozen=True)
+class Sometimes:
+    """Another hole now and then."""
+
+    hole: Hole
+    probability: float = 0.25
+    """Share of samples that get `instead`."""
+    instead: Hole = WholeImage()
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.probability <= 1:
+            raise InpaintError(f"probability {self.probability} of another hole is not between 0 and 1")
+
+    @property
+    def uses_own(self) -> bool:
+        return self.hole.uses_own or self.instead.uses_own
+
+    def draw(self, own: np.ndarray | None, height: int, width: int, rng: np.random.Generator) -> np.ndarray:
+        chosen = self.instead if rng.random() < self.probability else self.hole
+        return chosen.draw(own, height, width, rng)
+
+
+@dataclass(frozen=True)
+class Grown:
+    """A hole made larger in each direction."""
+
+    hole: Hole
+    most: float = 0.03
+    """By up to this share of the short side, uniform."""
+
+    def __post_init__(self) -> None:
+        _check_share("grown by", self.most)
+
+    @property
+    def uses_own(self) -> bool:
+        return self.hole.uses_own
+
+    def draw(self, own: np.ndarray | None, height: int, width: int, rng: np.random.Generator) -> np.ndarray:
+        share = rng.random() * self.most
+        return grow(self.hole.draw(own, height, width, rng), round(share * min(height, width)))
+
+
+@dataclass(frozen=True)
+class Feathered:
+    """A hole whose edge is softened, inside it."""
+
+    hole: Hole
+    most: float = 0.02
+    """Over up to this share of the short side, uniform."""
+
+    def __post_init__(self) -> None:
+        _check_share("feathered over", self.most)
+
+    @property
+    def uses_own(self) -> bool:
+        return self.hole.uses_own
+
+    def draw(self, own: np.ndarray | None, height: int, width: int, rng: np.random.Generator) -> np.ndarray:
+        share = rng.random() * self.most
+        return feather(self.hole.draw(own, height, width, rng), round(share * min(height, width)))
+
+
+def _check_share(what: str, share: float) -> None:
+    if not 0 <= share <= 0.5:
+        raise InpaintError(f"a hole {what} up to {share}: give 0 to 0.5 (a share of the short side)")
 
 
 def is_empty(hole: np.ndarray) -> bool:
@@ -17,30 +153,7 @@ def is_empty(hole: np.ndarray) -> bool:
     return not bool((hole >= PAINT).any())
 
 
-def augment(
-    hole: np.ndarray,
-    rng: np.random.Generator,
-    *,
-    dilate_max: float,
-    feather_max: float,
-    full_probability: float,
-) -> np.ndarray:
-    """A hole, uint8 H W -> another.
-
-    With `full_probability` the whole image. Else grown by up to `dilate_max` and softened over up to `feather_max`
-    of the short side, both uniform.
-    """
-    assert not is_empty(hole), "an empty hole cannot be augmented"
-    # All numbers are drawn first, so that changing one setting does not change what the others draw.
-    full, grow, soften = rng.random(3)
-    if full < full_probability:
-        return np.full_like(hole, 255)
-    short = min(hole.shape)
-    grown = dilate(hole, round(grow * dilate_max * short))
-    return feather(grown, round(soften * feather_max * short))
-
-
-def dilate(hole: np.ndarray, radius: int) -> np.ndarray:
+def grow(hole: np.ndarray, radius: int) -> np.ndarray:
     """Grow by `radius` pixels in each direction (the largest value in a square window), uint8 H W."""
     if radius < 1:
         return hole
@@ -72,13 +185,3 @@ def feather(hole: np.ndarray, radius: int) -> np.ndarray:
     ramp = np.clip(2 * blurred.astype(np.int16) - 255, 0, 255).astype(np.uint8)
     soft = np.minimum(hole, ramp)
     return hole if is_empty(soft) else soft
-
-
-def all_but_centre_crop(height: int, width: int, rng: np.random.Generator) -> np.ndarray:
-    """For rows without a mask: keep a centred rectangle of 0.3 to 0.7 of each side, paint the rest, uint8 H W."""
-    hole = np.full((height, width), 255, dtype=np.uint8)
-    shares = rng.uniform(0.3, 0.7, 2)
-    kept_height, kept_width = max(1, round(height * shares[0])), max(1, round(width * shares[1]))
-    top, left = (height - kept_height) // 2, (width - kept_width) // 2
-    hole[top : top + kept_height, left : left + kept_width] = 0
-    return hole

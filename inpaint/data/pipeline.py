@@ -1,34 +1,34 @@
-"""The wiring on Ray Data: candidates -> manifest, plan -> batches. The only file of data/ that imports ray.
+"""The wiring on Ray Data: source -> manifest, plan -> batches. Beside `ray_internals.py` the only file of data/ that
+imports ray.
 
 Guarantees of `batches`: blocks of exactly one micro-batch, in the order of the plan; `streaming_split(W, equal=True)`
 deals them in turn, so a step's positions are the next global batch for any W; a file that vanished becomes a row
 with weight 0, never a crash and never a shifted position. Not covered: a file whose content changed is read as it is.
 """
 
-import time
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.fs as pafs
+import pyarrow.compute as pc
 import ray
 import ray.data
-from ray.data._internal.execution.execution_callback import ExecutionCallback
 
-from inpaint.data import quarantine
+from inpaint.data import quarantine as bad_rows
 from inpaint.data.decode import DEFAULT_LIMITS, Limits
-from inpaint.data.manifest import Manifest
-from inpaint.data.plan import Plan
+from inpaint.data.plan import Plan, StepLayout
 from inpaint.data.quarantine import Quarantined
-from inpaint.data.reading import Found, inspect_or_quarantine, read_batch, rows_found
+from inpaint.data.ray_internals import set_pace, take_blocks_at_once
+from inpaint.data.reading import inspect_or_quarantine, read_batch
+from inpaint.data.rows import SCHEMA, Manifest
 from inpaint.data.sample import ReadSettings
-from inpaint.data.sources import Candidate, Source
-from inpaint.data.storage import Root, open_root
+from inpaint.data.sources import Listing, Source
+from inpaint.data.storage import open_root
 from inpaint.errors import InpaintError
+from inpaint.stopping import StopToken
 
 MAX_POSITIONS_PER_TASK = 1024
 MAX_BYTES_PER_TASK = 256 * 2**20
@@ -40,101 +40,99 @@ FETCHERS_PER_TASK = 16
 SMALL_PIXELS = 256**2
 MIN_TASKS = 16  # so that short runs are spread over the cores, too
 MAX_READ_TASKS = 1024
-PAUSES_S = (0.002, 0.05)
 
 
-def execution_options(manifest: Manifest, settings: ReadSettings) -> ray.data.ExecutionOptions:
+def execution_options(manifest: Manifest, read: ReadSettings) -> ray.data.ExecutionOptions:
     """What keeps the order, and reading from running far ahead of who consumes it: pass it wherever Ray takes execution
     options, they replace the dataset's own."""
     # By itself Ray Data reads until half of the object store is full: hundreds of thousands of small images, while
     # those that train on them wait for a core.
-    ahead = MAX_POSITIONS_AHEAD * _bytes_per_row(manifest, settings)
+    ahead = MAX_POSITIONS_AHEAD * _bytes_per_row(manifest, read)
     return ray.data.ExecutionOptions(
         preserve_order=True, resource_limits=ray.data.ExecutionResources(object_store_memory=ahead)
     )
 
 
-def data_config(manifest: Manifest, settings: ReadSettings) -> Any:
+def data_config(manifest: Manifest, read: ReadSettings) -> Any:
     """The `dataset_config` of a Ray Train trainer under which each worker gets its blocks in turn."""
     from ray.train import DataConfig
 
-    return DataConfig(execution_options=execution_options(manifest, settings), enable_shard_locality=False)
+    return DataConfig(execution_options=execution_options(manifest, read), enable_shard_locality=False)
 
 
 def batches(
-    manifest: Manifest,
-    settings: ReadSettings,
+    manifest: Manifest | ray.ObjectRef,
+    read: ReadSettings,
     *,
     seed: int,
     start: int,
     stop: int,
-    micro_batch: int,
-    workers: int = 1,
-    filesystem: pafs.FileSystem | None = None,
+    layout: StepLayout,
 ) -> ray.data.Dataset:
-    """The plan's positions `start` .. `stop` as blocks of one micro-batch each; see docs/architecture.md.
+    """The plan's positions `start` .. `stop` as blocks of one micro-batch each, in the order of the layout; see
+    docs/architecture.md. Slots of padding have position -1, weight 0, a blank image and a whole hole.
 
     Read a shard with `iter_batches(batch_size=None)`, which hands out the blocks without copying them (read-only).
-    Raises InpaintError unless `stop - start` is a multiple of `workers * micro_batch` (the trainer rounds).
+    Raises InpaintError unless `stop - start` is a multiple of the global batch (the trainer rounds).
+
+    Args:
+        manifest: or the object store's reference to it, which is then not stored again.
     """
     count = stop - start
-    if start < 0 or count < 1 or micro_batch < 1 or workers < 1:
-        raise InpaintError(f"start {start}, stop {stop}, micro_batch {micro_batch}, workers {workers}: nothing to read")
-    dealt = workers * micro_batch
-    if count % dealt:
+    if start < 0 or count < 1:
+        raise InpaintError(f"start {start}, stop {stop}: nothing to read")
+    if count % layout.global_batch:
         raise InpaintError(
-            f"positions {start} .. {stop} are {count}, not a multiple of {workers} workers x micro-batch "
-            f"{micro_batch}: stop at {stop - count % dealt} or {stop + -count % dealt}"
+            f"positions {start} .. {stop} are {count}, not a multiple of the global batch {layout.global_batch}: stop "
+            f"at {stop - count % layout.global_batch} or {stop + -count % layout.global_batch}"
         )
-    settings.check_categories({row.category for row in manifest.rows})
-    plan = Plan(seed, len(manifest))
-    root = open_root(manifest.root, filesystem)
-    rows = ray.put(manifest.table())
-    with_input = manifest.has_inputs
-    bytes_per_row = _bytes_per_row(manifest, settings)
-    per_task = _positions_per_task(count, micro_batch, bytes_per_row)
-    threads_per_task = _threads_per_task(manifest)
+    stored = manifest if isinstance(manifest, ray.ObjectRef) else ray.put(manifest)
+    rows: Manifest = ray.get(stored)
+    read.check_categories(pc.unique(rows.table["category"]).to_pylist())
+    bytes_per_row = _bytes_per_row(rows, read)
+    blocks = count // layout.global_batch * layout.blocks
+    per_task = _blocks_per_task(blocks, layout.micro_batch, bytes_per_row)
+    threads_per_task = _threads_per_task(rows)
+    remote = any(not open_root(root).is_local for root in pc.unique(rows.table["root"]).to_pylist())
+    del rows, manifest  # so that tasks do not carry them
 
     def read_task(task: dict[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
-        table = ray.get(rows)
+        rows = ray.get(stored)
+        plan = Plan.of(rows, seed)
         with ThreadPoolExecutor(threads_per_task) as threads, ThreadPoolExecutor(FETCHERS_PER_TASK) as pool:
-            fetchers = None if root.is_local else pool
             for index in task["id"]:
-                first = start + int(index) * per_task
-                for position in range(first, min(first + per_task, stop), micro_batch):
-                    positions = np.arange(position, position + micro_batch, dtype=np.int64)
-                    yield read_batch(table, root, plan, settings, positions, with_input, threads, fetchers)
+                first = int(index) * per_task
+                for block in range(first, min(first + per_task, blocks)):
+                    yield read_batch(rows, plan, read, layout.block(start, block), threads, pool if remote else None)
 
-    dataset = _numbers(-(-count // per_task)).map_batches(read_task, batch_size=None)
+    dataset = _numbers(-(-blocks // per_task)).map_batches(read_task, batch_size=None)
     # Fused with the map: it cuts what a task yields into blocks of one micro-batch, without a task of its own.
-    dataset = dataset.repartition(target_num_rows_per_block=micro_batch)
+    dataset = dataset.repartition(target_num_rows_per_block=layout.micro_batch)
     _quiet(dataset)
-    dataset.context.execution_options = execution_options(manifest, settings)
+    dataset.context.execution_options = execution_options(ray.get(stored), read)
     # The map's own output buffer would gather 128 MiB before it lets go of a block. Above this size and below 1.5
     # times it, a batch leaves the buffer at once and uncut; the strings in it have the room in between.
-    dataset.context.target_max_block_size = max(1, int(micro_batch * bytes_per_row / 1.2))
-    # Each turn of Ray Data's loop takes this many blocks from a task: two, by itself, however small they are. Then the
-    # numbers of a long run alone would take minutes.
-    in_hand = min(MAX_BLOCKS_IN_HAND, MAX_BYTES_IN_HAND // (micro_batch * bytes_per_row))
-    dataset.context._max_num_blocks_in_streaming_gen_buffer = max(2, in_hand)
+    dataset.context.target_max_block_size = max(1, int(layout.micro_batch * bytes_per_row / 1.2))
+    take_blocks_at_once(dataset, min(MAX_BLOCKS_IN_HAND, MAX_BYTES_IN_HAND // (layout.micro_batch * bytes_per_row)))
     return dataset
 
 
-def _positions_per_task(count: int, micro_batch: int, bytes_per_row: int) -> int:
-    """A multiple of the micro-batch. A task costs some 20 ms, and its blocks wait in memory for the tasks before it."""
-    wanted = min(MAX_POSITIONS_PER_TASK, MAX_BYTES_PER_TASK // bytes_per_row, count // MIN_TASKS)
-    return max(1, wanted // micro_batch) * micro_batch
+def _blocks_per_task(blocks: int, micro_batch: int, bytes_per_row: int) -> int:
+    """A task costs some 20 ms, and its blocks wait in memory for the tasks before it."""
+    positions = min(MAX_POSITIONS_PER_TASK, MAX_BYTES_PER_TASK // bytes_per_row, blocks * micro_batch // MIN_TASKS)
+    return max(1, positions // micro_batch)
 
 
-def _bytes_per_row(manifest: Manifest, settings: ReadSettings) -> int:
+def _bytes_per_row(manifest: Manifest, read: ReadSettings) -> int:
     """Of a sample's image, input and hole."""
-    return settings.resolution**2 * (7 if manifest.has_inputs else 4)
+    return read.height * read.width * (7 if manifest.has_inputs else 4)
 
 
 def _threads_per_task(manifest: Manifest) -> int:
     """A second thread uses the core of a task that has just ended (the next one starts 0.2 s later), except that small
     images wait for Python's lock; see docs/decisions.md."""
-    pixels = sum(row.width * row.height for row in manifest.rows) / len(manifest)
+    table = manifest.table
+    pixels = pc.mean(pc.multiply(table["width"].cast(pa.float64()), table["height"].cast(pa.float64()))).as_py()
     return 1 if pixels < SMALL_PIXELS else THREADS_PER_TASK
 
 
@@ -148,86 +146,94 @@ def _numbers(tasks: int) -> ray.data.Dataset:
     )
 
 
-class _Pace(ExecutionCallback):
-    """Lets Ray Data's scheduling loop wait after a turn that did nothing, longer after each. By itself it turns without
-    a pause where training is slower than reading, and takes most of a core from it; see docs/decisions.md."""
-
-    def __init__(self) -> None:
-        self.done = 0
-        self.pause = PAUSES_S[0]
-
-    def on_execution_step(self, executor: Any) -> None:
-        ops = [op.metrics for op in executor._topology]
-        done = sum(m.num_tasks_submitted + m.num_tasks_finished for m in ops)
-        done += sum(m.num_task_outputs_generated + m.num_outputs_taken for m in ops)
-        if done == self.done:
-            time.sleep(self.pause)
-            self.pause = min(2 * self.pause, PAUSES_S[1])
-        else:
-            self.pause = PAUSES_S[0]
-        self.done = done
-
-
 def _quiet(dataset: ray.data.Dataset) -> None:
-    dataset.context.custom_execution_callback_classes = [_Pace]
+    set_pace(dataset)
     # Ray's own report is of blocks and operators; callers show rows.
     dataset.context.enable_progress_bars = False
     dataset.context.print_on_execution_start = False
     dataset.context.memory_usage_poll_interval_s = None  # a thread in each worker, for that report
 
 
-def build_manifest(
+def read_manifest(
     source: Source,
     *,
     limits: Limits = DEFAULT_LIMITS,
     max_bad_fraction: float = 0.05,
-    quarantine_path: str | Path | None = None,
+    quarantine: str | None = None,
     progress: Callable[[int, int], None] | None = None,
+    stop: StopToken | None = None,
 ) -> tuple[Manifest, list[Quarantined]]:
     """Open every file of a source and decode it once: the usable rows, in the source's order, and the others.
 
-    Writes `quarantine_path` where given. Raises TooManyBadRows above `max_bad_fraction`, with the table of what
-    is wrong. Warns of rows that occur more than once; they are used. `progress` is called with (rows done, rows).
+    Raises TooManyBadRows above `max_bad_fraction`, with the table of what is wrong. Warns of rows that occur more than
+    once; they are used.
+
+    Args:
+        quarantine: where `quarantine.jsonl` is written, a path or URL.
+        progress: called with (rows done, rows).
+        stop: looked at in between; raises InpaintError.
     """
     listing = source.listing()
-    found, bad = [], list(listing.quarantined)
-    outcomes = _inspect_all(listing.root, listing.candidates, limits)
-    for done, (candidate, outcome) in enumerate(zip(listing.candidates, outcomes, strict=True), start=1):
+    bad, found = list(listing.quarantined), []
+    done, total = 0, listing.table.num_rows
+    for outcome in _inspect_all(listing, limits):
+        if stop is not None:
+            stop.check()
+        listed = listing.table.slice(done, outcome.num_rows)
+        usable = pc.equal(outcome["reason"], "")
+        found.append(_found(listed.filter(usable), outcome.filter(usable)))
+        failed = outcome.filter(pc.invert(usable)).select(["field", "reason", "detail"]).to_pylist()
+        lines = listed.filter(pc.invert(usable)).select(["line", "root", "image"]).to_pylist()
+        for at, what in zip(lines, failed, strict=True):
+            name = at["image"] if len(listing.shares) == 1 else f"{at['root']}/{at['image']}"
+            bad.append(Quarantined(row=at["line"], name=name, **what))
+        done += outcome.num_rows
         if progress is not None:
-            progress(done, len(listing.candidates))
-        if isinstance(outcome, Quarantined):
-            bad.append(outcome)
-        else:
-            found.append((candidate, outcome))
+            progress(done, total)
     bad.sort(key=lambda row: row.row)
-    total = len(found) + len(bad)
-    if quarantine_path is not None:
-        quarantine.write(bad, quarantine_path)
-    quarantine.check(bad, total, max_bad_fraction, str(quarantine_path) if quarantine_path else None)
-    return Manifest(rows_found(found), listing.name), bad
+    table = _with_ids(pa.concat_tables([SCHEMA.empty_table(), *found]).unify_dictionaries().combine_chunks())
+    if quarantine is not None:
+        bad_rows.write(bad, quarantine)
+    bad_rows.check(bad, len(bad) + table.num_rows, max_bad_fraction, quarantine)
+    return Manifest(table, listing.shares), bad
 
 
-def _inspect_all(root: Root, candidates: list[Candidate], limits: Limits) -> Iterator[Found | Quarantined]:
-    """One outcome per candidate, in their order, from Ray Data tasks."""
-    if not candidates:
+def _found(listed: pa.Table, outcome: pa.Table) -> pa.Table:
+    columns = {name: listed[name] for name in SCHEMA.names if name in listed.column_names}
+    columns |= {name: outcome[name] for name in ("prompt", "width", "height", "digest")} | {"id": listed["image"]}
+    return pa.table({name: columns[name] for name in SCHEMA.names}).cast(SCHEMA)
+
+
+def _with_ids(table: pa.Table) -> pa.Table:
+    """`#2`, `#3`, ... behind the images that occur before. Warns of rows that repeat an earlier one."""
+    names = table["image"].to_pylist()
+    uses: dict[str, int] = {}
+    for i, name in enumerate(names):
+        uses[name] = uses.get(name, 0) + 1
+        names[i] = name if uses[name] == 1 else f"{name}#{uses[name]}"
+    keys = ["root", "image", "input", "hole", "prompt", "category", "label"]
+    groups = table.group_by(keys, use_threads=False).aggregate([([], "count_all")])
+    doubled = table.num_rows - groups.num_rows
+    if doubled:
+        first = groups.filter(pc.greater(groups["count_all"], 1))["image"][0]
+        warnings.warn(f"{doubled} rows repeat an earlier row (the first: {first}); they are used", stacklevel=3)
+    return table.set_column(0, SCHEMA.field("id"), pa.array(names, pa.string()))
+
+
+def _inspect_all(listing: Listing, limits: Limits) -> Iterator[pa.Table]:
+    """The outcomes of the listed rows, in their order, a few at a time, from Ray Data tasks."""
+    count = listing.table.num_rows
+    if not count:
         return
-    columns = [f.name for f in fields(Candidate)]
-    # An Arrow table is read in place by every worker; a list would be unpickled whole by every task.
-    table = ray.put(pa.table({name: [getattr(c, name) for c in candidates] for name in columns}))
-    per_task = max(1, min(64, len(candidates) // MIN_TASKS))
+    table = ray.put(listing.table)
+    per_task = max(1, min(64, count // MIN_TASKS))
 
-    def inspect_task(task: dict[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
+    def inspect_task(task: dict[str, np.ndarray]) -> Iterator[pa.Table]:
         for index in task["id"]:
             part = ray.get(table).slice(int(index) * per_task, per_task)
-            lines = [inspect_or_quarantine(Candidate(**line), root, limits) for line in part.to_pylist()]
-            yield {name: np.array([line[name] for line in lines], dtype=object) for name in lines[0]}
+            yield pa.Table.from_pylist([inspect_or_quarantine(line, limits) for line in part.to_pylist()])
 
-    dataset = _numbers(-(-len(candidates) // per_task))
-    dataset = dataset.map_batches(inspect_task, batch_size=None)
+    dataset = _numbers(-(-count // per_task)).map_batches(inspect_task, batch_size=None)
     _quiet(dataset)
     dataset.context.execution_options = ray.data.ExecutionOptions(preserve_order=True)
-    for line in dataset.iter_rows():
-        if line["reason"]:
-            yield Quarantined(**{name: line[name] for name in ("row", "name", "field", "reason", "detail")})
-        else:
-            yield int(line["width"]), int(line["height"]), str(line["digest"])
+    yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow")

@@ -1,76 +1,172 @@
-"""The plan: (seed, position) -> (epoch, row). Pure, so that nothing about the order of the data is ever saved.
+"""The plan: (seed, position) -> (epoch, row), and how positions are dealt to workers. Pure: no order is ever saved.
 
-Guarantees: each row comes exactly once per epoch, whatever the number of workers; a run that starts at position K
-sees exactly the suffix of a run that started at 0. The last batch of an epoch runs on into the next epoch.
+Guarantees: each row comes exactly as often in one epoch of its source as its repeats say; joined sources come in the
+ratio of their shares, evenly, whatever their counts; nothing depends on the number of workers; a run that starts at
+position K sees exactly the suffix of a run that started at 0. The last batch of an epoch runs on into the next one.
 Source of the idea: EDM2's `InfiniteSampler(start_idx=cur_nimg)`, edm2/training/training_loop.py.
 """
 
+import math
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 
+from inpaint.data.rows import Manifest
 from inpaint.errors import InpaintError
 from inpaint.randomness import generator
 
+PADDING = -1
+"""The position of a slot that no sample fills."""
+MOST_SHARES = 100_000
 _CACHED_EPOCHS = 4  # one worker touches at most two epochs at a time, and a set of 10 M rows costs 40 MB each
 
 
 @lru_cache(maxsize=_CACHED_EPOCHS)
-def permutation(seed: int, epoch: int, rows: int) -> np.ndarray:
-    """The order of the rows in one epoch: a Philox permutation, uint32[rows], read-only."""
+def permutation(seed: int, source: int, epoch: int, slots: int) -> np.ndarray:
+    """The order of one epoch of a source: a Philox permutation, uint32[slots], read-only."""
     # Sorting the raw Philox words, for numpy promises their stream for ever and that of `shuffle` not.
-    words = generator(seed, "order", epoch).bit_generator.random_raw(rows)
+    purpose = f"order of source {source}" if source else "order"
+    words = generator(seed, purpose, epoch).bit_generator.random_raw(slots)
     order = np.argsort(words, kind="stable").astype(np.uint32)
     order.setflags(write=False)
     return order
 
 
-class Plan:
-    """The order in which a run with `seed` uses `rows` rows."""
+@dataclass(frozen=True)
+class _Drawn:
+    """The rows of one source."""
 
-    def __init__(self, seed: int, rows: int) -> None:
-        if rows < 1:
-            raise InpaintError(f"a plan needs at least 1 row, got {rows}: is everything in the quarantine?")
-        if rows > np.iinfo(np.uint32).max:
-            raise InpaintError(f"a plan holds at most {np.iinfo(np.uint32).max} rows, got {rows}")
+    number: int
+    rows: np.ndarray | None
+    """Row of each slot of an epoch, with repeats, int[slots]; None: the manifest's own rows in order."""
+    slots: int
+
+
+class Plan:
+    """The order in which a run with `seed` uses the rows of a manifest."""
+
+    def __init__(self, seed: int, repeats: np.ndarray, sources: np.ndarray, shares: tuple[int, ...]) -> None:
+        """`repeats` and `sources`, int[rows]: how often a row comes per epoch of its source, and which that is.
+
+        A source without rows is left out. Raises InpaintError where there are no rows, or shares that cannot be kept.
+        """
+        if not len(repeats):
+            raise InpaintError("a plan needs at least 1 row, got 0: is everything in the quarantine?")
+        if repeats.min() < 1 or min(shares) < 1 or sources.max() >= len(shares):
+            raise InpaintError(f"repeats from {repeats.min()}, shares {shares}: each must be at least 1")
+        if repeats.sum(dtype=np.int64) > np.iinfo(np.uint32).max:
+            raise InpaintError(f"a plan holds at most {np.iinfo(np.uint32).max} samples per epoch")
         self.seed = seed
-        self.rows = rows
+        counts = np.bincount(sources, minlength=len(shares))
+        self._drawn = [_drawn(number, repeats, sources) for number in np.flatnonzero(counts).tolist()]
+        used = [shares[drawn.number] for drawn in self._drawn]
+        self._turns = _turns(tuple(share // math.gcd(*used) for share in used))
+
+    @classmethod
+    def of(cls, manifest: Manifest, seed: int) -> "Plan":
+        """The plan of a manifest's rows."""
+        table = manifest.table
+        return cls(seed, table["repeats"].to_numpy(), table["source"].to_numpy(), manifest.shares)
+
+    @property
+    def samples_per_epoch(self) -> int:
+        """Positions of one pass over the first source with its repeats; the others keep their share beside it."""
+        return math.ceil(self._drawn[0].slots * len(self._turns) / int((self._turns == 0).sum()))
 
     def lookup(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Positions, int64[B], any order -> epoch int64[B] and row int64[B]."""
+        """Positions, int64[B], any order -> epoch of the row's source, int64[B], and row, int64[B]."""
         positions = np.asarray(positions, dtype=np.int64)
         assert positions.size == 0 or positions.min() >= 0, "positions count from 0"
-        epochs, offsets = np.divmod(positions, self.rows)
-        rows = np.empty_like(positions)
-        for epoch in np.unique(epochs):
-            here = epochs == epoch
-            rows[here] = permutation(self.seed, int(epoch), self.rows)[offsets[here]]
+        rounds, turns = np.divmod(positions, len(self._turns))
+        epochs, rows = np.empty_like(positions), np.empty_like(positions)
+        for index, drawn in enumerate(self._drawn):
+            mine = self._turns == index
+            here = np.flatnonzero(mine[turns])
+            before = np.cumsum(mine) - mine  # of its own turns in a round
+            numbers = rounds[here] * int(mine.sum()) + before[turns[here]]
+            epochs[here], offsets = np.divmod(numbers, drawn.slots)
+            for epoch in np.unique(epochs[here]):
+                now = epochs[here] == epoch
+                slots = permutation(self.seed, drawn.number, int(epoch), drawn.slots)[offsets[now]]
+                rows[here[now]] = slots if drawn.rows is None else drawn.rows[slots]
         return epochs, rows
 
 
-def worker_positions(
-    start: int, step: int, *, global_batch: int, micro_batch: int, workers: int, rank: int
-) -> np.ndarray:
-    """The positions that worker `rank` gets in `step` of a run that began at `start`, int64[global_batch / workers].
+def _drawn(number: int, repeats: np.ndarray, sources: np.ndarray) -> _Drawn:
+    mine = sources == number
+    if mine.all() and (repeats == 1).all():
+        return _Drawn(number, None, len(repeats))
+    rows = np.flatnonzero(mine).astype(np.uint32).repeat(repeats[mine])
+    return _Drawn(number, rows, len(rows))
 
-    Blocks of one micro-batch are dealt in turn, so the workers' positions of a step together are the next
-    `global_batch` positions for any number of workers; a worker accumulates over its micro-batches in this order.
+
+@lru_cache
+def _turns(shares: tuple[int, ...]) -> np.ndarray:
+    """Whose turn it is at each position of a round: always the source that is most behind its share."""
+    length = sum(shares)
+    if length > MOST_SHARES:
+        raise InpaintError(f"shares {shares}: write the ratio in smaller numbers")
+    wanted, given = np.array(shares), np.zeros(len(shares), dtype=np.int64)
+    turns = np.empty(length, dtype=np.int64)
+    for position in range(length):
+        turns[position] = np.argmax(wanted * (position + 1) - given * length)
+        given[turns[position]] += 1
+    turns.setflags(write=False)
+    return turns
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepLayout:
+    """How the positions of each step are dealt: in blocks of one micro-batch, to the workers in turn.
+
+    Any number of workers fits: where it does not divide the global batch, blocks end with padding, spread evenly.
     """
-    check_batch(global_batch, micro_batch, workers)
-    assert 0 <= rank < workers, (rank, workers)
-    first = start + step * global_batch
-    blocks = np.arange(rank, global_batch // micro_batch, workers, dtype=np.int64)
-    return (first + blocks[:, None] * micro_batch + np.arange(micro_batch, dtype=np.int64)).ravel()
 
+    global_batch: int
+    """Samples per optimizer step, over all workers."""
+    max_micro_batch: int
+    """Most samples of one forward."""
+    workers: int
 
-def check_batch(global_batch: int, micro_batch: int, workers: int) -> None:
-    """Raise InpaintError unless a global batch is a whole number of micro-batches for every worker."""
-    if min(global_batch, micro_batch, workers) < 1:
-        raise InpaintError(
-            f"global batch {global_batch}, micro-batch {micro_batch} and workers {workers} must each be at least 1"
-        )
-    if global_batch % (micro_batch * workers):
-        raise InpaintError(
-            f"global batch {global_batch} is not a multiple of micro-batch {micro_batch} x {workers} workers: "
-            f"choose a micro-batch that divides {global_batch / workers:g}, or another number of workers"
-        )
+    def __post_init__(self) -> None:
+        if min(self.global_batch, self.max_micro_batch, self.workers) < 1:
+            raise InpaintError(
+                f"global batch {self.global_batch}, largest micro-batch {self.max_micro_batch} and workers "
+                f"{self.workers} must each be at least 1"
+            )
+
+    @property
+    def accumulation(self) -> int:
+        """Micro-batches per worker and step."""
+        return math.ceil(self._share / self.max_micro_batch)
+
+    @property
+    def micro_batch(self) -> int:
+        """Slots of one forward: samples, and padding where they do not divide."""
+        return math.ceil(self._share / self.accumulation)
+
+    @property
+    def blocks(self) -> int:
+        """Micro-batches per step, over all workers."""
+        return self.workers * self.accumulation
+
+    @property
+    def _share(self) -> int:
+        return math.ceil(self.global_batch / self.workers)
+
+    def block(self, start: int, index: int) -> np.ndarray:
+        """Positions of block `index` of a run that begins at `start`, int64[micro_batch], `PADDING` where none."""
+        step, block = divmod(index, self.blocks)
+        first, end = (self.global_batch * b // self.blocks for b in (block, block + 1))
+        positions = np.full(self.micro_batch, PADDING, dtype=np.int64)
+        positions[: end - first] = start + step * self.global_batch + np.arange(first, end)
+        return positions
+
+    def positions(self, start: int, rank: int) -> np.ndarray:
+        """What worker `rank` gets in the step that begins at `start`, int64[accumulation, micro_batch].
+
+        All workers' positions together are `start` .. `start + global_batch`, each once, and padding.
+        """
+        assert 0 <= rank < self.workers, (rank, self.workers)
+        return np.stack([self.block(start, index) for index in range(rank, self.blocks, self.workers)])

@@ -4,12 +4,13 @@ Guarantee: a row is either in the manifest or in the quarantine, with one of the
 """
 
 import json
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
-from pathlib import Path
 
+from inpaint.data.storage import written
 from inpaint.errors import BadRow, TooManyBadRows
 
 SHOWN = 20  # rows in the console's table before the rest is only counted
@@ -36,6 +37,7 @@ class Reason(StrEnum):
     OTHER_SIZE = "another size than the output"
     EMPTY_HOLE = "empty mask"
     FULL_HOLE = "full mask"
+    NOT_A_COUNT = "not a count"
 
 
 REASONS = frozenset(str(reason) for reason in Reason)
@@ -61,10 +63,10 @@ class Quarantined:
         return cls(row=row, name=name, field=error.field, reason=str(error.reason), detail=error.detail)
 
 
-def write(rows: Sequence[Quarantined], path: str | Path) -> None:
-    """Write `quarantine.jsonl`: one JSON object per row; an empty file says that every row was used."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_text("".join(json.dumps(asdict(row)) + "\n" for row in rows), encoding="utf-8")
+def write(rows: Sequence[Quarantined], path: str | os.PathLike[str]) -> None:
+    """Write `quarantine.jsonl` (a path or URL): one JSON object per row; an empty file says that all were used."""
+    with written(path) as file:
+        file.writelines((json.dumps(asdict(row)) + "\n").encode() for row in rows)
 
 
 def table(rows: Sequence[Quarantined], total: int) -> str:

@@ -1,4 +1,8 @@
-"""One row's bytes -> one sample: geometry, hole, prompt. Pure: a function of bytes, settings, seed and position."""
+"""One row's bytes -> one sample: geometry, hole, text. Pure: a function of bytes, settings, seed and position.
+
+Promise: the crop follows the row's own mask, which it holds wholly where it can, else as much of it as it can; nothing
+of a mask is lost in resizing.
+"""
 
 import string
 from collections.abc import Iterable, Mapping
@@ -9,19 +13,17 @@ from typing import TypedDict
 import numpy as np
 from PIL import Image
 
-from inpaint.data import holes
-from inpaint.data.decode import DEFAULT_LIMITS, Limits, load_hole, load_rgb
-from inpaint.data.manifest import Row
-from inpaint.data.random_holes import RandomHoles, random_hole
+from inpaint.data.decode import DEFAULT_LIMITS, PAINT, Limits, load_hole, load_rgb
+from inpaint.data.holes import Feathered, Grown, Hole, OwnMask, Sometimes, is_empty
+from inpaint.data.rows import Row
 from inpaint.errors import InpaintError
 from inpaint.randomness import generator
 
-CROP_TRIES = 8
 PROMPT_FIELDS = ("token", "prompt", "category")
 
 
 class Crop(StrEnum):
-    """Which square of an oblong image is used."""
+    """Which part of an image of another aspect is used."""
 
     CENTRE = "centre"
     RANDOM = "random"
@@ -31,22 +33,18 @@ class Crop(StrEnum):
 class ReadSettings:
     """How a row becomes a sample."""
 
-    resolution: int
-    """Side of the square that the model sees, in pixels; a multiple of 8. The short side is resized to it."""
+    height: int
+    """Of what the model sees, in pixels; a multiple of 8. The largest crop of this aspect is resized to it."""
+    width: int
+    """As `height`."""
     crop: Crop = Crop.CENTRE
-    """Which square of an oblong image is used."""
+    """Which part of an image of another aspect is used, where a mask leaves the choice."""
     flip_probability: float = 0.0
     """Share of samples that are mirrored left to right; 0 where products carry text."""
-    dilate_max: float = 0.03
-    """A hole grows by up to this share of the resolution, uniform."""
-    feather_max: float = 0.02
-    """A hole's edge is softened, inside it, over up to this share of the resolution, uniform."""
-    full_hole_probability: float = 0.25
-    """Share of samples whose hole is the whole image."""
-    random_holes: RandomHoles | None = None
-    """Holes drawn at random in place of the rows' own; unset: a row's mask, or all but a random centre crop."""
+    hole: Hole = Sometimes(Feathered(Grown(OwnMask())))
+    """What is to be painted."""
     caption_dropout: float = 0.1
-    """Share of samples with an empty prompt, for classifier-free guidance."""
+    """Share of samples with an empty prompt and label, for classifier-free guidance."""
     prompt_format: str = "{prompt}"
     """Built from `{token}`, `{prompt}` and `{category}`, such as `"{token} background, {prompt}"`."""
     tokens: Mapping[str, str] = field(default_factory=dict)
@@ -55,14 +53,12 @@ class ReadSettings:
     """What is refused before decoding."""
 
     def __post_init__(self) -> None:
-        if self.resolution < 8 or self.resolution % 8:
-            raise InpaintError(f"resolution {self.resolution} is not a positive multiple of 8")
-        for name in ("flip_probability", "full_hole_probability", "caption_dropout"):
+        for name in ("height", "width"):
+            if getattr(self, name) < 8 or getattr(self, name) % 8:
+                raise InpaintError(f"{name} {getattr(self, name)} is not a positive multiple of 8")
+        for name in ("flip_probability", "caption_dropout"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InpaintError(f"{name} {getattr(self, name)} is not between 0 and 1")
-        for name in ("dilate_max", "feather_max"):
-            if not 0 <= getattr(self, name) <= 0.5:
-                raise InpaintError(f"{name} {getattr(self, name)} is not between 0 and 0.5 (a share of the resolution)")
         try:
             used = {name for _, name, _, _ in string.Formatter().parse(self.prompt_format) if name is not None}
         except ValueError as error:
@@ -111,89 +107,106 @@ class Sample(TypedDict):
     input: np.ndarray
     hole: np.ndarray
     prompt: str
+    label: str
 
 
 Box = tuple[float, float, float, float]
+"""Left, top, right, bottom, in shares of the width and height."""
 
 
 def make_sample(row: Row, files: RowBytes, settings: ReadSettings, seed: int, position: int) -> Sample:
-    """Decode, crop, resize, flip, make the hole, format the prompt.
+    """Decode, crop, resize, flip, make the hole, format the text.
 
-    Returns `image` and `input`, uint8 H W 3, `hole`, uint8 H W (never empty), and `prompt`. Raises BadRow where a
-    file cannot be decoded.
+    Returns `image` and `input`, uint8 H W 3, `hole`, uint8 H W (never empty), `prompt` and `label`. Raises BadRow where
+    a file cannot be decoded.
     """
-    side, limits = settings.resolution, settings.limits
-    image = load_rgb(files.image, "output", limits, target=side)
-    own_hole = None if settings.random_holes is not None else files.hole
-    mask = load_hole(own_hole, "mask", limits) if own_hole is not None else None
-    square, hole = _choose_square(image, mask, settings, seed, position)
+    shape, limits = (settings.height, settings.width), settings.limits
+    image = load_rgb(files.image, "output", limits, target=shape)
+    mask = None
+    if files.hole is not None and settings.hole.uses_own:
+        mask = np.asarray(load_hole(files.hole, "mask", limits)) >= PAINT
+        mask = mask if mask.any() else None  # it was changed since it was inspected
+    box = _choose_box(image, mask, settings, generator(seed, "crop", position))
     flip = bool(generator(seed, "flip", position).random() < settings.flip_probability)
 
-    image_HW3 = _resized(image, square, side, Image.Resampling.BICUBIC, flip)
-    if settings.random_holes is not None:
-        hole = random_hole(side, side, generator(seed, "random hole", position), settings.random_holes)
-    elif hole is None:
-        hole = holes.all_but_centre_crop(side, side, generator(seed, "centre crop", position))
-    elif flip:
-        hole = np.ascontiguousarray(hole[:, ::-1])
-    hole = holes.augment(
-        hole,
-        generator(seed, "hole", position),
-        dilate_max=settings.dilate_max,
-        feather_max=settings.feather_max,
-        full_probability=settings.full_hole_probability,
-    )
+    own = None if mask is None else cover(mask, box, shape).astype(np.uint8) * 255
+    if own is not None and flip:
+        own = np.ascontiguousarray(own[:, ::-1])
+    hole = settings.hole.draw(own, *shape, generator(seed, "hole", position))
+    assert hole.shape == shape and not is_empty(hole), f"{settings.hole} drew a hole of {hole.shape}, or none"
+    image_HW3 = _resized(image, box, shape, flip)
+    input_HW3 = image_HW3
     if files.input is not None:
-        seen = load_rgb(files.input, "input", limits, target=side)
-        input_HW3 = _resized(seen, square, side, Image.Resampling.BICUBIC, flip)
-    else:
-        input_HW3 = image_HW3
-    return {"image": image_HW3, "input": input_HW3, "hole": hole, "prompt": prompt_of(row, settings, seed, position)}
+        input_HW3 = _resized(load_rgb(files.input, "input", limits, target=shape), box, shape, flip)
+    prompt, label = text_of(row, settings, seed, position)
+    return {"image": image_HW3, "input": input_HW3, "hole": hole, "prompt": prompt, "label": label}
 
 
-def prompt_of(row: Row, settings: ReadSettings, seed: int, position: int) -> str:
-    """The formatted prompt, or "" where the caption is dropped."""
+def text_of(row: Row, settings: ReadSettings, seed: int, position: int) -> tuple[str, str]:
+    """The formatted prompt and the label, both "" where the caption is dropped."""
     if generator(seed, "caption", position).random() < settings.caption_dropout:
-        return ""
+        return "", ""
     category = row.category or ""
-    return settings.prompt_format.format(token=settings.tokens.get(category, ""), prompt=row.prompt, category=category)
+    token = settings.tokens.get(category, "")
+    return settings.prompt_format.format(token=token, prompt=row.prompt, category=category), row.label or ""
 
 
-def _choose_square(
-    image: Image.Image, mask: Image.Image | None, settings: ReadSettings, seed: int, position: int
-) -> tuple[Box, np.ndarray | None]:
-    """A square, in shares of the width and height, and the mask in it, uint8 side side.
-
-    Tries other keyed squares while the mask is empty in them; then the first square with the whole image as the hole.
-    """
-    rng = generator(seed, "crop", position)
-    first: Box | None = None
-    for _ in range(CROP_TRIES):
-        square = _square(image.width, image.height, settings.crop, rng)
-        if mask is None:
-            return square, None
-        first = first or square
-        hole = _resized(mask, square, settings.resolution, Image.Resampling.BILINEAR, flip=False)
-        if not holes.is_empty(hole):
-            return square, hole
-        if settings.crop is Crop.CENTRE:
-            break
-    assert first is not None
-    return first, np.full((settings.resolution, settings.resolution), 255, dtype=np.uint8)
+def crop_size(width: int, height: int, aspect: float) -> tuple[float, float]:
+    """Width and height of the largest crop whose height is `aspect` times its width, in pixels."""
+    return min(width, height / aspect), min(height, width * aspect)
 
 
-def _square(width: int, height: int, crop: Crop, rng: np.random.Generator) -> Box:
-    short = min(width, height)
-    x, y = (width - short) / 2, (height - short) / 2
-    if crop is Crop.RANDOM:
-        x, y = rng.random() * (width - short), rng.random() * (height - short)
-    return x / width, y / height, (x + short) / width, (y + short) / height
+def cover(mask: np.ndarray, box: Box, shape: tuple[int, int]) -> np.ndarray:
+    """The part of a mask, bool H W, that lies in `box`, at `shape`: a pixel is in it where any of the mask falls to it,
+    so that nothing of a mask is lost however small it becomes."""
+    height, width = mask.shape
+    tall = _largest(mask, box[1] * height, box[3] * height, shape[0])
+    return _largest(np.ascontiguousarray(tall.T), box[0] * width, box[2] * width, shape[1]).T
 
 
-def _resized(image: Image.Image, square: Box, side: int, how: Image.Resampling, flip: bool) -> np.ndarray:
-    left, top, right, bottom = square
-    box = (left * image.width, top * image.height, right * image.width, bottom * image.height)
+def _largest(values: np.ndarray, start: float, end: float, count: int) -> np.ndarray:
+    """`count` rows, each the largest of those whose middles fall to it when start .. end is divided evenly."""
+    scale = (end - start) / count
+    if scale > 1:
+        # Each border once, so that a row on it falls to one side whatever the rounding. Pillow's box filter loses some.
+        borders = np.ceil(start + np.arange(count + 1) * scale - 0.5).astype(np.intp).clip(0, len(values))
+        first, last = borders[:-1], borders[1:] - 1
+    else:
+        first = last = np.floor(start + (np.arange(count) + 0.5) * scale).astype(np.intp).clip(0, len(values) - 1)
+    found = values[first]
+    for further in range(1, int((last - first).max()) + 1):
+        np.logical_or(found, values[np.minimum(first + further, last)], out=found)
+    return found
+
+
+def _choose_box(image: Image.Image, mask: np.ndarray | None, settings: ReadSettings, rng: np.random.Generator) -> Box:
+    """The largest box of the settings' aspect: in the centre or anywhere, moved to where the mask is."""
+    width, height = image.size if mask is None else (mask.shape[1], mask.shape[0])
+    wide, high = crop_size(width, height, settings.height / settings.width)
+    x, y = rng.random(2) if settings.crop is Crop.RANDOM else (0.5, 0.5)
+    left, top = x * (width - wide), y * (height - high)
+    if mask is not None:
+        left = _followed(np.any(mask, axis=0, keepdims=True)[0], left, wide)
+        top = _followed(np.any(mask, axis=1, keepdims=True)[:, 0], top, high)
+    return left / width, top / height, (left + wide) / width, (top + high) / height
+
+
+def _followed(painted: np.ndarray, start: float, length: float) -> float:
+    """The nearest start at which `length` pixels hold all that is painted, bool[N], or else lie within it."""
+    places = np.flatnonzero(painted)
+    ends = (float(places[0]), float(places[-1] + 1) - length)
+    start = min(max(start, min(ends), 0.0), max(ends), len(painted) - length)
+    if not painted[int(np.ceil(start)) : int(start + length)].any():
+        # A gap in a mask that is larger than the crop: where the crop holds the most of it.
+        held = np.searchsorted(places, places + int(length)) - np.arange(len(places))
+        start = min(float(places[held.argmax()]), len(painted) - length)
+    return start
+
+
+def _resized(image: Image.Image, box: Box, shape: tuple[int, int], flip: bool) -> np.ndarray:
+    left, top, right, bottom = box
+    pixels = (left * image.width, top * image.height, right * image.width, bottom * image.height)
     # reducing_gap averages whole blocks first: several times faster on large images, no visible difference.
-    small = image.resize((side, side), how, box=box, reducing_gap=3.0)
+    small = image.resize((shape[1], shape[0]), Image.Resampling.BICUBIC, box=pixels, reducing_gap=3.0)
     array = np.asarray(small)
     return np.ascontiguousarray(array[:, ::-1]) if flip else array

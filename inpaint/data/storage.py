@@ -1,24 +1,23 @@
-"""Bytes below a root: a local folder, or an object-store URL through pyarrow filesystems.
+"""Files and folders at a path or an object-store URL, through pyarrow filesystems.
 
-Guarantee: nothing outside the root is read: absolute paths, `..`, URLs and symlinks that leave it are refused.
+Guarantee: what `written` and `write_file` write is there whole or not at all.
 """
 
 import os
 import posixpath
 import tempfile
-import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import BinaryIO
 
+import pyarrow as pa
 import pyarrow.fs as pafs
 
-from inpaint.data.quarantine import Reason
-from inpaint.errors import BadRow, InpaintError
-
-RETRIES = (0.2, 1.0)  # seconds before the second and the third attempt at an I/O error that may pass
+from inpaint.errors import InpaintError
 
 
 @dataclass(frozen=True)
@@ -36,30 +35,72 @@ class Root:
         return posixpath.join(self.path, relative) if self.path else relative
 
 
-def open_root(where: str | os.PathLike[str], filesystem: pafs.FileSystem | None = None) -> Root:
-    """A local path, a URI (`file://`, `s3://`, `gs://`, ...), or a path on a given `filesystem` -> Root."""
+def open_root(where: str | os.PathLike[str]) -> Root:
+    """A local path, or a URL that pyarrow knows (`file://`, `s3://`, `gs://`, `fsspec+...://`) -> Root."""
     text = os.fspath(where)
-    if filesystem is not None:
-        return _unwrapped(filesystem, text)
-    if "://" in text:
-        try:
-            return _unwrapped(*pafs.FileSystem.from_uri(text))
-        except (ValueError, OSError) as error:
-            raise InpaintError(f"{text}: pyarrow cannot open this URL: {error}") from error
-    return Root(pafs.LocalFileSystem(), os.path.abspath(text))
+    return _connected(text) if "://" in text else Root(pafs.LocalFileSystem(), os.path.abspath(text))
 
 
-def _unwrapped(filesystem: pafs.FileSystem, path: str) -> Root:
-    # A subtree hides whether the files below are local, and only local files can be symlinks.
-    while isinstance(filesystem, pafs.SubTreeFileSystem):
-        path = posixpath.join(filesystem.base_path, path.lstrip("/"))
-        filesystem = filesystem.base_fs
-    return Root(filesystem, path)
+@lru_cache(maxsize=256)  # so that each process connects once
+def _connected(url: str) -> Root:
+    try:
+        return Root(*pafs.FileSystem.from_uri(url))
+    except (ValueError, OSError) as error:
+        raise InpaintError(f"{url}: pyarrow cannot open this URL: {error}") from error
+
+
+@contextmanager
+def opened(where: str | os.PathLike[str]) -> Iterator[pa.NativeFile]:
+    """The file at `where` (a path or URL), to be read. Raises InpaintError where it cannot be opened."""
+    root = open_root(where)
+    try:
+        file = root.filesystem.open_input_file(root.path)
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+        raise InpaintError(f"{where}: there is no such file") from error
+    except OSError as error:
+        raise InpaintError(f"{where}: cannot be read: {error}") from error
+    with file:
+        yield file
+
+
+@contextmanager
+def written(where: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """A file to be written, which is at `where` (a path or URL) when the block ends without an error: whole or not at
+    all, for it is written aside."""
+    root = open_root(where)
+    name = f"{uuid.uuid4().hex}.tmp"
+    aside = Path(f"{root.path}.{name}") if root.is_local else Path(tempfile.gettempdir(), name)
+    aside.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with aside.open("xb") as file:
+            yield file
+        if root.is_local:
+            os.replace(aside, root.path)
+        else:
+            pafs.copy_files(str(aside), root.path, pafs.LocalFileSystem(), root.filesystem)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def write_file(folder: str | os.PathLike[str], relative: str, data: bytes) -> None:
+    """Write one file below a folder (a path or URL), whole or not at all."""
+    with written(f"{os.fspath(folder)}/{relative}") as file:
+        file.write(data)
+
+
+def read_file(folder: str | os.PathLike[str], relative: str) -> bytes | None:
+    """What `write_file` wrote, or None where there is no such file."""
+    root = open_root(folder)
+    if root.filesystem.get_file_info(root.join(relative)).type != pafs.FileType.File:
+        return None
+    with root.filesystem.open_input_stream(root.join(relative)) as stream:
+        return bytes(stream.read())
 
 
 @contextmanager
 def output_folder(where: str) -> Iterator[Path]:
-    """A local folder whose files are at `where` (a path or an object-store URL) at the end, even after an error."""
+    """A local folder whose files are at `where` (a path or an object-store URL) at the end, even after an error: for
+    libraries that write folders themselves."""
     if "://" not in where:
         Path(where).mkdir(parents=True, exist_ok=True)
         yield Path(where)
@@ -71,71 +112,3 @@ def output_folder(where: str) -> Iterator[Path]:
             target = open_root(where)
             target.filesystem.create_dir(target.path, recursive=True)
             pafs.copy_files(temporary, target.path, pafs.LocalFileSystem(), target.filesystem)
-
-
-@contextmanager
-def input_file(where: str) -> Iterator[Path | None]:
-    """A local copy of the file at `where` (a path or an object-store URL), or None where there is none."""
-    root = open_root(where)
-    if root.filesystem.get_file_info(root.path).type != pafs.FileType.File:
-        yield None
-        return
-    with tempfile.TemporaryDirectory() as temporary:
-        copy = Path(temporary) / posixpath.basename(root.path)
-        with root.filesystem.open_input_stream(root.path) as stream:
-            copy.write_bytes(stream.read())
-        yield copy
-
-
-def check_relative(path: str, field: str) -> str:
-    """The normalised form of a path as written in a source. Raises BadRow for what may leave the root."""
-    if "://" in path or path.lower().startswith(("data:", "http:", "https:")):
-        raise BadRow(field, Reason.URL, f"{path!r}: fetch the file and write its path relative to the source")
-    if path.startswith(("/", "\\", "~")) or path[1:2] == ":":
-        raise BadRow(field, Reason.OUTSIDE_ROOT, f"{path!r} is absolute: write a path relative to the source")
-    if ".." in path.replace("\\", "/").split("/"):
-        raise BadRow(field, Reason.OUTSIDE_ROOT, f"{path!r} leaves the source's folder: move the file below it")
-    if "\0" in path:
-        raise BadRow(field, Reason.OUTSIDE_ROOT, f"{path!r} holds a NUL character")
-    return posixpath.normpath(path)
-
-
-def read(root: Root, relative: str, field: str, max_bytes: int, retries: tuple[float, ...] = RETRIES) -> bytes:
-    """The bytes of one file below `root`.
-
-    Raises BadRow: missing, a directory, more than `max_bytes`, outside the root, or unreadable after `retries`.
-    """
-    for delay in (*retries, None):
-        try:
-            return _read_once(root, relative, field, max_bytes)
-        except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
-            hint = "; write forward slashes" if "\\" in relative else ""
-            raise BadRow(field, Reason.MISSING_FILE, f"{relative!r} is not a file below {root.path}{hint}") from error
-        except PermissionError as error:
-            raise BadRow(field, Reason.UNREADABLE, f"{relative!r}: no permission to read it") from error
-        except OSError as error:
-            if delay is None:
-                raise BadRow(field, Reason.UNREADABLE, f"{relative!r}: {error}") from error
-            time.sleep(delay)
-    raise AssertionError("the last attempt returns or raises")
-
-
-@lru_cache(maxsize=64)
-def _real(folder: str) -> str:
-    return os.path.realpath(folder)
-
-
-def _read_once(root: Root, relative: str, field: str, max_bytes: int) -> bytes:
-    path = root.join(relative)
-    if root.is_local:
-        real, base = os.path.realpath(path), _real(root.path)
-        if os.path.commonpath([real, base]) != base:
-            raise BadRow(field, Reason.OUTSIDE_ROOT, f"{relative!r} is a link out of {root.path}: copy the file in")
-        with open(real, "rb") as file:
-            data = file.read(max_bytes + 1)
-    else:
-        with root.filesystem.open_input_stream(path) as stream:
-            data = stream.read(max_bytes + 1)
-    if len(data) > max_bytes:
-        raise BadRow(field, Reason.TOO_MANY_BYTES, f"{relative!r} has more than {max_bytes:,} bytes: make it smaller")
-    return data

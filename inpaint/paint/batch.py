@@ -21,10 +21,9 @@ import torch
 from inpaint.cluster import Needs, check_fits, cluster_nodes, worker_threads
 from inpaint.data import quarantine
 from inpaint.data.decode import DEFAULT_LIMITS, Limits
-from inpaint.data.pipeline import build_manifest
+from inpaint.data.pipeline import read_manifest
 from inpaint.data.quarantine import Quarantined
 from inpaint.data.sources import Source
-from inpaint.data.storage import Root, open_root
 from inpaint.errors import BadRow, InpaintError
 from inpaint.models.files import absolute_name
 from inpaint.models.info import read_base_info
@@ -102,7 +101,7 @@ def paint_dataset(
     if adapter is not None:
         models += f" {sorted(adapter.card.files.items())}"
     folder.mkdir(parents=True, exist_ok=True)
-    manifest, bad = build_manifest(source, limits=limits, max_bad_fraction=1.0, quarantine_path=folder / QUARANTINE)
+    manifest, bad = read_manifest(source, limits=limits, max_bad_fraction=1.0, quarantine=str(folder / QUARANTINE))
     total = len(manifest) + len(bad)
     tasks, unknown = plan_tasks(manifest, settings, models, None if adapter is None else adapter.card)
     bad += unknown
@@ -111,7 +110,7 @@ def paint_dataset(
     todo = [task for task in tasks if task.row.id not in done]
     # The adapter goes to the actors by value: their machines need not see its folder.
     load = partial(load_painter, settings, adapter)
-    lines = _paint_all(todo, open_root(manifest.root), settings, load, cluster or PaintCluster(), limits)
+    lines = _paint_all(todo, settings, load, cluster or PaintCluster(), limits)
     for finished, line in enumerate(lines, start=1):
         if line.get("refused"):
             raise InpaintError(line["refused"])
@@ -135,13 +134,12 @@ class PaintActor:
         *,
         settings: PaintSettings,
         load: Callable[..., Painter],
-        root: Root,
         limits: Limits,
         cpus: float,
         use_gpu: bool,
         max_batch: int,
     ) -> None:
-        self.settings, self.root, self.limits = settings, root, limits
+        self.settings, self.limits = settings, limits
         # Ray sets OMP_NUM_THREADS from whole CPUs only, and torch may have read it before.
         torch.set_num_threads(worker_threads(cpus))
         self.threads = ThreadPoolExecutor(worker_threads(cpus))
@@ -172,7 +170,7 @@ class PaintActor:
 
     def _read(self, task: PaintTask) -> tuple[np.ndarray, np.ndarray] | BadRow:
         try:
-            return read_row(task.row, self.root, self.limits, self.settings.seed)
+            return read_row(task.row, self.limits, self.settings.seed)
         except BadRow as error:
             return error
 
@@ -204,7 +202,6 @@ def _failure(task: PaintTask, error: BadRow) -> dict[str, Any]:
 
 def _paint_all(
     tasks: list[PaintTask],
-    root: Root,
     settings: PaintSettings,
     load: Callable[..., Painter],
     cluster: PaintCluster,
@@ -223,7 +220,6 @@ def _paint_all(
         fn_constructor_kwargs={
             "settings": settings,
             "load": load,
-            "root": root,
             "limits": limits,
             "cpus": needs.cpus_per_worker,
             "use_gpu": needs.gpus_per_worker > 0,

@@ -8,10 +8,11 @@ import torch
 from PIL import Image
 
 from inpaint.data.decode import DEFAULT_LIMITS, PAINT, Limits, load_hole, load_rgb
-from inpaint.data.holes import all_but_centre_crop
-from inpaint.data.manifest import Row
+from inpaint.data.files import read
+from inpaint.data.holes import CentreKept
 from inpaint.data.quarantine import Reason
-from inpaint.data.storage import Root, read
+from inpaint.data.rows import Row
+from inpaint.data.storage import open_root
 from inpaint.errors import BadRow, InpaintError
 from inpaint.export.adapter_folder import load_adapter
 from inpaint.models.adapter import Adapter, apply_adapter
@@ -45,18 +46,19 @@ def wanted_revision(settings: PaintSettings, adapter: Adapter | None) -> str | N
     return settings.revision or (None if adapter is None else adapter.card.base_revision)
 
 
-def read_row(row: Row, root: Root, limits: Limits, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def read_row(row: Row, limits: Limits, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """The photo to paint on (H x W x 3 uint8) and its hole (H x W bool). Raises BadRow.
 
     The photo is the row's `input`, or its image. Without a mask the hole is all but a random centre crop.
     """
+    root = open_root(row.root)
     if row.input is not None:
         photo = _photo(read(root, row.input, "input", limits.max_bytes), "input", limits)
     else:
         photo = _photo(read(root, row.image, "output", limits.max_bytes), "output", limits)
     if row.hole is None:
         height, width = photo.shape[:2]
-        return photo, all_but_centre_crop(height, width, generator(seed, f"paint/{row.id}", 0)) >= PAINT
+        return photo, CentreKept().draw(None, height, width, generator(seed, f"paint/{row.id}", 0)) >= PAINT
     return photo, _hole(read(root, row.hole, "mask", limits.max_bytes), photo, limits)
 
 

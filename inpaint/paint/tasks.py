@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from inpaint.data.manifest import Manifest, Row
 from inpaint.data.quarantine import Quarantined, Reason
+from inpaint.data.rows import Manifest, Row
 from inpaint.errors import BadRow, InpaintError
 from inpaint.models.adapter import AdapterCard
 from inpaint.paint.request import SamplingSettings
@@ -71,9 +71,10 @@ def plan_tasks(
         models: identifies the exact weights of base and adapter.
     """
     tasks, unknown = [], []
-    names = output_names(manifest.rows)
+    rows = list(manifest.rows())
+    names = output_names(rows)
     shared = f"{models}/{json.dumps(asdict(settings), sort_keys=True)}"
-    for number, row in enumerate(manifest.rows, start=1):
+    for number, row in enumerate(rows, start=1):
         try:
             prompt = format_prompt(row.prompt, row.category, adapter)
         except BadRow as error:

@@ -9,11 +9,11 @@ from functools import partial
 import torch
 
 from inpaint.data import quarantine
-from inpaint.data.manifest import Manifest
-from inpaint.data.pipeline import build_manifest
+from inpaint.data.holes import Feathered, Grown, OwnMask, Sometimes
+from inpaint.data.pipeline import read_manifest
+from inpaint.data.rows import Manifest
 from inpaint.data.sample import Crop, ReadSettings
 from inpaint.data.sources import CsvSource
-from inpaint.data.storage import output_folder
 from inpaint.errors import InpaintError
 from inpaint.models.adapter import Adapter, AdapterCard, adapter_from
 from inpaint.models.base import Base, load_base
@@ -129,15 +129,15 @@ def read_data(config: CategoryLora) -> Manifest:
         InpaintError: the CSV is unusable, or too many rows are in the quarantine.
     """
     source = CsvSource(path=config.data, categories=config.categories or None, category_required=True)
-    with ProgressBar("checking rows") as bar, output_folder(f"{config.output}/data") as folder:
+    with ProgressBar("checking rows") as bar:
 
         def show(done: int, total: int) -> None:
             check_stop()
             bar.show(done, total)
 
-        listed = folder / "quarantine.jsonl"
-        manifest, bad = build_manifest(
-            source, max_bad_fraction=config.max_bad_fraction, quarantine_path=listed, progress=show
+        listed = f"{config.output}/data/quarantine.jsonl"
+        manifest, bad = read_manifest(
+            source, max_bad_fraction=config.max_bad_fraction, quarantine=listed, progress=show
         )
         if bad:
             bar.warn(quarantine.table(bad, len(bad) + len(manifest)))
@@ -146,15 +146,12 @@ def read_data(config: CategoryLora) -> Manifest:
 
 def runs_of(config: CategoryLora, manifest: Manifest) -> dict[str, tuple[CategoryLora, Manifest]]:
     """The trainings to be run, by adapter name: one, or one per category with that category's rows."""
-    categories = sorted({str(row.category) for row in manifest.rows})
+    categories = list(manifest.categories)
     _check_categories(categories, manifest)
     if config.adapters is Adapters.SHARED:
         return {"shared" if len(categories) > 1 else categories[0]: (config, manifest)}
     return {
-        category: (
-            replace(config, output=f"{config.output}/{category}"),
-            replace(manifest, rows=tuple(row for row in manifest.rows if row.category == category)),
-        )
+        category: (replace(config, output=f"{config.output}/{category}"), manifest.select(category))
         for category in categories
     }
 
@@ -164,7 +161,7 @@ def _check_categories(categories: list[str], manifest: Manifest) -> None:
     for category in categories:
         if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", category) or category in ("adapters", "shared"):
             raise InpaintError(f"category {category!r}: name it with letters, digits, '_', '-' and '.', as in CDP_FOOD")
-        prompt = next((row.prompt for row in manifest.rows if category.lower() in row.prompt.lower()), None)
+        prompt = next((row.prompt for row in manifest.rows() if category.lower() in row.prompt.lower()), None)
         if prompt is not None:
             raise InpaintError(
                 f"category {category!r} becomes a token and would be found in the prompt {prompt!r}: give it a name "
@@ -177,13 +174,14 @@ def workload_of(name: str, config: CategoryLora, manifest: Manifest) -> Workload
     facts = read_base_info(config.base, config.revision)
     # Workers load exactly what the identity says, and from another directory.
     config = replace(config, base=absolute_name(config.base), revision=facts.revision)
-    tokens = {category: category for category in sorted({str(row.category) for row in manifest.rows})}
+    tokens = {category: category for category in manifest.categories}
     words = {token: config.init_words.get(category, "product") for category, token in tokens.items()}
     read = ReadSettings(
-        resolution=config.resolution or facts.default_size,
+        height=config.resolution or facts.default_size,
+        width=config.resolution or facts.default_size,
         crop=config.crop,
         flip_probability=config.flip_probability,
-        full_hole_probability=config.full_hole_probability,
+        hole=Sometimes(Feathered(Grown(OwnMask())), probability=config.full_hole_probability),
         caption_dropout=config.caption_dropout,
         prompt_format=PROMPT_FORMAT,
         tokens=tokens,
@@ -244,7 +242,7 @@ def train_one(
         base_revision=str(workload.identity["base"]),
         tokens=dict(workload.read.tokens),
         prompt_format=PROMPT_FORMAT,
-        resolution=workload.read.resolution,
+        resolution=workload.read.width,
         rank=config.lora.rank,
         alpha=config.lora.scaled_alpha,
         samples=progress.samples,

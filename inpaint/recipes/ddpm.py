@@ -11,12 +11,13 @@ from functools import partial
 import torch
 
 from inpaint.data import quarantine
-from inpaint.data.manifest import Manifest
-from inpaint.data.pipeline import build_manifest
-from inpaint.data.random_holes import RandomHoles
+from inpaint.data.holes import Sometimes
+from inpaint.data.pipeline import read_manifest
+from inpaint.data.random_shapes import RandomShapes
+from inpaint.data.rows import Manifest
 from inpaint.data.sample import ReadSettings
-from inpaint.data.sources import FolderSource
-from inpaint.data.storage import input_file, output_folder
+from inpaint.data.sources import FolderNames, FolderSource
+from inpaint.data.storage import read_file, write_file
 from inpaint.diffusion.ddpm import Noise, NoiseSettings
 from inpaint.diffusion.unet import MaskedUNet, UNetSettings
 from inpaint.diffusion.unet import preset as unet_preset
@@ -50,7 +51,7 @@ class TrainDdpm:
     debiased: bool = False
     """Weigh timesteps so that the noisiest ones, which decide what is painted, count like the others: by 1 / sqrt(SNR)
     for noise prediction, by 1 / (SNR + 1), which is the clean pixels' own error, for v."""
-    holes: RandomHoles = RandomHoles()
+    holes: RandomShapes = RandomShapes()
     """What is to be painted in training."""
     full_hole_probability: float = 0.0
     """Share of samples whose hole is the whole image, so that the model can paint whole images, too."""
@@ -135,25 +136,24 @@ def start_run(config: TrainDdpm) -> Workload:
     workload = workload_of(config, manifest)
     if not CheckpointStore(f"{config.output}/checkpoints").names():
         # What a run began with stays: `fit` refuses to continue it with another model.
-        with output_folder(config.output) as folder:
-            text = json.dumps(card_of(config, manifest).to_json(), indent=1)
-            (folder / MODEL).write_text(text + "\n", encoding="utf-8")
+        text = json.dumps(card_of(config, manifest).to_json(), indent=1)
+        write_file(config.output, MODEL, f"{text}\n".encode())
     return workload
 
 
 def read_images(config: TrainDdpm) -> Manifest:
     """The usable images; the others are written to the output's `data/quarantine.jsonl`."""
-    source = FolderSource(path=config.data, category_from_folder=config.classes)
-    with ProgressBar("checking images") as bar, output_folder(f"{config.output}/data") as folder:
+    source = FolderSource(path=config.data, folder_names=FolderNames.LABEL if config.classes else FolderNames.NOTHING)
+    with ProgressBar("checking images") as bar:
 
         def show(done: int, total: int) -> None:
             check_stop()
             bar.show(done, total)
 
-        manifest, bad = build_manifest(
+        manifest, bad = read_manifest(
             source,
             max_bad_fraction=config.max_bad_fraction,
-            quarantine_path=folder / "quarantine.jsonl",
+            quarantine=f"{config.output}/data/quarantine.jsonl",
             progress=show,
         )
         if bad:
@@ -163,7 +163,7 @@ def read_images(config: TrainDdpm) -> Manifest:
 
 def card_of(config: TrainDdpm, manifest: Manifest) -> ModelCard:
     """What the model is, with the classes of its images."""
-    classes = manifest.categories if config.classes else ()
+    classes = manifest.labels if config.classes else ()
     if config.classes and not classes:
         raise InpaintError(f"{config.data}: classes are names of folders, and all images lie in the folder itself")
     unet = replace(config.unet, classes=len(classes))
@@ -174,18 +174,12 @@ def workload_of(config: TrainDdpm, manifest: Manifest) -> Workload:
     """The training as the loop takes it."""
     card = card_of(config, manifest)
     read = ReadSettings(
-        resolution=config.image_size,
+        height=config.image_size,
+        width=config.image_size,
         flip_probability=config.flip_probability,
-        dilate_max=0.0,
-        feather_max=0.0,
-        full_hole_probability=config.full_hole_probability,
-        random_holes=config.holes,
+        hole=Sometimes(config.holes, probability=config.full_hole_probability),
         caption_dropout=config.class_dropout if config.classes else 1.0,
-        # A sample's "prompt" is its class, dropped as captions are.
-        prompt_format="{prompt}",
     )
-    if config.classes:
-        manifest = replace(manifest, rows=tuple(replace(row, prompt=row.category or "") for row in manifest.rows))
     identity = {
         "model": card.to_json(),
         "learning_rate": config.learning_rate,
@@ -230,10 +224,10 @@ def load_ddpm(run: str, *, device: str | torch.device | None = None, max_batch: 
     Raises:
         InpaintError: no model or no checkpoint there yet.
     """
-    with input_file(f"{run}/{MODEL}") as found:
-        if found is None:
-            raise InpaintError(f"{run} holds no {MODEL}: give the output folder of `python -m ray_jobs.train_ddpm`")
-        card = ModelCard.from_json(json.loads(found.read_text(encoding="utf-8")))
+    found = read_file(run, MODEL)
+    if found is None:
+        raise InpaintError(f"{run} holds no {MODEL}: give the output folder of `python -m ray_jobs.train_ddpm`")
+    card = ModelCard.from_json(json.loads(found))
     loaded = CheckpointStore(f"{run}/checkpoints").latest()
     if loaded is None:
         raise InpaintError(f"{run} holds no checkpoint yet: wait for its first one, or train with a smaller interval")

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from inpaint.data.manifest import Manifest
-from inpaint.data.pipeline import build_manifest
+from inpaint.data.pipeline import read_manifest
+from inpaint.data.rows import Manifest
 from inpaint.data.sample import ReadSettings
 from inpaint.data.sources import CsvSource
 from inpaint.errors import InpaintError
@@ -90,7 +90,7 @@ def _catalogue(folder: Path, config: PretrainToy) -> Manifest:
     csv = folder / "catalogue.csv"
     if not csv.is_file():
         write_catalogue(folder, seed=config.seed, count=config.images, categories=None, with_background=config.named)
-    return build_manifest(CsvSource(path=csv))[0]
+    return read_manifest(CsvSource(path=csv))[0]
 
 
 def _train_vae(config: PretrainToy, manifest: Manifest, output: Path) -> dict[str, torch.Tensor]:
@@ -107,7 +107,7 @@ def _fit(
     config: PretrainToy, name: str, manifest: Manifest, build: partial, settings: TrainSettings, output: Path
 ) -> dict[str, torch.Tensor]:
     """Train, and return the averaged parameters."""
-    read = ReadSettings(resolution=64, flip_probability=0.5)
+    read = ReadSettings(height=64, width=64, flip_probability=0.5)
     identity = {"learning_rate": build.keywords["learning_rate"]}
     workload = Workload(name=name, manifest=manifest, read=read, build=build, settings=settings, identity=identity)
     store = CheckpointStore(f"{output}/checkpoints")

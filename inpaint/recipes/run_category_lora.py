@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 from PIL import Image
 
-from inpaint.data.manifest import Manifest, Row
-from inpaint.data.sources import Candidate, Listing
-from inpaint.data.storage import open_root, output_folder
+from inpaint.data.rows import Manifest
+from inpaint.data.sources import LISTED, Listing
+from inpaint.data.storage import output_folder
 from inpaint.errors import InpaintError
 from inpaint.export.adapter_folder import save_adapter
 from inpaint.export.card import write_card
@@ -83,13 +84,8 @@ class _Rows:
     count: int
 
     def listing(self) -> Listing:
-        rows, count = self.manifest.rows, min(self.count, len(self.manifest))
-        chosen = [rows[i * len(rows) // count] for i in range(count)]
-        candidates = [_candidate(number, row) for number, row in enumerate(chosen, start=1)]
-        return Listing(open_root(self.manifest.root), self.manifest.root, candidates)
-
-
-def _candidate(number: int, row: Row) -> Candidate:
-    return Candidate(
-        row=number, image=row.image, input=row.input, hole=row.hole, prompt=row.prompt, category=row.category
-    )
+        count = min(self.count, len(self.manifest))
+        table = self.manifest.select(np.arange(count) * len(self.manifest) // count).table
+        own = {"line": np.arange(1, count + 1), "caption": pa.nulls(count, pa.string())}
+        columns = {name: own.get(name, table[name] if name in table.column_names else None) for name in LISTED.names}
+        return Listing(pa.table(columns, schema=LISTED))

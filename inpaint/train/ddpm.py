@@ -20,7 +20,7 @@ from inpaint.train.settings import Precision
 class HoleDiffusion(nn.Module):
     """Squared error of the masked U-Net's prediction, in the hole alone: kept pixels have exactly zero gradient.
 
-    A batch's `prompt` is the name of a sample's class, or empty: no class. All randomness is keyed by (seed, purpose,
+    A batch's `label` is the name of a sample's class, or empty: no class. All randomness is keyed by (seed, purpose,
     position), but dropout, which is torch's.
     """
 
@@ -60,7 +60,7 @@ class HoleDiffusion(nn.Module):
         noise_B3HW = torch.from_numpy(noise).to(device)
         share_B = randomness.uniform(self.seed, "timestep", positions)
         timesteps_B = torch.from_numpy((share_B * self.schedule.train_timesteps).astype(np.int64)).to(device)
-        labels_B = torch.tensor([self.labels.get(str(name), 0) for name in batch["prompt"]], device=device)
+        labels_B = torch.tensor([self.labels.get(str(name), 0) for name in batch["label"]], device=device)
         noisy_B3HW = schedule.add_noise(self.schedule, clean_B3HW, noise_B3HW, timesteps_B)
         with autocast(self.precision, device):
             output_B3HW = self.unet(noisy_B3HW, timesteps_B, clean_B3HW, hole_B1HW, labels_B)

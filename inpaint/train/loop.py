@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch.utils.flop_counter import FlopCounterMode
 
-from inpaint.data.plan import worker_positions
+from inpaint.data.plan import StepLayout
 from inpaint.train.checkpoint import CheckpointStore, Progress
 from inpaint.train.ema import MovingAverage
 from inpaint.train.engine import ZeroEngine
@@ -94,14 +94,10 @@ def _step(run: Run, batches: list[Batch], lr_scale: float) -> float:
 def _next(run: Run, samples: int, micro: int) -> Batch:
     batch = next(run.batches, None)
     settings = run.settings
-    expected = worker_positions(
-        samples,
-        0,
-        global_batch=settings.global_batch,
-        micro_batch=settings.micro_batch,
-        workers=settings.workers,
-        rank=dist.get_rank(),
-    ).reshape(settings.accumulation, settings.micro_batch)[micro]
+    layout = StepLayout(
+        global_batch=settings.global_batch, max_micro_batch=settings.micro_batch, workers=settings.workers
+    )
+    expected = layout.positions(samples, dist.get_rank())[micro]
     assert batch is not None, f"nothing more was read, the plan says {expected}"
     got = np.asarray(batch["position"])
     assert np.array_equal(got, expected), f"positions {got} were read, the plan says {expected}"

@@ -22,10 +22,11 @@ import torch
 from ray.train.torch import TorchTrainer, get_device
 
 from inpaint import cluster
-from inpaint.data.manifest import Manifest
 from inpaint.data.pipeline import batches, data_config
+from inpaint.data.plan import StepLayout
+from inpaint.data.rows import Manifest
 from inpaint.data.sample import ReadSettings
-from inpaint.data.storage import input_file, output_folder
+from inpaint.data.storage import output_folder
 from inpaint.errors import InpaintError, ResumeMismatch
 from inpaint.train.board import Exchange, send_warnings, start_board, watched
 from inpaint.train.checkpoint import CheckpointStore, Progress
@@ -66,7 +67,8 @@ class Workload:
         if self.settings.schedule is not Schedule.CONSTANT or self.settings.warmup:
             # What a learning rate is depends on where the run will end; a constant one can go on for longer.
             settings["total"] = self.settings.total_samples(len(self.manifest))
-        return json.loads(json.dumps({**settings, "read": asdict(self.read), **self.identity}))
+        read = {**asdict(self.read), "hole": repr(self.read.hole)}
+        return json.loads(json.dumps({**settings, "read": read, **self.identity}))
 
 
 @contextmanager
@@ -138,8 +140,7 @@ def fit(
         return started
     check_stop()
     scaling, threads = _scaling(settings, side_by_side)
-    with output_folder(output) as folder:
-        workload.manifest.save(folder / MANIFEST)
+    workload.manifest.save(f"{output}/{MANIFEST}")
     board = start_board()
     trainer = TorchTrainer(
         _work,
@@ -198,8 +199,7 @@ def _resume_from(workload: Workload, store: CheckpointStore, output: str, resume
             f"{output} holds a run that is at sample {found.samples}: continue it with --resume, or give another output"
         )
     if found.manifest != workload.manifest.hash:
-        with input_file(f"{output}/{MANIFEST}") as saved:
-            how = "its hash is another" if saved is None else Manifest.load(saved).difference(workload.manifest)
+        how = Manifest.load(f"{output}/{MANIFEST}").difference(workload.manifest)
         raise ResumeMismatch(f"{output} began with another manifest: {how}. Restore the data, or start a new output")
     changed = [k for k in fixed.keys() | found.run.keys() if fixed.get(k) != found.run.get(k)]
     if changed:
@@ -229,21 +229,17 @@ def _scaling(settings: TrainSettings, side_by_side: int) -> tuple[ray.train.Scal
 
 def _dataset(workload: Workload, store: CheckpointStore, total: int) -> Callable[[], ray.data.Dataset]:
     """Called whenever a worker group starts, so that after a failure reading begins where the checkpoint is."""
-    manifest, read, settings = workload.manifest, workload.read, workload.settings
+    # By reference: Ray Train ships this function.
+    manifest, read, settings = ray.put(workload.manifest), workload.read, workload.settings
+    layout = StepLayout(
+        global_batch=settings.global_batch, max_micro_batch=settings.micro_batch, workers=settings.workers
+    )
 
     def dataset() -> ray.data.Dataset:
         progress = store.progress()
         # A run that failed after its last checkpoint has nothing left to read, but a dataset cannot be empty.
         start = 0 if progress is None else min(progress.samples, total - settings.global_batch)
-        return batches(
-            manifest,
-            read,
-            seed=settings.seed,
-            start=start,
-            stop=total,
-            micro_batch=settings.micro_batch,
-            workers=settings.workers,
-        )
+        return batches(manifest, read, seed=settings.seed, start=start, stop=total, layout=layout)
 
     return dataset
 

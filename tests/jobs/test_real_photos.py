@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from inpaint.data.manifest import Manifest
 from inpaint.data.plan import Plan
+from inpaint.data.rows import Manifest
 from inpaint.recipes.category_lora import preset
 from inpaint.recipes.run_category_lora import train_category_lora
 from tests.jobs.conftest import ROOT, run
@@ -31,8 +31,8 @@ def test_real_photos_go_through_the_whole_job(ray_cluster: None, tmp_path: Path)
     train_category_lora(replace(config, card_samples=0, train=one_epoch))
     assert (output / "data" / "quarantine.jsonl").read_text() == ""
     manifest = Manifest.load(output / "manifest.parquet")
-    assert sorted(row.image for row in manifest.rows) == sorted(path for path, _ in rows)
-    _, used = Plan(0, len(manifest)).lookup(np.arange(len(manifest)))
+    assert sorted(row.image for row in manifest.rows()) == sorted(path for path, _ in rows)
+    _, used = Plan.of(manifest, 0).lookup(np.arange(len(manifest)))
     assert sorted(used) == list(range(len(manifest))), "the loop asserts that it trains on the plan's positions"
     adapter = output / "adapters" / "shared"
     card = json.loads((adapter / "adapter.json").read_text())

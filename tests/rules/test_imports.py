@@ -32,6 +32,7 @@ MAY_IMPORT = {
 KNOW_RAY = (
     "inpaint/cluster.py",
     "inpaint/data/pipeline.py",
+    "inpaint/data/ray_internals.py",
     "inpaint/paint/batch.py",
     "inpaint/photoshoot/batch.py",
     "inpaint/recipes/inpainting.py",

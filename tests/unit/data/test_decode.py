@@ -98,9 +98,9 @@ def test_a_photo_with_previews_is_a_photo():
 
 def test_a_far_larger_jpeg_is_decoded_smaller_but_never_below_twice_the_target():
     data = images.encoded(images.picture(1600, 1200), "JPEG")
-    assert rgb(data, target=128).shape == (300, 400, 3)
-    assert rgb(data, target=1000).shape == (1200, 1600, 3)
-    assert rgb(images.encoded(images.picture(160, 120)), target=16).shape == (120, 160, 3)
+    assert rgb(data, target=(128, 128)).shape == (300, 400, 3)
+    assert rgb(data, target=(1000, 1000)).shape == (1200, 1600, 3)
+    assert rgb(images.encoded(images.picture(160, 120)), target=(16, 16)).shape == (120, 160, 3)
 
 
 def test_damaged_exif_does_not_cost_a_good_picture():

@@ -1,10 +1,13 @@
-"""Hole changes: sizes relative to the image, never empty, softened on the inside only."""
+"""Hole recipes: sizes relative to the image, never empty, softened on the inside only."""
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inpaint.data import holes
+from inpaint.data.holes import CentreKept, Feathered, Grown, OwnMask, Sometimes, WholeImage
+from inpaint.errors import InpaintError
 
 
 def square(size: int, half: int) -> np.ndarray:
@@ -18,28 +21,73 @@ def square(size: int, half: int) -> np.ndarray:
     height=st.integers(8, 64),
     width=st.integers(8, 64),
     seed=st.integers(0, 2**32),
-    dilate=st.floats(0, 0.5),
-    feather=st.floats(0, 0.5),
-    pixels=st.integers(1, 20),
+    grown=st.floats(0, 0.5),
+    feathered=st.floats(0, 0.5),
+    pixels=st.integers(0, 20),
 )
-def test_a_hole_is_never_emptied(height, width, seed, dilate, feather, pixels):
+def test_no_recipe_draws_an_empty_hole(height, width, seed, grown, feathered, pixels):
     rng = np.random.default_rng(seed)
-    hole = np.zeros((height, width), dtype=np.uint8)
-    hole.flat[rng.integers(0, hole.size, pixels)] = rng.integers(128, 256, pixels)
-    found = holes.augment(hole, rng, dilate_max=dilate, feather_max=feather, full_probability=0.1)
-    assert found.shape == hole.shape and found.dtype == np.uint8
+    own = np.zeros((height, width), dtype=np.uint8)
+    own.flat[rng.integers(0, own.size, pixels)] = rng.integers(128, 256, pixels)
+    recipe = Sometimes(Feathered(Grown(OwnMask(), most=grown), most=feathered), probability=0.1)
+    found = recipe.draw(own if pixels else None, height, width, rng)
+    assert found.shape == own.shape and found.dtype == np.uint8
     assert not holes.is_empty(found)
 
 
-def test_dilating_grows_by_exactly_the_radius():
+def test_a_change_of_one_recipe_does_not_change_what_the_others_draw():
+    def last(**changed):
+        most = {"grown": 0.0, "feathered": 0.0, "whole": 0.0, **changed}
+        inner = Feathered(Grown(Recorded(), most=most["grown"]), most=most["feathered"])
+        Sometimes(inner, probability=most["whole"]).draw(None, 8, 8, np.random.default_rng(3))
+        return Recorded.drawn
+
+    class Recorded(OwnMask):
+        def draw(self, own, height, width, rng):
+            Recorded.drawn = rng.random()
+            return np.full((height, width), 255, dtype=np.uint8)
+
+    assert last() == last(grown=0.3) == last(feathered=0.3) == last(whole=1e-9)
+
+
+def test_the_own_mask_is_used_as_it_is_and_replaced_where_it_is_missing():
+    rng = np.random.default_rng(0)
+    assert np.array_equal(OwnMask().draw(square(16, 3), 16, 16, rng), square(16, 3))
+    kept = OwnMask(missing=CentreKept(kept=(0.5, 0.5))).draw(None, 16, 32, rng)
+    assert (kept[4:12, 8:24] == 0).all() and (kept == 0).sum() == 8 * 16
+    assert (OwnMask(missing=WholeImage()).draw(None, 4, 6, rng) == 255).all()
+
+
+def test_a_mask_is_read_only_for_recipes_that_look_at_it():
+    assert Sometimes(Grown(Feathered(OwnMask()))).uses_own
+    assert Sometimes(CentreKept(), instead=OwnMask()).uses_own
+    assert not Sometimes(Grown(Feathered(CentreKept()))).uses_own
+
+
+def test_recipes_print_what_they_are():
+    """A run's settings name its holes, so that a resumed run can be told apart."""
+    assert "Grown(hole=OwnMask(missing=CentreKept(kept=(0.3, 0.7))), most=0.1)" in repr(
+        Sometimes(Grown(OwnMask(), 0.1))
+    )
+
+
+@pytest.mark.parametrize(
+    "wrong", [lambda: Grown(OwnMask(), -0.1), lambda: Feathered(OwnMask(), 0.6), lambda: Sometimes(OwnMask(), 1.5)]
+)
+def test_settings_out_of_range_are_refused(wrong):
+    with pytest.raises(InpaintError, match="-0.1|0.6|1.5"):
+        wrong()
+
+
+def test_growing_grows_by_exactly_the_radius():
     for radius in range(1, 12):
-        assert np.array_equal(holes.dilate(square(64, 4), radius), square(64, 4 + radius)), radius
+        assert np.array_equal(holes.grow(square(64, 4), radius), square(64, 4 + radius)), radius
 
 
-def test_dilating_keeps_grey_values_and_stops_at_the_edge():
+def test_growing_keeps_grey_values_and_stops_at_the_edge():
     hole = np.zeros((8, 8), dtype=np.uint8)
     hole[0, 0], hole[7, 7] = 100, 200
-    found = holes.dilate(hole, 2)
+    found = holes.grow(hole, 2)
     assert found[2, 2] == 100 and found[5, 5] == 200 and found[3, 3] == 0
 
 
@@ -66,15 +114,14 @@ def test_a_quarter_of_the_holes_is_the_whole_image():
     full = 0
     for seed in range(2000):
         rng = np.random.default_rng(seed)
-        full += bool((holes.augment(hole, rng, dilate_max=0, feather_max=0, full_probability=0.25) == 255).all())
+        full += bool((Sometimes(OwnMask()).draw(hole, 16, 16, rng) == 255).all())
     assert 0.22 < full / 2000 < 0.28
 
 
 def test_sizes_are_shares_of_the_image():
     def share(size):
-        grown = holes.augment(
-            square(size, size // 8), np.random.default_rng(1), dilate_max=0.2, feather_max=0, full_probability=0
-        )
+        own = square(size, size // 8)
+        grown = Grown(OwnMask(), most=0.2).draw(own, size, size, np.random.default_rng(1))
         return (grown > 0).mean()
 
     assert abs(share(64) - share(512)) < 0.03
@@ -82,8 +129,8 @@ def test_sizes_are_shares_of_the_image():
 
 @settings(deadline=None)
 @given(height=st.integers(8, 80), width=st.integers(8, 80), seed=st.integers(0, 1000))
-def test_all_but_a_centre_crop_keeps_the_centre(height, width, seed):
-    hole = holes.all_but_centre_crop(height, width, np.random.default_rng(seed))
+def test_the_centre_is_kept(height, width, seed):
+    hole = CentreKept().draw(None, height, width, np.random.default_rng(seed))
     assert hole[height // 2, width // 2] == 0
     assert hole[0, 0] == hole[-1, -1] == 255 and set(np.unique(hole)) == {0, 255}
     assert 0.05 < (hole == 0).mean() < 0.55

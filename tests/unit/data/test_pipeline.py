@@ -5,26 +5,31 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import ray.data
 
 from inpaint.data import pipeline, reading
-from inpaint.data.manifest import Manifest
-from inpaint.data.pipeline import MAX_POSITIONS_AHEAD, batches, build_manifest, data_config, execution_options
-from inpaint.data.plan import Plan, worker_positions
+from inpaint.data.files import check_relative
+from inpaint.data.pipeline import MAX_POSITIONS_AHEAD, batches, data_config, execution_options, read_manifest
+from inpaint.data.plan import PADDING, Plan, StepLayout
 from inpaint.data.quarantine import REASONS, Reason
+from inpaint.data.rows import Manifest
 from inpaint.data.sample import ReadSettings
-from inpaint.data.sources import CsvSource, FolderSource
-from inpaint.data.storage import check_relative, open_root
+from inpaint.data.sources import CsvSource, FolderSource, JoinedSource
 from inpaint.errors import BadRow, InpaintError, TooManyBadRows
 from tests.unit.data import images
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 HEADER = "input,mask,output,prompt,category"
-READ = ReadSettings(resolution=16, caption_dropout=0.0)
+READ = ReadSettings(height=16, width=16, caption_dropout=0.0)
+
+
+def one(batch):
+    """Each batch is a step of one worker."""
+    return StepLayout(global_batch=batch, max_micro_batch=batch, workers=1)
+
 
 POISON = {
     "truncated.jpg": (images.encoded(images.picture(), "JPEG")[:400], Reason.TRUNCATED),
@@ -51,8 +56,8 @@ def folder(tmp_path):
     return tmp_path
 
 
-def write_csv(folder, lines):
-    (folder / "set.csv").write_text("\n".join([HEADER, *lines]))
+def write_csv(folder, lines, header=HEADER):
+    (folder / "set.csv").write_text("\n".join([header, *lines]))
     return CsvSource(path=folder / "set.csv")
 
 
@@ -62,7 +67,7 @@ def good(i):
 
 @pytest.fixture
 def manifest(folder):
-    return build_manifest(write_csv(folder, [good(i) for i in range(5)]))[0]
+    return read_manifest(write_csv(folder, [good(i) for i in range(5)]))[0]
 
 
 def consume(shards):
@@ -102,11 +107,13 @@ def test_every_bad_row_is_in_the_quarantine_with_its_reason(folder):
         ",,0.png,,COS": ("prompt", Reason.EMPTY_PROMPT),
         ",,0.png,x,COZ": ("category", Reason.UNKNOWN_CATEGORY),
         ",,0.png": ("row", Reason.TOO_FEW_FIELDS),
+        ",,0.png,x,COS,never": ("repeats", Reason.NOT_A_COUNT),
     }
     lines = [good(0), *expected, good(1)]
-    source = replace(write_csv(folder, lines), categories=["COS", "FOOD"])
-    manifest, bad = build_manifest(source, max_bad_fraction=0.99, quarantine_path=folder / "q.jsonl")
-    assert [row.id for row in manifest.rows] == ["0.png", "1.png"]
+    full = [line if line.endswith("never") or line == ",,0.png" else f"{line}," for line in lines]
+    source = replace(write_csv(folder, full, f"{HEADER},repeats"), categories=["COS", "FOOD"])
+    manifest, bad = read_manifest(source, max_bad_fraction=0.99, quarantine=str(folder / "q.jsonl"))
+    assert [row.id for row in manifest.rows()] == ["0.png", "1.png"]
     found = {lines[q.row - 2]: (q.field, q.reason) for q in bad}
     assert found == expected
     assert all(q.detail for q in bad)
@@ -118,7 +125,7 @@ def test_every_bad_row_is_in_the_quarantine_with_its_reason(folder):
 
 def test_too_many_bad_rows_stop_before_training(folder):
     with pytest.raises(TooManyBadRows, match=r"(?s)1 of 6 rows.*missing file"):
-        build_manifest(write_csv(folder, [*(good(i) for i in range(5)), ",,absent.png,x,COS"]), max_bad_fraction=0.1)
+        read_manifest(write_csv(folder, [*(good(i) for i in range(5)), ",,absent.png,x,COS"]), max_bad_fraction=0.1)
 
 
 def test_good_rows_are_used_after_conversion(folder):
@@ -127,46 +134,46 @@ def test_good_rows_are_used_after_conversion(folder):
     (folder / "turned.jpg").write_bytes(images.with_orientation(images.picture(), images.ROTATED, "JPEG"))
     (folder / "turned_mask.png").write_bytes(images.encoded(images.mask(30, 40)))
     lines = [",,really_a_jpeg.png,x,", ",,cmyk.jpg,x,", ",turned_mask.png,turned.jpg,x,", "1.png,m1.png,1.png,x,"]
-    manifest, bad = build_manifest(write_csv(folder, lines))
+    manifest, bad = read_manifest(write_csv(folder, lines))
     assert bad == []
-    assert [(row.width, row.height) for row in manifest.rows] == [(40, 30), (40, 30), (30, 40), (40, 34)]
+    assert [(row.width, row.height) for row in manifest.rows()] == [(40, 30), (40, 30), (30, 40), (40, 34)]
 
 
 def test_repeated_rows_are_used_and_counted(folder):
     source = write_csv(folder, [good(0), good(1), good(0), ",m0.png,0.png,other prompt,COS"])
     with pytest.warns(UserWarning, match=r"1 rows repeat an earlier row \(the first: 0.png\)"):
-        manifest, bad = build_manifest(source)
-    assert bad == [] and [row.id for row in manifest.rows] == ["0.png", "1.png", "0.png#2", "0.png#3"]
+        manifest, bad = read_manifest(source)
+    assert bad == [] and [row.id for row in manifest.rows()] == ["0.png", "1.png", "0.png#2", "0.png#3"]
 
 
 def test_the_manifest_keeps_the_order_and_knows_the_bytes(folder):
     lines = [f",m{i % 5}.png,{i % 5}.png,prompt {i},COS" for i in range(100)]
-    manifest, _ = build_manifest(write_csv(folder, lines))
-    assert [row.prompt for row in manifest.rows] == [f"prompt {i}" for i in range(100)]
-    again, _ = build_manifest(write_csv(folder, lines))
+    manifest, _ = read_manifest(write_csv(folder, lines))
+    assert [row.prompt for row in manifest.rows()] == [f"prompt {i}" for i in range(100)]
+    again, _ = read_manifest(write_csv(folder, lines))
     assert again.hash == manifest.hash
     (folder / "m3.png").write_bytes(images.encoded(images.mask(40, 42), compress_level=0))
-    changed, _ = build_manifest(write_csv(folder, lines))
+    changed, _ = read_manifest(write_csv(folder, lines))
     assert "3.png (bytes of the files)" in manifest.difference(changed)
 
 
 @pytest.mark.parametrize("with_input", [False, True])
 def test_batches_keep_the_contract(folder, with_input):
     lines = [good(i) for i in range(5)] + (["0.png,m0.png,0.png,with input,COS"] if with_input else [])
-    manifest, _ = build_manifest(write_csv(folder, lines))
-    dataset = batches(manifest, READ, seed=1, start=3, stop=3 + 24, micro_batch=4)
+    manifest, _ = read_manifest(write_csv(folder, lines))
+    dataset = batches(manifest, replace(READ, width=24), seed=1, start=3, stop=3 + 24, layout=one(4))
     found = list(dataset.iter_batches(batch_size=None))
     assert [batch["position"].tolist() for batch in found] == [list(range(p, p + 4)) for p in range(3, 27, 4)]
-    names = {"position", "image", "hole", "prompt", "weight", "error"} | ({"input"} if with_input else set())
+    names = {"position", "image", "hole", "prompt", "label", "weight", "error"} | ({"input"} if with_input else set())
     for batch in found:
         assert set(batch) == names
         assert batch["position"].dtype == np.int64 and batch["weight"].dtype == np.float32
-        assert batch["image"].shape == (4, 16, 16, 3) and batch["image"].dtype == np.uint8
-        assert batch["hole"].shape == (4, 16, 16) and batch["hole"].dtype == np.uint8
+        assert batch["image"].shape == (4, 16, 24, 3) and batch["image"].dtype == np.uint8
+        assert batch["hole"].shape == (4, 16, 24) and batch["hole"].dtype == np.uint8
         assert (batch["hole"].max(axis=(1, 2)) >= 128).all()
-        assert (batch["weight"] == 1).all() and set(batch["error"]) == {""}
-        rows = Plan(1, len(manifest)).lookup(batch["position"])[1]
-        assert [manifest.rows[row].prompt for row in rows] == batch["prompt"].tolist()
+        assert (batch["weight"] == 1).all() and set(batch["error"]) == set(batch["label"]) == {""}
+        rows = Plan.of(manifest, 1).lookup(batch["position"])[1]
+        assert [manifest.row(row).prompt for row in rows] == batch["prompt"].tolist()
         assert all(isinstance(prompt, str) for prompt in batch["prompt"])
 
 
@@ -174,8 +181,8 @@ def test_batches_keep_the_contract(folder, with_input):
 @pytest.mark.parametrize("prompt", ["x", "a long prompt " * 100], ids=["short", "long"])
 def test_blocks_are_exactly_one_micro_batch(manifest, micro_batch, prompt):
     """Also where strings outweigh the pixels, and where a task holds many micro-batches."""
-    rows = tuple(replace(row, prompt=prompt) for row in manifest.rows)
-    dataset = batches(Manifest(rows, manifest.root), READ, seed=0, start=0, stop=192, micro_batch=micro_batch)
+    wordy = Manifest.of([replace(row, prompt=prompt) for row in manifest.rows()])
+    dataset = batches(wordy, READ, seed=0, start=0, stop=192, layout=one(micro_batch))
     sizes = [block.metadata.num_rows for bundle in dataset.iter_internal_ref_bundles() for block in bundle.blocks]
     assert sizes == [micro_batch] * (192 // micro_batch)
 
@@ -183,41 +190,86 @@ def test_blocks_are_exactly_one_micro_batch(manifest, micro_batch, prompt):
 def test_a_long_run_is_dealt_in_order_too(manifest, monkeypatch):
     """Runs of very many tasks make their tasks one by one."""
     monkeypatch.setattr("inpaint.data.pipeline.MAX_READ_TASKS", 4)
-    dataset = batches(manifest, READ, seed=0, start=0, stop=400, micro_batch=2)
+    dataset = batches(manifest, READ, seed=0, start=0, stop=400, layout=one(2))
     assert np.concatenate([b["position"] for b in dataset.iter_batches(batch_size=None)]).tolist() == list(range(400))
 
 
-@pytest.mark.parametrize("workers", [1, 2, 3])
+@pytest.mark.parametrize("workers", [1, 2, 3, 5])
 def test_workers_get_their_positions_and_a_restart_gives_the_suffix(manifest, workers):
-    shape = {"micro_batch": 2, "workers": workers}
+    layout = StepLayout(global_batch=16, max_micro_batch=3, workers=workers)
+    stored = ray.put(manifest)
 
     def read(start):
-        dataset = batches(manifest, READ, seed=5, start=start, stop=96, **shape)
+        dataset = batches(stored, READ, seed=5, start=start, stop=96, layout=layout)
         return consume(dataset.streaming_split(workers, equal=True))
 
     whole, again = read(0), read(48)
     for rank in range(workers):
-        expected = [worker_positions(0, step, global_batch=12, **shape, rank=rank) for step in range(8)]
-        assert np.array_equal(positions(whole)[rank], np.concatenate(expected))
+        expected = np.concatenate([layout.positions(start, rank) for start in range(0, 96, 16)])
+        assert [batch["position"].tolist() for batch in whole[rank]] == expected.tolist()
         suffix = whole[rank][len(whole[rank]) // 2 :]
         assert len(suffix) == len(again[rank])
         for before, after in zip(suffix, again[rank], strict=True):
             assert all(np.array_equal(before[name], after[name]) for name in before)
 
 
+def test_padding_is_blank_weighs_nothing_and_is_not_read(manifest, folder):
+    layout = StepLayout(global_batch=4, max_micro_batch=2, workers=3)
+    found = list(batches(manifest, READ, seed=5, start=0, stop=8, layout=layout).iter_batches(batch_size=None))
+    assert [len(batch["position"]) for batch in found] == [2] * 6
+    padding = 0
+    for batch in found:
+        for i in np.flatnonzero(batch["position"] == PADDING):
+            padding += 1
+            assert (batch["weight"][i], batch["prompt"][i], batch["error"][i]) == (0, "", "")
+            assert (batch["image"][i] == 0).all() and (batch["hole"][i] == 255).all()
+    assert padding == 4
+
+
 def test_samples_do_not_depend_on_the_number_of_workers(manifest):
-    def read(workers, micro_batch):
-        dataset = batches(manifest, READ, seed=5, start=0, stop=48, micro_batch=micro_batch, workers=workers)
+    def read(workers, most):
+        layout = StepLayout(global_batch=16, max_micro_batch=most, workers=workers)
+        dataset = batches(manifest, READ, seed=5, start=0, stop=48, layout=layout)
         found = [batch for rank in consume(dataset.streaming_split(workers, equal=True)) for batch in rank]
-        order = np.argsort(np.concatenate([batch["position"] for batch in found]))
-        return {name: np.concatenate([batch[name] for batch in found])[order] for name in found[0]}
+        together = {name: np.concatenate([batch[name] for batch in found]) for name in found[0]}
+        kept = np.flatnonzero(together["position"] != PADDING)
+        order = kept[np.argsort(together["position"][kept])]
+        return {name: values[order] for name, values in together.items()}
 
     one, other = read(1, 4), read(3, 2)
+    assert len(one["position"]) == 48
     assert all(np.array_equal(one[name], other[name]) for name in one)
 
 
+def test_joined_folders_are_read_at_their_ratio(folder):
+    for name, count in (("few", 2), ("many", 9)):
+        (folder / name).mkdir()
+        for i in range(count):
+            (folder / name / f"{i}.png").write_bytes(images.encoded(images.picture(30 + i, 30)))
+    (folder / "few" / "0.txt").write_text("the first")
+    few, many = (FolderSource(path=folder / name, prompt=name, weight=w) for name, w in (("few", 1.0), ("many", 0.5)))
+    manifest, bad = read_manifest(JoinedSource(parts=((few, 1), (many, 3))))
+    assert bad == [] and manifest.shares == (1, 3)
+    assert [row.id for row in manifest.rows()][:4] == ["0.png", "1.png", "0.png#2", "1.png#2"]
+    found = list(batches(manifest, READ, seed=0, start=0, stop=24, layout=one(8)).iter_batches(batch_size=None))
+    for batch in found:
+        assert sorted(zip(batch["prompt"], batch["weight"], strict=True)) == sorted(
+            [("few", 1.0), ("the first", 1.0)] + 6 * [("many", 0.5)]
+        )
+
+
+def test_captions_are_read_and_an_empty_one_is_named(folder):
+    (folder / "1.txt").write_text("\ufeffa bowl\n", encoding="utf-8")
+    (folder / "2.txt").write_text(" ")
+    (folder / "3.txt").write_bytes(b"caf\xe9")
+    manifest, bad = read_manifest(FolderSource(path=folder, captions_required=True), max_bad_fraction=0.95)
+    assert [(row.id, row.prompt) for row in manifest.rows()] == [("1.png", "a bowl")]
+    assert {(q.name, q.reason) for q in bad} >= {("2.png", Reason.EMPTY_PROMPT), ("3.png", Reason.UNREADABLE)}
+
+
 def test_five_images_on_four_workers_are_each_seen_once_per_epoch(manifest):
-    dataset = batches(manifest, READ, seed=9, start=0, stop=20, micro_batch=1, workers=4)
+    layout = StepLayout(global_batch=4, max_micro_batch=1, workers=4)
+    dataset = batches(manifest, READ, seed=9, start=0, stop=20, layout=layout)
     found = consume(dataset.streaming_split(4, equal=True))
     assert [len(rank) for rank in found] == [5, 5, 5, 5]
     seen = [(int(b["position"][0]) // 5, b["prompt"][0]) for rank in found for b in rank]
@@ -225,10 +277,10 @@ def test_five_images_on_four_workers_are_each_seen_once_per_epoch(manifest):
 
 
 def test_a_file_that_vanished_becomes_a_row_without_weight_in_its_place(manifest, folder):
-    before = list(batches(manifest, READ, seed=2, start=0, stop=10, micro_batch=5).iter_batches(batch_size=None))
+    before = list(batches(manifest, READ, seed=2, start=0, stop=10, layout=one(5)).iter_batches(batch_size=None))
     (folder / "3.png").unlink()
     (folder / "m1.png").write_bytes(b"broken")
-    after = list(batches(manifest, READ, seed=2, start=0, stop=10, micro_batch=5).iter_batches(batch_size=None))
+    after = list(batches(manifest, READ, seed=2, start=0, stop=10, layout=one(5)).iter_batches(batch_size=None))
     gone = 0
     for then, now in zip(before, after, strict=True):
         assert np.array_equal(then["position"], now["position"])
@@ -244,22 +296,22 @@ def test_a_file_that_vanished_becomes_a_row_without_weight_in_its_place(manifest
 
 
 def test_a_count_that_cannot_be_dealt_is_refused(manifest):
-    with pytest.raises(InpaintError, match=r"101, not a multiple of 2 workers x micro-batch 4: stop at 96 or 104"):
-        batches(manifest, READ, seed=0, start=0, stop=101, micro_batch=4, workers=2)
+    with pytest.raises(InpaintError, match=r"101, not a multiple of the global batch 8: stop at 96 or 104"):
+        batches(manifest, READ, seed=0, start=0, stop=101, layout=one(8))
     with pytest.raises(InpaintError, match="nothing to read"):
-        batches(manifest, READ, seed=0, start=8, stop=8, micro_batch=4)
+        batches(manifest, READ, seed=0, start=8, stop=8, layout=one(4))
 
 
 def test_a_category_without_a_token_is_refused_before_reading(manifest):
-    chosen = ReadSettings(resolution=16, prompt_format="{token} background, {prompt}", tokens={"FOOD": "<food>"})
+    chosen = replace(READ, prompt_format="{token} background, {prompt}", tokens={"FOOD": "<food>"})
     with pytest.raises(InpaintError, match="'COS' has no token"):
-        batches(manifest, chosen, seed=0, start=0, stop=4, micro_batch=4)
+        batches(manifest, chosen, seed=0, start=0, stop=4, layout=one(4))
 
 
 def test_a_folder_and_a_url_are_read(folder):
-    manifest, bad = build_manifest(FolderSource(path=folder.as_uri(), prompt="a thing"))
-    assert bad == [] and len(manifest) == 10 and manifest.root == folder.as_uri()
-    (batch,) = batches(manifest, READ, seed=0, start=0, stop=10, micro_batch=10).iter_batches(batch_size=None)
+    manifest, bad = read_manifest(FolderSource(path=folder.as_uri(), prompt="a thing"))
+    assert bad == [] and len(manifest) == 10 and {row.root for row in manifest.rows()} == {folder.as_uri()}
+    (batch,) = batches(manifest, READ, seed=0, start=0, stop=10, layout=one(10)).iter_batches(batch_size=None)
     assert set(batch["prompt"]) == {"a thing"} and set(batch["error"]) == {""}
 
 
@@ -267,36 +319,15 @@ def test_the_order_and_the_limit_are_asked_for_wherever_ray_takes_options(manife
     for options in (
         execution_options(manifest, READ),
         data_config(manifest, READ)._resolve_execution_options("train"),
-        batches(manifest, READ, seed=0, start=0, stop=5, micro_batch=5).context.execution_options,
+        batches(manifest, READ, seed=0, start=0, stop=5, layout=one(5)).context.execution_options,
     ):
         assert options.preserve_order
         assert options.resource_limits.object_store_memory == MAX_POSITIONS_AHEAD * 16 * 16 * 4
     assert not ray.data.DataContext.get_current().execution_options.preserve_order
 
 
-def test_the_loop_of_ray_data_waits_after_turns_that_did_nothing(monkeypatch):
-    pauses = []
-    monkeypatch.setattr(pipeline.time, "sleep", pauses.append)
-    names = ("num_tasks_submitted", "num_tasks_finished", "num_task_outputs_generated", "num_outputs_taken")
-    counts = SimpleNamespace(**dict.fromkeys(names, 1))
-    executor = SimpleNamespace(_topology=[SimpleNamespace(metrics=counts)])
-    pace = pipeline._Pace()
-    pace.on_execution_step(executor)
-    assert pauses == []
-    for _ in range(20):
-        pace.on_execution_step(executor)
-    assert pauses == sorted(pauses) and (pauses[0], pauses[-1]) == pipeline.PAUSES_S
-    for name in names:
-        before = len(pauses)
-        setattr(counts, name, 2)
-        pace.on_execution_step(executor)
-        assert len(pauses) == before, name
-    pace.on_execution_step(executor)
-    assert pauses[-1] == pipeline.PAUSES_S[0]
-
-
 def test_small_images_are_read_by_one_thread(manifest):
-    large = replace(manifest, rows=tuple(replace(row, width=512, height=512) for row in manifest.rows))
+    large = Manifest.of([replace(row, width=512, height=512) for row in manifest.rows()])
     assert [pipeline._threads_per_task(m) for m in (manifest, large)] == [1, 2]
 
 
@@ -307,9 +338,9 @@ def test_files_are_fetched_side_by_side_while_one_thread_decodes(manifest, monke
         together.wait(timeout=30)
         return fetch(*args)
 
-    root, plan = open_root(manifest.root), Plan(0, len(manifest))
+    plan = Plan.of(manifest, 0)
     with ThreadPoolExecutor(1) as threads, ThreadPoolExecutor(4) as fetchers:
-        read = partial(reading.read_batch, manifest.table(), root, plan, READ, np.arange(8), False, threads)
+        read = partial(reading.read_batch, manifest, plan, READ, np.arange(8), threads)
         alone = read()
         monkeypatch.setattr(reading, "fetch", fetch_together)
         batch = read(fetchers)

@@ -6,13 +6,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from inpaint.data.manifest import Row
-from inpaint.data.sample import Crop, ReadSettings, RowBytes, make_sample, prompt_of
+from inpaint.data.holes import OwnMask
+from inpaint.data.rows import Row
+from inpaint.data.sample import Crop, ReadSettings, RowBytes, cover, crop_size, make_sample, text_of
 from inpaint.errors import InpaintError
 from tests.unit.data import images
 
-ROW = Row(id="a", image="a.png", hole="m.png", prompt="a jar", category="COS", width=40, height=30, digest="")
-PLAIN = {"dilate_max": 0.0, "feather_max": 0.0, "full_hole_probability": 0.0, "caption_dropout": 0.0}
+FILES = {"root": "", "image": "a.png", "hole": "m.png", "width": 40, "height": 30, "digest": "0" * 64}
+ROW = Row(id="a", prompt="a jar", category="COS", label="jars", **FILES)
+
+
+def plain(height: int, width: int | None = None, **settings) -> ReadSettings:
+    return ReadSettings(height=height, width=width or height, hole=OwnMask(), caption_dropout=0.0, **settings)
 
 
 def marked(width: int, height: int) -> RowBytes:
@@ -28,63 +33,121 @@ def marked(width: int, height: int) -> RowBytes:
     height=st.integers(10, 90),
     crop=st.sampled_from(Crop),
     flip=st.sampled_from([0.0, 1.0]),
+    shape=st.sampled_from([(32, 32), (24, 40), (48, 16)]),
     position=st.integers(0, 10**9),
 )
-def test_image_input_and_hole_share_their_geometry(width, height, crop, flip, position):
-    chosen = ReadSettings(resolution=32, crop=crop, flip_probability=flip, **PLAIN)
+def test_image_input_and_hole_share_their_geometry(width, height, crop, flip, shape, position):
+    chosen = plain(*shape, crop=crop, flip_probability=flip)
     sample = make_sample(ROW, marked(width, height), chosen, seed=0, position=position)
-    assert sample["image"].shape == sample["input"].shape == (32, 32, 3)
-    assert sample["hole"].shape == (32, 32) and sample["hole"].max() >= 128
+    assert sample["image"].shape == sample["input"].shape == (*shape, 3)
+    assert sample["hole"].shape == shape and sample["hole"].max() >= 128 and sample["hole"].min() < 255
     assert np.array_equal(sample["image"], sample["input"])
-    if sample["hole"].min() == 255:  # no crop showed the hole
-        return
     white = sample["image"][..., 0].astype(int) >= 128
-    assert (white != (sample["hole"] >= 128)).mean() < 0.05
+    # The hole covers every pixel that any of it falls to, so it may be wider, by one pixel along its edges.
+    assert (white & (sample["hole"] < 128)).mean() < 0.03
+    assert (white != (sample["hole"] >= 128)).mean() < 0.1
 
 
 def test_a_sample_is_a_function_of_seed_and_position():
-    chosen = ReadSettings(resolution=32, crop=Crop.RANDOM, flip_probability=0.5)
+    chosen = ReadSettings(height=32, width=32, crop=Crop.RANDOM, flip_probability=0.5)
+    files = RowBytes(image=images.encoded(images.picture(60, 40)))
 
-    def holes(seed, positions):
-        return [make_sample(ROW, marked(60, 40), chosen, seed, p)["hole"].tobytes() for p in positions]
+    def drawn(seed, positions):
+        samples = [make_sample(ROW, files, chosen, seed, p) for p in positions]
+        return [sample["image"].tobytes() + sample["hole"].tobytes() for sample in samples]
 
-    assert holes(1, range(20)) == holes(1, range(20))
-    assert holes(1, reversed(range(20))) == holes(1, range(20))[::-1]
-    assert holes(1, range(20)) != holes(2, range(20))
-    assert len(set(holes(1, range(20)))) > 10
+    assert drawn(1, range(20)) == drawn(1, range(20))
+    assert drawn(1, reversed(range(20))) == drawn(1, range(20))[::-1]
+    assert drawn(1, range(20)) != drawn(2, range(20))
+    assert len(set(drawn(1, range(20)))) > 10
 
 
 def test_a_flip_mirrors():
     files = RowBytes(image=images.encoded(images.picture(32, 32)), hole=images.encoded(images.mask(32, 32)))
-    one = make_sample(ROW, files, ReadSettings(resolution=32, **PLAIN), 0, 0)
-    other = make_sample(ROW, files, ReadSettings(resolution=32, flip_probability=1.0, **PLAIN), 0, 0)
+    one = make_sample(ROW, files, plain(32), 0, 0)
+    other = make_sample(ROW, files, plain(32, flip_probability=1.0), 0, 0)
     for name in ("image", "input", "hole"):
         assert np.array_equal(one[name][:, ::-1], other[name])
 
 
 def test_the_short_side_becomes_the_resolution_and_the_centre_is_kept():
     files = RowBytes(image=images.encoded(images.picture(128, 64)))
-    image = make_sample(ROW, files, ReadSettings(resolution=64, **PLAIN), 0, 0)["image"]
+    image = make_sample(ROW, files, plain(64), 0, 0)["image"]
     assert np.abs(image.astype(int) - np.asarray(images.picture(128, 64))[:, 32:96].astype(int)).max() <= 1
 
 
-def test_random_crops_look_for_the_hole_and_fall_back_to_the_whole_image():
-    mask = np.zeros((20, 200), dtype=np.uint8)
-    mask[:, :3] = 255
-    files = RowBytes(image=images.encoded(images.picture(200, 20)), hole=images.encoded(Image.fromarray(mask)))
-    chosen = ReadSettings(resolution=16, crop=Crop.RANDOM, **PLAIN)
-    holes = [make_sample(ROW, files, chosen, 0, position)["hole"] for position in range(60)]
-    full = sum(bool((hole == 255).all()) for hole in holes)
-    assert all(hole.max() >= 128 for hole in holes)
-    assert 0 < full < 60
-    centre = make_sample(ROW, files, ReadSettings(resolution=16, **PLAIN), 0, 0)
-    assert (centre["hole"] == 255).all()
+def files_of(mask: np.ndarray) -> RowBytes:
+    """A mask with its picture: white where the hole is."""
+    mask = mask.astype(np.uint8) * 255
+    return RowBytes(
+        image=images.encoded(Image.fromarray(mask).convert("RGB")), hole=images.encoded(Image.fromarray(mask))
+    )
+
+
+@pytest.mark.parametrize("crop", Crop)
+@pytest.mark.parametrize("shape", [(24, 200), (200, 24)])
+def test_crops_hold_the_whole_hole_where_it_fits(crop, shape):
+    """Wherever it lies: the crop goes there, and all of it is painted and no more."""
+    seen = set()
+    for position in range(40):
+        mask = np.zeros(shape, dtype=bool)
+        along = np.random.default_rng(position).integers(0, 190)
+        (mask if shape[0] == 24 else mask.T)[5:9, along : along + 7] = True
+        hole = make_sample(ROW, files_of(mask), plain(24, crop=crop), 0, position)["hole"]
+        assert (hole >= 128).sum() == 28 and set(np.unique(hole)) == {0, 255}
+        seen.add(int(np.flatnonzero(hole.any(axis=0 if shape[0] == 24 else 1))[0]))
+    assert len(seen) > 3
+
+
+def test_a_hole_that_no_crop_holds_is_cut_never_lost_and_never_the_whole_image():
+    wide = np.zeros((24, 200), dtype=bool)
+    wide[8:12, 30:180] = True  # the centre shows as much of it as any other place
+    hole = make_sample(ROW, files_of(wide), plain(24), 0, 0)["hole"]
+    assert (hole >= 128).sum() == 4 * 24
+    apart = np.zeros((24, 200), dtype=bool)
+    apart[3, 2], apart[4:6, 190:195] = True, True  # nothing of it near the centre
+    for crop in Crop:
+        hole = make_sample(ROW, files_of(apart), plain(24, crop=crop), 0, 7)["hole"]
+        assert (hole >= 128).sum() == 10
+
+
+@pytest.mark.parametrize("size", [2048, 1530])
+def test_a_line_of_one_pixel_stays_a_hole_when_the_image_becomes_small(size):
+    mask = np.zeros((size, size), dtype=bool)
+    mask[777, 100:1100] = True
+    hole = make_sample(ROW, files_of(mask), plain(512), 0, 0)["hole"]
+    rows, columns = np.nonzero(hole)
+    assert set(rows) == {777 * 512 // size} and set(np.unique(hole)) == {0, 255}
+    assert len(columns) == len(range(100 * 512 // size, 1099 * 512 // size + 1))
+
+
+@settings(deadline=None)
+@given(size=st.integers(1, 90), small=st.integers(1, 60), place=st.floats(0, 0.999))
+def test_no_pixel_of_a_mask_is_lost(size, small, place):
+    mask = np.zeros((size, 3), dtype=bool)
+    mask[int(place * size), 1] = True
+    found = cover(mask, (0.0, 0.0, 1.0, 1.0), (small, 3))
+    rows, columns = np.nonzero(found)
+    assert set(columns) == {1} and len(rows) in (max(1, small // size), -(-small // size))
+    assert np.abs((rows + 0.5) / small - (int(place * size) + 0.5) / size).max() <= max(0.5 / small, 0.5 / size) + 1e-9
+
+
+@settings(deadline=None)
+@given(shape=st.tuples(st.integers(1, 20), st.integers(1, 20)), times=st.integers(1, 6), seed=st.integers(0, 1000))
+def test_a_pixel_that_covers_any_of_the_mask_is_hole_as_in_painting(shape, times, seed):
+    mask = np.random.default_rng(seed).random((shape[0] * times, shape[1] * times)) < 0.1
+    box = Image.fromarray(mask.astype(np.float32)).resize(shape[::-1], Image.Resampling.BOX)
+    assert np.array_equal(cover(mask, (0.0, 0.0, 1.0, 1.0), shape), np.asarray(box) > 0)
+
+
+def test_the_largest_crop_of_an_aspect():
+    assert crop_size(200, 100, aspect=1.0) == (100, 100)
+    assert crop_size(200, 100, aspect=0.25) == (200, 50)
+    assert crop_size(100, 200, aspect=0.75) == (100, 75)
 
 
 def test_without_a_mask_the_hole_is_all_but_a_centre_crop():
-    sample = make_sample(
-        ROW, RowBytes(image=images.encoded(images.picture())), ReadSettings(resolution=32, **PLAIN), 0, 5
-    )
+    sample = make_sample(ROW, RowBytes(image=images.encoded(images.picture())), plain(32), 0, 5)
     assert sample["hole"][16, 16] == 0 and sample["hole"][0, 0] == 255
 
 
@@ -94,29 +157,28 @@ def test_exif_turns_image_and_mask_together():
         image=images.with_orientation(images.picture().transpose(Image.Transpose.ROTATE_90), images.ROTATED),
         hole=images.with_orientation(images.mask().transpose(Image.Transpose.ROTATE_90), images.ROTATED),
     )
-    chosen = ReadSettings(resolution=24, **PLAIN)
+    chosen = plain(24)
     one, other = make_sample(ROW, upright, chosen, 0, 0), make_sample(ROW, turned, chosen, 0, 0)
     assert np.array_equal(one["image"], other["image"]) and np.array_equal(one["hole"], other["hole"])
 
 
 def test_prompts_are_formatted():
-    chosen = ReadSettings(
-        resolution=32, prompt_format="{token} background, {prompt}", tokens={"COS": "<cos>"}, caption_dropout=0.0
-    )
-    assert prompt_of(ROW, chosen, 0, 0) == "<cos> background, a jar"
+    chosen = plain(32, prompt_format="{token} background, {prompt}", tokens={"COS": "<cos>"})
+    assert text_of(ROW, chosen, 0, 0) == ("<cos> background, a jar", "jars")
 
 
-def test_a_tenth_of_the_captions_is_dropped():
-    dropped = [prompt_of(ROW, ReadSettings(resolution=32), 0, position) == "" for position in range(3000)]
-    assert 0.08 < np.mean(dropped) < 0.12
+def test_a_tenth_of_the_captions_is_dropped_and_the_label_with_them():
+    texts = [text_of(ROW, ReadSettings(height=32, width=32), 0, position) for position in range(3000)]
+    assert 0.08 < np.mean([text == ("", "") for text in texts]) < 0.12
+    assert set(texts) == {("", ""), ("a jar", "jars")}
 
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"resolution": 60}, "multiple of 8"),
+        ({"height": 60}, "height 60 is not a positive multiple of 8"),
+        ({"width": 0}, "width 0"),
         ({"flip_probability": 1.5}, "flip_probability 1.5"),
-        ({"dilate_max": -0.1}, "dilate_max -0.1"),
         ({"prompt_format": "{colour} {prompt}"}, "colour"),
         ({"prompt_format": "{prompt"}, "prompt_format"),
         ({"prompt_format": "{} {prompt}"}, "known fields"),
@@ -124,11 +186,11 @@ def test_a_tenth_of_the_captions_is_dropped():
 )
 def test_wrong_settings_are_refused(wrong, message):
     with pytest.raises(InpaintError, match=message):
-        ReadSettings(**{"resolution": 64, **wrong})
+        ReadSettings(**{"height": 64, "width": 64, **wrong})
 
 
 def test_a_category_without_a_token_is_refused():
-    chosen = ReadSettings(resolution=64, prompt_format="{token}, {prompt}", tokens={"COS": "<cos>"})
+    chosen = plain(64, prompt_format="{token}, {prompt}", tokens={"COS": "<cos>"})
     chosen.check_categories(["COS"])
     with pytest.raises(InpaintError, match="'FOOD' has no token"):
         chosen.check_categories(["FOOD"])

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from inpaint.cluster import Node
-from inpaint.data.manifest import Manifest, Row
+from inpaint.data.rows import Manifest, Row
 from inpaint.data.sources import CsvSource
 from inpaint.errors import ClusterTooSmall, InpaintError, TooManyBadRows
 from inpaint.paint import batch
@@ -50,27 +50,26 @@ def without_ray(monkeypatch, products):
     rows = [
         Row(
             id=f"p{i}.png",
+            root=str(products.parent),
             image=f"p{i}.png",
             hole=f"m{i}.png" if i != 4 else None,
             prompt=f"a red box {i}",
             width=32,
             height=48 if i == 3 else 32,
-            digest="d",
+            digest="d" * 64,
         )
         for i in range(5)
     ]
 
-    def paint_all(tasks, root, settings, load, cluster, limits):
+    def paint_all(tasks, settings, load, cluster, limits):
         size = cluster.max_batch
-        actor = PaintActor(
-            settings=settings, load=load, root=root, limits=limits, cpus=1, use_gpu=False, max_batch=size
-        )
+        actor = PaintActor(settings=settings, load=load, limits=limits, cpus=1, use_gpu=False, max_batch=size)
         for start in range(0, len(tasks), cluster.max_batch):
             texts = [task.to_json() for task in tasks[start : start + cluster.max_batch]]
             columns = actor({"task": np.array(texts, dtype=object)})
             yield from (dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True))
 
-    monkeypatch.setattr(batch, "build_manifest", lambda *a, **k: (Manifest(tuple(rows), str(products.parent)), []))
+    monkeypatch.setattr(batch, "read_manifest", lambda *a, **k: (Manifest.of(rows), []))
     monkeypatch.setattr(batch, "_paint_all", paint_all)
 
 

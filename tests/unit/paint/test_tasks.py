@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from inpaint.data.manifest import Manifest, Row
+from inpaint.data.rows import Manifest, Row
 from inpaint.errors import InpaintError
 from inpaint.models.adapter import AdapterCard
 from inpaint.paint.request import SamplingSettings
@@ -29,12 +29,13 @@ CARD = AdapterCard(
 
 
 def row(name: str, **settings: object) -> Row:
-    defaults = {"id": name, "image": name.partition("#")[0], "width": 8, "height": 8, "digest": "d", "prompt": "a box"}
+    files = {"root": "r", "image": name.partition("#")[0], "width": 8, "height": 8, "digest": "d" * 64}
+    defaults = {"id": name, "prompt": "a box", **files}
     return Row(**{**defaults, **settings})
 
 
 def plan(rows, settings=SETTINGS, adapter=None, models="m"):
-    return plan_tasks(Manifest(tuple(rows), "root"), settings, models, adapter)
+    return plan_tasks(Manifest.of(rows), settings, models, adapter)
 
 
 def test_a_row_with_a_category_gets_its_token_only_with_an_adapter():
@@ -61,7 +62,7 @@ def test_a_key_covers_all_that_the_picture_depends_on():
     (task,) = plan([row("a.png")])[0]
     assert plan([row("a.png")])[0] == [task]
     others = [
-        plan([row("a.png", digest="e")]),
+        plan([row("a.png", digest="e" * 64)]),
         plan([row("a.png", prompt="x")]),
         plan([row("a.png")], models="other weights"),
         plan([row("a.png")], adapter=CARD, models="m with an adapter"),

@@ -4,17 +4,18 @@ from dataclasses import replace
 
 import pytest
 
-from inpaint.data.manifest import Manifest, Row
+from inpaint.data.holes import Sometimes
+from inpaint.data.rows import Manifest, Row
 from inpaint.diffusion.unet import PRESETS
 from inpaint.errors import InpaintError
 from inpaint.recipes.ddpm import card_of, preset, workload_of
 from inpaint.train.settings import Precision, Schedule
 
 ROWS = tuple(
-    Row(id=f"{i}", image=f"{i}.png", prompt="a caption", category=category, width=40, height=30, digest="")
-    for i, category in enumerate(("cats", "dogs", None))
+    Row(id=f"{i}", root="", image=f"{i}.png", prompt="a caption", label=label, width=40, height=30, digest="0" * 64)
+    for i, label in enumerate(("cats", "dogs", None))
 )
-MANIFEST = Manifest(ROWS, "")
+MANIFEST = Manifest.of(ROWS)
 
 
 @pytest.mark.parametrize("size", sorted(PRESETS))
@@ -48,9 +49,8 @@ def test_a_run_may_go_on_for_more_epochs_than_it_began_with() -> None:
 
 
 def test_holes_are_drawn_never_full_and_as_large_as_was_asked_for() -> None:
-    read = workload_of(preset(32, data="in", output="out"), MANIFEST).read
-    assert read.random_holes is not None
-    assert (read.full_hole_probability, read.dilate_max, read.feather_max) == (0, 0, 0)
+    config = preset(32, data="in", output="out")
+    assert workload_of(config, MANIFEST).read.hole == Sometimes(config.holes, probability=0.0)
 
 
 def test_a_class_is_the_folders_name_and_captions_are_not_read() -> None:
@@ -61,10 +61,10 @@ def test_a_class_is_the_folders_name_and_captions_are_not_read() -> None:
     card = card_of(config, MANIFEST)
     assert card.classes == ("cats", "dogs") and card.unet.classes == 2
     workload = workload_of(config, MANIFEST)
-    assert [row.prompt for row in workload.manifest.rows] == ["cats", "dogs", ""]
+    assert workload.manifest == MANIFEST
     assert workload.read.caption_dropout == config.class_dropout
     with pytest.raises(InpaintError, match="names of folders"):
-        card_of(config, Manifest(ROWS[2:], ""))
+        card_of(config, Manifest.of(ROWS[2:]))
 
 
 def test_what_cannot_be_is_refused() -> None:

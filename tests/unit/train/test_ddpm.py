@@ -40,7 +40,7 @@ def batch(positions: tuple[int, ...] = (3, 4)) -> dict[str, np.ndarray]:
         "position": np.array(positions),
         "image": rng.integers(0, 256, (len(positions), 8, 8, 3)).astype(np.uint8),
         "hole": hole,
-        "prompt": np.array(["dog", ""][: len(positions)], dtype=object),
+        "label": np.array(["dog", ""][: len(positions)], dtype=object),
     }
 
 

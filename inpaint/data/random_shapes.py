@@ -32,8 +32,8 @@ SHAPES = (HoleKind.RECTANGLES, HoleKind.CIRCLES, HoleKind.STROKES)
 
 
 @dataclass(frozen=True, kw_only=True)
-class RandomHoles:
-    """What holes are drawn."""
+class RandomShapes:
+    """A recipe for holes (`inpaint.data.holes`): shapes drawn at random, in place of the row's own mask."""
 
     kinds: tuple[HoleKind, ...] = tuple(HoleKind)
     """One of these is chosen for each hole; a kind that is named twice comes twice as often."""
@@ -52,29 +52,32 @@ class RandomHoles:
         if not 0 < self.stroke_width[0] <= self.stroke_width[1] <= 1:
             raise InpaintError(f"stroke_width {self.stroke_width}: give (least, most) shares of the side in (0, 1]")
 
+    @property
+    def uses_own(self) -> bool:
+        return False
 
-def random_hole(height: int, width: int, rng: np.random.Generator, settings: RandomHoles) -> np.ndarray:
-    """A hole, uint8 H W, of 0 and 255."""
-    kind = settings.kinds[int(rng.integers(len(settings.kinds)))]
-    least, most = settings.areas[int(rng.integers(len(settings.areas)))]
-    pixels = height * width
-    target = min(max(1, round(rng.uniform(least, most) * pixels)), pixels - 1)
-    # Whole pixels: a range that holds none of them becomes the nearest one.
-    fewest, largest = max(1, math.ceil(least * pixels)), min(pixels - 1, math.floor(most * pixels))
-    shapes = int(rng.integers(1, settings.most_shapes + 1))
-    hole = np.zeros((height, width), dtype=bool)
-    for drawn in range(MOST_SHAPES):
-        missing = target - int(hole.sum())
-        if missing <= 0:
-            break
-        area = max(1.0, missing / max(1, shapes - drawn))
-        shape = kind if kind is not HoleKind.MIX else SHAPES[int(rng.integers(len(SHAPES)))]
-        hole |= _draw(shape, height, width, area, rng, settings)
-    return _trimmed(hole, min(max(int(hole.sum()), fewest), max(fewest, largest)), rng).astype(np.uint8) * 255
+    def draw(self, own: np.ndarray | None, height: int, width: int, rng: np.random.Generator) -> np.ndarray:
+        """A hole, uint8 H W, of 0 and 255; `own` is not looked at."""
+        kind = self.kinds[int(rng.integers(len(self.kinds)))]
+        least, most = self.areas[int(rng.integers(len(self.areas)))]
+        pixels = height * width
+        target = min(max(1, round(rng.uniform(least, most) * pixels)), pixels - 1)
+        # Whole pixels: a range that holds none of them becomes the nearest one.
+        fewest, largest = max(1, math.ceil(least * pixels)), min(pixels - 1, math.floor(most * pixels))
+        shapes = int(rng.integers(1, self.most_shapes + 1))
+        hole = np.zeros((height, width), dtype=bool)
+        for drawn in range(MOST_SHAPES):
+            missing = target - int(hole.sum())
+            if missing <= 0:
+                break
+            area = max(1.0, missing / max(1, shapes - drawn))
+            shape = kind if kind is not HoleKind.MIX else SHAPES[int(rng.integers(len(SHAPES)))]
+            hole |= _shape(shape, height, width, area, rng, self.stroke_width)
+        return _trimmed(hole, min(max(int(hole.sum()), fewest), max(fewest, largest)), rng).astype(np.uint8) * 255
 
 
-def _draw(
-    kind: HoleKind, height: int, width: int, area: float, rng: np.random.Generator, settings: RandomHoles
+def _shape(
+    kind: HoleKind, height: int, width: int, area: float, rng: np.random.Generator, widths: tuple[float, float]
 ) -> np.ndarray:
     """One shape of about `area` pixels, bool H W; parts of it may lie outside the image."""
     canvas = Image.new("1", (width, height))
@@ -90,7 +93,7 @@ def _draw(
         x, y = rng.uniform(0, width), rng.uniform(0, height)
         draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=1)
     else:
-        _stroke(draw, height, width, area, rng, settings.stroke_width)
+        _stroke(draw, height, width, area, rng, widths)
     return np.array(canvas)
 
 
@@ -125,8 +128,8 @@ def _stroke(
 
 def _trimmed(hole: np.ndarray, area: int, rng: np.random.Generator) -> np.ndarray:
     """The hole with exactly `area` pixels: eaten away from its edge, or grown at it."""
-    if not hole.any():
-        hole[int(rng.integers(hole.shape[0])), int(rng.integers(hole.shape[1]))] = True
+    if hole.all() or not hole.any():  # no edge to begin at
+        hole[int(rng.integers(hole.shape[0])), int(rng.integers(hole.shape[1]))] ^= True
     while (excess := int(hole.sum()) - area) != 0:
         edge = np.flatnonzero(_edge(hole if excess > 0 else ~hole))
         changed = edge if len(edge) <= abs(excess) else edge[: abs(excess)]

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from inpaint.data.manifest import Row
-from inpaint.data.random_holes import HoleKind, RandomHoles, random_hole
+from inpaint.data.random_shapes import HoleKind, RandomShapes
+from inpaint.data.rows import Row
 from inpaint.data.sample import ReadSettings, RowBytes, make_sample
 from inpaint.errors import InpaintError
 from inpaint.randomness import generator
@@ -27,7 +27,7 @@ def test_a_hole_covers_what_was_asked_for(
     kind: HoleKind, least: float, width: float, size: tuple[int, int], seed: int
 ) -> None:
     most = min(0.999, least + width)
-    hole = random_hole(*size, np.random.default_rng(seed), RandomHoles(kinds=(kind,), areas=((least, most),)))
+    hole = RandomShapes(kinds=(kind,), areas=((least, most),)).draw(None, *size, np.random.default_rng(seed))
     assert hole.shape == size
     assert set(np.unique(hole)) == {0, 255}, "neither empty nor full"
     covered = np.count_nonzero(hole)
@@ -36,22 +36,22 @@ def test_a_hole_covers_what_was_asked_for(
 
 @pytest.mark.parametrize("kind", HoleKind)
 def test_areas_are_spread_over_the_range(kind: HoleKind) -> None:
-    holes = RandomHoles(kinds=(kind,), areas=((0.1, 0.5),))
-    shares = [np.mean(random_hole(48, 48, generator(0, "test", i), holes) > 0) for i in range(400)]
+    holes = RandomShapes(kinds=(kind,), areas=((0.1, 0.5),))
+    shares = [np.mean(holes.draw(None, 48, 48, generator(0, "test", i)) > 0) for i in range(400)]
     quarters, _ = np.histogram(shares, bins=4, range=(0.1, 0.5))
     assert quarters.min() >= 60, f"{quarters} of 400: uniform would be 100 each"
 
 
 def test_ranges_are_chosen_alike() -> None:
-    holes = RandomHoles(areas=((0.01, 0.05), (0.5, 0.6)))
-    shares = np.array([np.mean(random_hole(32, 32, generator(1, "test", i), holes) > 0) for i in range(300)])
+    holes = RandomShapes(areas=((0.01, 0.05), (0.5, 0.6)))
+    shares = np.array([np.mean(holes.draw(None, 32, 32, generator(1, "test", i)) > 0) for i in range(300)])
     assert 110 <= np.sum(shares < 0.06) <= 190
     assert np.all((shares < 0.06) | (shares >= 0.49))
 
 
 def test_shapes_scale_with_the_image() -> None:
-    holes = RandomHoles(kinds=(HoleKind.RECTANGLES,), areas=((0.2, 0.21),), most_shapes=1)
-    small, large = (random_hole(n, n, generator(2, "test", 0), holes) > 0 for n in (32, 256))
+    holes = RandomShapes(kinds=(HoleKind.RECTANGLES,), areas=((0.2, 0.21),), most_shapes=1)
+    small, large = (holes.draw(None, n, n, generator(2, "test", 0)) > 0 for n in (32, 256))
     rows, columns = (np.flatnonzero(small.any(axis=a)) / 32 for a in (0, 1))
     assert np.flatnonzero(large.any(axis=0))[[0, -1]] / 256 == pytest.approx(rows[[0, -1]], abs=0.1)
     assert np.flatnonzero(large.any(axis=1))[[0, -1]] / 256 == pytest.approx(columns[[0, -1]], abs=0.1)
@@ -65,14 +65,8 @@ def png(array: np.ndarray) -> bytes:
 
 def test_reading_draws_holes_by_seed_and_position_in_place_of_the_rows_own() -> None:
     image, mask = np.zeros((40, 56, 3), np.uint8), np.full((40, 56), 255, np.uint8)
-    row = Row(id="a", image="a.png", hole="m.png", width=56, height=40, digest="")
-    read = ReadSettings(
-        resolution=32,
-        random_holes=RandomHoles(areas=((0.1, 0.2),)),
-        full_hole_probability=0.0,
-        dilate_max=0.0,
-        feather_max=0.0,
-    )
+    row = Row(id="a", root="", image="a.png", hole="m.png", width=56, height=40, digest="")
+    read = ReadSettings(height=32, width=32, hole=RandomShapes(areas=((0.1, 0.2),)))
     files = RowBytes(image=png(image), hole=png(mask))
     first, again, other = (make_sample(row, files, read, 7, position)["hole"] for position in (3, 3, 4))
     assert np.array_equal(first, again)
@@ -86,4 +80,4 @@ def test_reading_draws_holes_by_seed_and_position_in_place_of_the_rows_own() -> 
 )
 def test_what_cannot_be_is_refused(wrong: dict) -> None:
     with pytest.raises(InpaintError):
-        RandomHoles(**wrong)
+        RandomShapes(**wrong)

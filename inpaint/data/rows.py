@@ -1,0 +1,275 @@
+"""The table of usable rows: what a run trains on or paints, and the hash by which a resumed run knows it again.
+
+Rows stay in Arrow: a Python object (`Row`) is made for those that are looked at, never for all of them at once.
+
+Guarantees: the hash covers every field of every row but `root`, their order, and (through `digest`) the bytes of their
+files; it depends neither on where the folders lie nor on how the table is chunked. Not covered: a file that changes
+after the manifest was made.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from inpaint.data.storage import opened, written
+from inpaint.errors import InpaintError
+from inpaint.randomness import generator
+
+SHOWN = 8  # rows named in a difference before the rest is only counted
+PIECE = 65_536  # rows that are looked at together
+NAMES = pa.dictionary(pa.int32(), pa.string())  # of few different values
+
+SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("root", NAMES),
+        ("image", pa.string()),
+        ("input", pa.string()),
+        ("hole", pa.string()),
+        ("prompt", pa.string()),
+        ("category", NAMES),
+        ("label", NAMES),
+        ("source", pa.int32()),
+        ("weight", pa.float32()),
+        ("repeats", pa.int32()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("digest", pa.binary(32)),
+    ]
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Row:
+    """One usable row. Paths are relative to `root`, with forward slashes."""
+
+    id: str
+    """Stable name: the image's path, with `#2`, `#3`, ... where several rows use the same path."""
+    root: str
+    """Folder or URL that the paths are relative to."""
+    image: str
+    """What the model shall paint (the CSV's `output`)."""
+    input: str | None = None
+    """What the model sees outside the hole; None: `image` with the hole blanked."""
+    hole: str | None = None
+    """White = paint; None: the run's hole recipe decides."""
+    prompt: str = ""
+    category: str | None = None
+    """What an adapter specialises in: it has a token."""
+    label: str | None = None
+    """The class that a model without text is told."""
+    source: int = 0
+    """Which of the joined sources it comes from."""
+    weight: float = 1.0
+    """Share of the row in the loss."""
+    repeats: int = 1
+    """How often it comes in one epoch of its source."""
+    width: int
+    """Of `image`, in pixels, after its EXIF orientation was applied."""
+    height: int
+    digest: str
+    """sha256 of the sha256s of `image`, `input` and `hole`, in hex."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Usable rows in the order of their sources."""
+
+    table: pa.Table
+    """Of `SCHEMA`, one line per row."""
+    shares: tuple[int, ...] = (1,)
+    """How many samples of each source come in turn."""
+
+    @classmethod
+    def of(cls, rows: Iterable[Row], shares: tuple[int, ...] = (1,)) -> "Manifest":
+        """A manifest of rows made by hand."""
+        lines = [{**asdict(row), "digest": bytes.fromhex(row.digest)} for row in rows]
+        return cls(pa.Table.from_pylist(lines, schema=SCHEMA), shares)
+
+    def __len__(self) -> int:
+        return self.table.num_rows
+
+    @cached_property
+    def hash(self) -> str:
+        """sha256 over shares and columns, in hex."""
+        names = [name for name in SCHEMA.names if name != "root"]
+        digest = hashlib.sha256(repr((names, len(self), self.shares)).encode())
+        for name in names:
+            digest.update(_column_digest(self.table[name]))
+        return digest.hexdigest()
+
+    @property
+    def categories(self) -> tuple[str, ...]:
+        """The categories that occur, sorted."""
+        return _values(self.table["category"])
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The labels that occur, sorted."""
+        return _values(self.table["label"])
+
+    @property
+    def has_inputs(self) -> bool:
+        return self.table["input"].null_count < len(self)
+
+    def row(self, index: int) -> Row:
+        """The row at `index`, 0 .. len - 1."""
+        return rows_of(self.table.slice(index, 1))[0]
+
+    def rows(self) -> Iterator[Row]:
+        """All rows in order, made as they are asked for."""
+        for batch in self.table.to_batches(max_chunksize=1024):
+            yield from rows_of(batch)
+
+    def select(self, chosen: str | np.ndarray) -> "Manifest":
+        """The rows of a category, or those that a mask (bool[len]) or indices (int[any], in that order) name."""
+        if isinstance(chosen, str):
+            return Manifest(self.table.filter(pc.equal(self.table["category"], chosen)), self.shares)
+        if chosen.dtype == np.bool_:
+            return Manifest(self.table.filter(pa.array(chosen)), self.shares)
+        return Manifest(self.table.take(pa.array(chosen)), self.shares)
+
+    def split(self, share: float, seed: int) -> tuple["Manifest", "Manifest"]:
+        """(the rest, a `share` of the rows that is held out). A row's side depends on its digest and the seed alone, so
+        that it stays there when others come; of two rows or more, each side has one.
+
+        Raises:
+            InpaintError: a share outside [0, 1).
+        """
+        if not 0 <= share < 1:
+            raise InpaintError(f"held-out share {share}: give at least 0 and less than 1")
+        words = np.concatenate([_first_words(batch["digest"]) for batch in self.table.to_batches()] or [np.empty(0)])
+        keys = _mixed(words.astype(np.uint64) ^ generator(seed, "held out", 0).bit_generator.random_raw())
+        held = keys < np.uint64(share * 2.0**64)
+        if share and len(np.unique(keys)) > 1:
+            held = (held | (keys == keys.min())) & (keys != keys.max())
+        return self.select(~held), self.select(held)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write one parquet file (a path or URL), whole or not at all; the hash is in its metadata."""
+        shares = ",".join(map(str, self.shares))
+        with written(path) as file:
+            pq.write_table(self.table.replace_schema_metadata({"hash": self.hash, "shares": shares}), file)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "Manifest":
+        """Read what `save` wrote; no file of the rows is opened.
+
+        Raises:
+            InpaintError: no manifest is there, or its content does not match its recorded hash.
+        """
+        with opened(path) as file:
+            table = pq.read_table(file)
+        metadata = table.schema.metadata or {}
+        recorded = metadata.get(b"hash", b"").decode()
+        shares = tuple(int(share) for share in metadata.get(b"shares", b"1").decode().split(","))
+        found = (
+            cls(table.cast(SCHEMA).combine_chunks(), shares) if set(table.column_names) == set(SCHEMA.names) else None
+        )
+        if found is None or recorded != found.hash:
+            raise InpaintError(
+                f"{path}: its rows hash to {found.hash[:12] if found else 'nothing'}, it says "
+                f"{recorded[:12] or 'nothing'}: the file was changed; make the manifest again from its source"
+            )
+        return found
+
+    def difference(self, other: "Manifest") -> str:
+        """What a reader must know to see why `other` (now) is not `self` (then); empty where they are equal."""
+        if self.hash == other.hash:
+            return ""
+        lines = [f"{len(self)} rows then, {len(other)} now"]
+        lines += _named("removed", *_missing(self.table, other.table))
+        lines += _named("added", *_missing(other.table, self.table))
+        lines += _named("changed", *_changed(self.table, other.table))
+        if self.shares != other.shares:
+            lines.append(f"shares were {self.shares}, now {other.shares}")
+        if len(lines) == 1:
+            lines.append("the same rows in another order")
+        return "; ".join(lines)
+
+
+def rows_of(table: pa.Table | pa.RecordBatch) -> list[Row]:
+    """The rows of a small table of `SCHEMA`."""
+    return [Row(**{**line, "digest": line["digest"].hex()}) for line in table.to_pylist()]
+
+
+def _values(column: pa.ChunkedArray) -> tuple[str, ...]:
+    return tuple(sorted(value for value in pc.unique(column).to_pylist() if value is not None))
+
+
+def _column_digest(column: pa.ChunkedArray) -> bytes:
+    """sha256 over each value's length (-1: none) and over all values, so that no two columns run together."""
+    lengths, values = hashlib.sha256(), hashlib.sha256()
+    for chunk in column.chunks:
+        for start in range(0, len(chunk), PIECE):
+            piece = _plain(chunk.slice(start, PIECE))
+            if pa.types.is_primitive(piece.type):
+                values.update(piece.to_numpy(zero_copy_only=False).tobytes())
+                continue
+            lengths.update(pc.fill_null(pc.binary_length(piece), -1).to_numpy(zero_copy_only=False).tobytes())
+            whole = pa.ListArray.from_arrays(pa.array([0, len(piece)], pa.int32()), pc.fill_null(piece, b""))
+            values.update(pc.binary_join(whole, b"")[0].as_buffer())
+    return lengths.digest() + values.digest()
+
+
+def _plain(piece: pa.Array) -> pa.Array:
+    """Names and texts as bytes, numbers as they are."""
+    if pa.types.is_dictionary(piece.type):
+        piece = piece.dictionary_decode()
+    return piece if pa.types.is_primitive(piece.type) else piece.cast(pa.binary())
+
+
+def _first_words(digests: pa.Array) -> np.ndarray:
+    """The first eight bytes of each digest, uint64."""
+    data = np.frombuffer(digests.buffers()[1], dtype=np.uint8)[32 * digests.offset :][: 32 * len(digests)]
+    return data.reshape(-1, 32)[:, :8].copy().view(np.uint64)[:, 0]
+
+
+def _mixed(words: np.ndarray) -> np.ndarray:
+    """Another uint64 for each, unlike for like ones (the finalizer of SplitMix64, Steele et al. 2014)."""
+    words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return words ^ (words >> np.uint64(31))
+
+
+def _missing(of: pa.Table, there: pa.Table) -> tuple[list[str], int]:
+    """The first ids of `of` that `there` has not, and how many they are."""
+    ids = of["id"].filter(pc.invert(pc.is_in(of["id"], value_set=there["id"])))
+    return ids.slice(0, SHOWN).to_pylist(), len(ids)
+
+
+def _changed(then: pa.Table, now: pa.Table) -> tuple[list[str], int]:
+    places = pc.index_in(then["id"], value_set=now["id"])
+    then, now = then.filter(pc.is_valid(places)), now.take(pc.drop_null(places))
+    changed = np.zeros(then.num_rows, dtype=bool)
+    for name in SCHEMA.names:
+        if name != "root":
+            one, other = (pa.chunked_array([_plain(c) for c in t[name].chunks], _type(name)) for t in (then, now))
+            differs = pc.fill_null(pc.not_equal(one, other), False)
+            changed |= pc.or_(differs, pc.xor(pc.is_null(one), pc.is_null(other))).to_numpy()
+    places = np.flatnonzero(changed)
+    shown = [(rows_of(then.slice(i, 1))[0], rows_of(now.slice(i, 1))[0]) for i in places[:SHOWN]]
+    return [f"{one.id} ({_changes(one, other)})" for one, other in shown], len(places)
+
+
+def _type(name: str) -> pa.DataType:
+    return SCHEMA.field(name).type if pa.types.is_primitive(SCHEMA.field(name).type) else pa.binary()
+
+
+def _changes(then: Row, now: Row) -> str:
+    names = [f.name for f in fields(Row) if f.name != "root" and getattr(then, f.name) != getattr(now, f.name)]
+    return ", ".join("bytes of the files" if name == "digest" else name for name in names)
+
+
+def _named(word: str, shown: list[str], count: int) -> list[str]:
+    if not count:
+        return []
+    more = f" and {count - len(shown)} more" if count > len(shown) else ""
+    return [f"{word}: {', '.join(shown)}{more}"]
