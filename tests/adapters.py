@@ -29,6 +29,11 @@ def variant(category: str, seed: int, *, of: str = "CDP_COS") -> Adapter:
     )
 
 
+def without_tokens(adapter: Adapter) -> Adapter:
+    """The same as a plain LoRA."""
+    return replace(adapter, card=replace(adapter.card, tokens={}, prompt_format="{prompt}"), embeds=())
+
+
 def write_variant(root: Path, category: str, seed: int, **how: str) -> Path:
     """The same as an adapter folder `root/category`."""
     return save_adapter(root / category, variant(category, seed, **how))

@@ -13,6 +13,7 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
+from inpaint.data.storage import Root, open_root
 from inpaint.errors import InpaintError
 from inpaint.models.adapter import Adapter, AdapterCard
 
@@ -46,54 +47,65 @@ def parse_card(data: bytes, where: str | Path) -> AdapterCard:
         raise InpaintError(f"{where}: not a card of this version ({error})") from error
 
 
-def load_adapter(folder: str | Path) -> Adapter:
+def load_adapter(where: str | Path) -> Adapter:
     """Read and verify an adapter folder.
+
+    Args:
+        where: its path or an object-store URL.
 
     Raises:
         InpaintError: no such folder, or a file is missing or does not match its sha256. Whether it fits a base is
             for `inpaint.models.adapter.check_adapter` to say.
     """
-    folder = Path(folder)
-    path = folder / CARD_FILE
-    if not path.is_file():
-        raise InpaintError(f"{folder}: no {CARD_FILE}, so not an adapter of ours; train one with train_category_lora")
-    card = parse_card(path.read_bytes(), path)
+    root = open_root(where)
+    data = _read(root, CARD_FILE)
+    if data is None:
+        raise InpaintError(f"{where}: no {CARD_FILE}, so not an adapter of ours; train one with train_category_lora")
+    card = parse_card(data, f"{where}/{CARD_FILE}")
     known = (LORA_FILE, *EMBEDS_FILES)
     strange = sorted(set(card.files) - set(known))
     if strange:
-        raise InpaintError(f"{path}: lists {strange[0]}; only safetensors files are read: {', '.join(known)}")
-    tensors = {name: _read(folder / name, digest) for name, digest in card.files.items()}
-    if LORA_FILE not in tensors:
-        raise InpaintError(f"{path}: lists {sorted(tensors)}, but not {LORA_FILE}")
+        raise InpaintError(f"{where}: {CARD_FILE} lists {strange[0]}; only {', '.join(known)} are read")
+    if LORA_FILE not in card.files:
+        raise InpaintError(f"{where}: {CARD_FILE} lists {sorted(card.files)}, but not {LORA_FILE}")
+    tensors = {name: _tensors(root, name, digest) for name, digest in card.files.items()}
     embeds = tuple(tensors[name] for name in EMBEDS_FILES if name in tensors)
     return Adapter(card=card, lora=tensors[LORA_FILE], embeds=embeds)
 
 
-def _read(path: Path, digest: str) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise InpaintError(f"{path} is missing: copy the whole adapter folder")
-    data = path.read_bytes()
+def _tensors(root: Root, name: str, digest: str) -> dict[str, Tensor]:
+    data = _read(root, name)
+    if data is None:
+        raise InpaintError(f"{root.join(name)} is missing: copy the whole adapter folder")
     if hashlib.sha256(data).hexdigest() != digest:
-        raise InpaintError(f"{path}: its bytes do not match the sha256 in {CARD_FILE}: copy it again")
+        raise InpaintError(f"{root.join(name)}: its bytes do not match the sha256 in {CARD_FILE}: copy it again")
     try:
         return safetensors.torch.load(data)
     except safetensors.SafetensorError as error:
-        raise InpaintError(f"{path}: not a safetensors file ({error})") from error
+        raise InpaintError(f"{root.join(name)}: not a safetensors file ({error})") from error
+
+
+def _read(root: Root, name: str) -> bytes | None:
+    """A file's bytes; None where there is none."""
+    try:
+        with root.filesystem.open_input_stream(root.join(name)) as stream:
+            data: bytes = stream.read()
+            return data
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise InpaintError(f"{root.join(name)}: cannot be read ({error})") from error
 
 
 def _lora_metadata(adapter: Adapter) -> dict[str, object]:
     """What diffusers' `save_lora_weights` writes, by prefix."""
-    prefixes = {name.split(".", 1)[0] for name in adapter.lora}
-    card = adapter.card
+    targets: dict[str, set[str]] = {}
+    for name in adapter.lora:
+        prefix, _, path = name.rpartition(".lora_")[0].partition(".")
+        targets.setdefault(prefix, set()).add(path.removeprefix("text_model."))
     metadata: dict[str, object] = {}
-    for prefix in sorted(prefixes):
-        targets = sorted({_module(name) for name in adapter.lora if name.startswith(f"{prefix}.")})
-        metadata[f"{prefix}.r"] = card.rank
-        metadata[f"{prefix}.lora_alpha"] = card.alpha
-        metadata[f"{prefix}.target_modules"] = targets
+    for prefix, paths in sorted(targets.items()):
+        metadata[f"{prefix}.r"] = adapter.card.rank
+        metadata[f"{prefix}.lora_alpha"] = adapter.card.alpha
+        metadata[f"{prefix}.target_modules"] = sorted(paths)
     return metadata
-
-
-def _module(name: str) -> str:
-    """`unet.down.0.to_q.lora_A.weight` -> `down.0.to_q`."""
-    return name.split(".", 1)[1].removeprefix("text_model.").rsplit(".lora_", 1)[0]

@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from inpaint.export.adapter_folder import EMBEDS_FILES
+from inpaint.export.adapter_folder import CARD_FILE, EMBEDS_FILES, parse_card
 from inpaint.models.adapter import AdapterCard
+from inpaint.models.info import BaseInfo
 
 LICENCES = {
     "stable-diffusion-v1-5/stable-diffusion-inpainting": "CreativeML Open RAIL-M",
@@ -17,13 +18,13 @@ LICENCES = {
 """Of the bases that the presets name; an adapter is a derivative of its base."""
 
 
-def write_card(folder: str | Path, card: AdapterCard, comparisons: Sequence[np.ndarray]) -> None:
-    """Write `README.md`, and `samples.png` from strips (H W 3, uint8) of input, hole and result."""
+def write_card(folder: str | Path, info: BaseInfo, comparisons: Sequence[np.ndarray]) -> None:
+    """Write an adapter folder's `README.md`, and `samples.png` from strips (H W 3, uint8) of input, hole and result."""
     folder = Path(folder)
     if comparisons:
         Image.fromarray(grid(comparisons, columns=2)).save(folder / "samples.png")
-    is_xl = (folder / EMBEDS_FILES[1]).is_file()
-    text = card_text(card, is_xl=is_xl, with_samples=bool(comparisons))
+    card = parse_card((folder / CARD_FILE).read_bytes(), folder / CARD_FILE)
+    text = card_text(card, info, with_samples=bool(comparisons))
     (folder / "README.md").write_text(text, encoding="utf-8")
 
 
@@ -40,22 +41,35 @@ def grid(pictures: Sequence[np.ndarray], *, columns: int) -> np.ndarray:
     return canvas
 
 
-def card_text(card: AdapterCard, *, is_xl: bool, with_samples: bool) -> str:
-    """The card as Markdown; `is_xl` where the adapter has tokens for a second text encoder."""
-    family = "StableDiffusionXL" if is_xl else "StableDiffusion"
-    first = next(iter(card.tokens.values()))
-    metrics = "\n".join(f"| {name} | {value:.4g} |" for name, value in card.metrics.items())
+def card_text(card: AdapterCard, info: BaseInfo, *, with_samples: bool) -> str:
+    """The card as Markdown."""
+    family = "StableDiffusionXL" if info.is_xl else "StableDiffusion"
+    example = card.prompt("a red box", next(iter(card.tokens), None))
+    rows = {
+        "base": card.base,
+        "base revision": card.base_revision,
+        "licence of the base": LICENCES.get(card.base, "see the base"),
+        "resolution": f"{card.resolution} px",
+        "samples trained on": card.samples,
+        "manifest": card.manifest,
+        **{name: f"{value:.4g}" for name, value in card.metrics.items()},
+    }
+    if card.tokens:
+        rows["tokens"] = ", ".join(f"{category}: {token}" for category, token in card.tokens.items())
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+    tags = "lora, inpainting, textual-inversion" if card.tokens else "lora, inpainting"
+    title = f"Backgrounds for {', '.join(card.tokens)}" if card.tokens else "A LoRA for inpainting"
     samples = "\n![input, hole, result](samples.png)\n" if with_samples else ""
     return f"""---
 base_model: {card.base}
 library_name: diffusers
-tags: [lora, inpainting, textual-inversion]
+tags: [{tags}]
 ---
-# Backgrounds for {", ".join(card.tokens)}
+# {title}
 
-A LoRA (rank {card.rank}) for inpainting product backgrounds on `{card.base}`, with a token per category.
+A LoRA (rank {card.rank}) for inpainting on `{card.base}`{", with a token per category" if card.tokens else ""}.
 {samples}
-Prompts are written `{card.prompt_format}`, such as "{card.prompt("a red box", next(iter(card.tokens)))}".
+Prompts are written `{card.prompt_format}`, such as "{example}".
 
 ```python
 from diffusers import {family}InpaintPipeline
@@ -63,22 +77,14 @@ from safetensors.torch import load_file
 
 pipe = {family}InpaintPipeline.{_source(card)}
 pipe.load_lora_weights("ADAPTER_FOLDER", use_safetensors=True)
-{_tokens_snippet(is_xl)}
-image = pipe("{card.prompt("a red box", next(iter(card.tokens)))}", image=photo, mask_image=hole).images[0]
+{_tokens_snippet(card)}image = pipe("{example}", image=photo, mask_image=hole).images[0]
 ```
 
 | | |
 | --- | --- |
-| base | {card.base} |
-| base revision | {card.base_revision} |
-| licence of the base | {LICENCES.get(card.base, "see the base")} |
-| tokens | {", ".join(f"{category}: {token}" for category, token in card.tokens.items())} |
-| resolution | {card.resolution} px |
-| samples trained on | {card.samples} |
-| manifest | {card.manifest} |
-{metrics}
+{table}
 
-White in `hole` is painted. Every token is an ordinary word of the prompt; `{first}` alone is enough.
+White in `hole` is painted.
 """
 
 
@@ -92,16 +98,12 @@ def _source(card: AdapterCard) -> str:
     return f'from_pretrained("{card.base}"' + (f', revision="{card.base_revision}")' if is_hub_id else ")")
 
 
-def _tokens_snippet(is_xl: bool) -> str:
-    lines = [
-        f'for token, vector in load_file("ADAPTER_FOLDER/{EMBEDS_FILES[0]}").items():',
-        "    pipe.load_textual_inversion(vector, token=token)",
-    ]
-    if is_xl:
-        lines += [
-            f'for token, vector in load_file("ADAPTER_FOLDER/{EMBEDS_FILES[1]}").items():',
-            "    pipe.load_textual_inversion(",
-            "        vector, token=token, text_encoder=pipe.text_encoder_2, tokenizer=pipe.tokenizer_2",
-            "    )",
-        ]
-    return "\n".join(lines)
+def _tokens_snippet(card: AdapterCard) -> str:
+    """A token's vectors are given each with its name: `load_textual_inversion` of a file takes one token alone."""
+    second = "token=token, text_encoder=pipe.text_encoder_2, tokenizer=pipe.tokenizer_2"
+    return "".join(
+        f'for token, vector in load_file("ADAPTER_FOLDER/{file}").items():\n'
+        f"    pipe.load_textual_inversion(vector, {arguments})\n"
+        for file, arguments in zip(EMBEDS_FILES, ("token=token", second), strict=True)
+        if file in card.files
+    )

@@ -79,15 +79,15 @@ def adapter_from(tensors: Mapping[str, Tensor], card: AdapterCard) -> Adapter:
     return Adapter(card=card, lora=lora, embeds=embeds)
 
 
-def apply_adapter(base: Base, adapter: Adapter, *, scale: float = 1.0) -> None:
-    """Put an adapter on a base that has none, in place; `scale` weighs its LoRA: 0 leaves only its tokens.
+def apply_adapter(base: Base, adapter: Adapter) -> None:
+    """Put an adapter on a base that has none, in place.
 
     Raises:
         InpaintError: it does not belong to this base.
     """
     check_adapter(adapter, base.info)
     card = adapter.card
-    load_lora(base, adapter.lora, rank=card.rank, alpha=card.alpha, scale=scale)
+    load_lora(base, adapter.lora, rank=card.rank, alpha=card.alpha)
     if adapter.embeds:
         load_tokens(base, {token: [e[token] for e in adapter.embeds] for token in adapter.embeds[0]})
     base.to(base.device)
@@ -114,8 +114,8 @@ def check_card(card: AdapterCard, info: BaseInfo, *, max_rank: int | None = None
         raise InpaintError(f"rank {card.rank}: give a whole number of at least 1")
     if max_rank is not None and card.rank > max_rank:
         raise InpaintError(f"rank {card.rank}: up to {max_rank} is taken here; raise max_rank, or train a smaller one")
-    if not isinstance(card.alpha, (int, float)) or not math.isfinite(card.alpha):
-        raise InpaintError(f"alpha {card.alpha}: give a finite number")
+    if not isinstance(card.alpha, (int, float)) or not 0 < card.alpha < math.inf:
+        raise InpaintError(f"alpha {card.alpha}: give a positive number")
     if not isinstance(card.tokens, dict) or not all(isinstance(t, str) and t for t in card.tokens.values()):
         raise InpaintError(f"tokens {str(card.tokens)[:80]}: give category -> token")
     for category in card.tokens:

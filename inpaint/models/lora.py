@@ -85,10 +85,10 @@ def lora_parameters(base: Base) -> dict[str, nn.Parameter]:
 
 
 @torch.no_grad()
-def load_lora(base: Base, tensors: Mapping[str, Tensor], *, rank: int, alpha: float, scale: float = 1.0) -> None:
+def load_lora(base: Base, tensors: Mapping[str, Tensor], *, rank: int, alpha: float) -> None:
     """Inject layers of `rank` and fill them with `tensors`, which fit (`inpaint.models.adapter.check_adapter`); the
-    update is scaled by `scale * alpha / rank`."""
+    update is scaled by `alpha / rank`."""
     layers = {name.rpartition(".lora_")[0] for name in tensors}
     inject_lora(base, LoraSettings(rank=rank, alpha=alpha), seed=0, only=layers)
     for name, parameter in lora_parameters(base).items():
-        parameter.copy_(tensors[name] * (scale if name.endswith("lora_B.weight") else 1.0))
+        parameter.copy_(tensors[name])

@@ -16,7 +16,7 @@ from inpaint.data.storage import output_folder
 from inpaint.errors import InpaintError
 from inpaint.export.adapter_folder import save_adapter
 from inpaint.export.card import write_card
-from inpaint.models.adapter import Adapter
+from inpaint.models.adapter import Adapter, check_adapter
 from inpaint.models.info import read_base_info
 from inpaint.paint.batch import paint_dataset
 from inpaint.paint.tasks import COMPARISONS, PaintSettings
@@ -64,7 +64,9 @@ def train_category_lora(config: CategoryLora) -> list[str]:
 
 def _export(folder: Path, adapter: Adapter, manifest: Manifest, samples: int) -> None:
     save_adapter(folder, adapter)
-    write_card(folder, adapter.card, _samples(folder, adapter, manifest, samples) if samples else [])
+    info = read_base_info(adapter.card.base, adapter.card.base_revision)
+    check_adapter(adapter, info)
+    write_card(folder, info, _samples(folder, adapter, manifest, samples) if samples else [])
 
 
 def _samples(folder: Path, adapter: Adapter, manifest: Manifest, count: int) -> list[np.ndarray]:

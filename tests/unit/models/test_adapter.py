@@ -14,13 +14,16 @@ from safetensors.torch import load_file
 
 from inpaint.errors import InpaintError
 from inpaint.export.adapter_folder import load_adapter, save_adapter
-from inpaint.models.adapter import AdapterCard, adapter_from, apply_adapter
+from inpaint.export.card import write_card
+from inpaint.models.adapter import Adapter, AdapterCard, adapter_from, apply_adapter, check_adapter
 from inpaint.models.base import Base, load_base
+from inpaint.models.info import BaseInfo, read_base_info
 from inpaint.models.lora import LoraSettings, inject_lora, lora_parameters
 from inpaint.models.prompts import encode_prompts, tokenize
 from inpaint.models.tokens import add_tokens, token_parameters
 from inpaint.paint.painter import Painter
 from inpaint.paint.request import PaintRequest
+from tests.adapters import without_tokens
 from tests.tiny import SIZE, tiny_sd_inpaint
 from tests.unit.paint.examples import request_with
 
@@ -31,6 +34,11 @@ PROMPT = "CDP_FOOD background, the red wood"
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return Path(tiny_sd_inpaint(tmp_path_factory.mktemp("base")))
+
+
+@pytest.fixture(scope="module")
+def info(folder: Path) -> BaseInfo:
+    return read_base_info(str(folder))
 
 
 def trained(base: Base, *, rank: int = 3, alpha: float = 5.0) -> dict[str, torch.Tensor]:
@@ -69,7 +77,12 @@ def request() -> PaintRequest:
     return request_with(image=image, hole=hole, prompt=PROMPT, seed=5, steps=4, guidance_scale=4.0)
 
 
-def test_plain_diffusers_paints_the_same_image_with_the_adapter(folder: Path, adapter_folder: Path) -> None:
+@pytest.mark.parametrize("kind", ["tokens", "plain"])
+def test_plain_diffusers_paints_the_same_image_with_the_adapter(
+    folder: Path, adapter_folder: Path, tmp_path: Path, kind: str
+) -> None:
+    if kind == "plain":
+        adapter_folder = save_adapter(tmp_path, without_tokens(load_adapter(adapter_folder)))
     base = load_base(folder)
     bare = Painter(base, device="cpu").paint_raw([request()])[0]
     apply_adapter(base, load_adapter(adapter_folder))
@@ -78,7 +91,9 @@ def test_plain_diffusers_paints_the_same_image_with_the_adapter(folder: Path, ad
     pipeline = StableDiffusionInpaintPipeline.from_pretrained(folder, local_files_only=True, safety_checker=None)
     pipeline.set_progress_bar_config(disable=True)
     pipeline.load_lora_weights(adapter_folder, use_safetensors=True)
-    for token, vector in load_file(adapter_folder / "learned_embeds.safetensors").items():
+    embeds = adapter_folder / "learned_embeds.safetensors"
+    assert embeds.is_file() == (kind == "tokens")
+    for token, vector in (load_file(embeds) if embeds.is_file() else {}).items():
         pipeline.load_textual_inversion(vector, token=token)
     asked = request()
     theirs = pipeline(
@@ -159,25 +174,96 @@ def test_a_card_that_names_another_kind_of_file_or_place_is_refused(copy: Path) 
     card = json.loads((copy / "adapter.json").read_text())
     for name in ("weights.bin", "../pytorch_lora_weights.safetensors"):
         (copy / "adapter.json").write_text(json.dumps({**card, "files": {name: "0" * 64}}))
-        with pytest.raises(InpaintError, match="only safetensors files"):
+        with pytest.raises(InpaintError, match=r"lists .*; only pytorch_lora_weights"):
             load_adapter(copy)
 
 
-def test_numbers_that_are_not_finite_are_refused(folder: Path, adapter_folder: Path) -> None:
+def without(adapter: Adapter, end: str) -> dict[str, torch.Tensor]:
+    name = next(name for name in adapter.lora if name.endswith(end))
+    return {n: t for n, t in adapter.lora.items() if n != name}
+
+
+def test_what_does_not_belong_to_the_base_is_refused_by_name(info: BaseInfo, adapter_folder: Path) -> None:
     adapter = load_adapter(adapter_folder)
-    name = next(iter(adapter.lora))
-    adapter.lora[name][0, 0] = float("nan")
-    with pytest.raises(InpaintError, match=f"{name} is not finite"):
-        apply_adapter(load_base(folder), adapter)
+    first = next(name for name in adapter.lora if name.endswith("lora_A.weight"))
+    vector = adapter.embeds[0]["CDP_COS"]
+    stray = "unet.down_blocks.9.to_q.lora_A.weight"
+
+    def card(**changes: object) -> Adapter:
+        return replace(adapter, card=replace(adapter.card, **changes))
+
+    def lora(**changes: torch.Tensor) -> Adapter:
+        return replace(adapter, lora={**adapter.lora, **changes})
+
+    for wrong, words in [
+        (card(base_revision="0" * 64), "was trained on base .* at 000000000000, this is"),
+        (card(rank=2), "expected"),
+        (card(rank="3"), "rank 3: give a whole number"),
+        (card(rank=True), "rank True"),
+        (card(alpha=float("nan")), "alpha nan"),
+        (card(alpha=0.0), "alpha 0"),
+        (card(tokens=["CDP_COS"]), "tokens .*give category -> token"),
+        (card(tokens={"CDP_COS": 3}), "tokens"),
+        (card(tokens={"a/b": "CDP_COS"}), "'a/b': give it a name"),
+        (card(tokens={"CDP_COS": "CDP_COS"}), "the card lists the tokens"),
+        (card(tokens={**TOKENS, "CDP_NEW": "CDP_NEW"}), "the card lists the tokens"),
+        (card(prompt_format="{token.__class__}"), "prompt_format .*give only {category}, {prompt}, {token}"),
+        (card(prompt_format="{prompt!r}"), "prompt_format"),
+        (card(prompt_format="{"), "prompt_format"),
+        (card(prompt_format=None), "prompt_format"),
+        (replace(without_tokens(adapter), card=replace(adapter.card, tokens={})), "give only {prompt}"),
+        (lora(**{stray: adapter.lora[first]}), f"{stray}: base .* has no such layer"),
+        (lora(**{first: adapter.lora[first][:, 1:]}), "expected"),
+        (lora(**{first: adapter.lora[first] / 0}), f"{first} is not finite"),
+        (replace(adapter, lora=without(adapter, "lora_A.weight")), "other half .*lora_A.weight is missing"),
+        (replace(adapter, lora=without(adapter, "lora_B.weight")), "other half .*lora_B.weight is missing"),
+        (replace(adapter, lora={}), "has no LoRA layer"),
+        (replace(adapter, embeds=adapter.embeds * 2), "embeddings for 2 text encoders, base .* has 1"),
+        (replace(adapter, embeds=({**adapter.embeds[0], "CDP_COS": vector[1:]},)), r"CDP_COS is \(15,\), expected"),
+        (replace(adapter, embeds=({**adapter.embeds[0], "CDP_COS_2": vector},)), "embeddings of"),
+    ]:
+        with pytest.raises(InpaintError, match=words):
+            check_adapter(wrong, info)
+    check_adapter(adapter, info, max_rank=3)
+    with pytest.raises(InpaintError, match="rank 3: up to 2"):
+        check_adapter(adapter, info, max_rank=2)
+    check_adapter(replace(adapter, embeds=({**adapter.embeds[0], "CDP_COS_1": vector},)), info)
 
 
-def test_another_base_is_refused(folder: Path, adapter_folder: Path) -> None:
+def test_an_adapter_of_some_layers_is_applied_to_those_alone(folder: Path, adapter_folder: Path) -> None:
     adapter = load_adapter(adapter_folder)
-    other = replace(adapter, card=replace(adapter.card, base_revision="0" * 64))
-    with pytest.raises(InpaintError, match="trained on base"):
-        apply_adapter(load_base(folder), other)
+    some = {n: t for n, t in adapter.lora.items() if "attn1.to_q" in n}
+    base = load_base(folder)
+    apply_adapter(base, replace(adapter, lora=some))
+    assert lora_parameters(base).keys() == some.keys()
 
 
-def test_an_unknown_category_is_refused_with_those_it_knows(adapter_folder: Path) -> None:
+def test_an_adapter_is_read_from_a_url(adapter_folder: Path) -> None:
+    near, far = load_adapter(adapter_folder), load_adapter(adapter_folder.as_uri())
+    assert far.card == near.card
+    assert all(torch.equal(far.lora[name], tensor) for name, tensor in near.lora.items())
+    with pytest.raises(InpaintError, match=r"no adapter\.json"):
+        load_adapter(f"{adapter_folder.as_uri()}/elsewhere")
+
+
+def test_the_model_card_shows_what_plain_diffusers_needs(info: BaseInfo, adapter_folder: Path, tmp_path: Path) -> None:
+    for adapter in (load_adapter(adapter_folder), without_tokens(load_adapter(adapter_folder))):
+        folder = save_adapter(tmp_path / str(len(adapter.embeds)), adapter)
+        write_card(folder, info, [np.zeros((4, 12, 3), dtype=np.uint8)] * 3)
+        text = (folder / "README.md").read_text()
+        snippet = text.split("```")[1].removeprefix("python")
+        compile(snippet, "README.md", "exec")
+        assert "StableDiffusionInpaintPipeline.from_pretrained" in snippet and "samples.png" in text
+        assert ("load_textual_inversion" in snippet) == bool(adapter.embeds)
+        assert ("CDP_COS background, a red box" in snippet) == bool(adapter.card.tokens)
+
+
+def test_prompts_are_written_as_in_training(adapter_folder: Path) -> None:
+    card = load_adapter(adapter_folder).card
+    assert card.prompt("a box", "CDP_COS") == "CDP_COS background, a box"
+    assert card.prompt("CDP_COS, a box") == "CDP_COS, a box"
     with pytest.raises(InpaintError, match="CDP_COS, CDP_FOOD"):
-        load_adapter(adapter_folder).card.prompt("a box", "CDP_TOYS")
+        card.prompt("a box", "CDP_TOYS")
+    plain = replace(card, tokens={}, prompt_format="{prompt}")
+    assert plain.prompt("a {box}") == plain.prompt("a {box}", "CDP_TOYS") == "a {box}"
+    assert replace(plain, prompt_format="mystyle, {prompt}").prompt("a box") == "mystyle, a box"

@@ -17,6 +17,7 @@ from inpaint.models.files import TOY_BASE
 from inpaint.paint.paste import paste_back
 from inpaint.serve.engine.engine import Engine
 from inpaint.serve.service import AdapterGone
+from tests.adapters import without_tokens
 from tests.tiny import tiny_sd_inpaint, tiny_sdxl_inpaint
 from tests.unit.serve.engines import (
     GUARD_S,
@@ -44,6 +45,7 @@ def shipped(name: str) -> Adapter:
 
 def test_rows_with_different_adapters_share_a_batch():
     adapters = {name: shipped(name) for name in ("CDP_COS", "CDP_FOOD")} | {"large": made_up("toy", 3, rank=9)}
+    adapters["plain"] = without_tokens(shipped("CDP_FOOD"))
     asked = [
         (request(1, prompt="CDP_COS background, a red box"), "CDP_COS"),
         (request(2, prompt="CDP_FOOD background, a red box", guidance_scale=2.0), "CDP_FOOD"),
@@ -51,13 +53,14 @@ def test_rows_with_different_adapters_share_a_batch():
         (request(4, prompt="cdp_x background", sampler=Sampler.EULER), "large"),
         (request(5, prompt="CDP_X and CDP_X", negative_prompt="CDP_X", guidance_scale=3.0), "large"),
         (request(6, prompt="CDP_COS background, a red box", steps=5), "CDP_COS"),
+        (request(7, prompt="a red box"), "plain"),
     ]
     with running("toy", Adapters(adapters)) as engine:
         orders = [order(wanted, *filter(None, [name])) for wanted, name in asked]
         painted = paint_all(engine, orders)
         assert engine.resident() == set(adapters)
         again = pictures(engine, orders)
-        assert engine.stats().loads == 3, "resident adapters are not loaded again"
+        assert engine.stats().loads == 4, "resident adapters are not loaded again"
     for (wanted, name), events, picture in zip(asked, painted, again, strict=True):
         alone = by_painter("toy", wanted, adapters.get(name))
         assert difference(events[-1].image, alone) <= LEVEL
