@@ -162,4 +162,4 @@ class Dispatcher:
                 begun = time.monotonic()
 
     def _parcels(self, order: PaintOrder) -> tuple[AdapterFiles, ...]:
-        return tuple(self._registry.parcel(use.name, use.digest) for use in order.adapters)
+        return tuple(self._registry.cache.files(use.name, use.digest) for use in order.adapters)

@@ -1,8 +1,7 @@
-"""Adapters by digest: a local cache of verified copies, and the store that fills it from the registry's folder.
+"""Adapters by name and digest: verified copies in a local folder, filled from the registry's.
 
-Guarantee: what `AdapterStore.load` returns has exactly the bytes that the digest names, whatever lies in the
-registry now.
-The cache is bounded; what was used longest ago leaves first. Several processes of one machine may share a cache.
+Guarantee: what `AdapterCache.load` returns has exactly the bytes that the digest names, whatever lies in the registry
+now. The cache is bounded; what was used longest ago leaves first. Several processes of one machine may share a cache.
 """
 
 import hashlib
@@ -10,8 +9,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,16 +24,15 @@ from inpaint.serve.service import AdapterGone
 ADAPTER_FILES = (LORA_FILE, *EMBEDS_FILES)
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _MAX_CARD_BYTES = 1 << 20
-_UNFINISHED = ".new-"
 
 
-class NotYet(InpaintError):
-    """The folder does not hold what its card lists: it is still being copied, or a file is damaged."""
+class Incomplete(InpaintError):
+    """The registry's folder does not hold what its card lists: it is still being copied, or a file is damaged."""
 
 
 @dataclass(frozen=True)
 class AdapterFiles:
-    """One version of an adapter on its way to a replica that cannot find it."""
+    """One version of an adapter, on its way to a cache."""
 
     digest: str
     files: dict[str, bytes]
@@ -43,25 +40,71 @@ class AdapterFiles:
 
 
 class AdapterCache:
-    """Verified copies in a local folder, one subfolder per digest."""
+    """Copies of a registry's adapters, one subfolder per digest."""
 
-    def __init__(self, folder: str | Path, max_bytes: int) -> None:
-        """Args: folder: made if missing. max_bytes: kept at most, but always the newest copy."""
-        self.folder = Path(folder)
-        self.max_bytes = max_bytes
+    def __init__(self, root: Root, folder: str | Path, *, max_bytes: int, max_adapter_bytes: int) -> None:
+        """Args: root: the registry's. folder: made if missing. max_bytes: kept at most, but always the newest copy."""
+        self.root, self.folder = root, Path(folder)
+        self.max_bytes, self.max_adapter_bytes = max_bytes, max_adapter_bytes
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def __contains__(self, digest: str) -> bool:
         return bool(_DIGEST.fullmatch(digest)) and (self.folder / digest / CARD_FILE).is_file()
 
-    def load(self, digest: str) -> Adapter | None:
-        """That version, verified again; None where it is not here."""
+    def load(self, name: str, digest: str) -> Adapter:
+        """That version, verified: the copy, else from the registry while it still has it. Raises AdapterGone."""
+        try:
+            return self.fetch(name, digest)
+        except (InpaintError, OSError) as error:
+            raise AdapterGone(f"adapter {name} at {digest[:12]} cannot be read: {error}") from error
+
+    def fetch(self, name: str, digest: str) -> Adapter:
+        """As `load`, with the reason.
+
+        Raises:
+            Incomplete: a file is missing or does not match its sha256, or the registry has another version.
+            InpaintError: the files are what the card says, but no adapter, or too large.
+            OSError: the registry cannot be read.
+        """
+        adapter = self._copy(digest)
+        return self.put(self._download(name, digest)) if adapter is None else adapter
+
+    def files(self, name: str, digest: str) -> AdapterFiles:
+        """The bytes of that version. Raises AdapterGone."""
+        self.load(name, digest)
+        return AdapterFiles(digest, {path.name: path.read_bytes() for path in (self.folder / digest).iterdir()})
+
+    def put(self, version: AdapterFiles) -> Adapter:
+        """Keep a version, verified. Raises InpaintError for bytes that are no adapter, or not what the digest names."""
+        digest, files = version.digest, version.files
+        if _sha256(files.get(CARD_FILE, b"")) != digest or set(files) - {CARD_FILE, *ADAPTER_FILES}:
+            raise InpaintError(f"adapter files {digest[:12]}: they are not those of that digest")
+        new = Path(tempfile.mkdtemp(prefix=".new-", dir=self.folder))
+        try:
+            for name, data in files.items():
+                (new / name).write_bytes(data)
+            adapter = load_adapter(new)
+            self._keep(new, digest)
+            return adapter
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
+
+    def read_card(self, name: str) -> tuple[AdapterCard, str]:
+        """The card that lies in the registry now, and its digest. Raises Incomplete for none, OSError."""
+        data = self._read(f"{name}/{CARD_FILE}", _MAX_CARD_BYTES)
+        try:
+            return parse_card(data, CARD_FILE), _sha256(data)
+        except InpaintError as error:
+            raise Incomplete(str(error)) from error
+
+    def _copy(self, digest: str) -> Adapter | None:
+        """What is kept, verified again; None where it is not here."""
         if digest not in self:
             return None
         folder = self.folder / digest
         try:
             os.utime(folder)
-            if hashlib.sha256((folder / CARD_FILE).read_bytes()).hexdigest() != digest:
+            if _sha256((folder / CARD_FILE).read_bytes()) != digest:
                 raise InpaintError(f"{folder}: its card is not the one that it is named by")
             return load_adapter(folder)
         except (OSError, InpaintError):
@@ -69,24 +112,34 @@ class AdapterCache:
             shutil.rmtree(folder, ignore_errors=True)
             return None
 
-    def parcel(self, digest: str) -> AdapterFiles | None:
-        """The bytes of that version; None where it is not here."""
-        if self.load(digest) is None:
-            return None
-        folder = self.folder / digest
-        return AdapterFiles(digest, {path.name: path.read_bytes() for path in folder.iterdir()})
+    def _download(self, name: str, digest: str) -> AdapterFiles:
+        card_bytes = self._read(f"{name}/{CARD_FILE}", _MAX_CARD_BYTES)
+        if _sha256(card_bytes) != digest:
+            raise Incomplete(f"{name} has been replaced in the registry: send the request again")
+        listed = parse_card(card_bytes, CARD_FILE).files
+        if not isinstance(listed, Mapping) or set(listed) - set(ADAPTER_FILES):
+            raise InpaintError(f"{CARD_FILE} lists {str(listed)[:80]}: only {', '.join(ADAPTER_FILES)} are read")
+        files, left = {CARD_FILE: card_bytes}, self.max_adapter_bytes
+        for file, wanted in listed.items():
+            files[file] = self._read(f"{name}/{file}", left)
+            left -= len(files[file])
+            if _sha256(files[file]) != wanted:
+                raise Incomplete(f"{file} does not match its sha256 in {CARD_FILE}: still being copied, or damaged")
+        return AdapterFiles(digest, files)
 
-    @contextmanager
-    def place(self) -> Iterator[Path]:
-        """An empty folder to write a copy into; `keep` takes it over, else it is gone at the end."""
-        folder = Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=self.folder))
-        try:
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+    def _read(self, relative: str, limit: int) -> bytes:
+        path = self.root.join(relative)
+        info = self.root.filesystem.get_file_info(path)
+        if info.type != pafs.FileType.File:
+            raise Incomplete(f"{relative} is missing: still being copied?")
+        if info.size > limit:
+            raise InpaintError(f"{relative} has {info.size:,} bytes: this service takes {limit:,}; raise the limit")
+        with self.root.filesystem.open_input_stream(path) as stream:
+            data: bytes = stream.read(limit + 1)
+        return data
 
-    def keep(self, folder: Path, digest: str) -> None:
-        """Take over a verified copy made in a `place`."""
+    def _keep(self, folder: Path, digest: str) -> None:
+        """Take over a verified copy, and let the oldest go."""
         target = self.folder / digest
         if digest not in self:
             shutil.rmtree(target, ignore_errors=True)
@@ -96,101 +149,20 @@ class AdapterCache:
                 if digest not in self:  # else another process was faster
                     raise
         os.utime(target)
-        self._trim(digest)
-
-    def put(self, parcel: AdapterFiles) -> None:
-        """Store a parcel. Raises InpaintError where its bytes are not what the digest names."""
-        if parcel.digest in self:
-            return
-        card = parcel.files.get(CARD_FILE, b"")
-        if hashlib.sha256(card).hexdigest() != parcel.digest or set(parcel.files) - {CARD_FILE, *ADAPTER_FILES}:
-            raise InpaintError(f"parcel {parcel.digest[:12]}: its files are not those of that digest")
-        with self.place() as folder:
-            for name, data in parcel.files.items():
-                (folder / name).write_bytes(data)
-            load_adapter(folder)
-            self.keep(folder, parcel.digest)
-
-    def _trim(self, newest: str) -> None:
         copies = []
-        for folder in self.folder.iterdir():
-            if _DIGEST.fullmatch(folder.name):
+        for kept in self.folder.iterdir():
+            if _DIGEST.fullmatch(kept.name):
                 try:
-                    size = sum(file.stat().st_size for file in folder.iterdir())
-                    copies.append((folder.stat().st_mtime_ns, size, folder))
+                    size = sum(file.stat().st_size for file in kept.iterdir())
+                    copies.append((kept.stat().st_mtime_ns, size, kept))
                 except FileNotFoundError:
-                    continue  # another process trims, too
+                    continue  # another process lets copies go, too
         left = sum(size for _, size, _ in copies)
-        for _, size, folder in sorted(copies):
-            if left <= self.max_bytes:
-                return
-            if folder.name != newest:
-                shutil.rmtree(folder, ignore_errors=True)
+        for _, size, kept in sorted(copies):
+            if left > self.max_bytes and kept != target:
+                shutil.rmtree(kept, ignore_errors=True)
                 left -= size
 
 
-class AdapterStore:
-    """Adapters by name and digest: from the cache, else from the registry's folder while it still has that version."""
-
-    def __init__(self, root: Root, cache: AdapterCache, max_adapter_bytes: int) -> None:
-        self.root = root
-        self.cache = cache
-        self.max_adapter_bytes = max_adapter_bytes
-
-    def load(self, name: str, digest: str) -> Adapter:
-        """That version, verified. Raises AdapterGone."""
-        adapter = self.cache.load(digest)
-        if adapter is not None:
-            return adapter
-        try:
-            card, data = self.read_card(name)
-            if hashlib.sha256(data).hexdigest() == digest:
-                with self.fetched(name, card, data) as (folder, adapter):
-                    self.cache.keep(folder, digest)
-                    return adapter
-        except (InpaintError, OSError) as error:
-            raise AdapterGone(f"adapter {name} at {digest[:12]} cannot be read: {error}") from error
-        raise AdapterGone(f"adapter {name} at {digest[:12]} has been replaced in the registry: send the request again")
-
-    def read_card(self, name: str) -> tuple[AdapterCard, bytes]:
-        """The card that lies in the registry now. Raises NotYet where it is not readable, OSError."""
-        try:
-            data = self._read(f"{name}/{CARD_FILE}", _MAX_CARD_BYTES)
-            card = parse_card(data, CARD_FILE)
-        except NotYet:
-            raise
-        except InpaintError as error:
-            raise NotYet(str(error)) from error
-        return card, data
-
-    @contextmanager
-    def fetched(self, name: str, card: AdapterCard, card_bytes: bytes) -> Iterator[tuple[Path, Adapter]]:
-        """A local copy of the files, verified, and what they hold; gone at the end unless the cache keeps it.
-
-        Raises:
-            NotYet: a file is missing or does not match its sha256.
-            InpaintError: the files are what the card says, but no adapter.
-        """
-        if not isinstance(card.files, Mapping) or set(card.files) - set(ADAPTER_FILES):
-            raise InpaintError(f"{CARD_FILE} lists {str(card.files)[:80]}: only {', '.join(ADAPTER_FILES)} are read")
-        with self.cache.place() as folder:
-            (folder / CARD_FILE).write_bytes(card_bytes)
-            left = self.max_adapter_bytes
-            for file, digest in card.files.items():
-                data = self._read(f"{name}/{file}", left)
-                left -= len(data)
-                if hashlib.sha256(data).hexdigest() != digest:
-                    raise NotYet(f"{file} does not match its sha256 in {CARD_FILE}: still being copied, or damaged")
-                (folder / file).write_bytes(data)
-            yield folder, load_adapter(folder)
-
-    def _read(self, relative: str, limit: int) -> bytes:
-        path = self.root.join(relative)
-        info = self.root.filesystem.get_file_info(path)
-        if info.type != pafs.FileType.File:
-            raise NotYet(f"{relative} is missing: still being copied?")
-        if info.size > limit:
-            raise InpaintError(f"{relative} has {info.size:,} bytes: this service takes {limit:,}; raise the limit")
-        with self.root.filesystem.open_input_stream(path) as stream:
-            data: bytes = stream.read(limit + 1)
-        return data
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

@@ -23,9 +23,9 @@ import pyarrow.fs as pafs
 from inpaint.data.storage import open_root
 from inpaint.errors import InpaintError
 from inpaint.export.adapter_folder import CARD_FILE
-from inpaint.models.adapter import Adapter, AdapterCard, check_adapter, check_card, check_name
+from inpaint.models.adapter import check_adapter, check_card, check_name
 from inpaint.models.info import BaseInfo
-from inpaint.serve.adapters.cache import AdapterCache, AdapterFiles, AdapterStore, NotYet
+from inpaint.serve.adapters.cache import AdapterCache, Incomplete
 from inpaint.serve.service import ServedAdapter
 
 _LOG = logging.getLogger(__name__)
@@ -58,31 +58,29 @@ class RegistrySettings:
                 f"{self.max_adapter_bytes}: all must be positive"
             )
 
-    def library(self) -> AdapterStore:
-        """What reads adapters by digest, here or in a painter."""
-        root = open_root(self.root)
+    def open_cache(self) -> AdapterCache:
+        """What reads adapters by digest, here or in a painter. Raises InpaintError for a URL that is none."""
         key = hashlib.sha256(self.root.encode()).hexdigest()[:16]
-        cache = Path(self.cache) if self.cache else Path(tempfile.gettempdir()) / f"inpaint-{os.getuid()}" / key
-        return AdapterStore(root, AdapterCache(cache, self.cache_bytes), self.max_adapter_bytes)
+        folder = open_root(self.cache or Path(tempfile.gettempdir()) / f"inpaint-{os.getuid()}" / key)
+        if not folder.is_local:
+            raise InpaintError(f"registry.cache {self.cache}: give a folder of this machine, for its copies are opened")
+        return AdapterCache(
+            open_root(self.root), folder.path, max_bytes=self.cache_bytes, max_adapter_bytes=self.max_adapter_bytes
+        )
 
 
-@dataclass(frozen=True)
-class _Seen:
-    """What a listing says of one folder."""
-
-    files: frozenset[tuple[str, int, int]]
-    """(name, bytes, time of change in ns)."""
-    newest_ns: int
+_Listed = frozenset[tuple[str, int, int]]
+"""What a listing says of one folder: (file, bytes, time of change in ns) of each."""
 
 
 class Registry:
     """Adapters served now. All methods may be called from any thread; `poll` from one at a time."""
 
-    def __init__(self, settings: RegistrySettings, base: BaseInfo, library: AdapterStore | None = None) -> None:
+    def __init__(self, settings: RegistrySettings, base: BaseInfo, cache: AdapterCache | None = None) -> None:
         self.settings = settings
         self.base = base
-        self.library = library or settings.library()
-        self._seen: dict[str, _Seen] = {}
+        self.cache = cache or settings.open_cache()
+        self._seen: dict[str, _Listed] = {}
         self._good: dict[str, ServedAdapter] = {}
         self._reasons: dict[str, str] = {}
         self._served: Mapping[str, ServedAdapter] = MappingProxyType({})
@@ -109,19 +107,6 @@ class Registry:
         """Name -> why its newest version is not served; an older one may be."""
         return self._refused
 
-    def load(self, name: str, digest: str) -> Adapter:
-        """That version, verified. Raises AdapterGone."""
-        return self.library.load(name, digest)
-
-    def parcel(self, name: str, digest: str) -> AdapterFiles:
-        """The bytes of that version. Raises AdapterGone."""
-        parcel = self.library.cache.parcel(digest)
-        if parcel is None:
-            self.library.load(name, digest)
-            parcel = self.library.cache.parcel(digest)
-        assert parcel is not None, f"{name} at {digest} was in the cache a moment ago"
-        return parcel
-
     def poll(self) -> None:
         """Look once. Where the registry cannot be listed, all stays as it was."""
         try:
@@ -140,8 +125,9 @@ class Registry:
                 for look in as_completed(looks):
                     name = looks[look]
                     self._seen.pop(name, None)
+                    newest_ns = max(changed_ns for _, _, changed_ns in listing[name])
                     # Files this young may still change unseen: look again next time.
-                    if look.result() and time.time_ns() - listing[name].newest_ns > _CLOCK_TICK_NS:
+                    if look.result() and time.time_ns() - newest_ns > _CLOCK_TICK_NS:
                         self._seen[name] = listing[name]
                     if time.monotonic() - published > 0.5:
                         self._publish()
@@ -152,51 +138,36 @@ class Registry:
         while not self._stop.wait(self.settings.poll_s):
             self.poll()
 
-    def _list(self) -> dict[str, _Seen]:
-        root = self.library.root
+    def _list(self) -> dict[str, _Listed]:
+        root = self.cache.root
         files: dict[str, list[tuple[str, int, int]]] = {}
         # One recursive listing: on an object store a thousand keys per call, where a look at each would be a call each.
         for info in root.filesystem.get_file_info(pafs.FileSelector(root.path, recursive=True)):
             name, _, file = info.path.removeprefix(root.path).lstrip("/").partition("/")
             if info.type == pafs.FileType.File and file:
                 files.setdefault(name, []).append((file, info.size, info.mtime_ns))
-        return {
-            name: _Seen(frozenset(found), max(ns for _, _, ns in found))
-            for name, found in files.items()
-            if any(file == CARD_FILE for file, _, _ in found)
-        }
+        return {n: frozenset(found) for n, found in files.items() if any(file == CARD_FILE for file, _, _ in found)}
 
     def _look(self, name: str) -> bool:
         """Serve or refuse what lies there; False where it could not even be read, for a reason that may pass."""
         try:
             check_name(name)
-            card, data = self.library.read_card(name)
-            digest = hashlib.sha256(data).hexdigest()
+            card, digest = self.cache.read_card(name)
             served = self._good.get(name)
             if served is None or served.digest != digest:
-                self._vet(name, digest, card, data)
+                check_card(card, self.base, max_rank=self.settings.max_rank)
+                check_adapter(self.cache.fetch(name, digest), self.base, max_rank=self.settings.max_rank)
                 self._good[name] = ServedAdapter(name=name, digest=digest, card=card)
                 _LOG.info("adapter %s at %s is served", name, digest[:12])
             self._reasons.pop(name, None)
             return True
         except (InpaintError, OSError) as error:
-            kind = "not complete yet" if isinstance(error, (NotYet, OSError)) else "refused"
+            kind = "not complete yet" if isinstance(error, (Incomplete, OSError)) else "refused"
             reason = f"{kind}: {error}"
             if self._reasons.get(name) != reason:
                 _LOG.warning("adapter %s %s", name, reason)
             self._reasons[name] = reason
             return not isinstance(error, OSError)
-
-    def _vet(self, name: str, digest: str, card: AdapterCard, data: bytes) -> None:
-        check_card(card, self.base, max_rank=self.settings.max_rank)
-        cache = self.library.cache
-        adapter = cache.load(digest)
-        if adapter is not None:
-            check_adapter(adapter, self.base)
-            return
-        with self.library.fetched(name, card, data) as (folder, adapter):
-            check_adapter(adapter, self.base)
-            cache.keep(folder, digest)
 
     def _publish(self) -> None:
         served, conflicts = settle(self._good.copy().values())

@@ -43,8 +43,8 @@ class PainterReplica:
             torch.cuda.set_per_process_memory_fraction(gpus)
         base = load_base(args.base, revision=args.base_revision, dtype=DTYPES[args.precision], device=device)
         self._health_timeout_s = args.health_timeout_s
-        self._library = args.registry_settings.library()
-        self._engine = Engine(base, args.engine, self._library)
+        self._cache = args.registry_settings.open_cache()
+        self._engine = Engine(base, args.engine, self._cache)
         self._engine.start()
         self._metrics = PainterMetrics(serve.get_replica_context().replica_tag)
         self._stop = threading.Event()
@@ -60,7 +60,7 @@ class PainterReplica:
             parcels: adapters that this painter could not find when it was asked before.
         """
         for parcel in parcels:
-            await asyncio.to_thread(self._library.cache.put, parcel)
+            await asyncio.to_thread(self._cache.put, parcel)
         try:
             async with aclosing(self._engine.paint(order)) as events:
                 async for event in events:

@@ -11,12 +11,12 @@ import pyarrow.fs as pafs
 import pytest
 import torch
 
-from inpaint.data.storage import Root
+from inpaint.data.storage import Root, open_root
 from inpaint.errors import InpaintError
 from inpaint.export.adapter_folder import CARD_FILE, LORA_FILE, save_adapter
 from inpaint.models.adapter import Adapter
 from inpaint.models.info import BaseInfo, read_base_info
-from inpaint.serve.adapters.cache import AdapterCache, AdapterFiles, AdapterStore
+from inpaint.serve.adapters.cache import AdapterCache, AdapterFiles
 from inpaint.serve.adapters.registry import Registry, RegistrySettings
 from inpaint.serve.service import AdapterGone
 from tests.adapters import SHIPPED, variant, write_variant
@@ -72,8 +72,10 @@ def test_a_replaced_version_stays_usable_by_digest_and_can_be_put_back(
     registry.poll()
     new = registry.catalogue()["CDP_COS"].digest
     assert new != old
-    layer = next(iter(registry.load("CDP_COS", new).lora))
-    assert not torch.equal(registry.load("CDP_COS", old).lora[layer], registry.load("CDP_COS", new).lora[layer])
+    layer = next(iter(registry.cache.load("CDP_COS", new).lora))
+    assert not torch.equal(
+        registry.cache.load("CDP_COS", old).lora[layer], registry.cache.load("CDP_COS", new).lora[layer]
+    )
     shutil.rmtree(root / "CDP_COS")
     shutil.copytree(tmp_path / "backup", root / "CDP_COS")
     registry.poll()
@@ -209,7 +211,7 @@ def test_the_adapter_called_like_the_category_owns_it(registry: Registry, root: 
     assert "AAA" in registry.catalogue()
 
 
-class CountingReads(AdapterStore):
+class CountingReads(AdapterCache):
     reads = 0
 
     def _read(self, relative: str, limit: int) -> bytes:
@@ -220,15 +222,14 @@ class CountingReads(AdapterStore):
 def test_what_has_not_changed_is_not_read_again(root: Path, tmp_path: Path, base: BaseInfo) -> None:
     age(root)
     settings = RegistrySettings(root=str(root), cache=str(tmp_path / "cache"))
-    plain = settings.library()
-    library = CountingReads(plain.root, plain.cache, plain.max_adapter_bytes)
-    registry = Registry(settings, base, library)
+    cache = CountingReads(open_root(root), tmp_path / "cache", max_bytes=1 << 30, max_adapter_bytes=1 << 30)
+    registry = Registry(settings, base, cache)
     registry.poll()
-    before = library.reads
+    before = cache.reads
     assert before
     for _ in range(3):
         registry.poll()
-    assert library.reads == before
+    assert cache.reads == before
 
 
 def test_a_registry_that_cannot_be_listed_leaves_all_as_it_was(registry: Registry, root: Path) -> None:
@@ -240,7 +241,7 @@ def test_a_registry_that_cannot_be_listed_leaves_all_as_it_was(registry: Registr
 @pytest.mark.parametrize("kind", ["url", "mock"])
 def test_object_stores_work_like_folders(root: Path, tmp_path: Path, base: BaseInfo, kind: str) -> None:
     settings = RegistrySettings(root=root.as_uri(), cache=str(tmp_path / "cache"))
-    library = settings.library()
+    cache = settings.open_cache()
     if kind == "mock":
         store = pafs._MockFileSystem()
         for file in root.rglob("*.*"):
@@ -248,58 +249,68 @@ def test_object_stores_work_like_folders(root: Path, tmp_path: Path, base: BaseI
             store.create_dir(path.rpartition("/")[0], recursive=True)
             with store.open_output_stream(path) as stream:
                 stream.write(file.read_bytes())
-        library = AdapterStore(Root(store, "bucket/adapters"), library.cache, library.max_adapter_bytes)
-    registry = Registry(settings, base, library)
+        cache.root = Root(store, "bucket/adapters")
+    registry = Registry(settings, base, cache)
     registry.poll()
     assert list(registry.catalogue()) == ["CDP_COS", "CDP_FOOD"]
 
 
 def test_a_version_that_nobody_has_is_gone(registry: Registry) -> None:
     with pytest.raises(AdapterGone, match="replaced"):
-        registry.load("CDP_COS", "0" * 64)
+        registry.cache.load("CDP_COS", "0" * 64)
     with pytest.raises(AdapterGone, match="missing"):
-        registry.load("CDP_NONE", "0" * 64)
+        registry.cache.load("CDP_NONE", "0" * 64)
 
 
-def test_another_library_gets_it_from_the_folder_or_from_a_parcel(
-    registry: Registry, root: Path, tmp_path: Path
-) -> None:
+def cache_in(folder: Path, root: Path, max_bytes: int = 1 << 30) -> AdapterCache:
+    return AdapterCache(open_root(root), folder, max_bytes=max_bytes, max_adapter_bytes=1 << 30)
+
+
+def test_another_cache_gets_it_from_the_folder_or_is_sent_it(registry: Registry, root: Path, tmp_path: Path) -> None:
     digest = registry.catalogue()["CDP_COS"].digest
-    elsewhere = AdapterStore(registry.library.root, AdapterCache(tmp_path / "elsewhere", 1 << 30), 1 << 30)
-    assert elsewhere.load("CDP_COS", digest).card.tokens == {"CDP_COS": "CDP_COS"}
+    assert cache_in(tmp_path / "elsewhere", root).load("CDP_COS", digest).card.tokens == {"CDP_COS": "CDP_COS"}
     write_variant(root, "CDP_COS", 9)
-    third = AdapterStore(registry.library.root, AdapterCache(tmp_path / "third", 1 << 30), 1 << 30)
+    third = cache_in(tmp_path / "third", root)
     with pytest.raises(AdapterGone):
         third.load("CDP_COS", digest)
-    third.cache.put(registry.parcel("CDP_COS", digest))
+    third.put(registry.cache.files("CDP_COS", digest))
     assert third.load("CDP_COS", digest).card.tokens == {"CDP_COS": "CDP_COS"}
 
 
-def test_a_parcel_of_other_bytes_is_refused(registry: Registry, tmp_path: Path) -> None:
-    cos, food = (registry.parcel(n, registry.catalogue()[n].digest) for n in ("CDP_COS", "CDP_FOOD"))
-    cache = AdapterCache(tmp_path / "other", 1 << 30)
+def test_files_of_another_digest_are_refused(registry: Registry, root: Path, tmp_path: Path) -> None:
+    cos, food = (registry.cache.files(n, registry.catalogue()[n].digest) for n in ("CDP_COS", "CDP_FOOD"))
+    cache = cache_in(tmp_path / "other", root)
     for wrong in (
         AdapterFiles(cos.digest, food.files),
         AdapterFiles(cos.digest, {**cos.files, LORA_FILE: food.files[LORA_FILE]}),
+        AdapterFiles(cos.digest, {**cos.files, "more.bin": b""}),
     ):
         with pytest.raises(InpaintError):
             cache.put(wrong)
         assert cos.digest not in cache
+    assert not list(cache.folder.iterdir()), "nothing is left of what was refused"
+
+
+@pytest.mark.parametrize(("where", "words"), [("gs://bucket/cache", "folder of this machine"), ("x://y", "x://y")])
+def test_copies_are_kept_on_this_machine(where: str, words: str) -> None:
+    with pytest.raises(InpaintError, match=words):
+        RegistrySettings(root="toy", cache=where).open_cache()
 
 
 def test_a_damaged_copy_is_fetched_again(registry: Registry) -> None:
     entry = registry.catalogue()["CDP_COS"]
-    copy = registry.library.cache.folder / entry.digest / LORA_FILE
+    copy = registry.cache.folder / entry.digest / LORA_FILE
     copy.write_bytes(b"damaged")
-    assert registry.load("CDP_COS", entry.digest).lora
+    assert registry.cache.load("CDP_COS", entry.digest).lora
     assert copy.stat().st_size > 7
 
 
-def test_the_shelf_is_bounded_and_drops_what_was_used_longest_ago(registry: Registry, tmp_path: Path) -> None:
-    parcels = [registry.parcel(n, e.digest) for n, e in registry.catalogue().items()]
-    sizes = [sum(map(len, p.files.values())) for p in parcels]
-    cache = AdapterCache(tmp_path / "small", max(sizes) + 10)
-    for parcel in parcels:
-        cache.put(parcel)
-    assert parcels[0].digest not in cache
-    assert parcels[1].digest in cache
+def test_the_cache_is_bounded_and_drops_what_was_used_longest_ago(
+    registry: Registry, root: Path, tmp_path: Path
+) -> None:
+    versions = [registry.cache.files(n, e.digest) for n, e in registry.catalogue().items()]
+    cache = cache_in(tmp_path / "small", root, max(sum(map(len, v.files.values())) for v in versions) + 10)
+    for version in versions:
+        cache.put(version)
+    assert versions[0].digest not in cache
+    assert versions[1].digest in cache
