@@ -30,11 +30,8 @@ class Admission:
     Guaranteed: an order is admitted where nothing else is waiting, however large it is, so none is refused for ever.
     """
 
-    def __init__(
-        self, *, queue_per_painter: float, expected_speed: float, clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        """Args: queue_per_painter: U-Net rows. expected_speed: rows/s of one painter until it is measured."""
-        self.queue_per_painter = queue_per_painter
+    def __init__(self, settings: AdmissionSettings, clock: Callable[[], float] = time.monotonic) -> None:
+        self.settings = settings
         self.painters = 1
         self.ingresses = 1
         self.outstanding = 0.0
@@ -42,7 +39,6 @@ class Admission:
         self.admitted = 0.0
         self.refused = 0.0
         self._clock = clock
-        self._expected_speed = expected_speed
         self._measured: float | None = None
         self._finished = self._busy_s = 0.0
         self._busy_since: float | None = None
@@ -50,12 +46,12 @@ class Admission:
     @property
     def limit(self) -> float:
         """Most U-Net rows that this ingress may have outstanding."""
-        return self.queue_per_painter * max(1, self.painters) / max(1, self.ingresses)
+        return self.settings.queue_per_painter * max(1, self.painters) / max(1, self.ingresses)
 
     @property
     def speed(self) -> float:
         """U-Net rows per second of what this ingress sends out, measured while it had work outstanding."""
-        return self._measured or self._expected_speed * max(1, self.painters) / max(1, self.ingresses)
+        return self._measured or self.settings.expected_speed * max(1, self.painters) / max(1, self.ingresses)
 
     def admit(self, work: float) -> None:
         """Let `work` rows in.

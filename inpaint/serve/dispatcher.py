@@ -5,8 +5,7 @@ its settings are all decided the picture is the same; no preview comes twice. Cl
 """
 
 import asyncio
-import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 
@@ -29,20 +28,19 @@ from inpaint.serve.work import work_of
 MOST_TRIES = 4
 """Painters that an order may lose before its client hears of it."""
 
-Call = Callable[[PaintOrder, float, tuple[AdapterFiles, ...]], AsyncGenerator[Preview | Painted, None]]
-"""Paints an order of so much work on a painter. Raises ReplicaLost, or what the painter raised."""
+Call = Callable[[PaintOrder, tuple[AdapterFiles, ...]], AsyncGenerator[Preview | Painted, None]]
+"""Paints an order on a painter, which may need these adapters. Raises PainterLost, or what the painter raised."""
 
 
-class ReplicaLost(InpaintError):
+class PainterLost(InpaintError):
     """The painter died, or cannot be reached: another one can paint the order."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Capacity:
-    """What Serve says of itself."""
+    """What runs now."""
 
-    painters: int = 0
-    """Running now."""
+    painters: int = 1
     ingresses: int = 1
     healthy: bool = True
     """Whether painters run, or could be started."""
@@ -51,19 +49,9 @@ class Capacity:
 class Dispatcher:
     """Implements `service.Service` over painters that `call` reaches."""
 
-    def __init__(
-        self,
-        base: BaseInfo,
-        registry: Registry,
-        admission: Admission,
-        call: Call,
-        look: Callable[[], Awaitable[Capacity]],
-    ) -> None:
-        self._base = base
-        self._registry = registry
-        self._admission = admission
-        self._call = call
-        self._look = look
+    def __init__(self, base: BaseInfo, registry: Registry, admission: Admission, call: Call) -> None:
+        self._base, self._registry, self._admission, self._call = base, registry, admission, call
+        self._is_healthy = True
 
     @property
     def base(self) -> BaseInfo:
@@ -80,21 +68,20 @@ class Dispatcher:
 
     async def healthy(self) -> bool:
         """Whether a painter does, or can be started to do, real work."""
-        return (await self._look()).healthy
+        return self._is_healthy
 
-    async def watch(self) -> None:
-        """Let admission know how many painters there are."""
-        state = await self._look()
-        self._admission.painters, self._admission.ingresses = state.painters, state.ingresses
+    def resize(self, capacity: Capacity) -> None:
+        """So many run now."""
+        self._is_healthy = capacity.healthy
+        self._admission.painters, self._admission.ingresses = capacity.painters, capacity.ingresses
 
     async def paint(self, orders: Sequence[PaintOrder]) -> AsyncGenerator[tuple[int, Preview | Painted], None]:
         """See `service.Service.paint`."""
-        works = [work_of(order.request, self._base) for order in orders]
-        self._admission.admit(sum(works))
+        orders = [replace(order, work=work_of(order.request, self._base)) for order in orders]
+        self._admission.admit(sum(order.work for order in orders))
         events: asyncio.Queue[tuple[int, Preview | Painted] | asyncio.Task[None]] = asyncio.Queue()
         tasks = [
-            asyncio.create_task(self._run(number, order, work, events.put_nowait))
-            for number, (order, work) in enumerate(zip(orders, works, strict=True))
+            asyncio.create_task(self._run(number, order, events.put_nowait)) for number, order in enumerate(orders)
         ]
         for task in tasks:
             task.add_done_callback(events.put_nowait)
@@ -112,41 +99,37 @@ class Dispatcher:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _run(
-        self, number: int, order: PaintOrder, work: float, emit: Callable[[tuple[int, Preview | Painted]], None]
-    ) -> None:
+    async def _run(self, number: int, order: PaintOrder, emit: Callable[[tuple[int, Preview | Painted]], None]) -> None:
         """One order to its end."""
         done = False
         try:
-            async with asyncio.timeout(order.timeout_s), aclosing(self._somewhere(order, work)) as painting:
+            async with asyncio.timeout(order.timeout_s), aclosing(self._somewhere(order)) as painting:
                 async for event in painting:
-                    done = done or isinstance(event, Painted)
+                    done = isinstance(event, Painted)
                     emit((number, event))
         except TimeoutError as error:
             raise DeadlinePassed(f"order {order.id} took longer than {order.timeout_s:g} s") from error
         finally:
-            self._admission.leave(work, done=done)
+            self._admission.leave(order.work, done=done)
 
-    async def _somewhere(self, order: PaintOrder, work: float) -> AsyncGenerator[Preview | Painted, None]:
+    async def _somewhere(self, order: PaintOrder) -> AsyncGenerator[Preview | Painted, None]:
         """The order's events, from as many painters as it takes."""
-        begun = time.monotonic()
         next_preview, lost = 0, 0
-        parcels: tuple[AdapterFiles, ...] = ()
+        files: tuple[AdapterFiles, ...] = ()
         painted = False
         while not painted:
             try:
-                async with aclosing(self._call(order, work, parcels)) as events:
+                async with aclosing(self._call(order, files)) as events:
                     async for event in events:
-                        if isinstance(event, Painted):
-                            painted = True
-                        elif event.index >= next_preview:
+                        painted = isinstance(event, Painted)
+                        if isinstance(event, Preview):
+                            if event.index < next_preview:
+                                continue
                             next_preview = event.index + 1
-                        else:
-                            continue
                         yield event
                 if not painted:
-                    raise ReplicaLost(f"order {order.id}: the painter ended without a picture")
-            except ReplicaLost as error:
+                    raise PainterLost(f"order {order.id}: the painter ended without a picture")
+            except PainterLost as error:
                 if painted:
                     return
                 lost += 1
@@ -154,12 +137,9 @@ class Dispatcher:
                     raise Overloaded(f"order {order.id}: {lost} painters were lost; the last: {error}", 5.0) from error
                 await asyncio.sleep(0.1 * (lost - 1))
             except AdapterGone:
-                if parcels:
+                if files:
                     raise
-                parcels = await asyncio.to_thread(self._parcels, order)
-            if order.timeout_s is not None:
-                order = replace(order, timeout_s=max(0.001, order.timeout_s - (time.monotonic() - begun)))
-                begun = time.monotonic()
+                files = await asyncio.to_thread(self._files, order)
 
-    def _parcels(self, order: PaintOrder) -> tuple[AdapterFiles, ...]:
+    def _files(self, order: PaintOrder) -> tuple[AdapterFiles, ...]:
         return tuple(self._registry.cache.files(use.name, use.digest) for use in order.adapters)

@@ -43,7 +43,9 @@ class PaintOrder:
     previews: int = 0
     """Pictures of the state between wanted on the way, spread evenly over the steps."""
     timeout_s: float | None = None
-    """Given up when it takes longer than this after it reached the engine."""
+    """Given up when it takes longer than this."""
+    work: float = 0.0
+    """U-Net rows that it takes, weighed by their pixels (`inpaint.serve.work`); the dispatcher fills it in."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

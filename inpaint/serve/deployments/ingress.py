@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import time
 from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING
 
@@ -11,7 +10,7 @@ from ray import serve
 from ray.exceptions import NodeDiedError, ObjectLostError, RayActorError, RayError, RayTaskError, WorkerCrashedError
 from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
-from ray.serve.schema import ApplicationStatusOverview, DeploymentStatus
+from ray.serve.schema import DeploymentStatus
 
 from inpaint.errors import InpaintError
 from inpaint.models.info import read_base_info
@@ -20,7 +19,7 @@ from inpaint.serve.adapters.registry import Registry
 from inpaint.serve.admission import Admission
 from inpaint.serve.deployments.metrics import IngressMetrics
 from inpaint.serve.dialects.application import paint_http
-from inpaint.serve.dispatcher import Capacity, Dispatcher, ReplicaLost
+from inpaint.serve.dispatcher import Capacity, Dispatcher, PainterLost
 from inpaint.serve.service import Painted, PaintOrder, Preview
 
 if TYPE_CHECKING:
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 _LOST = (RayActorError, ObjectLostError, NodeDiedError, WorkerCrashedError)
-_LOOK_PERIOD_S = 2.0
+_WATCH_PERIOD_S = 2.0
 _FAILED = (DeploymentStatus.UNHEALTHY, DeploymentStatus.DEPLOY_FAILED)
 
 
@@ -40,23 +39,23 @@ class IngressReplica:
         info = read_base_info(args.base, args.base_revision)
         self._registry = Registry(args.registry_settings, info)
         self._registry.start()
-        self._admission = Admission(**args.admission.model_dump())
+        self._admission = Admission(args.admission)
         self._metrics = IngressMetrics(context.replica_tag)
         self._http = args.http
-        self._look = _Look(context.app_name, painters.deployment_name, context.deployment)
+        self._names = context.app_name, painters.deployment_name, context.deployment
         self._painters = painters.options(method_name="paint", stream=True)
-        self._service = Dispatcher(args.served(info), self._registry, self._admission, self._call, self._look)
+        self._dispatcher = Dispatcher(args.served(info), self._registry, self._admission, self._call)
         self._watching = asyncio.create_task(self._watch())
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Serve after the constructor."""
-        return paint_http(self._service, self._http, self._metrics)
+        return paint_http(self._dispatcher, self._http, self._metrics)
 
     async def _call(
-        self, order: PaintOrder, work: float, parcels: tuple[AdapterFiles, ...]
+        self, order: PaintOrder, files: tuple[AdapterFiles, ...]
     ) -> AsyncGenerator[Preview | Painted, None]:
         """One try on one painter, which the router chooses."""
-        events = self._painters.remote(order, work, parcels)
+        events = self._painters.remote(order, files)
         ended = False
         try:
             async for event in events:
@@ -70,48 +69,33 @@ class IngressReplica:
             raise
         except (*_LOST, DeploymentUnavailableError) as error:
             ended = True
-            raise ReplicaLost(str(error).partition("\n")[0]) from error
+            raise PainterLost(str(error).partition("\n")[0]) from error
         finally:
             if not ended:
                 events.cancel()
 
     async def _watch(self) -> None:
-        """Keep admission and the gauges up to date."""
+        """Keep the dispatcher and the gauges up to date."""
         while True:
-            await self._service.watch()
+            capacity = await asyncio.to_thread(capacity_of, *self._names)
+            if capacity is not None:
+                self._dispatcher.resize(capacity)
             self._metrics.look(self._admission, len(self._registry.catalogue()), len(self._registry.refused()))
-            await asyncio.sleep(_LOOK_PERIOD_S)
+            await asyncio.sleep(_WATCH_PERIOD_S)
 
 
-class _Look:
-    """Asks Serve how many replicas run; remembers the answer for a while, for /ready may be asked often."""
-
-    def __init__(self, app: str, painters: str, ingress: str) -> None:
-        self._app, self._painters, self._ingress = app, painters, ingress
-        self._state = Capacity(painters=1)
-        self._asked = -_LOOK_PERIOD_S
-
-    async def __call__(self) -> Capacity:
-        if time.monotonic() - self._asked >= _LOOK_PERIOD_S:
-            self._asked = time.monotonic()
-            try:
-                status = await asyncio.to_thread(serve.status)
-            except (RayError, TimeoutError) as error:  # the controller is being restarted; painting goes on
-                _LOG.warning("Serve's controller does not answer: %s", error)
-                return self._state
-            app = status.applications.get(self._app)
-            if app is not None and {self._painters, self._ingress} <= app.deployments.keys():
-                self._state = self._read(app)
-        return self._state
-
-    def _read(self, app: ApplicationStatusOverview) -> Capacity:
-        painters, ingress = app.deployments[self._painters], app.deployments[self._ingress]
-        running = painters.replica_states.get("RUNNING", 0)
-        return Capacity(
-            painters=running,
-            ingresses=max(1, ingress.replica_states.get("RUNNING", 0)),
-            healthy=running > 0 or painters.status not in _FAILED,
-        )
+def capacity_of(application: str, painters: str, ingress: str) -> Capacity | None:
+    """How many replicas of the two deployments Serve says there are; None where it does not say."""
+    try:
+        status = serve.status().applications.get(application)
+    except (RayError, TimeoutError) as error:  # the controller is being restarted; painting goes on
+        _LOG.warning("Serve's controller does not answer: %s", error)
+        return None
+    if status is None or not {painters, ingress} <= status.deployments.keys():
+        return None
+    running = {name: status.deployments[name].replica_states.get("RUNNING", 0) for name in (painters, ingress)}
+    healthy = running[painters] > 0 or status.deployments[painters].status not in _FAILED
+    return Capacity(painters=running[painters], ingresses=max(1, running[ingress]), healthy=healthy)
 
 
 Ingress = serve.deployment(

@@ -15,57 +15,64 @@ from inpaint.serve.http.record import HttpMetrics, Record
 _SECONDS = [0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500]
 
 
+_GAUGES = {
+    "queued": ("queued", "Orders that wait for a place in the batch."),
+    "running": ("running", "Orders in the batch."),
+    "remaining": ("remaining_work", "U-Net rows to do for the orders that are here, weighed by their pixels."),
+    "resident": ("resident_adapters", "Adapters in slots."),
+}
+_COUNTERS = {
+    "ticks": ("ticks", "U-Net forwards."),
+    "unet_rows": ("rows", "U-Net rows."),
+    "loads": ("adapter_loads", "Adapters loaded into slots."),
+    "evictions": ("adapter_evictions", "Adapters that made room for others."),
+    "painted": ("painted", "Orders painted."),
+    "failed": ("failed", "Orders that ended with an error, deadlines among them."),
+    "cancelled": ("cancelled", "Orders whose client left."),
+    "wasted_steps": ("wasted_steps", "Steps of orders that were given up."),
+}
+"""Field of `EngineStats` -> the figure's name and description."""
+
+
+class Growth:
+    """Counters whose totals are known from elsewhere: each is told what is new since the last time."""
+
+    def __init__(self) -> None:
+        self._before: dict[tuple[str, ...], float] = {}
+
+    def add(self, counter: Counter, total: float, tags: Mapping[str, str]) -> float:
+        """Returns what is new."""
+        key = (counter.info["name"], *tags.values())
+        new = total - self._before.get(key, 0.0)
+        self._before[key] = total
+        if new > 0:
+            counter.inc(new, dict(tags))
+        return new
+
+
 class PainterMetrics:
     """What an engine has done; call `record` every few seconds."""
 
     def __init__(self, replica: str) -> None:
-        tags = ("replica",)
         self._tags = {"replica": replica}
-        self._before: dict[tuple[str, str], float] = {}
-        self.queued = Gauge("inpaint_queued", "Orders that wait for a place in the batch.", tags)
-        self.running = Gauge("inpaint_running", "Orders in the batch.", tags)
-        self.remaining = Gauge("inpaint_remaining_work", "U-Net rows to do for the orders that are here.", tags)
-        self.resident = Gauge("inpaint_resident_adapters", "Adapters in the bank.", tags)
+        self._growth = Growth()
+        tags = ("replica",)
+        self.gauges = {field: Gauge(f"inpaint_{name}", text, tags) for field, (name, text) in _GAUGES.items()}
+        self.counters = {field: Counter(f"inpaint_{name}", text, tags) for field, (name, text) in _COUNTERS.items()}
         self.rows_per_tick = Gauge("inpaint_rows_per_tick", "Mean U-Net rows per tick since the last look.", tags)
-        self.ticks = Counter("inpaint_ticks", "U-Net forwards.", tags)
-        self.rows = Counter("inpaint_rows", "U-Net rows.", tags)
-        self.loads = Counter("inpaint_adapter_loads", "Adapters loaded into the bank.", tags)
-        self.evictions = Counter("inpaint_adapter_evictions", "Adapters that made room for others.", tags)
-        self.painted = Counter("inpaint_painted", "Orders painted.", tags)
-        self.failed = Counter("inpaint_failed", "Orders that ended with an error, deadlines among them.", tags)
-        self.cancelled = Counter("inpaint_cancelled", "Orders whose client left.", tags)
-        self.wasted = Counter("inpaint_wasted_steps", "Steps of orders that were given up.", tags)
         self.seconds = Counter("inpaint_stage_seconds", "Seconds per stage.", (*tags, "stage"))
 
     def record(self, stats: EngineStats) -> None:
         """Set gauges, and add what has been done since the last call."""
-        self.queued.set(stats.queued, self._tags)
-        self.running.set(stats.running, self._tags)
-        self.remaining.set(stats.remaining, self._tags)
-        self.resident.set(stats.resident, self._tags)
-        ticks = self._add(self.ticks, stats.ticks)
-        rows = self._add(self.rows, stats.unet_rows)
-        self.rows_per_tick.set(rows / ticks if ticks else 0.0, self._tags)
-        for counter, total in (
-            (self.wasted, stats.wasted_steps),
-            (self.loads, stats.loads),
-            (self.evictions, stats.evictions),
-            (self.painted, stats.painted),
-            (self.failed, stats.failed),
-            (self.cancelled, stats.cancelled),
-        ):
-            self._add(counter, total)
+        for field, gauge in self.gauges.items():
+            gauge.set(getattr(stats, field), self._tags)
+        new = {
+            field: self._growth.add(counter, getattr(stats, field), self._tags)
+            for field, counter in self.counters.items()
+        }
+        self.rows_per_tick.set(new["unet_rows"] / new["ticks"] if new["ticks"] else 0.0, self._tags)
         for stage, seconds in stats.seconds.items():
-            self._add(self.seconds, seconds, {"stage": stage})
-
-    def _add(self, counter: Counter, total: float, more: Mapping[str, str] | None = None) -> float:
-        tags = {**self._tags, **(more or {})}
-        key = (counter.info["name"], tags.get("stage", ""))
-        new = total - self._before.get(key, 0.0)
-        self._before[key] = total
-        if new > 0:
-            counter.inc(new, tags)
-        return new
+            self._growth.add(self.seconds, seconds, {**self._tags, "stage": stage})
 
 
 class RequestMetrics(HttpMetrics):
@@ -102,7 +109,7 @@ class IngressMetrics(RequestMetrics):
 
     def __init__(self, replica: str) -> None:
         super().__init__(replica)
-        self._admitted = self._refused = 0.0
+        self._growth = Growth()
         self.admitted = Counter("inpaint_work_admitted", "U-Net rows let in.", ("replica",))
         self.refused = Counter("inpaint_work_refused", "U-Net rows told to come back.", ("replica",))
         self.outstanding = Gauge("inpaint_work_outstanding", "U-Net rows let in and not done.", ("replica",))
@@ -112,11 +119,8 @@ class IngressMetrics(RequestMetrics):
 
     def look(self, admission: Admission, served: int, refused: int) -> None:
         """Call every few seconds."""
-        if admission.admitted > self._admitted:
-            self.admitted.inc(admission.admitted - self._admitted, self._tags)
-        if admission.refused > self._refused:
-            self.refused.inc(admission.refused - self._refused, self._tags)
-        self._admitted, self._refused = admission.admitted, admission.refused
+        self._growth.add(self.admitted, admission.admitted, self._tags)
+        self._growth.add(self.refused, admission.refused, self._tags)
         self.outstanding.set(admission.outstanding, self._tags)
         self.limit.set(admission.limit, self._tags)
         self.served.set(served, self._tags)

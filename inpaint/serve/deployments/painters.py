@@ -3,10 +3,9 @@
 import asyncio
 import logging
 import os
-import threading
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import ray
 import torch
@@ -18,10 +17,9 @@ from inpaint.models.base import load_base
 from inpaint.paint.rows import DTYPES
 from inpaint.serve.adapters.cache import AdapterFiles
 from inpaint.serve.deployments.metrics import PainterMetrics
-from inpaint.serve.deployments.router import AdapterRouter
+from inpaint.serve.deployments.router import AdapterRouter, PainterLoad
 from inpaint.serve.deployments.scaling import WORK
 from inpaint.serve.engine.engine import Engine, EngineBroken, EngineStats
-from inpaint.serve.ranking import Standing
 from inpaint.serve.service import Painted, PaintOrder, Preview
 
 if TYPE_CHECKING:
@@ -44,23 +42,21 @@ class PainterReplica:
         base = load_base(args.base, revision=args.base_revision, dtype=DTYPES[args.precision], device=device)
         self._health_timeout_s = args.health_timeout_s
         self._cache = args.registry_settings.open_cache()
+        self._metrics = PainterMetrics(serve.get_replica_context().replica_tag)
         self._engine = Engine(base, args.engine, self._cache)
         self._engine.start()
-        self._metrics = PainterMetrics(serve.get_replica_context().replica_tag)
-        self._stop = threading.Event()
-        threading.Thread(target=self._measure, name="metrics", daemon=True).start()
+        self._measuring = asyncio.create_task(self._measure())
 
     async def paint(
-        self, order: PaintOrder, work: float, parcels: tuple[AdapterFiles, ...] = ()
+        self, order: PaintOrder, files: tuple[AdapterFiles, ...] = ()
     ) -> AsyncGenerator[Preview | Painted, None]:
         """The order's events; closing it, or cancelling the call, takes the order off within a tick.
 
         Args:
-            work: U-Net rows, for the router alone.
-            parcels: adapters that this painter could not find when it was asked before.
+            files: adapters that a painter could not find when it was asked before.
         """
-        for parcel in parcels:
-            await asyncio.to_thread(self._cache.put, parcel)
+        for version in files:
+            await asyncio.to_thread(self._cache.put, version)
         try:
             async with aclosing(self._engine.paint(order)) as events:
                 async for event in events:
@@ -79,27 +75,27 @@ class PainterReplica:
         except EngineBroken as error:
             self._die(error)
 
-    def record_routing_stats(self) -> dict[str, Any]:
+    def record_routing_stats(self) -> PainterLoad:
         """For `AdapterRouter`."""
-        return Standing(self._engine.stats().remaining, frozenset(self._engine.resident())).published()
+        return PainterLoad(remaining=self._engine.stats().remaining, adapters=sorted(self._engine.resident()))
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """For `scaling.ByRemainingWork`."""
-        return {WORK: float(self._engine.stats().remaining)}
+        return {WORK: self._engine.stats().remaining}
 
     def _die(self, error: EngineBroken) -> NoReturn:
         """At once: Serve would let it fail for half a minute, and its empty queue would draw orders meanwhile."""
         _LOG.critical("this painter ends, for its engine has: %s", error)
         os._exit(1)
 
-    def _measure(self) -> None:
-        while not self._stop.wait(METRICS_PERIOD_S):
+    async def _measure(self) -> None:
+        while True:
             self._metrics.record(self._engine.stats())
+            await asyncio.sleep(METRICS_PERIOD_S)
 
     def __del__(self) -> None:
         # Serve calls it at the end of a graceful shutdown, and where the constructor has failed.
-        if "_stop" in vars(self):
-            self._stop.set()
+        if "_engine" in vars(self):
             self._engine.close(drain=False)
 
 

@@ -1,16 +1,82 @@
-"""Serve's request router for painters: residency of the adapters against remaining work (`inpaint.serve.ranking`).
+"""Serve's request router for painters: the one with the least to do, a missing adapter counted as work.
 
 Requests are taken in the order in which they came (`FIFOMixin`). Without that mixin Ray 2.60 matches a replica to a
 request by its HTTP request's id, and the second picture of one HTTP request is never sent.
 """
 
 import random
-from typing import Any
+from collections import defaultdict
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any, TypedDict, TypeVar
 
 from ray.serve.request_router import FIFOMixin, PendingRequest, ReplicaID, RequestRouter, RunningReplica
 
-from inpaint.serve.ranking import Ledger, Standing, rank
 from inpaint.serve.service import PaintOrder
+
+TRIED_ON = "2.60"
+"""Ray's version. `PendingRequest.metadata.internal_request_id`, `RunningReplica.routing_stats` and the router's
+`on_request_completed` are not promised by it."""
+
+Key = TypeVar("Key", bound=Hashable)
+
+
+class PainterLoad(TypedDict, total=False):
+    """What a painter publishes; plain, for it travels through Serve's controller. One that is new: nothing."""
+
+    remaining: float
+    """Work that is here and not done."""
+    adapters: list[str]
+    """Digests that are resident."""
+
+
+class SentWork:
+    """Work that this router has sent and that is not yet answered, per painter."""
+
+    def __init__(self) -> None:
+        self._sent: dict[Hashable, dict[str, list[float]]] = defaultdict(dict)
+
+    def send(self, painter: Hashable, request: str, work: float) -> None:
+        """An order of HTTP request `request` goes to `painter`."""
+        self._sent[painter].setdefault(request, []).append(work)
+
+    def done(self, painter: Hashable, request: str) -> None:
+        """One order of that request is answered; unknown ones are ignored: Serve also reports what was turned down."""
+        works = self._sent[painter].get(request)
+        if works:
+            works.pop()
+        if not works:
+            self._sent[painter].pop(request, None)
+
+    def outstanding(self, painter: Hashable) -> float:
+        """Sent to `painter` and not answered."""
+        return sum(sum(works) for works in list(self._sent[painter].values()))
+
+    def forget(self, present: set[Hashable]) -> None:
+        """Drop painters that are gone."""
+        for painter in self._sent.keys() - present:
+            del self._sent[painter]
+
+
+def rank(
+    painters: Mapping[Key, PainterLoad], sent: Mapping[Key, float], adapters: Sequence[str], *, load_cost: float
+) -> list[Key]:
+    """Painters, best first.
+
+    A painter's work is the larger of what it last published (other ingresses' orders included, but up to a period old)
+    and what this router has sent it. No painter starves: holding an adapter is worth `load_cost` rows, no more.
+
+    Args:
+        sent: work that this router has outstanding there.
+        adapters: digests that the order needs.
+        load_cost: U-Net rows that loading one adapter costs.
+    """
+
+    def cost(key: Key) -> float:
+        load = painters[key]
+        missing = sum(digest not in load.get("adapters", ()) for digest in adapters)
+        return max(load.get("remaining", 0.0), sent.get(key, 0.0)) + load_cost * missing
+
+    return sorted(painters, key=cost)
 
 
 class AdapterRouter(FIFOMixin, RequestRouter):
@@ -23,36 +89,34 @@ class AdapterRouter(FIFOMixin, RequestRouter):
             load_cost: U-Net rows that loading one adapter costs.
         """
         self._load_cost = load_cost
-        self._ledger = Ledger()
+        self._sent = SentWork()
 
     async def choose_replicas(
         self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
     ) -> list[list[RunningReplica]]:
         """Ranks of one replica each, best first; for what is no order, two at random, the less busy one wins."""
-        order = _order(pending_request)
+        order = _order_of(pending_request)
         if order is None:
             return [random.sample(candidate_replicas, min(2, len(candidate_replicas)))]
         # Shuffled, for the sort keeps the order of equals: idle painters take turns.
         replicas = {r.replica_id: r for r in random.sample(candidate_replicas, len(candidate_replicas))}
-        self._ledger.forget(set(replicas))
-        painters = {key: Standing.of(replica.routing_stats) for key, replica in replicas.items()}
-        sent = {key: self._ledger.outstanding(key) for key in replicas}
+        self._sent.forget(set(replicas))
+        painters = {key: replica.routing_stats for key, replica in replicas.items()}
+        sent = {key: self._sent.outstanding(key) for key in replicas}
         digests = [use.digest for use in order.adapters]
         return [[replicas[key]] for key in rank(painters, sent, digests, load_cost=self._load_cost)]
 
     def on_request_routed(self, pending_request: PendingRequest, replica_id: ReplicaID, result: Any) -> None:
         """Called by Serve once a replica has taken the request."""
-        if _order(pending_request) is not None:
-            work = float(pending_request.args[1])
-            self._ledger.send(replica_id, pending_request.metadata.internal_request_id, work)
+        order = _order_of(pending_request)
+        if order is not None:
+            self._sent.send(replica_id, pending_request.metadata.internal_request_id, order.work)
 
     def on_request_completed(self, replica_id: ReplicaID, internal_request_id: str) -> None:
         """Called by Serve when a request has ended, however it ended."""
-        self._ledger.done(replica_id, internal_request_id)
+        self._sent.done(replica_id, internal_request_id)
 
 
-def _order(pending: PendingRequest | None) -> PaintOrder | None:
-    if pending is None or len(pending.args) < 2:
-        return None
-    first = pending.args[0]
+def _order_of(pending: PendingRequest | None) -> PaintOrder | None:
+    first = pending.args[0] if pending is not None and pending.args else None
     return first if isinstance(first, PaintOrder) else None

@@ -74,8 +74,8 @@ class EngineStats:
     loads: int = 0
     """Adapters loaded."""
     evictions: int = 0
-    remaining: int = 0
-    """U-Net rows to compute for all orders that are here now."""
+    remaining: float = 0.0
+    """Of the work of all orders that are here now: U-Net rows, weighed by their pixels."""
     seconds: dict[str, float] = field(default_factory=dict)
     """By stage (`executor.STAGES`), of the loop's time; `load` is the loaders'. On a GPU what the loop waits."""
 
@@ -157,7 +157,7 @@ class Engine:
             resident=len(table.resident),
             adapters_in_use=table.in_use,
             evictions=table.evictions,
-            remaining=sum(job.left for job in jobs),
+            remaining=sum(job.order.work * (1 - job.step / job.steps) for job in jobs),
             seconds=dict(self._executor.seconds),
         )
 

@@ -68,11 +68,6 @@ class Job:
     pictures: "deque[Picture[Any]]" = field(default_factory=deque)
     """Not yet handed over, in their order."""
 
-    @property
-    def left(self) -> int:
-        """U-Net rows to compute."""
-        return (self.steps - self.step) * self.unet_rows
-
     def preview_is_due(self) -> bool:
         """Whether a preview is wanted of the step just taken, which is not the last."""
         return self.previewed < self.previews and self.step >= (self.previewed + 1) * self.steps / (self.previews + 1)

@@ -10,8 +10,8 @@ import pytest
 
 from inpaint.errors import InpaintError
 from inpaint.serve.adapters.cache import AdapterFiles
-from inpaint.serve.admission import Admission
-from inpaint.serve.dispatcher import MOST_TRIES, Capacity, Dispatcher, ReplicaLost
+from inpaint.serve.admission import Admission, AdmissionSettings
+from inpaint.serve.dispatcher import MOST_TRIES, Capacity, Dispatcher, PainterLost
 from inpaint.serve.service import AdapterGone, AdapterUse, DeadlinePassed, Overloaded, Painted, PaintOrder, Preview
 from tests.unit.paint.examples import request_with
 from tests.unit.serve.test_work import BASE
@@ -33,57 +33,56 @@ class Painters:
         self.calls: list[tuple[PaintOrder, tuple[AdapterFiles, ...]]] = []
         self.cancelled = 0
 
-    async def __call__(self, order: PaintOrder, work: float, parcels: tuple[AdapterFiles, ...]) -> AsyncGenerator:
+    async def __call__(self, order: PaintOrder, files: tuple[AdapterFiles, ...]) -> AsyncGenerator:
         behaviour = self.behaviours.pop(0) if len(self.behaviours) > 1 else self.behaviours[0]
-        self.calls.append((order, parcels))
+        self.calls.append((order, files))
         try:
-            async for event in behaviour(order, parcels):
+            async for event in behaviour(order, files):
                 yield event
         except (asyncio.CancelledError, GeneratorExit):
             self.cancelled += 1
             raise
 
 
-async def paints(order: PaintOrder, parcels: tuple[AdapterFiles, ...]) -> AsyncGenerator:
+async def paints(order: PaintOrder, files: tuple[AdapterFiles, ...]) -> AsyncGenerator:
     for index in range(order.previews):
         yield Preview(index=index, image=IMAGE)
     yield DONE
 
 
-async def dies(order: PaintOrder, parcels: tuple[AdapterFiles, ...]) -> AsyncGenerator:
+async def dies(order: PaintOrder, files: tuple[AdapterFiles, ...]) -> AsyncGenerator:
     for index in range(order.previews - 1):
         yield Preview(index=index, image=IMAGE)
-    raise ReplicaLost("killed")
+    raise PainterLost("killed")
 
 
-async def falls_silent(order: PaintOrder, parcels: tuple[AdapterFiles, ...]) -> AsyncGenerator:
+async def falls_silent(order: PaintOrder, files: tuple[AdapterFiles, ...]) -> AsyncGenerator:
     return
     yield
 
 
-async def hangs(order: PaintOrder, parcels: tuple[AdapterFiles, ...]) -> AsyncGenerator:
+async def hangs(order: PaintOrder, files: tuple[AdapterFiles, ...]) -> AsyncGenerator:
     await asyncio.Event().wait()
     yield
 
 
-async def lacks_the_adapter(order: PaintOrder, parcels: tuple[AdapterFiles, ...]) -> AsyncGenerator:
-    if not parcels:
+async def lacks_the_adapter(order: PaintOrder, files: tuple[AdapterFiles, ...]) -> AsyncGenerator:
+    if not files:
         raise AdapterGone("gone")
     yield DONE
 
 
-async def refuses(order: PaintOrder, parcels: tuple[AdapterFiles, ...]) -> AsyncGenerator:
+async def refuses(order: PaintOrder, files: tuple[AdapterFiles, ...]) -> AsyncGenerator:
     raise InpaintError("cannot be painted")
     yield
 
 
-def fleet(painters: Painters, queue: float = 100.0) -> tuple[Dispatcher, Admission]:
-    async def look() -> Capacity:
-        return Capacity(painters=2, ingresses=4)
-
-    registry = SimpleNamespace(parcel=lambda name, digest: AdapterFiles(digest, {}))
-    admission = Admission(queue_per_painter=queue, expected_speed=10)
-    return Dispatcher(BASE, registry, admission, painters, look), admission
+def dispatcher(painters: Painters, queue: float = 100.0) -> tuple[Dispatcher, Admission]:
+    registry = SimpleNamespace(cache=SimpleNamespace(files=lambda name, digest: AdapterFiles(digest, {})))
+    admission = Admission(AdmissionSettings(queue_per_painter=queue, expected_speed=10))
+    service = Dispatcher(BASE, registry, admission, painters)
+    service.resize(Capacity(painters=2, ingresses=4))
+    return service, admission
 
 
 def collect(service: Dispatcher, *orders: PaintOrder) -> list[tuple[int, Preview | Painted]]:
@@ -94,7 +93,7 @@ def collect(service: Dispatcher, *orders: PaintOrder) -> list[tuple[int, Preview
 
 
 def test_every_order_ends_with_its_picture_and_leaves_the_queue() -> None:
-    service, admission = fleet(Painters(paints))
+    service, admission = dispatcher(Painters(paints))
     events = collect(service, order(0, previews=2), order(1))
     assert sorted(number for number, event in events if isinstance(event, Painted)) == [0, 1]
     assert [e.index for number, e in events if number == 0 and isinstance(e, Preview)] == [0, 1]
@@ -104,7 +103,7 @@ def test_every_order_ends_with_its_picture_and_leaves_the_queue() -> None:
 @pytest.mark.parametrize("failure", [dies, falls_silent])
 def test_a_lost_painters_orders_are_painted_by_another_and_no_preview_comes_twice(failure) -> None:
     painters = Painters(failure, failure, paints)
-    service, admission = fleet(painters)
+    service, admission = dispatcher(painters)
     events = collect(service, order(previews=3))
     assert [e.index for _, e in events[:-1]] == [0, 1, 2]
     assert isinstance(events[-1][1], Painted)
@@ -114,7 +113,7 @@ def test_a_lost_painters_orders_are_painted_by_another_and_no_preview_comes_twic
 
 def test_it_gives_up_after_so_many_lost_painters_and_says_try_again() -> None:
     painters = Painters(dies)
-    service, admission = fleet(painters)
+    service, admission = dispatcher(painters)
     with pytest.raises(Overloaded, match="painters were lost"):
         collect(service, order())
     assert len(painters.calls) == MOST_TRIES
@@ -123,14 +122,14 @@ def test_it_gives_up_after_so_many_lost_painters_and_says_try_again() -> None:
 
 def test_a_painter_that_lacks_the_version_is_sent_it() -> None:
     painters = Painters(lacks_the_adapter)
-    service, _ = fleet(painters)
+    service, _ = dispatcher(painters)
     collect(service, order(adapters=(AdapterUse(name="CDP_COS", digest="d"),)))
-    assert [[p.digest for p in parcels] for _, parcels in painters.calls] == [[], ["d"]]
+    assert [[p.digest for p in files] for _, files in painters.calls] == [[], ["d"]]
 
 
 def test_what_no_painter_can_paint_is_not_tried_again_and_ends_the_others() -> None:
     painters = Painters(hangs, refuses)
-    service, admission = fleet(painters)
+    service, admission = dispatcher(painters)
     with pytest.raises(InpaintError, match="cannot be painted"):
         collect(service, order(0), order(1))
     assert (len(painters.calls), painters.cancelled) == (2, 1)
@@ -139,7 +138,7 @@ def test_what_no_painter_can_paint_is_not_tried_again_and_ends_the_others() -> N
 
 def test_closing_cancels_all_orders() -> None:
     painters = Painters(paints, hangs)
-    service, admission = fleet(painters)
+    service, admission = dispatcher(painters)
 
     async def leave() -> None:
         async with aclosing(service.paint([order(0), order(1), order(2)])) as events:
@@ -152,7 +151,7 @@ def test_closing_cancels_all_orders() -> None:
 
 
 def test_a_deadline_holds_even_where_no_painter_ever_answers() -> None:
-    service, admission = fleet(Painters(hangs))
+    service, admission = dispatcher(Painters(hangs))
     with pytest.raises(DeadlinePassed):
         collect(service, order(timeout_s=0.01))
     assert admission.outstanding == 0
@@ -160,7 +159,7 @@ def test_a_deadline_holds_even_where_no_painter_ever_answers() -> None:
 
 def test_all_orders_of_a_request_are_let_in_or_none() -> None:
     painters = Painters(hangs)
-    service, _ = fleet(painters, queue=25)
+    service, _ = dispatcher(painters, queue=25)
 
     async def two_requests() -> None:
         first = service.paint([order()])
@@ -179,8 +178,16 @@ def test_all_orders_of_a_request_are_let_in_or_none() -> None:
     assert len(painters.calls) <= 1
 
 
-def test_it_learns_how_many_painters_and_ingresses_there_are() -> None:
-    service, admission = fleet(Painters(paints))
-    asyncio.run(service.watch())
+def test_it_goes_by_how_many_painters_and_ingresses_there_are() -> None:
+    service, admission = dispatcher(Painters(paints))
     assert admission.limit == 50
-    assert asyncio.run(service.healthy())
+    service.resize(Capacity(painters=0, ingresses=1, healthy=False))
+    assert admission.limit == 100
+    assert not asyncio.run(service.healthy())
+
+
+def test_an_order_carries_the_work_that_it_was_admitted_with() -> None:
+    painters = Painters(paints)
+    service, admission = dispatcher(painters)
+    collect(service, order())
+    assert painters.calls[0][0].work == admission.admitted == 10

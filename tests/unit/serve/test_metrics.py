@@ -6,23 +6,22 @@ from pathlib import Path
 
 import pytest
 
-from inpaint.serve.admission import Admission
+from inpaint.serve.admission import Admission, AdmissionSettings
 from inpaint.serve.deployments.metrics import IngressMetrics, PainterMetrics
 from inpaint.serve.engine.engine import EngineStats
 from inpaint.serve.http.record import Record
+from inpaint.serve.service import Overloaded
 
 DOCS = Path(__file__).resolve().parents[3] / "docs"
 
 
 def exported() -> set[str]:
     """Names as Prometheus sees them, without `ray_`."""
-    found = set()
-    for meters in (PainterMetrics("r"), IngressMetrics("r")):
-        for meter in vars(meters).values():
-            kind = type(meter).__name__
-            if kind in ("Counter", "Gauge", "Histogram"):
-                found.add(meter.info["name"] + {"Counter": "_total"}.get(kind, ""))
-    return found
+    painter = PainterMetrics("r")
+    held = [*vars(painter).values(), *painter.gauges.values(), *painter.counters.values()]
+    held += vars(IngressMetrics("r")).values()
+    suffixes = {"Counter": "_total", "Gauge": "", "Histogram": ""}
+    return {m.info["name"] + suffixes[type(m).__name__] for m in held if type(m).__name__ in suffixes}
 
 
 def test_the_dashboard_shows_only_figures_that_there_are() -> None:
@@ -59,8 +58,7 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[str, ...], float]:
 
 
 def stats(**changes: object) -> EngineStats:
-    zeros = {name: 0 for name in EngineStats.__dataclass_fields__ if name != "seconds"}
-    return EngineStats(**{**zeros, **changes})
+    return EngineStats(**changes)
 
 
 def test_counters_grow_by_what_is_new(sent: dict[tuple[str, ...], float]) -> None:
@@ -84,9 +82,7 @@ def test_requests_are_counted_by_what_became_of_them(sent: dict[tuple[str, ...],
 
 
 def test_refused_work_is_counted(sent: dict[tuple[str, ...], float]) -> None:
-    from inpaint.serve.service import Overloaded
-
-    meters, admission = IngressMetrics("r"), Admission(queue_per_painter=10, expected_speed=1)
+    meters, admission = IngressMetrics("r"), Admission(AdmissionSettings(queue_per_painter=10, expected_speed=1))
     admission.admit(10)
     with pytest.raises(Overloaded):
         admission.admit(5)
