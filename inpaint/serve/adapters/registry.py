@@ -17,8 +17,10 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
+from typing import ClassVar
 
 import pyarrow.fs as pafs
+from pydantic import ConfigDict
 
 from inpaint.data.storage import open_root
 from inpaint.errors import InpaintError
@@ -37,6 +39,8 @@ _CLOCK_TICK_NS = 2_000_000_000
 @dataclass(frozen=True, kw_only=True)
 class RegistrySettings:
     """Where adapters come from."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
     root: str
     """Folder or bucket URL whose subfolders are adapters, and nothing else: all of it is listed at each poll."""

@@ -2,12 +2,11 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 
-from inpaint.errors import InpaintError
 from inpaint.models.files import TOY_BASE, absolute_name
 from inpaint.models.info import BaseInfo
 from inpaint.serve.adapters.registry import RegistrySettings
@@ -50,20 +49,6 @@ class PaintArgs(BaseModel):
     """Of all ingresses together."""
     health_timeout_s: float = Field(default=60.0, gt=0)
     """A painter whose forward takes longer is replaced."""
-
-    @field_validator("registry", "engine", "http", mode="before")
-    @classmethod
-    def _known_fields(cls, value: Any, info: Any) -> Any:
-        """Unknown names are refused: pydantic drops them from plain dataclasses without a word."""
-        kinds = {"registry": RegistrySettings, "engine": EngineSettings, "http": HttpSettings}
-        if isinstance(value, dict):
-            fields = {field.name for field in dataclasses.fields(kinds[info.field_name])}
-            strange = sorted(value.keys() - fields)
-            if strange:
-                raise InpaintError(
-                    f"{info.field_name}.{strange[0]}: no such setting; there are {', '.join(sorted(fields))}"
-                )
-        return value
 
     @property
     def registry_settings(self) -> RegistrySettings:

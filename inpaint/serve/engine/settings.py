@@ -1,7 +1,9 @@
 """What the painting engine is told."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
+
+from pydantic import ConfigDict
 
 from inpaint.errors import InpaintError
 
@@ -9,6 +11,8 @@ from inpaint.errors import InpaintError
 @dataclass(frozen=True, kw_only=True)
 class EngineSettings:
     """Sizes and ways of working; memory is base + `slots` x `max_rank` + what these rows and caches hold."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
     max_rows: int = 16
     """Most U-Net rows per tick, at least 2; an order with guidance takes two."""

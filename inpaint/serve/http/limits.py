@@ -1,6 +1,9 @@
 """What the HTTP side reads, refuses and waits for."""
 
 from dataclasses import dataclass
+from typing import ClassVar
+
+from pydantic import ConfigDict
 
 from inpaint.errors import InpaintError
 
@@ -11,6 +14,8 @@ BYTES_PER_PIXEL = 8
 @dataclass(frozen=True, kw_only=True)
 class HttpSettings:
     """Limits hold before anything is decoded; each refusal names the limit that it hit."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
     host: str = "127.0.0.1"
     """Address that the server listens on. Without keys only a loopback address is allowed."""
