@@ -7,7 +7,8 @@ stabilityai/stable-diffusion-xl-base-1.0 and diffusers/stable-diffusion-xl-1.0-i
 """
 
 import gzip
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
 from typing import Any, NamedTuple
@@ -37,6 +38,8 @@ class Architecture:
     """SDXL, else Stable Diffusion 1.5."""
     in_channels: int
     """Of the U-Net: 9 (latents, hole, masked image's latents) or 4 (latents alone)."""
+    noise: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of the scheduler that are not the architecture's usual ones."""
 
     @property
     def resolution(self) -> int:
@@ -52,12 +55,16 @@ class Architecture:
         """One, for SDXL two, which differ in what they pad with."""
         return [clip_tokenizer(), clip_tokenizer(pad="!")] if self.xl else [clip_tokenizer()]
 
-    def scheduler(self, **settings: Any) -> SchedulerMixin:
-        """1000 training timesteps, epsilon prediction; SDXL ships Euler, SD 1.5 DDIM. Args: settings: to be changed."""
-        noise = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
+    def scheduler(self) -> SchedulerMixin:
+        """1000 training timesteps, epsilon prediction; SDXL ships Euler, SD 1.5 DDIM."""
+        usual = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
         if self.xl:
-            return EulerDiscreteScheduler(**{**noise, "timestep_spacing": "leading", **settings})
-        return DDIMScheduler(**{**noise, "clip_sample": False, "set_alpha_to_one": False, **settings})
+            return EulerDiscreteScheduler(**{**usual, "timestep_spacing": "leading", **self.noise})
+        return DDIMScheduler(**{**usual, "clip_sample": False, "set_alpha_to_one": False, **self.noise})
+
+    def preferences(self) -> dict[str, Any]:
+        """Of guidance and steps it states none."""
+        return {}
 
     def blank(self) -> Modules:
         """With random weights, in torch's default type and on its default device: on `meta` at once and for nothing."""

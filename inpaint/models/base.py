@@ -20,7 +20,6 @@ from inpaint.models.architectures import ARCHITECTURES, Architecture, Modules
 from inpaint.models.files import locate
 from inpaint.models.folder import DiffusersFolder
 from inpaint.models.info import BaseInfo, info_of
-from inpaint.models.single_file import SingleFile
 
 
 @dataclass(kw_only=True)
@@ -96,7 +95,7 @@ def build_architecture(
     return _assembled(ARCHITECTURES[name], info_of(name, f"random-{seed}", modules), modules)
 
 
-def _assembled(source: DiffusersFolder | SingleFile | Architecture, info: BaseInfo, modules: Modules) -> Base:
+def _assembled(source: DiffusersFolder | Architecture, info: BaseInfo, modules: Modules) -> Base:
     encoders, vae, unet = modules
     if info.is_xl and unet.dtype == torch.float16 and vae.config.force_upcast:
         # SDXL's VAE overflows in fp16; diffusers' pipelines cast it up at each use.

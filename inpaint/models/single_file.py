@@ -15,7 +15,6 @@ import safetensors
 import safetensors.torch
 import torch
 from accelerate import init_empty_weights
-from diffusers import SchedulerMixin
 from diffusers.loaders import single_file_utils as loader
 from torch import Tensor, nn
 
@@ -26,6 +25,7 @@ _FIRST_CONVOLUTION = "model.diffusion_model.input_blocks.0.0.weight"
 _SDXL, _SD15 = "conditioner.embedders.1.model.", "cond_stage_model.transformer."
 _OTHERS = {
     "lora_": "a LoRA; it is an adapter, not a base",
+    "edm_": "of EDM noise (Playground), which is not supported",
     "cond_stage_model.model.": "Stable Diffusion 2, which is not supported",
     "conditioner.embedders.0.model.": "SDXL's refiner, which is not supported",
     "down_blocks.": "one part of a diffusers folder; give the folder",
@@ -33,39 +33,15 @@ _OTHERS = {
 """Beginning of a tensor's name -> what a file that has such ones is."""
 
 
-@dataclass(frozen=True)
-class SingleFile:
+@dataclass(frozen=True, kw_only=True)
+class SingleFile(Architecture):
     """A supported checkpoint. Made by `open_file`."""
 
     path: Path
-    architecture: Architecture
-    noise: dict[str, Any]
-    """Settings of the scheduler that differ from the architecture's."""
-
-    @property
-    def zero_empty_negative(self) -> bool:
-        """As `Base.zero_empty_negative`."""
-        return self.architecture.zero_empty_negative
 
     def used_files(self) -> list[Path]:
         """The file."""
         return [self.path]
-
-    def preferences(self) -> dict[str, Any]:
-        """Files state none."""
-        return {}
-
-    def tokenizers(self) -> list[Any]:
-        """CLIP's, which every such base uses."""
-        return list(self.architecture.tokenizers())
-
-    def scheduler(self) -> SchedulerMixin:
-        """The architecture's."""
-        return self.architecture.scheduler(**self.noise)
-
-    def blank(self) -> Modules:
-        """The modules without their weights, on torch's default device."""
-        return self.architecture.blank()
 
     def load(self, dtype: torch.dtype) -> Modules:
         """The modules with their weights in `dtype`.
@@ -121,8 +97,8 @@ def open_file(path: Path) -> SingleFile:
     except safetensors.SafetensorError as error:
         raise InpaintError(f"base {path}: not a safetensors file ({error})") from error
     xl, sd15 = (any(name.startswith(prefix) for name in names) for prefix in (_SDXL, _SD15))
-    if shape[1] not in (4, 9) or not (xl or sd15):
-        what = next((text for prefix, text in _OTHERS.items() if any(n.startswith(prefix) for n in names)), None)
+    what = next((text for prefix, text in _OTHERS.items() if any(name.startswith(prefix) for name in names)), None)
+    if what or shape[1] not in (4, 9) or not (xl or sd15):
         what = what or (f"a U-Net of {shape[1]} input channels" if shape[1] else "no such checkpoint")
         raise InpaintError(
             f"base {path}: it is {what}. A single file must be a whole checkpoint of Stable Diffusion 1.5 or SDXL "
@@ -132,4 +108,4 @@ def open_file(path: Path) -> SingleFile:
     noise: dict[str, Any] = {"prediction_type": "v_prediction"} if "v_pred" in names else {}
     if "ztsnr" in names:
         noise |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
-    return SingleFile(path, Architecture(xl=xl, in_channels=int(shape[1])), noise)
+    return SingleFile(path=path, xl=xl, in_channels=int(shape[1]), noise=noise)

@@ -26,7 +26,7 @@ class PaintSettings:
     """How all rows of a run are painted."""
 
     base: str
-    """A folder in diffusers format, a hub id, or `toy`."""
+    """A folder in diffusers format, a `.safetensors` file, a hub id, or `toy`."""
     revision: str | None = None
     """Of the base; default: the one that the adapter was trained on."""
     adapter: str | None = None

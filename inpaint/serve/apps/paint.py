@@ -26,7 +26,7 @@ class PaintArgs(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     base: str = "toy"
-    """Folder in diffusers format, hub id, or `toy`."""
+    """Folder in diffusers format, `.safetensors` file, hub id, or `toy`."""
     base_revision: str | None = None
     """Expected revision; what is there when unset."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"

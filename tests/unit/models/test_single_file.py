@@ -94,6 +94,7 @@ def test_pickles_are_refused_by_name(tmp_path: Path) -> None:
         ("down_blocks.0.resnets.0.conv1.weight", (8, 8), "one part of a diffusers folder"),
         ("model.diffusion_model.input_blocks.0.0.weight", (8, 8, 3, 3), "a U-Net of 8 input channels"),
         ("double_blocks.0.weight", (8,), "no such checkpoint"),
+        ("edm_mean", (1, 4, 1, 1), "EDM noise"),
     ],
 )
 def test_other_files_are_told_what_they_are(tmp_path: Path, name: str, shape: tuple[int, ...], what: str) -> None:
