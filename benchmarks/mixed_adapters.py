@@ -29,7 +29,7 @@ from inpaint.diffusion.samplers import Sampler, trajectory
 from inpaint.export.adapter_folder import load_adapter
 from inpaint.models.adapter import Adapter, AdapterCard
 from inpaint.models.base import Base, build_architecture, load_base
-from inpaint.models.files import TOY_BASE
+from inpaint.models.locate import TOY_BASE
 from inpaint.models.prompts import Conditioning, unet_kwargs
 from inpaint.paint.denoise import DenoisingRow
 from inpaint.paint.request import PaintRequest, SamplingSettings

@@ -14,8 +14,8 @@ from inpaint.export.adapter_folder import load_adapter, save_adapter
 from inpaint.models.adapter import Adapter, AdapterCard
 from inpaint.models.architectures import ARCHITECTURES
 from inpaint.models.base import Base, build_architecture
-from inpaint.models.files import TOY_BASE
 from inpaint.models.info import read_base_info
+from inpaint.models.locate import TOY_BASE
 from inpaint.toy.catalogue import render
 from inpaint.toy.measure import HELD_OUT_SEED
 

@@ -7,7 +7,7 @@ import torch
 
 from inpaint.export.adapter_folder import load_adapter, save_adapter
 from inpaint.models.adapter import Adapter
-from inpaint.models.files import TOY_BASE
+from inpaint.models.locate import TOY_BASE
 
 SHIPPED = TOY_BASE.parent / "adapters"
 

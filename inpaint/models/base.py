@@ -17,9 +17,9 @@ from diffusers import AutoencoderKL, SchedulerMixin, UNet2DConditionModel
 
 from inpaint.errors import InpaintError
 from inpaint.models.architectures import ARCHITECTURES, Architecture, Modules
-from inpaint.models.files import locate
 from inpaint.models.folder import DiffusersFolder
 from inpaint.models.info import BaseInfo, info_of
+from inpaint.models.locate import locate
 
 
 @dataclass(kw_only=True)

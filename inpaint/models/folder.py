@@ -18,7 +18,6 @@ from transformers import CLIPTextConfig
 
 from inpaint.errors import InpaintError
 from inpaint.models.architectures import Modules
-from inpaint.models.hub import WEIGHT_STEMS
 
 FAMILIES: dict[str, tuple[str, ...]] = {
     "StableDiffusionPipeline": ("text_encoder",),
@@ -38,6 +37,13 @@ _CLASSES: dict[str, tuple[str, ...]] = {
     "unet": ("UNet2DConditionModel",),
     "scheduler": tuple(s.name for s in KarrasDiffusionSchedulers),
 }
+WEIGHT_STEMS = {
+    "text_encoder": "model",
+    "text_encoder_2": "model",
+    "vae": "diffusion_pytorch_model",
+    "unet": "diffusion_pytorch_model",
+}
+"""Component -> the name of its weights file without suffix, as `save_pretrained` writes it."""
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 
 
@@ -163,7 +169,8 @@ def _weights(folder: Path, stem: str) -> tuple[str | None, list[Path]]:
     """
     shard = r"-\d+-of-\d+"
     for variant, infix in ((None, ""), ("fp16", r"\.fp16")):
-        names = re.compile(rf"{stem}({infix}|{infix}{shard}|{shard}{infix})\.safetensors(\.index{infix}\.json)?")
+        weights = rf"({infix}|{infix}{shard}|{shard}{infix})\.safetensors"
+        names = re.compile(rf"{stem}({weights}|\.safetensors\.index{infix}\.json)")
         found = [path for path in folder.glob("*") if names.fullmatch(path.name)]
         if any(path.suffix == ".safetensors" for path in found):
             return variant, found

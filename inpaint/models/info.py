@@ -7,8 +7,8 @@ import torch
 
 from inpaint.errors import InpaintError
 from inpaint.models.architectures import Modules
-from inpaint.models.files import locate
 from inpaint.models.layers import adaptable_layers, adapted_models, disk_name
+from inpaint.models.locate import locate
 
 
 @dataclass(frozen=True, kw_only=True)

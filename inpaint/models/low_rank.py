@@ -10,6 +10,7 @@ first K have adapters; N tokens; R rank; I, O features in and out; W columns of 
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -56,22 +57,14 @@ class RowLoraLinear(nn.Module):
         return y_UNO
 
 
-@dataclass(frozen=True)
-class Place:
+class Place(NamedTuple):
     """Where a layer's matrices stand in the columns of a layout."""
 
     layer: RowLoraLinear
-    start: int
-
-    @property
-    def middle(self) -> int:
-        """Where A ends and B begins."""
-        return self.start + self.layer.in_features
-
-    @property
-    def stop(self) -> int:
-        """Behind the last column."""
-        return self.middle + self.layer.out_features
+    down: slice
+    """Of A."""
+    up: slice
+    """Of B, transposed."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,9 +87,9 @@ class LoraLayout:
             layer, _, half = name.partition(".lora_")
             place = self.places[layer]
             if half == "A.weight":
-                packed_RW[:, place.start : place.middle] = tensor.float()
+                packed_RW[:, place.down] = tensor.float()
             else:
-                packed_RW[:, place.middle : place.stop] = tensor.float().T * scale
+                packed_RW[:, place.up] = tensor.float().T * scale
         return packed_RW
 
     def install(self, gathered: Tensor | None, rows: int) -> None:
@@ -107,8 +100,8 @@ class LoraLayout:
             if gathered is None:
                 update.down_KRI = update.up_KRO = None
             else:
-                update.down_KRI = gathered[..., place.start : place.middle]
-                update.up_KRO = gathered[..., place.middle : place.stop]
+                update.down_KRI = gathered[..., place.down]
+                update.up_KRO = gathered[..., place.up]
 
 
 def adapt(model: nn.Module, prefix: str) -> LoraLayout:
@@ -118,9 +111,9 @@ def adapt(model: nn.Module, prefix: str) -> LoraLayout:
         parent, _, child = path.rpartition(".")
         layer = RowLoraLinear(linear)
         setattr(model.get_submodule(parent), child, layer)
-        place = Place(layer, width)
-        places[disk_name(prefix, path)] = place
-        width = place.stop
+        middle, end = width + layer.in_features, width + layer.in_features + layer.out_features
+        places[disk_name(prefix, path)] = Place(layer, slice(width, middle), slice(middle, end))
+        width = end
     return LoraLayout(places, width)
 
 
@@ -169,6 +162,6 @@ class LoraPool:
         if any(weight != 1.0 for weight in weights):
             weights_K11 = torch.tensor(weights, device=self.device, dtype=self.dtype)[:, None, None]
             for place in self.layout.places.values():
-                gathered[..., place.middle : place.stop] *= weights_K11
+                gathered[..., place.up] *= weights_K11
         gathered = gathered.reshape(len(chosen), most * rank, self.layout.width)
         return (gathered[0] if alike else gathered), rows

@@ -25,8 +25,8 @@ from inpaint.data.pipeline import read_manifest
 from inpaint.data.quarantine import Quarantined
 from inpaint.data.sources import Source
 from inpaint.errors import BadRow, InpaintError
-from inpaint.models.files import absolute_name
 from inpaint.models.info import read_base_info
+from inpaint.models.locate import absolute_name
 from inpaint.paint.painter import Painter
 from inpaint.paint.paste import comparison, kept_pixels_changed
 from inpaint.paint.results import QUARANTINE, Painted, Results, picture_hash

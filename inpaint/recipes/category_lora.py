@@ -17,8 +17,8 @@ from inpaint.data.sources import CsvSource
 from inpaint.errors import InpaintError
 from inpaint.models.adapter import Adapter, AdapterCard, adapter_from
 from inpaint.models.base import Base, load_base
-from inpaint.models.files import absolute_name
 from inpaint.models.info import read_base_info
+from inpaint.models.locate import absolute_name
 from inpaint.models.lora import LoraSettings, inject_lora, lora_parameters
 from inpaint.models.tokens import add_tokens, token_parameters
 from inpaint.progress import ProgressBar

@@ -7,8 +7,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 
-from inpaint.models.files import TOY_BASE, absolute_name
 from inpaint.models.info import BaseInfo
+from inpaint.models.locate import TOY_BASE, absolute_name
 from inpaint.serve.adapters.registry import RegistrySettings
 from inpaint.serve.admission import AdmissionSettings
 from inpaint.serve.deployments.ingress import Ingress

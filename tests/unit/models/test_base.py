@@ -10,8 +10,9 @@ import transformers
 from diffusers import UNet2DConditionModel
 
 from inpaint.errors import InpaintError
-from inpaint.models import files, hub
+from inpaint.models import locate
 from inpaint.models.base import load_base
+from inpaint.models.folder import open_folder
 from inpaint.models.info import read_base_info
 from inpaint.models.lora import LoraSettings, inject_lora, lora_parameters
 
@@ -114,6 +115,16 @@ def test_fp16_files_are_upcast_and_a_lone_fp16_variant_is_taken(copied, sd_folde
     assert torch.equal(loaded.unet.conv_in.weight, expected)
 
 
+@pytest.mark.parametrize("variant", [None, "fp16"])
+def test_weights_in_shards_are_loaded_and_make_the_revision(copied, sd_folder, variant):
+    unet = UNet2DConditionModel.from_pretrained(sd_folder / "unet")
+    shutil.rmtree(copied / "unet")
+    unet.save_pretrained(copied / "unet", variant=variant, max_shard_size="60KB")
+    used = {path.name for path in open_folder(copied).used_files()}
+    assert used >= {path.name for path in (copied / "unet").iterdir()} and len(used) > 10
+    assert torch.equal(load_base(copied).unet.conv_out.weight, unet.conv_out.weight)
+
+
 def test_plain_weights_are_preferred_to_the_fp16_variant(copied):
     UNet2DConditionModel.from_pretrained(copied / "unet", torch_dtype=torch.float16).save_pretrained(
         copied / "unet", variant="fp16"
@@ -178,19 +189,19 @@ def test_folders_that_are_no_base_are_named(tmp_path, copied):
 
 
 def test_a_toy_base_that_was_not_made_names_the_command(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "TOY_BASE", tmp_path / "absent")
+    monkeypatch.setattr(locate, "TOY_BASE", tmp_path / "absent")
     with pytest.raises(InpaintError, match=r"python -m ray_jobs.pretrain_toy"):
         load_base("toy")
 
 
 def test_an_unreachable_hub_names_the_way_out(tmp_path, monkeypatch):
     # tests/conftest.py sets HF_HUB_OFFLINE, so nothing is asked of the network.
-    monkeypatch.setattr(hub, "snapshot_download", lambda name, **kw: _real_snapshot(name, cache_dir=tmp_path, **kw))
+    monkeypatch.setattr(locate, "snapshot_download", lambda name, **kw: _real_snapshot(name, cache_dir=tmp_path, **kw))
     with pytest.raises(InpaintError, match=r"hub cannot be reached.*hf download owner/some-base.*'toy'"):
         load_base("owner/some-base")
 
 
-_real_snapshot = hub.snapshot_download
+_real_snapshot = locate.snapshot_download
 
 
 def test_hub_bases_come_without_pickles_and_fp16_only_where_needed(copied, tmp_path, monkeypatch):
@@ -210,7 +221,7 @@ def test_hub_bases_come_without_pickles_and_fp16_only_where_needed(copied, tmp_p
                 shutil.copy(path, target)
         return str(cache)
 
-    monkeypatch.setattr(hub, "snapshot_download", snapshot)
+    monkeypatch.setattr(locate, "snapshot_download", snapshot)
     base = load_base("owner/base", revision="main")
     assert (base.info.name, base.info.revision) == ("owner/base", "commit123")
     weights = {p.relative_to(cache).as_posix() for p in cache.rglob("*model*") if p.suffix in (".safetensors", ".bin")}

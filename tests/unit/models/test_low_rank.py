@@ -90,7 +90,7 @@ def test_gradients_of_several_adapters_in_one_forward_are_pefts(sd_folder, adapt
     for slot, rank in RANKS.items():
         packed_RW = lora_pool.packed_SRW.grad[slot, :rank]
         for layer, place in layout.places.items():
-            down, up = packed_RW[:, place.start : place.middle], packed_RW[:, place.middle : place.stop].T * SCALE
+            down, up = packed_RW[:, place.down], packed_RW[:, place.up].T * SCALE
             for found, half in ((down, "A"), (up, "B")):
                 wanted = expected[slot][f"{layer}.lora_{half}.weight"]
                 torch.testing.assert_close(found, wanted, atol=1e-3 * float(wanted.abs().max()), rtol=1e-3)

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from inpaint.errors import InpaintError
-from inpaint.models import architectures, files
+from inpaint.models import architectures, locate
 from inpaint.models.base import Base, build_architecture, load_base
 from inpaint.models.info import read_base_info
 from tests.tiny import WIDTH, tiny_unet, tiny_vae
@@ -74,7 +74,7 @@ def test_a_checkpoint_of_v_prediction_says_so(tmp_path: Path) -> None:
 def test_a_file_is_found_from_elsewhere_and_checked_against_its_revision(tmp_path, monkeypatch) -> None:
     path = save_single_file(build_architecture("sd15", device="cpu"), tmp_path / "base.safetensors")
     monkeypatch.chdir(tmp_path)
-    assert files.absolute_name("base.safetensors") == str(path)
+    assert locate.absolute_name("base.safetensors") == str(path)
     with pytest.raises(InpaintError, match="revision 123 is wanted"):
         load_base("base.safetensors", revision="123")
 

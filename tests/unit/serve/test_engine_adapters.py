@@ -13,7 +13,7 @@ from inpaint.diffusion.samplers import Sampler
 from inpaint.errors import InpaintError
 from inpaint.export.adapter_folder import load_adapter, save_adapter
 from inpaint.models.adapter import Adapter
-from inpaint.models.files import TOY_BASE
+from inpaint.models.locate import TOY_BASE
 from inpaint.paint.paste import paste_back
 from inpaint.serve.engine.engine import Engine
 from inpaint.serve.service import AdapterGone

@@ -5,7 +5,7 @@ import torch
 
 from inpaint.models.adapter import Adapter, apply_adapter
 from inpaint.models.base import load_base
-from inpaint.models.files import TOY_BASE
+from inpaint.models.locate import TOY_BASE
 from inpaint.models.prompts import encode_negative_prompts, encode_prompts
 from inpaint.serve.engine.adapter_slots import AdapterSlots
 from inpaint.serve.engine.prompt_encoder import Prompt, PromptEncoder

@@ -1,4 +1,4 @@
-"""Where a base's files are, and the revision that they make."""
+"""Where a base's files are, on this machine or the hub, and the revision that they make."""
 
 import hashlib
 import os
@@ -6,14 +6,17 @@ import re
 from functools import lru_cache
 from pathlib import Path
 
+from huggingface_hub import errors, snapshot_download
+
 from inpaint.errors import InpaintError
-from inpaint.models.folder import DiffusersFolder, open_folder
-from inpaint.models.hub import download_base, download_configs
+from inpaint.models.folder import PREFERENCES_FILE, WEIGHT_STEMS, DiffusersFolder, open_folder
 from inpaint.models.single_file import SingleFile, open_file
 
 TOY_BASE = Path(__file__).resolve().parent.parent / "toy" / "weights" / "base"
 """The base shipped with the package, which the name `toy` stands for."""
 _FILE = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
+_PLAIN = (".safetensors", "-?????-of-?????.safetensors")
+_FP16 = (".fp16.safetensors", ".fp16-?????-of-?????.safetensors", "-?????-of-?????.fp16.safetensors")
 
 
 def locate(name: str, revision: str | None, *, weights: bool) -> tuple[DiffusersFolder | SingleFile, str]:
@@ -28,8 +31,8 @@ def locate(name: str, revision: str | None, *, weights: bool) -> tuple[Diffusers
     """
     path = _local(name)
     if path is None:
-        folder, commit = (download_base if weights else download_configs)(name, revision)
-        return open_folder(folder), commit
+        folder = _download(name, revision, weights=weights)
+        return open_folder(folder), folder.name
     source = open_folder(path) if path.is_dir() else open_file(path)
     found = _revision(source, path)
     if revision is not None and revision != found:
@@ -81,3 +84,42 @@ def _stamp(file: Path) -> tuple[int, int]:
 def _sha256(path: str, size: int, mtime_ns: int) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _download(name: str, revision: str | None, *, weights: bool) -> Path:
+    """The folder of a hub base in the local cache, called by its commit. What is in the cache is used offline.
+
+    Configurations and safetensors only: plain weights first, the fp16 variant where those are absent.
+    """
+    if not weights:
+        return _snapshot(name, revision, ["model_index.json", PREFERENCES_FILE, "*/config.json"])
+    patterns = ["model_index.json", PREFERENCES_FILE, "*/*.json", "*/*.txt"]
+    patterns += [f"{part}/{stem}{end}" for part, stem in WEIGHT_STEMS.items() for end in _PLAIN]
+    folder = _snapshot(name, revision, patterns)
+    for part, stem in WEIGHT_STEMS.items():
+        if (folder / part).is_dir() and not any((folder / part).glob("*.safetensors")):
+            folder = _snapshot(name, revision, [f"{part}/{stem}{end}" for end in _FP16])
+    return folder
+
+
+def _snapshot(name: str, revision: str | None, patterns: list[str]) -> Path:
+    """Raises InpaintError: unknown, gated or unreachable; the message names the way out."""
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+    except errors.GatedRepoError as error:
+        raise InpaintError(f"base {name}: gated; accept its licence on the hub and log in (`hf auth login`)") from error
+    except errors.RevisionNotFoundError as error:
+        raise InpaintError(f"base {name}: the hub has no revision {revision} of it") from error
+    except errors.RepositoryNotFoundError as error:
+        raise InpaintError(f"base {name}: neither a folder here nor a public repository on the hub") from error
+    except (
+        errors.LocalEntryNotFoundError,
+        errors.IncompleteSnapshotError,
+        errors.OfflineModeIsEnabled,
+        errors.HfHubHTTPError,
+    ) as error:
+        raise InpaintError(
+            f"base {name}: the hub cannot be reached and the base is not in the local cache. Download it where there "
+            f"is a network (`hf download {name}`) and give the folder as base, set HF_HOME to a filled cache, or use "
+            "the base 'toy'"
+        ) from error
