@@ -29,6 +29,19 @@ MAY_IMPORT = {
 }
 """Which rooms of `inpaint` each room may import beside itself."""
 
+SERVE_MAY_IMPORT = {
+    "service": set(),
+    "work": set(),
+    "admission": {"service"},
+    "batcher": {"service"},
+    "adapters": {"service"},
+    "engine": {"service"},
+    "dispatcher": {"adapters", "admission", "service", "work"},
+    "http": {"service"},
+    "dialects": {"http", "service"},
+}
+"""Which parts of `inpaint/serve` each part may import beside itself; the wiring may all."""
+
 KNOW_RAY = (
     "inpaint/cluster.py",
     "inpaint/data/pipeline.py",
@@ -75,6 +88,14 @@ def test_imports_point_one_way(module: Path) -> None:
     assert room in MAY_IMPORT, f"{module}: inpaint/{room} is not in docs/architecture.md nor in this test"
     wrong = {name for name in imports(module) if room_of(name) not in MAY_IMPORT[room] | {room, None}}
     assert not wrong, f"{module} imports {sorted(wrong)}; {room} may import {sorted(MAY_IMPORT[room])}"
+
+
+@pytest.mark.parametrize("module", modules("inpaint/serve"), ids=str)
+def test_the_parts_of_the_service_know_only_their_neighbours(module: Path) -> None:
+    part = module.with_suffix("").parts[2]
+    found = {name.split(".")[2] for name in imports(module) if name.startswith("inpaint.serve.")}
+    wrong = found - SERVE_MAY_IMPORT.get(part, found) - {part}
+    assert not wrong, f"{module} imports {sorted(wrong)} of serve; {part} may import {SERVE_MAY_IMPORT.get(part)}"
 
 
 @pytest.mark.parametrize("module", modules("inpaint"), ids=str)

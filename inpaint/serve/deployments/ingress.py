@@ -18,7 +18,7 @@ from inpaint.serve.adapters.cache import AdapterFiles
 from inpaint.serve.adapters.registry import Registry
 from inpaint.serve.admission import Admission
 from inpaint.serve.deployments.metrics import IngressMetrics
-from inpaint.serve.dialects.application import paint_http
+from inpaint.serve.dialects.paint_http import paint_http
 from inpaint.serve.dispatcher import Capacity, Dispatcher, PainterLost
 from inpaint.serve.service import Painted, PaintOrder, Preview
 

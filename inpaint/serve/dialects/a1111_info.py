@@ -57,35 +57,22 @@ def info(call: PaintCall[Any], base: BaseInfo) -> dict[str, Any]:
     seeds = [request.seed + number for number in range(call.n)]
     height, width = request.hole.shape
     return {
-        "prompt": request.prompt,
-        "all_prompts": [request.prompt] * call.n,
-        "negative_prompt": request.negative_prompt,
-        "all_negative_prompts": [request.negative_prompt] * call.n,
-        "seed": request.seed,
-        "all_seeds": seeds,
-        "subseed": request.seed,
-        "all_subseeds": seeds,
-        "subseed_strength": 0,
-        "width": width,
-        "height": height,
-        "sampler_name": SAMPLERS[sampling.sampler][0],
-        "cfg_scale": sampling.guidance_scale,
-        "steps": sampling.steps,
-        "restore_faces": False,
-        "face_restoration_model": None,
-        "sd_model_name": base.name,
-        "sd_model_hash": base.revision[:10],
+        "prompt": request.prompt, "all_prompts": [request.prompt] * call.n,
+        "negative_prompt": request.negative_prompt, "all_negative_prompts": [request.negative_prompt] * call.n,
+        "seed": request.seed, "all_seeds": seeds,
+        "subseed": request.seed, "all_subseeds": seeds, "subseed_strength": 0,
+        "width": width, "height": height,
+        "sampler_name": SAMPLERS[sampling.sampler][0], "cfg_scale": sampling.guidance_scale, "steps": sampling.steps,
+        "restore_faces": False, "face_restoration_model": None,
+        "sd_model_name": base.name, "sd_model_hash": base.revision[:10],
         "denoising_strength": sampling.strength,
-        "extra_generation_params": {},
-        "index_of_first_image": 0,
+        "extra_generation_params": {}, "index_of_first_image": 0, "styles": [], "clip_skip": 1,
         "infotexts": [infotext(call, seed, base) for seed in seeds],
-        "styles": [],
-        "clip_skip": 1,
         "is_using_inpainting_conditioning": True,
         "ignored": list(call.warnings),
         "adapters": [vars(use) for use in call.adapters],
         "kept_pixels_changed": 0,
-    }
+    }  # fmt: skip
 
 
 def checkpoint(base: BaseInfo) -> str:
@@ -102,30 +89,24 @@ def check_checkpoint(options: dict[str, Any], field: str, base: BaseInfo) -> Non
 
 
 _NOTHING: dict[str, Any] = {
+    **{name: [] for name in (
+        "script-info", "latent-upscale-modes", "sd-vae", "styles", "prompt-styles", "hypernetworks", "face-restorers",
+        "realesrgan-models", "extensions",
+    )},
     "scripts": {"txt2img": [], "img2img": []},
-    "script-info": [],
-    "latent-upscale-modes": [],
+    "embeddings": {"loaded": {}, "skipped": {}},
     "upscalers": [{"name": "None", "model_name": None, "model_path": None, "model_url": None, "scale": 4.0}],
-    "sd-vae": [],
-    "styles": [],
-    "prompt-styles": [],
-    "hypernetworks": [],
-    "face-restorers": [],
-    "realesrgan-models": [],
-    "extensions": [],
     "cmd-flags": {},
     "memory": {"ram": {}, "cuda": {}},
     "schedulers": [
         {"name": "automatic", "label": "Automatic", "aliases": None, "default_rho": -1.0, "need_inner_model": False}
     ],
     "progress": {
-        "progress": 0.0,
-        "eta_relative": 0.0,
+        "progress": 0.0, "eta_relative": 0.0, "current_image": None,
         "state": {"skipped": False, "interrupted": False, "job": "", "job_count": 0, "sampling_step": 0},
-        "current_image": None,
         "textinfo": "requests are painted side by side: there is no one progress; POST /paint streams its own",
     },
-}
+}  # fmt: skip
 """GETs whose answer is always the same."""
 
 _NO_OPERATION = ("interrupt", "skip", "refresh-checkpoints", "refresh-loras", "refresh-vae", "refresh-embeddings")
@@ -169,10 +150,6 @@ def probes_router(resources: Resources, service: Service) -> APIRouter:
             }
             for name, e in sorted(service.catalogue().items())
         ]
-
-    @routes.get("/embeddings")
-    async def embeddings() -> dict[str, Any]:
-        return {"loaded": {}, "skipped": {}}
 
     @routes.get("/options")
     async def options() -> dict[str, Any]:

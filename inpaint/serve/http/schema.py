@@ -43,7 +43,7 @@ FieldsT = TypeVar("FieldsT", bound="Fields")
 class Fields(BaseModel):
     """A request's fields. Unknown ones are refused; `extra="allow"` in a subclass keeps them in `model_extra`."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     @model_validator(mode="before")
     @classmethod
@@ -76,7 +76,8 @@ class Within:
 
     def _read(self, kind: str, value: Any, read: Any, info: core_schema.ValidationInfo) -> Any:
         low, high = _bound(self.low, info.context), _bound(self.high, info.context)
-        give = f"more than {low:g} and at most {high:g}" if self.above else f"{low:.15g} to {high:.15g}"
+        least, most = (f"{bound:g}" if isinstance(bound, float) else f"{bound}" for bound in (low, high))
+        give = f"more than {least} and at most {most}" if self.above else f"{least} to {most}"
         try:
             number = None if isinstance(value, bool) else read(value)
         except ValidationError:

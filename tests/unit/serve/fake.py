@@ -11,7 +11,7 @@ from PIL import Image
 
 from inpaint.diffusion.samplers import Sampler
 from inpaint.models.adapter import AdapterCard
-from inpaint.serve.dialects.application import paint_http
+from inpaint.serve.dialects.paint_http import paint_http
 from inpaint.serve.http.limits import HttpSettings
 from inpaint.serve.service import Painted, PaintOrder, Preview, ServedAdapter
 from tests.tiny import base_info

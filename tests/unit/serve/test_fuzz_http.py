@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from inpaint.serve.dialects.application import paint_http
+from inpaint.serve.dialects.paint_http import paint_http
 from inpaint.serve.http.limits import HttpSettings
 from tests.unit.data.images import encoded, picture, with_orientation
 from tests.unit.serve.clients import b64

@@ -17,7 +17,9 @@ from starlette.testclient import TestClient
 
 from inpaint.data import decode
 from inpaint.errors import InpaintError
-from inpaint.serve.dialects.application import paint_http
+from inpaint.paint.request import SamplingSettings
+from inpaint.serve.dialects.paint_http import paint_http
+from inpaint.serve.http.endpoint import Encoded
 from inpaint.serve.http.limits import HttpSettings
 from inpaint.serve.http.receipt import read_receipt
 from inpaint.serve.http.record import Record
@@ -37,6 +39,9 @@ def client(service):
         yield client
 
 
+PATHS = ("/paint", "/v1/images/edits", "/sdapi/v1/img2img")
+
+
 def array(data: bytes) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
 
@@ -53,6 +58,7 @@ def test_a_form_is_answered_with_the_picture_and_what_it_was_painted_with(client
     assert (receipt.seed, receipt.base) == (3, "toy")
     assert receipt.sampling == asdict(service.orders[0].request.sampling)
     assert receipt.adapters == service.orders[0].adapters
+    assert SamplingSettings(**receipt.sampling) == service.orders[0].request.sampling
     assert service.orders[0].request.prompt == "CDP_FOOD background, table"
 
 
@@ -311,6 +317,17 @@ def test_memory_held_by_requests_is_bounded_and_given_back(service):
     with TestClient(paint_http(service, settings)) as client:
         for _ in range(20):
             assert ask(client, "own").status_code == 200
+    # Three tenths of a megabyte: one photo's request fits, a second one beside it does not.
+    large = HttpSettings(max_body_bytes=100_000, max_answer_pixels=30_000, max_held_bytes=350_000)
+    service.waits = True
+    with served(service, large) as url, httpx2.Client() as first, httpx2.Client() as second:
+        files = {"image": photo_png(200, 150), "mask": mask_png(200, 150)}
+        request = first.build_request("POST", f"{url}/paint", files=files, data={"stream": "true", "previews": "1"})
+        response = first.send(request, stream=True)
+        refused = second.post(f"{url}/paint", files=files)
+        assert refused.status_code == 429 and "in memory" in refused.text
+        response.close()
+        assert service.closed.wait(30)
     with pytest.raises(InpaintError, match="max_held_bytes"):
         HttpSettings(max_held_bytes=1_000_000)
 
@@ -328,10 +345,11 @@ def test_the_event_loop_neither_decodes_nor_encodes(client, dialect, monkeypatch
 
     monkeypatch.setattr(decode, "open_image", watched("open", decode.open_image))
     monkeypatch.setattr(Image.Image, "save", watched("save", Image.Image.save))
+    monkeypatch.setattr(Encoded, "base64", property(watched("base64", Encoded.base64.fget)))
     image, mask = photo_png(), alpha_png() if dialect == "openai" else mask_png()
     threads.clear()
     assert ask(client, dialect, image=image, mask=mask).status_code == 200
-    assert [name for name, _ in threads] == ["open", "open", "save"]
+    assert [name for name, _ in threads][:3] == ["open", "open", "save"]
     assert all(thread.startswith("pictures") for _, thread in threads)
 
 
@@ -384,11 +402,36 @@ def test_every_field_of_our_own_dialect_is_documented(client):
     content = paths["/paint"]["post"]["requestBody"]["content"]
     fields = content["multipart/form-data"]["schema"]["properties"]
     assert fields.keys() == content["application/json"]["schema"]["properties"].keys()
-    values = {"size": "64", "mask": None, "image": None, "answer": "json", "adapters": "CDP_FOOD"}
+    values = {"answer": "json", "adapters": "CDP_FOOD", "timeout_s": "9"}
     for name, schema in fields.items():
-        value = values.get(name, str(schema.get("examples", [""])[0]))
-        if value is not None:
-            assert ask(client, "own", **{name: value}).status_code == 200, name
+        assert schema["description"], name
+        value = values.get(name, str(schema.get("default", schema.get("minimum"))))
+        if name not in ("image", "mask"):
+            assert ask(client, "own", **{name: value}).status_code == 200, (name, value)
+
+
+def test_the_documentations_limits_are_those_that_hold(service):
+    limits = HttpSettings(max_steps=7, max_weight=2.0, max_prompt_chars=9)
+    with TestClient(paint_http(service, limits)) as client:
+        paths = client.get("/openapi.json").json()["paths"]
+        bodies = {path: next(iter(paths[path]["post"]["requestBody"]["content"].values()))["schema"] for path in PATHS}
+        for body in bodies.values():
+            assert body["properties"]["steps"]["maximum"] == 7 and body["properties"]["prompt"]["maxLength"] == 9
+            assert all("$ref" not in json.dumps(field) for field in body["properties"].values())
+        own = bodies["/paint"]["properties"]
+        assert (own["size"]["minimum"], own["size"]["maximum"]) == (BASE.size_multiple, 2 * BASE.default_size)
+        assert own["adapters"]["anyOf"][1]["items"]["properties"]["weight"]["minimum"] == -2
+        assert "give 1 to 7" in told("own", ask(client, "own", steps=8)).message
+        assert f"give 0 to {2**63 - 1}" in told("own", ask(client, "own", seed=2**63)).message
+        assert f"give 0 to {2**63 - 2}" in told("own", ask(client, "own", seed=2**63 - 1, n=2)).message
+        assert "give -2 to 2" in told("own", ask(client, "own", adapters="CDP_FOOD:3")).message
+
+
+@pytest.mark.parametrize("adapters", [[{"name": "CDP_FOOD", "weight": "x"}], [{"weight": 1}], [3], 3, {"a": 1}])
+def test_what_is_wrong_deep_in_a_field_is_told_as_that_fields(client, service, adapters):
+    response = ask(client, "own_json", adapters=adapters)
+    assert response.json()["field"] == "adapters" and response.json()["detail"].startswith("adapters")
+    assert not service.orders
 
 
 @pytest.mark.parametrize("method, path", [("GET", "/paint"), ("GET", "/v1/images/edits"), ("PUT", "/sdapi/v1/img2img")])

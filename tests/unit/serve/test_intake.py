@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
-from inpaint.serve.dialects.application import paint_http
+from inpaint.serve.dialects.paint_http import paint_http
 from inpaint.serve.http.limits import HttpSettings
 from tests.unit.data.images import animated, encoded, mask, picture, png_16_bit_rgb, png_bomb, with_orientation
 from tests.unit.serve.clients import DIALECTS, ask, b64, pictures, told
@@ -195,6 +195,7 @@ BAD_SETTINGS = [
     ("steps", 151),
     ("steps", "many"),
     ("steps", 2.5),
+    ("steps", True),
     ("seed", -2),
     ("seed", 2**63),
     ("guidance_scale", -1),

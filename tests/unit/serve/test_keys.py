@@ -8,7 +8,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from inpaint.errors import InpaintError
-from inpaint.serve.dialects.application import paint_http
+from inpaint.serve.dialects.paint_http import paint_http
 from inpaint.serve.http.keys import ApiKeys, parse_keys
 from inpaint.serve.http.limits import HttpSettings
 from tests.unit.serve.clients import DIALECTS, ask, told

@@ -215,13 +215,13 @@ def test_a_passed_deadline_and_what_cannot_be_painted_are_not_retried(client, se
     assert len(service.orders) == 2
 
 
-def test_overload_and_a_replaced_adapter_are_retried(client, service):
-    service.fails_times = 1
-    service.fails = AdapterGone("CDP_FOOD was replaced")
-    assert np.array_equal(decoded(edit(client).data[0].b64_json), expected())
-    service.fails_times = 1
-    service.fails = Overloaded("full", 0.2)
-    assert np.array_equal(decoded(edit(client).data[0].b64_json), expected())
+def test_overload_and_a_replaced_adapter_are_retried_when_we_say(client, service, monkeypatch):
+    waited = []
+    monkeypatch.setattr("time.sleep", waited.append)
+    for error in (AdapterGone("CDP_FOOD was replaced"), Overloaded("full", 6.5)):
+        service.fails, service.fails_times = error, 1
+        assert np.array_equal(decoded(edit(client).data[0].b64_json), expected())
+    assert waited == [1, 7]
 
 
 def test_a_wrong_key_is_an_authentication_error(running, service):
