@@ -33,23 +33,21 @@ class SentWork:
     """Work that this router has sent and that is not yet answered, per painter."""
 
     def __init__(self) -> None:
-        self._sent: dict[Hashable, dict[str, list[float]]] = defaultdict(dict)
+        self._sent: dict[Hashable, list[tuple[str, float]]] = defaultdict(list)
 
     def send(self, painter: Hashable, request: str, work: float) -> None:
         """An order of HTTP request `request` goes to `painter`."""
-        self._sent[painter].setdefault(request, []).append(work)
+        self._sent[painter].append((request, work))
 
     def done(self, painter: Hashable, request: str) -> None:
         """One order of that request is answered; unknown ones are ignored: Serve also reports what was turned down."""
-        works = self._sent[painter].get(request)
-        if works:
-            works.pop()
-        if not works:
-            self._sent[painter].pop(request, None)
+        entry = next((entry for entry in self._sent[painter] if entry[0] == request), None)
+        if entry is not None:
+            self._sent[painter].remove(entry)
 
     def outstanding(self, painter: Hashable) -> float:
         """Sent to `painter` and not answered."""
-        return sum(sum(works) for works in list(self._sent[painter].values()))
+        return sum(work for _, work in self._sent[painter].copy())
 
     def forget(self, present: set[Hashable]) -> None:
         """Drop painters that are gone."""

@@ -11,43 +11,25 @@ loaded by threads of their own.
 """
 
 import asyncio
-import queue
-import sys
-import threading
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Protocol, TypeVar
 
 import torch
 
 from inpaint.errors import InpaintError
-from inpaint.models.adapter import Adapter
 from inpaint.models.base import Base
 from inpaint.paint.crop import WorkingImage
 from inpaint.serve.engine.adapter_slots import PackedAdapter
-from inpaint.serve.engine.executor import Event, Executor, PaintJob, paste
+from inpaint.serve.engine.executor import AdapterSource, Event, Executor, PaintJob, paste
+from inpaint.serve.engine.loop_thread import EngineBroken, LoopThread
 from inpaint.serve.engine.scheduler import Picture, Scheduler
 from inpaint.serve.engine.settings import EngineSettings
 from inpaint.serve.engine.side_stream import StreamEvent
-from inpaint.serve.service import AdapterUse, DeadlinePassed, Painted, PaintOrder, Preview
-
-T = TypeVar("T")
-
-
-class EngineBroken(RuntimeError):
-    """The engine's loop has ended or is stuck; nothing that it was given will be painted."""
-
-
-class AdapterSource(Protocol):
-    """Where the engine gets adapters from."""
-
-    def load(self, name: str, digest: str) -> Adapter:
-        """That version, verified. Blocks; called off the loop's thread. Raises AdapterGone."""
-        ...
+from inpaint.serve.service import DeadlinePassed, Painted, PaintOrder, Preview
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,38 +67,26 @@ class EngineStats:
         return self.unet_rows / self.ticks if self.ticks else 0.0
 
 
-class Engine:
-    """Paints orders with one base, which it changes in place and must have for itself."""
+class Engine(LoopThread):
+    """Paints orders with one base, which it changes in place and must have for itself. `start` it first."""
 
     def __init__(self, base: Base, settings: EngineSettings, source: AdapterSource) -> None:
-        self.base, self.settings, self.source = base, settings, source
-        self._executor = Executor(base, settings)
-        self._scheduler: Scheduler[PaintJob] = Scheduler(
-            max_rows=settings.max_rows,
-            ahead_rows=settings.ahead_rows,
-            side_rows=settings.side_rows,
-            slots=settings.slots,
-        )
+        super().__init__()
+        self.base, self.settings = base, settings
+        self._executor = Executor(base, settings, source)
+        self._scheduler: Scheduler[PaintJob] = Scheduler(settings)
         self._encoding: list[tuple[list[PaintJob], StreamEvent]] = []
         self._counts: Counter[str] = Counter()
-        self._mail: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._ending: BaseException | None = None
-        self._is_closing = self._has_ended = False
-        self._post_lock = threading.Lock()
+        self._is_closing = False
         self._threads = ThreadPoolExecutor(settings.threads, thread_name_prefix="engine-pictures")
         self._loaders = ThreadPoolExecutor(settings.loaders, thread_name_prefix="engine-adapters")
-        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
-
-    def start(self) -> None:
-        """Starts the loop."""
-        self._thread.start()
 
     def close(self, drain: bool) -> None:
         """Ends the loop and waits for it; with `drain` what was ordered is painted first, else it fails.
 
         Blocks: call it off the asyncio loop that reads the pictures.
         """
-        if not self._has_ended:
+        if not self.has_ended:
             self._post(partial(self._close, drain))
         self._thread.join()
         self._threads.shutdown(wait=False, cancel_futures=True)
@@ -174,123 +144,70 @@ class Engine:
         except TimeoutError as error:
             raise EngineBroken(f"the engine's loop did no forward in {timeout_s} s") from error
 
-    # The mail: what other threads want of the loop.
-
-    def _broken(self) -> EngineBroken:
-        reason = "was closed" if self._ending is None else f"ended with {self._ending!r}"
-        return EngineBroken(f"the engine's loop {reason}: start another engine")
-
-    def _post(self, message: Callable[[], None]) -> None:
-        """For the loop to do. Raises EngineBroken where it has ended and never will."""
-        with self._post_lock:
-            if self._has_ended:
-                raise self._broken()
-            self._mail.put(message)
-
-    def _read_mail(self, patience: float | None) -> None:
-        """Does what was posted; waits up to `patience` seconds (None: for ever) for the first."""
-        try:
-            post = self._mail.get(timeout=patience) if patience != 0.0 else self._mail.get_nowait()
-            while True:
-                post()
-                post = self._mail.get_nowait()
-        except queue.Empty:
-            return
-
-    def _later(
-        self,
-        threads: ThreadPoolExecutor,
-        work: Callable[[], T],
-        then: Callable[[T], None],
-        failed: Callable[[BaseException], None],
-    ) -> None:
-        """Work in another thread, and `then(its result)` or `failed(its error)` on the loop."""
-
-        def post(future: "Future[T]") -> None:
-            if not future.cancelled():
-                error = future.exception()
-                self._mail.put(partial(then, future.result()) if error is None else partial(failed, error))
-
-        threads.submit(work).add_done_callback(post)
+    # What is posted to the loop.
 
     def _receive(self, job: PaintJob) -> None:
-        if self._is_closing:
-            job.tell(self._broken())
-        elif len(set(job.digests)) > self.settings.slots:
-            job.tell(InpaintError(f"{len(job.digests)} adapters: this service takes at most {self.settings.slots}"))
-        else:
+        if self._is_closing or self.has_ended:
+            job.tell(self.broken())
+            return
+        try:
             self._scheduler.add(job)
+        except InpaintError as error:
+            job.tell(error)
 
     def _close(self, drain: bool) -> None:
         self._is_closing = True
         if not drain:
-            self._fail(list(self._scheduler), self._broken())
+            self._fail(list(self._scheduler), self.broken())
 
     def _answer(self, answer: "Future[None]") -> None:
         if not answer.set_running_or_notify_cancel():
             return
-        if self._has_ended:
-            answer.set_exception(self._broken())
+        if self.has_ended:
+            answer.set_exception(self.broken())
             return
-        self._executor.check()
+        self._executor.runner.check()
         answer.set_result(None)
 
     # The loop.
 
-    def _run(self) -> None:
-        try:
-            with torch.inference_mode(), self._executor.runner.attention():
-                while not (self._is_closing and not len(self._scheduler)):
-                    did_work = self._turn()
-                    self._read_mail(0.0 if did_work else self._patience())
-        finally:
-            self._end(sys.exception())
+    def _take_turns(self) -> None:
+        with torch.inference_mode(), self._executor.runner.attention():
+            super()._take_turns()
 
-    def _end(self, error: BaseException | None) -> None:
-        self._ending, self._is_closing = error, True
-        with self._post_lock:
-            self._has_ended = True
-        self._fail(list(self._scheduler), self._broken())
-        # What was posted before is answered by the same functions, which see the end.
-        while not self._mail.empty():
-            self._mail.get()()
+    def _is_done(self) -> bool:
+        return self._is_closing and not len(self._scheduler)
 
-    def _patience(self) -> float | None:
-        """Seconds until the next deadline."""
-        first = self._scheduler.next_deadline()
-        return None if first == float("inf") else max(0.001, first - time.monotonic())
+    def _give_up(self) -> None:
+        self._fail(list(self._scheduler), self.broken())
 
-    def _turn(self) -> bool:
-        """Some of all that there is to do; whether there was anything."""
+    def _turn(self) -> float | None:
+        """Some of all that there is to do; waits for the first deadline where there was nothing."""
         for job in self._scheduler.expired(time.monotonic()):
             self._fail([job], DeadlinePassed(f"order {job.order.id} took longer than {job.order.timeout_s} s"))
         self._admit()
-        self._executor.forget(self._scheduler.shapes())
+        self._executor.runner.forget(self._scheduler.shapes())
         encoded, stepped, decoded = self._encode(), self._step(), self._decode()
-        return encoded or stepped or decoded
+        if encoded or stepped or decoded:
+            return 0.0
+        first = self._scheduler.next_deadline()
+        return None if first == float("inf") else max(0.001, first - time.monotonic())
 
     def _admit(self) -> None:
         for job, missing in self._scheduler.admit():
             for use in {use.digest: use for use in job.order.adapters if use.digest in missing}.values():
                 failed = partial(self._load_failed, use.digest)
-                self._later(self._loaders, partial(self._load, use), partial(self._loaded, use.digest), failed)
+                self._later(self._loaders, partial(self._executor.load, use), partial(self._loaded, use.digest), failed)
             read = partial(self._executor.read, job.order)
             self._later(self._threads, read, partial(self._have_read, job), partial(self._fail, [job]))
 
     def _have_read(self, job: PaintJob, image: WorkingImage) -> None:
         job.image, job.shape = image, image.shape
 
-    def _load(self, use: AdapterUse) -> tuple[PackedAdapter, float]:
-        started = time.perf_counter()
-        packed = self._executor.pack(self.source.load(use.name, use.digest))
-        return packed, time.perf_counter() - started
-
-    def _loaded(self, digest: str, loaded: tuple[PackedAdapter, float]) -> None:
-        packed, seconds = loaded
-        self._executor.seconds["load"] += seconds
+    def _loaded(self, digest: str, packed: PackedAdapter) -> None:
         slot = self._scheduler.table.loaded(digest)
         if slot is not None:
-            self._executor.put(slot, packed)
+            self._executor.runner.slots.put(slot, packed)
             self._counts["loads"] += 1
 
     def _load_failed(self, digest: str, error: BaseException) -> None:

@@ -1,14 +1,15 @@
 """What the scheduler decides, done with one base: photos read, adapters packed, text and photos encoded, steps taken,
 pictures decoded and pasted back.
 
-`read`, `pack` and `paste` may be called from any thread; all else belongs to the engine's loop.
+`read`, `load` and `paste` may be called from any thread; all else belongs to the engine's loop.
 """
 
 import asyncio
 import contextlib
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -26,11 +27,19 @@ from inpaint.serve.engine.scheduler import Bucket, Job, Picture
 from inpaint.serve.engine.settings import EngineSettings
 from inpaint.serve.engine.side_stream import SideStream, StreamEvent
 from inpaint.serve.engine.unet_runner import UNetRunner
-from inpaint.serve.service import Painted, PaintOrder, Preview
+from inpaint.serve.service import AdapterUse, Painted, PaintOrder, Preview
 
 STAGES = ("prepare", "text", "unet", "step", "decode", "load")
 
 Event = Preview | Painted | BaseException
+
+
+class AdapterSource(Protocol):
+    """Where adapters come from."""
+
+    def load(self, name: str, digest: str) -> Adapter:
+        """That version, verified. Blocks; called off the loop's thread. Raises AdapterGone."""
+        ...
 
 
 @dataclass(eq=False, kw_only=True)
@@ -85,8 +94,8 @@ class PaintJob(Job):
 class Executor:
     """The torch work of an engine. Changes the base in place."""
 
-    def __init__(self, base: Base, settings: EngineSettings) -> None:
-        self.base = base
+    def __init__(self, base: Base, settings: EngineSettings, source: AdapterSource) -> None:
+        self.base, self.source = base, source
         self.runner = UNetRunner(base, settings)
         self.encoder = PromptEncoder(base, self.runner.slots, cached=settings.prompt_cache)
         self.side = SideStream(base.device)
@@ -100,13 +109,10 @@ class Executor:
         order.request.sampling.trajectory(self.runner.schedule)
         return working_image(self.base.info, order.request)
 
-    def pack(self, adapter: Adapter) -> PackedAdapter:
-        """An adapter, ready to be `put` into a slot. Raises InpaintError for one that does not belong to the base."""
-        return self.runner.slots.pack(adapter)
-
-    def put(self, slot: int, packed: PackedAdapter) -> None:
-        """Copies an adapter into a slot."""
-        self.runner.slots.put(slot, packed)
+    def load(self, use: AdapterUse) -> PackedAdapter:
+        """An adapter ready for a slot. Raises InpaintError where there is none, or none that belongs to the base."""
+        with self._timed("load"):
+            return self.runner.slots.pack(self.source.load(use.name, use.digest))
 
     def encode(self, jobs: list[PaintJob]) -> StreamEvent:
         """Gives jobs of one shape their rows; they may step once the event is past."""
@@ -143,19 +149,11 @@ class Executor:
         self.seconds["step"] += time.perf_counter() - started - in_unet
         return batch.latents_BChw, batch.clean_BChw
 
-    def forget(self, present: Collection[tuple[int, int]]) -> None:
-        """Free what is kept for shapes that have no jobs any more."""
-        self.runner.forget(present)
-
     def decode(self, pictures: list[Picture[PaintJob]]) -> tuple[Tensor, StreamEvent]:
         """Images B x 3 x H x W in [0, 1] of pictures whose content is their latents; there once the event is past."""
         with self._timed("decode"), self.side.work() as done:
             latents_BChw = torch.cat([self.side.borrow(picture.content) for picture in pictures])
             return self.side.to_host(decode(self.base, latents_BChw)), done
-
-    def check(self) -> None:
-        """A step of the U-Net, to see that it can."""
-        self.runner.check()
 
     @contextlib.contextmanager
     def _timed(self, stage: str) -> Iterator[None]:

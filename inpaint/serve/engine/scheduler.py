@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
+from inpaint.errors import InpaintError
+from inpaint.serve.engine.settings import EngineSettings
 from inpaint.serve.engine.slot_table import SlotTable
 
 MAX_PASSED = 32
@@ -105,10 +107,9 @@ class Bucket(Generic[J]):
 class Scheduler(Generic[J]):
     """Jobs in, batches out."""
 
-    def __init__(self, *, max_rows: int, ahead_rows: int, side_rows: int, slots: int) -> None:
-        """Args: as in `EngineSettings`."""
-        self.max_rows, self.ahead_rows, self.side_rows = max_rows, ahead_rows, side_rows
-        self.table = SlotTable(slots)
+    def __init__(self, settings: EngineSettings) -> None:
+        self.settings = settings
+        self.table = SlotTable(settings.slots)
         self._jobs: dict[J, None] = {}
         """By age."""
         self._turns: OrderedDict[tuple[int, int], None] = OrderedDict()
@@ -126,7 +127,10 @@ class Scheduler(Generic[J]):
         return iter(list(self._jobs))
 
     def add(self, job: J) -> None:
-        """A job comes."""
+        """A job comes. Raises InpaintError for one with more adapters than there are slots."""
+        most = self.settings.slots
+        if len(set(job.digests)) > most:
+            raise InpaintError(f"{len(job.digests)} adapters in one order: this service takes at most {most}")
         self._jobs[job] = None
 
     def remove(self, job: J) -> None:
@@ -147,7 +151,7 @@ class Scheduler(Generic[J]):
 
     def admit(self) -> list[tuple[J, list[str]]]:
         """Lets jobs in while there is room: each must now be read, and these of its adapters be loaded."""
-        room = self.max_rows + self.ahead_rows
+        room = self.settings.max_rows + self.settings.ahead_rows
         room -= sum(job.unet_rows for job in self._jobs if job.stage is not Stage.WAITING)
         admitted: list[tuple[J, list[str]]] = []
         blocked: list[J] = []
@@ -177,7 +181,7 @@ class Scheduler(Generic[J]):
             if slots is not None and job.shape is not None and (not jobs or job.shape == jobs[0].shape):
                 job.slots = slots
                 jobs.append(job)
-        jobs = jobs[: self.side_rows]
+        jobs = jobs[: self.settings.side_rows]
         for job in jobs:
             job.stage = Stage.ENCODING
         return jobs
@@ -198,7 +202,7 @@ class Scheduler(Generic[J]):
         if shape is None:
             return None
         alike = [job for job in self._at(Stage.RUNNING, Stage.READY) if job.shape == shape]
-        room = self.max_rows - sum(job.unet_rows for job in alike if job.stage is Stage.RUNNING)
+        room = self.settings.max_rows - sum(job.unet_rows for job in alike if job.stage is Stage.RUNNING)
         for job in alike:
             if job.stage is Stage.READY:
                 room -= job.unet_rows
@@ -239,7 +243,7 @@ class Scheduler(Generic[J]):
         if not self._undecoded:
             return []
         shape = self._undecoded[0].job.shape
-        taken = [picture for picture in self._undecoded if picture.job.shape == shape][: self.side_rows]
+        taken = [picture for picture in self._undecoded if picture.job.shape == shape][: self.settings.side_rows]
         self._undecoded = deque(picture for picture in self._undecoded if picture not in taken)
         return taken
 

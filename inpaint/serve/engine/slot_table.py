@@ -7,14 +7,11 @@ the others makes room. Pure: what lies in a slot is `inpaint.serve.engine.adapte
 from collections import OrderedDict
 from collections.abc import Sequence
 
-from inpaint.errors import InpaintError
-
 
 class SlotTable:
     """Slots 1 to `slots`, lent to digests; slot 0 is no adapter."""
 
     def __init__(self, slots: int) -> None:
-        self.slots = slots
         self.evictions = 0
         self._free = list(range(slots, 0, -1))
         self._slot_of: dict[str, int] = {}
@@ -38,13 +35,8 @@ class SlotTable:
 
         Returns:
             Those that must be loaded for it; None where too many slots are in use: try again later.
-
-        Raises:
-            InpaintError: more adapters than there are slots.
         """
         wanted = list(dict.fromkeys(digests))
-        if len(wanted) > self.slots:
-            raise InpaintError(f"{len(wanted)} adapters in one order: this service takes at most {self.slots}")
         missing = [digest for digest in wanted if digest not in self._slot_of]
         room = len(self._free) + sum(digest not in wanted for digest in self._idle)
         if len(missing) > room:

@@ -8,7 +8,8 @@ import pytest
 from inpaint.diffusion.samplers import Sampler
 from inpaint.errors import InpaintError
 from inpaint.paint.paste import kept_pixels_changed
-from inpaint.serve.engine.engine import Engine, EngineBroken
+from inpaint.serve.engine.engine import Engine
+from inpaint.serve.engine.loop_thread import EngineBroken
 from inpaint.serve.engine.settings import EngineSettings
 from inpaint.serve.service import DeadlinePassed, Painted, Preview
 from tests.tiny import tiny_sd, tiny_sdxl_inpaint

@@ -7,7 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from inpaint.errors import InpaintError
 from inpaint.serve.engine.scheduler import MAX_PASSED, Bucket, Job, Picture, Scheduler, Stage
+from inpaint.serve.engine.settings import EngineSettings
 
 SHAPES = [(64, 64), (64, 96), (128, 128)]
 
@@ -17,7 +19,7 @@ def job(arrived: float = 0.0, **how: object) -> Job:
 
 
 def scheduler(**limits: int) -> Scheduler[Job]:
-    return Scheduler(**{"max_rows": 4, "ahead_rows": 2, "side_rows": 2, "slots": 2, **limits})
+    return Scheduler(EngineSettings(**{"max_rows": 4, "ahead_rows": 2, "side_rows": 2, "slots": 2, **limits}))
 
 
 def prepare(scheduler: Scheduler[Job], shape: tuple[int, int] = SHAPES[0]) -> list[Job]:
@@ -38,7 +40,7 @@ class Simulation:
 
     def __init__(self, seed: int, limits: dict[str, int]) -> None:
         self.random = random.Random(seed)
-        self.scheduler: Scheduler[Job] = Scheduler(**limits)
+        self.scheduler: Scheduler[Job] = Scheduler(EngineSettings(**limits))
         self.now = 0.0
         self.due: list[tuple[float, object]] = []
         self.slots: dict[int, str] = {}
@@ -65,7 +67,7 @@ class Simulation:
 
     def come(self) -> None:
         pick = self.random.choice
-        digests = tuple(self.random.sample("abcdefgh", pick([0, 1, 1, min(2, self.scheduler.table.slots)])))
+        digests = tuple(self.random.sample("abcdefgh", pick([0, 1, 1, min(2, self.scheduler.settings.slots)])))
         one = job(self.now, digests=digests, unet_rows=pick([1, 2]), steps=pick([1, 3, 10]), previews=pick([0, 0, 2]))
         if self.random.random() < 0.1:
             one.deadline = self.now + pick([0, 10, 50])
@@ -82,14 +84,14 @@ class Simulation:
                 self.leave(one)
         self.admit()
         if jobs := self.scheduler.to_encode():
-            assert len(jobs) <= self.scheduler.side_rows and len({one.shape for one in jobs}) == 1
+            assert len(jobs) <= self.scheduler.settings.side_rows and len({one.shape for one in jobs}) == 1
             self.later(lambda: self.scheduler.encoded(jobs))
         bucket = self.scheduler.next_bucket(self.now)
         if bucket is not None:
             self.check(bucket)
             self.scheduler.stepped(bucket)
         if pictures := self.scheduler.to_decode():
-            assert len(pictures) <= self.scheduler.side_rows
+            assert len(pictures) <= self.scheduler.settings.side_rows
             assert all(picture.job in self.scheduler for picture in pictures)
             for picture in pictures:
                 self.later(lambda picture=picture: self.hand_over(picture))
@@ -115,7 +117,7 @@ class Simulation:
             self.slots[slot] = digest
 
     def check(self, bucket: Bucket[Job]) -> None:
-        assert 0 < bucket.rows <= self.scheduler.max_rows
+        assert 0 < bucket.rows <= self.scheduler.settings.max_rows
         ages = [one.arrived for one in bucket.jobs]
         assert ages == sorted(ages)
         for one in bucket.jobs:
@@ -125,7 +127,7 @@ class Simulation:
         newest = max((one.arrived for one in bucket.jobs if one.started == self.now), default=-1.0)
         assert all(one.arrived >= newest for one in left_out), "a younger job took an older one's place"
         if left_out:
-            assert bucket.rows + left_out[0].unet_rows > self.scheduler.max_rows, "there was room"
+            assert bucket.rows + left_out[0].unet_rows > self.scheduler.settings.max_rows, "there was room"
         self.check_turn(bucket.shape)
 
     def check_turn(self, shape: tuple[int, int]) -> None:
@@ -227,3 +229,8 @@ def test_previews_are_spread_over_the_steps(steps: int, previews: int, after: li
     prepare(spread)
     shown = [one.step for _ in range(steps) for p in spread.stepped(spread.next_bucket(0.0)) if p.index is not None]
     assert shown == after
+
+
+def test_more_adapters_than_slots_are_refused() -> None:
+    with pytest.raises(InpaintError, match="3 adapters in one order"):
+        scheduler(slots=2).add(job(digests=("a", "b", "c")))

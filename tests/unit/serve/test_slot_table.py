@@ -2,7 +2,6 @@
 
 import pytest
 
-from inpaint.errors import InpaintError
 from inpaint.serve.engine.slot_table import SlotTable
 
 
@@ -69,8 +68,3 @@ def test_a_load_that_nobody_waits_for_any_more_is_dropped(table):
 def test_a_second_load_of_the_same_is_dropped(table):
     load(table, "a")
     assert table.loaded("a") is None
-
-
-def test_more_adapters_than_slots_are_refused(table):
-    with pytest.raises(InpaintError, match="3 adapters in one order"):
-        table.acquire(["a", "b", "c"])
