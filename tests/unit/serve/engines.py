@@ -1,4 +1,4 @@
-"""Engines to test: bases, made-up adapters, a shelf that hands them out, and orders."""
+"""Engines to test: bases, made-up adapters, a source that hands them out, and orders."""
 
 import asyncio
 import re
@@ -6,15 +6,15 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from inpaint.models.adapter import Adapter, AdapterCard, adapter_from, apply_adapter
+from inpaint.models.adapter import Adapter, AdapterCard, apply_adapter
 from inpaint.models.base import load_base
-from inpaint.models.lora import LoraSettings, inject_lora, lora_parameters
-from inpaint.models.tokens import add_tokens, token_parameters
+from inpaint.models.info import read_base_info
 from inpaint.paint.painter import Painter
 from inpaint.paint.request import PaintRequest
 from inpaint.serve.engine.engine import Engine
@@ -30,18 +30,23 @@ GUARD_S = 60
 
 def made_up(base: str | Path, seed: int, *, rank: int = 4, tokens: tuple[str, ...] = ("CDP_X",)) -> Adapter:
     """An adapter with large random values, so that painting with another one shows."""
-    trained = load_base(base)
-    inject_lora(trained, LoraSettings(rank=rank), seed=0)
-    add_tokens(trained, dict.fromkeys(tokens, "wood"))
+    info = read_base_info(str(base))
     generator = torch.Generator().manual_seed(seed)
-    tensors = {
-        name: torch.randn(parameter.shape, generator=generator) * (0.5 if "lora" not in name else 0.1)
-        for name, parameter in {**lora_parameters(trained), **token_parameters(trained)}.items()
-    }
+
+    def drawn(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator).half()
+
+    lora = {}
+    for layer, (outputs, inputs) in info.layers.items():
+        lora |= {
+            f"{layer}.lora_A.weight": drawn(rank, inputs) / 10,
+            f"{layer}.lora_B.weight": drawn(outputs, rank) / 10,
+        }
+    first = [token for token in tokens if not re.search(r"_\d$", token)]
     card = AdapterCard(
-        base=str(base),
-        base_revision=trained.info.revision,
-        tokens={token: token for token in tokens},
+        base=info.name,
+        base_revision=info.revision,
+        tokens={f"C{i}": token for i, token in enumerate(first)},
         prompt_format="{token} background, {prompt}",
         resolution=64,
         rank=rank,
@@ -49,9 +54,8 @@ def made_up(base: str | Path, seed: int, *, rank: int = 4, tokens: tuple[str, ..
         samples=1,
         manifest="m",
     )
-    adapter = adapter_from(tensors, card)
-    first = [token for token in tokens if not re.search(r"_\d$", token)]
-    return replace(adapter, card=replace(card, tokens={f"C{i}": token for i, token in enumerate(first)}))
+    embeds = tuple({token: drawn(width) / 2 for token in tokens} for width in info.text_widths)
+    return Adapter(card=card, lora=lora, embeds=embeds)
 
 
 def varied(adapter: Adapter, seed: int) -> Adapter:
@@ -83,9 +87,9 @@ class Adapters:
 
 
 @contextmanager
-def running(base: str | Path, shelf: Adapters | None = None, **settings: object) -> Iterator[Engine]:
+def running(base: str | Path, source: Adapters | None = None, **settings: object) -> Iterator[Engine]:
     """A started engine; closed without draining at the end."""
-    engine = Engine(load_base(base), EngineSettings(**settings), shelf or Adapters())  # type: ignore[arg-type]
+    engine = Engine(load_base(base), EngineSettings(**settings), source or Adapters())  # type: ignore[arg-type]
     engine.start()
     try:
         yield engine
@@ -158,10 +162,16 @@ def pictures(engine: Engine, orders: list[PaintOrder]) -> list[np.ndarray]:
 
 def by_painter(base: str | Path, wanted: PaintRequest, adapter: Adapter | None = None) -> np.ndarray:
     """The picture of a painter of its own."""
+    if adapter is None:
+        return _painter(str(base)).paint([wanted])[0]
     loaded = load_base(base)
-    if adapter is not None:
-        apply_adapter(loaded, adapter)
+    apply_adapter(loaded, adapter)
     return Painter(loaded).paint([wanted])[0]
+
+
+@cache
+def _painter(base: str) -> Painter:
+    return Painter(load_base(base))
 
 
 def difference(one: np.ndarray, other: np.ndarray) -> int:

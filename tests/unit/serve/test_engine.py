@@ -143,12 +143,12 @@ def test_an_order_leaves_when_its_time_is_up():
 
 
 def test_an_order_leaves_in_time_while_it_waits_for_its_adapter():
-    shelf = Adapters()
-    shelf.held.add("slow")
-    with running("toy", shelf) as engine:
+    source = Adapters()
+    source.held.add("slow")
+    with running("toy", source) as engine:
         with pytest.raises(DeadlinePassed):
             paint_all(engine, [order(request(1), "slow", timeout_s=0.05)])
-        shelf.release.set()
+        source.release.set()
         assert engine.stats().adapters_in_use == 0
 
 

@@ -19,7 +19,7 @@ from inpaint.models.info import BaseInfo, read_base_info
 from inpaint.serve.adapters.cache import AdapterCache, AdapterFiles
 from inpaint.serve.adapters.registry import Registry, RegistrySettings
 from inpaint.serve.service import AdapterGone
-from tests.adapters import SHIPPED, variant, write_variant
+from tests.adapters import SHIPPED, variant, without_tokens, write_variant
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +61,13 @@ def test_a_new_adapter_is_served_and_a_removed_one_is_not(registry: Registry, ro
     shutil.rmtree(root / "CDP_FOOD")
     registry.poll()
     assert list(registry.catalogue()) == ["CDP_COS", "CDP_NEW"]
+
+
+def test_adapters_without_tokens_are_served_and_claim_no_category(registry: Registry, root: Path) -> None:
+    for name in ("house_style", "CDP_COS-light"):
+        save_adapter(root / name, without_tokens(variant("CDP_COS", 1)))
+    registry.poll()
+    assert list(registry.catalogue()) == ["CDP_COS", "CDP_COS-light", "CDP_FOOD", "house_style"]
 
 
 def test_a_replaced_version_stays_usable_by_digest_and_can_be_put_back(
