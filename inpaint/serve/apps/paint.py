@@ -52,7 +52,7 @@ class PaintArgs(BaseModel):
 
     @property
     def registry_settings(self) -> RegistrySettings:
-        """With the folder that `toy` stands for, and no rank that the engine's bank cannot hold."""
+        """With the folder that `toy` stands for, and no rank that the engine's slots cannot hold."""
         root = str(SHIPPED_ADAPTERS) if self.registry.root == "toy" else self.registry.root
         max_rank = min(self.registry.max_rank, self.engine.max_rank)
         return dataclasses.replace(self.registry, root=root, max_rank=max_rank)

@@ -5,7 +5,7 @@ starting the first painter of none is Serve's own doing.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 WORK = "remaining_work"
@@ -24,13 +24,8 @@ class ByRemainingWork:
     def __call__(self, ctx: Any) -> tuple[int, dict[str, Any]]:
         """`ctx` is a ray.serve.config.AutoscalingContext."""
         metrics: Mapping[str, Mapping[Any, float]] = ctx.aggregated_metrics or {}
-        wanted = painters_for(metrics.get(WORK, {}).values(), self.work_per_painter)
+        wanted = math.ceil(sum(metrics.get(WORK, {}).values()) / self.work_per_painter - 1e-9)
         # Requests that wait for a painter are in no painter's statistics; neither is one whose work is just done.
         if ctx.total_num_requests > 0:
             wanted = max(wanted, 1)
         return min(max(wanted, ctx.capacity_adjusted_min_replicas), ctx.capacity_adjusted_max_replicas), {}
-
-
-def painters_for(remaining: Iterable[float], work_per_painter: float) -> int:
-    """Painters that hold the sum of `remaining` at `work_per_painter` each."""
-    return math.ceil(sum(remaining) / work_per_painter - 1e-9)

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from tokenizers import AddedToken
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from inpaint.models.base import Base
 from inpaint.models.layers import adapted_models
@@ -101,7 +102,8 @@ class PromptEncoder:
         ):
             written = [self._write(tokenizer, prompt, index) for prompt in prompts]
             ids.append(tokenize(tokenizer, [text for text, _ in written]))
-            table.rows_BTD = self._stacked([vectors for _, vectors in written])
+            rows_BTD = _padded([vectors for _, vectors in written])
+            table.rows_BTD = None if rows_BTD is None else rows_BTD.to(self.base.device)
             self.slots.install(prefix, self.slots.gather(prefix, uses_B))
         is_empty_negative = [prompt.is_negative and prompt.text == "" for prompt in prompts]
         return zero_empty_negatives(self.base, encode_ids(self.base, ids), is_empty_negative).split()
@@ -138,16 +140,13 @@ class PromptEncoder:
         text = pattern.sub(lambda match: f"{_MARK}{numbers[meant[match[0]]]}{_MARK}", text)
         return text, [vectors[token] for token in used]
 
-    def _stacked(self, rows: list[list[Tensor]]) -> Tensor | None:
-        longest = max(len(vectors) for vectors in rows)
-        if longest == 0:
-            return None
-        width = next(vector for vectors in rows for vector in vectors).shape[0]
-        stacked_BTD = torch.zeros(len(rows), longest, width)
-        for row_TD, vectors in zip(stacked_BTD, rows, strict=True):
-            for place, vector in zip(row_TD, vectors, strict=False):
-                place.copy_(vector)
-        return stacked_BTD.to(self.base.device)
+
+def _padded(vectors: list[list[Tensor]]) -> Tensor | None:
+    """B x T x D, zeros where a row has fewer; None where none has any."""
+    first = next((vector for row in vectors for vector in row), None)
+    if first is None:
+        return None
+    return pad_sequence([torch.stack(row) if row else first.new_zeros(0, len(first)) for row in vectors], True)
 
 
 def _any_of(words: Iterable[str]) -> re.Pattern[str]:

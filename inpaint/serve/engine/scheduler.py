@@ -8,7 +8,7 @@ Pure: no torch, no threads, and time is an argument. The engine asks, does what 
 """
 
 import enum
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
@@ -112,8 +112,8 @@ class Scheduler(Generic[J]):
         self.table = SlotTable(settings.slots)
         self._jobs: dict[J, None] = {}
         """By age."""
-        self._turns: OrderedDict[tuple[int, int], None] = OrderedDict()
-        """Shapes that are ready or running, the one whose turn it is first."""
+        self._turns: list[tuple[int, int]] = []
+        """Shapes whose jobs step or are ready to, the one that has waited longest first."""
         self._undecoded: deque[Picture[J]] = deque()
 
     def __len__(self) -> int:
@@ -175,15 +175,11 @@ class Scheduler(Generic[J]):
 
     def to_encode(self) -> list[J]:
         """The oldest jobs of one shape that are read and whose adapters are loaded; they are being encoded now."""
-        jobs: list[J] = []
-        for job in self._at(Stage.PREPARING):
-            slots = self.table.slots_of(job.digests)
-            if slots is not None and job.shape is not None and (not jobs or job.shape == jobs[0].shape):
-                job.slots = slots
-                jobs.append(job)
-        jobs = jobs[: self.settings.side_rows]
+        read = [job for job in self._at(Stage.PREPARING) if job.shape is not None]
+        ready = [job for job in read if self.table.is_loaded(job.digests)]
+        jobs = [job for job in ready if job.shape == ready[0].shape][: self.settings.side_rows]
         for job in jobs:
-            job.stage = Stage.ENCODING
+            job.stage, job.slots = Stage.ENCODING, self.table.slots_of(job.digests)
         return jobs
 
     def encoded(self, jobs: list[J]) -> None:
@@ -198,9 +194,12 @@ class Scheduler(Generic[J]):
 
     def next_bucket(self, now: float) -> Bucket[J] | None:
         """The jobs that take a step together now: those that did before, and the oldest others while there is room."""
-        shape = self._next_shape()
-        if shape is None:
+        shapes = self.shapes()
+        self._turns = [shape for shape in self._turns if shape in shapes]
+        self._turns += [shape for shape in shapes if shape not in self._turns]
+        if not shapes:
             return None
+        self._turns.append(shape := self._turns.pop(0))
         alike = [job for job in self._at(Stage.RUNNING, Stage.READY) if job.shape == shape]
         room = self.settings.max_rows - sum(job.unet_rows for job in alike if job.stage is Stage.RUNNING)
         for job in alike:
@@ -210,16 +209,6 @@ class Scheduler(Generic[J]):
                     break
                 job.stage, job.started = Stage.RUNNING, now
         return Bucket(shape, [job for job in alike if job.stage is Stage.RUNNING])
-
-    def _next_shape(self) -> tuple[int, int] | None:
-        """The one that has waited longest for its turn."""
-        shapes = self.shapes()
-        self._turns = OrderedDict.fromkeys([*(shape for shape in self._turns if shape in shapes), *shapes])
-        if not self._turns:
-            return None
-        shape = next(iter(self._turns))
-        self._turns.move_to_end(shape)
-        return shape
 
     def stepped(self, bucket: Bucket[J]) -> list[Picture[J]]:
         """All jobs of the bucket have taken their step: the previews and ends that are to be decoded because of it."""

@@ -74,8 +74,10 @@ class SlotTable:
         self._loaded.add(digest)
         return self._slot_of[digest]
 
-    def slots_of(self, digests: Sequence[str]) -> tuple[int, ...] | None:
-        """Of lent adapters; None where one is not loaded yet."""
-        if not self._loaded.issuperset(digests):
-            return None
+    def is_loaded(self, digests: Sequence[str]) -> bool:
+        """Whether all of them are."""
+        return self._loaded.issuperset(digests)
+
+    def slots_of(self, digests: Sequence[str]) -> tuple[int, ...]:
+        """Of lent adapters."""
         return tuple(self._slot_of[digest] for digest in digests)

@@ -40,26 +40,12 @@ def test_rows_without_adapters_are_left_out_and_weights_scale_the_update(slots, 
     assert torch.equal(half[:, changed], whole[:, changed] * 0.5) and 0 < changed.sum() < len(changed)
 
 
-def lora_with(adapter: Adapter, name: str, tensor: torch.Tensor) -> Adapter:
-    return with_lora(adapter, lambda lora: {**lora, name: tensor})
-
-
 def test_what_does_not_fit_is_refused_with_its_reason(slots, adapter):
     first = next(name for name in adapter.lora if name.endswith("lora_A.weight"))
-    tensor = adapter.lora[first]
-    stray = "unet.down_blocks.9.to_q.lora_A.weight"
     bad = [
         (replace(adapter, card=replace(adapter.card, base_revision="0" * 64)), "trained on base"),
         (made_up("toy", 1, rank=5), "rank 5: up to 4"),
-        (replace(adapter, card=replace(adapter.card, rank=2)), "expected \\(2, "),
-        (lora_with(adapter, stray, tensor), "down_blocks.9.to_q.lora_A.weight: base toy has no such layer"),
-        (lora_with(adapter, "vae.x.lora_A.weight", tensor), "vae.x.lora_A.weight: base toy has no such layer"),
-        (lora_with(adapter, first, tensor[:, 1:]), "expected"),
-        (lora_with(adapter, first, tensor * float("nan")), f"{first} is not finite"),
-        (with_lora(adapter, lambda lora: {n: t for n, t in lora.items() if n != first}), "other half .* is missing"),
-        (replace(adapter, embeds=adapter.embeds * 2), "2 text encoders, base toy has 1"),
-        (replace(adapter, embeds=({"CDP_X": torch.zeros(7)},)), "CDP_X is \\(7,\\)"),
-        (replace(adapter, embeds=({"CDP_X": adapter.embeds[0]["CDP_X"] / 0},)), "CDP_X is not finite"),
+        (with_lora(adapter, lambda lora: {**lora, first: lora[first] / 0}), f"{first} is not finite"),
     ]
     for wrong, words in bad:
         with pytest.raises(InpaintError, match=words):

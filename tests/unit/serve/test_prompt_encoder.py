@@ -1,5 +1,7 @@
 """Texts of rows with different adapters are encoded together, as each would be by a base with its adapter alone."""
 
+import json
+
 import pytest
 import torch
 
@@ -42,7 +44,13 @@ def prompt(text: str, slot: int = 0, weight: float = 1.0, **how: bool) -> Prompt
 
 @pytest.fixture(params=["toy", "sdxl"])
 def base(request, tmp_path) -> str:
-    return str(TOY_BASE) if request.param == "toy" else str(tiny_sdxl_inpaint(tmp_path / "base"))
+    if request.param == "toy":
+        return str(TOY_BASE)
+    folder = tiny_sdxl_inpaint(tmp_path / "base")
+    config = folder / "text_encoder_2" / "config.json"
+    # As SDXL's own: the text is pooled at the highest token id, so the order of added tokens matters.
+    config.write_text(json.dumps({**json.loads(config.read_text()), "eos_token_id": 2}))
+    return str(folder)
 
 
 @pytest.mark.filterwarnings("ignore:prompt cut")

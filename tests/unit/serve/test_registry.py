@@ -239,6 +239,18 @@ def test_what_has_not_changed_is_not_read_again(root: Path, tmp_path: Path, base
     assert cache.reads == before
 
 
+def test_young_files_are_looked_at_again_though_their_size_and_time_stay(registry: Registry, root: Path) -> None:
+    old, now = registry.catalogue()["CDP_COS"].digest, time.time_ns()
+    folder = write_variant(root, "CDP_COS", 1)
+    for seed in (1, 2):
+        write_variant(root, "CDP_COS", seed)
+        for file in folder.iterdir():
+            os.utime(file, ns=(now, now))
+        registry.poll()
+        assert registry.catalogue()["CDP_COS"].digest != old
+        old = registry.catalogue()["CDP_COS"].digest
+
+
 def test_a_registry_that_cannot_be_listed_leaves_all_as_it_was(registry: Registry, root: Path) -> None:
     root.rename(root.with_name("away"))
     registry.poll()
@@ -321,3 +333,6 @@ def test_the_cache_is_bounded_and_drops_what_was_used_longest_ago(
         cache.put(version)
     assert versions[0].digest not in cache
     assert versions[1].digest in cache
+    small = cache_in(tmp_path / "smaller", root, 1)
+    small.put(versions[0])
+    assert versions[0].digest in small, "the newest stays in any case"

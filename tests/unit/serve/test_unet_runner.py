@@ -1,6 +1,7 @@
 """Rows that step together are each painted with their own adapters and text, whoever comes and goes beside them."""
 
 import itertools
+import weakref
 
 import pytest
 import torch
@@ -93,6 +94,15 @@ def test_a_slot_may_be_written_over_while_a_batch_that_used_it_waits(runner, tex
     after = runner.advance((0, 0), [row]).latents_BChw
     runner.slots.put(3, kept)
     torch.testing.assert_close(after[0], alone[3], atol=1e-3, rtol=1e-3)
+
+
+@torch.inference_mode()
+def test_what_a_shape_without_rows_kept_is_freed(runner, texts):
+    kept = weakref.ref(runner.advance((0, 0), rows(runner, texts)))
+    runner.forget([(0, 0)])
+    assert kept() is not None
+    runner.forget([(1, 0)])
+    assert kept() is None
 
 
 @torch.inference_mode()
