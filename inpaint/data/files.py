@@ -67,3 +67,9 @@ def _read_once(root: Root, relative: str, field: str, max_bytes: int) -> bytes:
     if len(data) > max_bytes:
         raise BadRow(field, Reason.TOO_MANY_BYTES, f"{relative!r} has more than {max_bytes:,} bytes: make it smaller")
     return data
+
+
+def stat(root: Root, relative: str) -> tuple[int | None, int | None]:
+    """Bytes and time of change (nanoseconds since 1970) of one file below `root`, None where they are not known."""
+    info = root.filesystem.get_file_info(root.join(relative))
+    return info.size, info.mtime_ns

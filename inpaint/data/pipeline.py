@@ -6,7 +6,6 @@ deals them in turn, so a step's positions are the next global batch for any W; a
 with weight 0, never a crash and never a shifted position. Not covered: a file whose content changed is read as it is.
 """
 
-import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -19,13 +18,14 @@ import ray.data
 
 from inpaint.data import quarantine as bad_rows
 from inpaint.data.decode import DEFAULT_LIMITS, Limits
+from inpaint.data.inspection import SEEN, files_of, inspect_files, recall, remember, rows_found, together
 from inpaint.data.plan import Plan, StepLayout
 from inpaint.data.quarantine import Quarantined
 from inpaint.data.ray_internals import set_pace, take_blocks_at_once
-from inpaint.data.reading import inspect_or_quarantine, read_batch
+from inpaint.data.reading import read_batch
 from inpaint.data.rows import SCHEMA, Manifest
 from inpaint.data.sample import ReadSettings
-from inpaint.data.sources import Listing, Source
+from inpaint.data.sources import Source
 from inpaint.data.storage import open_root
 from inpaint.errors import InpaintError
 from inpaint.stopping import StopToken
@@ -40,6 +40,8 @@ FETCHERS_PER_TASK = 16
 SMALL_PIXELS = 256**2
 MIN_TASKS = 16  # so that short runs are spread over the cores, too
 MAX_READ_TASKS = 1024
+MAX_FILES_PER_TASK = 64
+MAX_INSPECTING_TASKS = 256  # each costs the driver 10 ms: in very large sets they are larger
 
 
 def execution_options(manifest: Manifest, read: ReadSettings) -> ray.data.ExecutionOptions:
@@ -93,7 +95,7 @@ def batches(
     blocks = count // layout.global_batch * layout.blocks
     per_task = _blocks_per_task(blocks, layout.micro_batch, bytes_per_row)
     threads_per_task = _threads_per_task(rows)
-    remote = any(not open_root(root).is_local for root in pc.unique(rows.table["root"]).to_pylist())
+    remote = _any_remote(rows.table)
     del rows, manifest  # so that tasks do not carry them
 
     def read_task(task: dict[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
@@ -160,80 +162,80 @@ def read_manifest(
     limits: Limits = DEFAULT_LIMITS,
     max_bad_fraction: float = 0.05,
     quarantine: str | None = None,
+    memory: str | None = None,
+    crop_aspect: float | None = None,
     progress: Callable[[int, int], None] | None = None,
     stop: StopToken | None = None,
 ) -> tuple[Manifest, list[Quarantined]]:
     """Open every file of a source and decode it once: the usable rows, in the source's order, and the others.
 
-    Raises TooManyBadRows above `max_bad_fraction`, with the table of what is wrong. Warns of rows that occur more than
-    once; they are used.
+    Warns of rows that occur more than once, and of holes that no crop can hold; they are used.
 
     Args:
+        max_bad_fraction: share of the rows that may be unusable.
         quarantine: where `quarantine.jsonl` is written, a path or URL.
-        progress: called with (rows done, rows).
-        stop: looked at in between; raises InpaintError.
+        memory: where what files told is remembered, a path or URL: what did not change since is not opened again.
+        crop_aspect: height over width of the training's samples; None: holes are not looked at for it.
+        progress: called with (files done, files).
+        stop: looked at in between.
+
+    Raises:
+        TooManyBadRows: with the table of what is wrong.
+        InpaintError: the source cannot be listed, or a stop was asked for.
     """
     listing = source.listing()
-    bad, found = list(listing.quarantined), []
-    done, total = 0, listing.table.num_rows
-    for outcome in _inspect_all(listing, limits):
-        if stop is not None:
-            stop.check()
-        listed = listing.table.slice(done, outcome.num_rows)
-        usable = pc.equal(outcome["reason"], "")
-        found.append(_found(listed.filter(usable), outcome.filter(usable)))
-        failed = outcome.filter(pc.invert(usable)).select(["field", "reason", "detail"]).to_pylist()
-        lines = listed.filter(pc.invert(usable)).select(["line", "root", "image"]).to_pylist()
-        for at, what in zip(lines, failed, strict=True):
-            name = at["image"] if len(listing.shares) == 1 else f"{at['root']}/{at['image']}"
-            bad.append(Quarantined(row=at["line"], name=name, **what))
-        done += outcome.num_rows
-        if progress is not None:
-            progress(done, total)
-    bad.sort(key=lambda row: row.row)
-    table = _with_ids(pa.concat_tables([SCHEMA.empty_table(), *found]).unify_dictionaries().combine_chunks())
+    table, bad, shares = SCHEMA.empty_table(), listing.quarantined, listing.shares
+    if listing.table.num_rows:
+        files, places = files_of(listing.table)
+        # Column by column, so that each can be let go as soon as it is not needed.
+        columns = dict(zip(listing.table.column_names, listing.table.columns, strict=True))
+        del listing
+        recalled = recall(memory, files, limits)
+        told = []
+        pa.default_memory_pool().release_unused()
+        for start, seen in _inspect_all(files, recalled, limits, memory is not None):
+            told.append(seen if recalled is None else together(seen, recalled.slice(start, seen.num_rows)))
+            if stop is not None:
+                stop.check()
+            if progress is not None:
+                progress(start + seen.num_rows, files.num_rows)
+        del recalled
+        if memory is not None:
+            remember(memory, files, pa.concat_tables(told))
+        del files
+        table, failed = rows_found(columns, places, pa.concat_tables(told), crop_aspect)
+        bad = sorted(bad + failed, key=lambda row: row.row)
     if quarantine is not None:
         bad_rows.write(bad, quarantine)
     bad_rows.check(bad, len(bad) + table.num_rows, max_bad_fraction, quarantine)
-    return Manifest(table, listing.shares), bad
+    return Manifest(table, shares), bad
 
 
-def _found(listed: pa.Table, outcome: pa.Table) -> pa.Table:
-    columns = {name: listed[name] for name in SCHEMA.names if name in listed.column_names}
-    columns |= {name: outcome[name] for name in ("prompt", "width", "height", "digest")} | {"id": listed["image"]}
-    return pa.table({name: columns[name] for name in SCHEMA.names}).cast(SCHEMA)
-
-
-def _with_ids(table: pa.Table) -> pa.Table:
-    """`#2`, `#3`, ... behind the images that occur before. Warns of rows that repeat an earlier one."""
-    names = table["image"].to_pylist()
-    uses: dict[str, int] = {}
-    for i, name in enumerate(names):
-        uses[name] = uses.get(name, 0) + 1
-        names[i] = name if uses[name] == 1 else f"{name}#{uses[name]}"
-    keys = ["root", "image", "input", "hole", "prompt", "category", "label"]
-    groups = table.group_by(keys, use_threads=False).aggregate([([], "count_all")])
-    doubled = table.num_rows - groups.num_rows
-    if doubled:
-        first = groups.filter(pc.greater(groups["count_all"], 1))["image"][0]
-        warnings.warn(f"{doubled} rows repeat an earlier row (the first: {first}); they are used", stacklevel=3)
-    return table.set_column(0, SCHEMA.field("id"), pa.array(names, pa.string()))
-
-
-def _inspect_all(listing: Listing, limits: Limits) -> Iterator[pa.Table]:
-    """The outcomes of the listed rows, in their order, a few at a time, from Ray Data tasks."""
-    count = listing.table.num_rows
-    if not count:
-        return
-    table = ray.put(listing.table)
-    per_task = max(1, min(64, count // MIN_TASKS))
+def _inspect_all(files: pa.Table, recalled: pa.Table, limits: Limits, remember: bool) -> Iterator[tuple[int, pa.Table]]:
+    """What the files tell, in their order, a few at a time with the number of the first; from Ray Data tasks."""
+    count = files.num_rows
+    for name in ("bytes", "modified"):
+        column = pa.nulls(count, pa.int64()) if recalled is None else recalled[name]
+        files = files.append_column(name, column)
+    stored = ray.put(files)
+    per_task = max(1, min(MAX_FILES_PER_TASK, count // MIN_TASKS), -(-count // MAX_INSPECTING_TASKS))
+    remote = _any_remote(files)
+    del files, recalled  # so that tasks do not carry them
 
     def inspect_task(task: dict[str, np.ndarray]) -> Iterator[pa.Table]:
-        for index in task["id"]:
-            part = ray.get(table).slice(int(index) * per_task, per_task)
-            yield pa.Table.from_pylist([inspect_or_quarantine(line, limits) for line in part.to_pylist()])
+        with ThreadPoolExecutor(FETCHERS_PER_TASK) as pool:
+            for index in task["id"]:
+                part = ray.get(stored).slice(int(index) * per_task, per_task)
+                yield inspect_files(part, limits, pool if remote else None, remember)
 
     dataset = _numbers(-(-count // per_task)).map_batches(inspect_task, batch_size=None)
     _quiet(dataset)
     dataset.context.execution_options = ray.data.ExecutionOptions(preserve_order=True)
-    yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow")
+    start = 0
+    for seen in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
+        yield start, seen.cast(SEEN)
+        start += seen.num_rows
+
+
+def _any_remote(table: pa.Table) -> bool:
+    return any(not open_root(root).is_local for root in pc.unique(table["root"]).to_pylist())

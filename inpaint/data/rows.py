@@ -195,6 +195,14 @@ class Manifest:
         return "; ".join(lines)
 
 
+def packed(columns: dict[str, pa.ChunkedArray]) -> pa.Table:
+    """A table of `SCHEMA` whose columns are in one piece each: a few rows are then taken from a million in 0.1 ms
+    instead of 6. `columns` is emptied meanwhile, so that one of them at a time is there twice."""
+    found = {name: pa.table([columns.pop(name)], [name]).combine_chunks().column(0) for name in SCHEMA.names}
+    pa.default_memory_pool().release_unused()
+    return pa.table(found, schema=SCHEMA)
+
+
 def rows_of(table: pa.Table | pa.RecordBatch) -> list[Row]:
     """The rows of a small table of `SCHEMA`."""
     return [Row(**{**line, "digest": line["digest"].hex()}) for line in table.to_pylist()]

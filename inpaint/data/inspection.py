@@ -1,0 +1,335 @@
+"""Files -> usable rows: each file that a listing names is opened and decoded once, however many rows use it.
+
+Everything stays in Arrow columns, aligned with a table of the distinct files (`FILES`), for there may be a million.
+What files told is remembered beside the run, with their size and time of change: a second inspection opens only what is
+new, changed, or was refused. No ray here.
+"""
+
+import hashlib
+import time
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, Future
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from inpaint.data.decode import PAINT, Limits, check_hole, load_hole, load_rgb
+from inpaint.data.files import read, stat
+from inpaint.data.quarantine import Quarantined, Reason
+from inpaint.data.rows import NAMES, packed
+from inpaint.data.storage import open_root, opened, written
+from inpaint.errors import BadRow, InpaintError
+
+FETCHED_AHEAD = 32
+SETTLED_NS = 2 * 10**9  # a file that changed just before it was opened may change again within its clock's tick
+PIECE = 65_536
+SHOWN = 3
+
+
+class Kind(IntEnum):
+    """What a file is opened as."""
+
+    IMAGE = 0
+    HOLE = 1
+    CAPTION = 2
+
+
+USES = (
+    ("image", "output", Kind.IMAGE),
+    ("input", "input", Kind.IMAGE),
+    ("hole", "mask", Kind.HOLE),
+    ("caption", "prompt", Kind.CAPTION),
+)
+"""Columns of a listing that name files, what users call them, and what they hold."""
+FILES = pa.schema([("root", NAMES), ("path", pa.string()), ("kind", pa.int8())])
+TOLD = pa.schema(
+    [
+        ("bytes", pa.int64()),
+        ("modified", pa.int64()),  # nanoseconds since 1970; null: not known
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("wide", pa.int32()),  # of what a hole paints, from its first to its last column
+        ("high", pa.int32()),
+        ("digest", pa.binary(32)),
+        ("text", pa.string()),
+    ]
+)
+"""What a file told, one line per file of `FILES`."""
+SEEN = pa.schema([*TOLD, ("reason", pa.string()), ("detail", pa.string())])
+"""The same, or why it cannot be used; all null where it is as it was remembered."""
+Places = dict[str, np.ndarray]
+"""Column of a listing -> which file each row names in it, int32[rows]; -1: none."""
+
+
+def files_of(listed: pa.Table) -> tuple[pa.Table, Places]:
+    """The distinct files of a listing, a table of `FILES`, and where each row's are in it."""
+    roots = listed["root"].combine_chunks()
+    places = {name: np.full(listed.num_rows, -1, dtype=np.int32) for name, *_ in USES}
+    files, count = [FILES.empty_table()], 0
+    for number, root in enumerate(roots.dictionary.to_pylist()):
+        rows = np.flatnonzero(roots.indices.to_numpy() == number)
+        own = listed if len(rows) == listed.num_rows else listed.take(pa.array(rows))
+        for kind in Kind:
+            names = [name for name, _, held in USES if held == kind and own[name].null_count < len(rows)]
+            every = pa.chunked_array([chunk for name in names for chunk in own[name].chunks], pa.string())
+            every = every.combine_chunks().dictionary_encode()
+            for i, name in enumerate(names):
+                found = every.indices.slice(i * len(rows), len(rows))
+                places[name][rows] = pc.add(found, count).fill_null(-1).to_numpy()
+            found = len(every.dictionary)
+            columns = [pa.repeat(root, found).dictionary_encode(), every.dictionary, np.full(found, kind, np.int8)]
+            files.append(pa.table(columns, schema=FILES))
+            count += found
+    return pa.concat_tables(files).unify_dictionaries().combine_chunks(), places
+
+
+def inspect_files(files: pa.Table, limits: Limits, fetchers: Executor | None, remember: bool) -> pa.Table:
+    """Open and decode files; `files` has the columns of `FILES` and the remembered `bytes` and `modified`.
+
+    Returns a table of `SEEN`, one line per file.
+
+    Args:
+        fetchers: fetch files ahead of the one that is decoded; None: each is read when it is its turn.
+        remember: ask for the files' times, and skip those that are as they were.
+    """
+
+    def fetch(line: dict[str, Any]) -> tuple[dict[str, Any], bytes | BadRow]:
+        root, size = open_root(line["root"]), None
+        field = next(name for _, name, kind in USES if kind == line["kind"])
+        try:
+            size, modified = stat(root, line["path"]) if remember else (None, None)
+            if modified is not None and (size, modified) == (line["bytes"], line["modified"]):
+                return {}, b""
+            data = read(root, line["path"], field, limits.max_bytes)
+        except BadRow as error:
+            return {}, error
+        settled = modified is not None and time.time_ns() - modified > SETTLED_NS and size == len(data)
+        return {"bytes": len(data), "modified": modified if settled else None}, data
+
+    lines = files.to_pylist()
+    fetched = map(fetch, lines) if fetchers is None else _ahead(fetchers, fetch, lines)
+    told = [
+        _told(Kind(line["kind"]), line["path"], found, data, limits)
+        for line, (found, data) in zip(lines, fetched, strict=True)
+    ]
+    return pa.Table.from_pylist(told, schema=SEEN)
+
+
+def _ahead(pool: Executor, call: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+    """As `map`, with a few calls ahead of the one that is waited for."""
+    waiting: deque[Future[Any]] = deque()
+    for item in items:
+        waiting.append(pool.submit(call, item))
+        if len(waiting) > FETCHED_AHEAD:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+def _told(kind: Kind, path: str, found: dict[str, Any], data: bytes | BadRow, limits: Limits) -> dict[str, Any]:
+    """A line of `SEEN`."""
+    try:
+        if isinstance(data, BadRow):
+            raise data
+        if not found:
+            return {}
+        if kind is Kind.CAPTION:
+            found["text"] = data.decode("utf-8-sig").strip()
+        elif kind is Kind.IMAGE:
+            found["width"], found["height"] = load_rgb(data, "output", limits).size
+        else:
+            hole = np.asarray(load_hole(data, "mask", limits))
+            check_hole(hole, "mask")
+            found["height"], found["width"] = hole.shape
+            found["wide"], found["high"] = (int(np.ptp(np.flatnonzero((hole >= PAINT).any(a)))) + 1 for a in (0, 1))
+    except UnicodeDecodeError as error:
+        detail = f"{path!r} is not UTF-8 (byte {error.start}): save it as UTF-8"
+        return {"reason": str(Reason.UNREADABLE), "detail": detail}
+    except BadRow as error:
+        return {"reason": str(error.reason), "detail": error.detail}
+    return {**found, "digest": hashlib.sha256(data).digest()}
+
+
+def recall(memory: str | None, files: pa.Table, limits: Limits) -> pa.Table | None:
+    """What is remembered of `files`, a table of `TOLD`: null where nothing is, or where it is over the limits; None
+    where nothing is at all."""
+    recalled, places, known = [], np.full(files.num_rows, -1), 0
+    for root in files["root"].chunk(0).dictionary.to_pylist() if memory else ():
+        for kind in Kind:
+            mine = np.flatnonzero(pc.and_(pc.equal(files["root"], root), pc.equal(files["kind"], kind)).to_numpy())
+            found = _load(memory or "", [("root", "=", root), ("kind", "=", int(kind))]) if len(mine) else None
+            if found is None:
+                continue
+            at = pc.index_in(files["path"].take(pa.array(mine)), value_set=found["path"]).fill_null(-1).to_numpy()
+            places[mine] = np.where(at < 0, -1, at + known)
+            recalled.append(found.select(TOLD.names))
+            known += found.num_rows
+    if not known:
+        return None
+    every = pa.concat_tables(recalled)
+    pixels = pc.multiply(every["width"].cast(pa.int64()), every["height"].cast(pa.int64())).fill_null(0)
+    allowed = (pixels.to_numpy() <= limits.max_pixels) & (every["bytes"].to_numpy() <= limits.max_bytes)
+    return every.take(pa.array(places, mask=(places < 0) | ~allowed[places]))
+
+
+def _load(memory: str, chosen: list[tuple[str, str, Any]]) -> pa.Table | None:
+    try:
+        with opened(memory) as file:
+            return pq.read_table(file, filters=chosen)
+    except InpaintError:
+        return None  # nothing was remembered yet
+    except (pa.ArrowInvalid, pa.ArrowKeyError, OSError) as error:
+        warnings.warn(f"{memory} cannot be read ({error}): all files are opened again", stacklevel=2)
+        return None
+
+
+def together(seen: pa.Table, recalled: pa.Table) -> pa.Table:
+    """What files told now, or else what is remembered of them; `SEEN`."""
+    as_before = pc.and_(pc.is_null(seen["digest"]), pc.is_null(seen["reason"]))
+    columns = {name: pc.if_else(as_before, recalled[name], seen[name]) for name in TOLD.names}
+    return pa.table({**columns, "reason": seen["reason"], "detail": seen["detail"]}, schema=SEEN)
+
+
+def remember(memory: str, files: pa.Table, told: pa.Table) -> None:
+    """Write what is to be remembered: all that can be used and whose time of change is known."""
+    schema = pa.schema([*FILES, *TOLD])
+    with written(memory) as file, pq.ParquetWriter(file, schema) as writer:
+        for start in range(0, files.num_rows, PIECE):
+            piece = told.slice(start, PIECE)
+            known = pc.and_(pc.is_valid(piece["modified"]), pc.is_valid(piece["digest"]))
+            columns = [*files.slice(start, PIECE).columns, *piece.select(TOLD.names).columns]
+            writer.write_table(pa.table(columns, schema=schema).filter(known))
+
+
+def rows_found(
+    listed: dict[str, pa.ChunkedArray], places: Places, told: pa.Table, crop_aspect: float | None
+) -> tuple[pa.Table, list[Quarantined]]:
+    """The usable rows, a table of `SCHEMA`, and why the others are not.
+
+    Warns of rows that repeat an earlier one, and of those whose hole no crop of `crop_aspect` (height / width) can
+    hold; both are used.
+
+    Args:
+        listed: the columns of a listing; emptied.
+    """
+    sizes = {name: np.append(told[name].fill_null(0).to_numpy(), 0) for name in ("width", "height", "wide", "high")}
+    if (places["caption"] >= 0).any():
+        texts = told["text"].take(pa.array(places["caption"], mask=places["caption"] < 0))
+        listed["prompt"] = pc.if_else(pc.equal(texts, "").fill_null(True), listed["prompt"], texts)
+    bad = _unusable(listed["prompt"], places, told, sizes)
+    why = _reasons(listed, np.flatnonzero(bad), places, told) if bad.any() else []
+    listed["digest"] = _digests(told["digest"], [places[name] for name in ("image", "input", "hole")])
+    for side in ("width", "height"):
+        listed[side] = pa.chunked_array([sizes[side][places["image"]]])
+    if bad.any():
+        for name in listed:
+            listed[name] = listed[name].filter(pa.array(~bad))
+        places = {name: where[~bad] for name, where in places.items()}
+    alone = len(pc.unique(listed["root"])) <= 1  # then equal paths are equal files
+    codes = places["image"] if alone else listed["image"].combine_chunks().dictionary_encode().indices.to_numpy()
+    listed["id"], repeated = _ids(listed["image"], codes)
+    if repeated:
+        _warn_of_repeats(listed, places)
+    if crop_aspect is not None:
+        wide, high = (sizes[name][places["hole"]] for name in ("wide", "high"))
+        width, height = (sizes[name][places["image"]] for name in ("width", "height"))
+        _warn_of_cut_holes(listed["id"], (wide * crop_aspect > height) | (high > width * crop_aspect))
+    return packed(listed), why
+
+
+def _unusable(prompts: pa.ChunkedArray, places: Places, told: pa.Table, sizes: dict[str, np.ndarray]) -> np.ndarray:
+    """bool[rows]: a file that failed, files of unlike size, or no prompt."""
+    failed = np.append(told["reason"].is_valid().to_numpy(), False)
+    bad = prompts.is_null().to_numpy()
+    for name, *_ in USES:
+        bad = bad | failed[places[name]]
+    for name in ("input", "hole"):
+        for side in ("width", "height"):
+            bad |= (places[name] >= 0) & (sizes[side][places[name]] != sizes[side][places["image"]])
+    return bad
+
+
+def _reasons(listed: dict[str, pa.ChunkedArray], rows: np.ndarray, places: Places, told: pa.Table) -> list[Quarantined]:
+    names = ("line", "root", "image", "caption")
+    lines = pa.table({name: listed[name].take(pa.array(rows)) for name in names}).to_pylist()
+    several = len(pc.unique(listed["root"])) > 1
+    for line in lines:
+        line["name"] = f"{line['root']}/{line['image']}" if several else line["image"]
+    return [_why(line, int(row), places, told) for line, row in zip(lines, rows, strict=True)]
+
+
+def _why(line: dict[str, Any], row: int, places: Places, told: pa.Table) -> Quarantined:
+    """The first thing that is wrong with a row."""
+    size = None
+    for name, field, _ in USES:
+        if places[name][row] < 0:
+            continue
+        (file,) = told.slice(int(places[name][row]), 1).to_pylist()
+        if file["reason"] is not None:
+            reason, detail = file["reason"], file["detail"]
+            return Quarantined(row=line["line"], name=line["name"], field=field, reason=reason, detail=detail)
+        size = size or (file["width"], file["height"])
+        if file["width"] is not None and (file["width"], file["height"]) != size:
+            detail = f"{file['width']} x {file['height']}, the output is {size[0]} x {size[1]}: make them the same size"
+            return Quarantined.of(line["line"], line["name"], BadRow(field, Reason.OTHER_SIZE, detail))
+    error = BadRow("prompt", Reason.EMPTY_PROMPT, f"write a caption into {line['caption']}")
+    return Quarantined.of(line["line"], line["name"], error)
+
+
+def _digests(files: pa.ChunkedArray, places: list[np.ndarray]) -> pa.ChunkedArray:
+    """Of each row: sha256 over the digests of its files, zeros where there is none."""
+    every = np.zeros((len(files) + 1, 32), dtype=np.uint8)
+    start = 0
+    for chunk in files.chunks:
+        data = np.frombuffer(chunk.fill_null(bytes(32)).buffers()[1], dtype=np.uint8)
+        every[start : start + len(chunk)] = data[32 * chunk.offset :][: 32 * len(chunk)].reshape(-1, 32)
+        start += len(chunk)
+    pieces = []
+    for start in range(0, len(places[0]), PIECE):
+        lines = np.concatenate([every[place[start : start + PIECE]] for place in places], axis=1)
+        whole = b"".join([hashlib.sha256(line).digest() for line in lines])
+        pieces.append(pa.FixedSizeBinaryArray.from_buffers(pa.binary(32), len(lines), [None, pa.py_buffer(whole)]))
+    return pa.chunked_array(pieces, pa.binary(32))
+
+
+def _ids(images: pa.ChunkedArray, codes: np.ndarray) -> tuple[pa.ChunkedArray, bool]:
+    """`#2`, `#3`, ... behind images that occurred before, which have equal codes; and whether any did."""
+    order = np.argsort(codes, kind="stable")
+    begins = np.flatnonzero(np.diff(codes[order], prepend=-1))
+    if len(begins) == len(codes):
+        return images, False
+    uses = np.empty(len(codes), dtype=np.int32)
+    uses[order] = np.arange(len(codes)) - np.repeat(begins, np.diff(begins, append=len(codes))) + 1
+    numbers = pc.binary_join_element_wise("", pa.array(uses).cast(pa.string()), "#")
+    return pc.if_else(pa.array(uses == 1), images, pc.binary_join_element_wise(images, numbers, "")), True
+
+
+def _warn_of_repeats(rows: dict[str, pa.ChunkedArray], places: Places) -> None:
+    texts = [rows[name].combine_chunks() for name in ("prompt", "category", "label")]
+    texts = [text if pa.types.is_dictionary(text.type) else text.dictionary_encode() for text in texts]
+    columns = [places["image"], places["input"], places["hole"], *(t.indices.fill_null(-1).to_numpy() for t in texts)]
+    keys = np.zeros(len(columns[0]), dtype=np.int64)
+    for codes in columns:
+        if codes.min() < codes.max():  # numbered anew each time, so that the product never overflows
+            keys = np.unique(keys * (int(codes.max()) + 2) + codes + 1, return_inverse=True)[1]
+    repeats = np.setdiff1d(np.arange(len(keys)), np.unique(keys, return_index=True)[1], assume_unique=True)
+    if len(repeats):
+        first = rows["image"][int(repeats.min())]
+        warnings.warn(f"{len(repeats)} rows repeat an earlier row (the first: {first}); they are used", stacklevel=4)
+
+
+def _warn_of_cut_holes(ids: pa.ChunkedArray, cut: np.ndarray) -> None:
+    if cut.any():
+        which = np.flatnonzero(cut)
+        shown = ", ".join(ids.take(pa.array(which[:SHOWN])).to_pylist()) + (", ..." if len(which) > SHOWN else "")
+        warnings.warn(
+            f"{len(which)} of {len(cut)} rows have a hole that no crop of the training's shape holds wholly ({shown}); "
+            "they are used with as much of it as a crop holds",
+            stacklevel=4,
+        )
