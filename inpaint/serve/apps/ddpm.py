@@ -120,7 +120,6 @@ class FillEndpoint(Endpoint[FillFields, Call[DdpmRequest], np.ndarray]):
         yield await self.application.batcher.submit(request) if request.hole.any() else request.image
 
     def encode(self, call: Call[DdpmRequest], result: np.ndarray) -> bytes:
-        """The picture with its receipt."""
         request, application = call.request, self.application
         assert_kept(request.image, result, request.hole)
         beside = {name: getattr(request, name) for name in ("label", "guidance_scale", "feather")}
@@ -131,12 +130,10 @@ class FillEndpoint(Endpoint[FillFields, Call[DdpmRequest], np.ndarray]):
         )
 
     def headers(self, call: Call[DdpmRequest]) -> dict[str, str]:
-        """What it is painted with."""
         seed, revision = str(call.request.seed), self.application.revision
         return {"x-kept-pixels-changed": "0", "x-seed": seed, "x-base-revision": revision}
 
     def answer(self, call: Call[DdpmRequest], results: Sequence[Encoded[np.ndarray]]) -> Response:
-        """The picture's file."""
         return Response(results[0].data, media_type=call.encoding.media_type)
 
 

@@ -1,6 +1,6 @@
 """A deployment for an application whose replicas are alike: each holds a model, with its HTTP side in front.
 
-serve.deployment(...)  ->  Model.options(name="ddpm").bind(DdpmApplication, args)
+Model.options(name="ddpm").bind(DdpmApplication.start, args)
 """
 
 from collections.abc import Callable

@@ -211,7 +211,6 @@ class Img2ImgEndpoint(PaintEndpoint[Img2ImgFields]):
         return resized(photo, hole, width, height)
 
     def infotext(self, call: PaintCall[Img2ImgFields], seed: int) -> str:
-        """A1111's text."""
         return infotext(call, seed, self.service.base)
 
     def answer(self, call: PaintCall[Img2ImgFields], results: Sequence[Encoded[PaintEvent]]) -> Response:

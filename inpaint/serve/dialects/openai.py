@@ -114,7 +114,6 @@ class EditEndpoint(PaintEndpoint[EditFields]):
         )
 
     def answer(self, call: PaintCall[EditFields], results: Sequence[Encoded[PaintEvent]]) -> Response:
-        """All pictures in base64."""
         data = [{"b64_json": one.base64, "seed": _seed(call, one)} for one in in_order(results)]
         return JSONResponse({"created": int(time.time()), "data": data, **_described(call), "usage": _USAGE})
 

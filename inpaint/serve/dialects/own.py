@@ -108,7 +108,6 @@ class OwnEndpoint(PaintEndpoint[OwnFields]):
         )
 
     def answer(self, call: PaintCall[OwnFields], results: Sequence[Encoded[PaintEvent]]) -> Response:
-        """A file, or JSON with all of them."""
         if call.n == 1 and call.fields.answer != "json":
             return Response(results[0].data, media_type=call.encoding.media_type)
         return JSONResponse({"images": [_described(call, r) for r in in_order(results)], "warnings": call.warnings})

@@ -173,7 +173,7 @@ _REFUSALS: dict[int | str, dict[str, Any]] = {
     400: {"description": "Will never be done as sent; names the field."},
     401: {"description": "No valid API key."},
     404: {"description": "No such category, adapter or base; names the nearest."},
-    408: {"description": "timeout_s has passed."},
+    408: {"description": "timeout_s has passed, or the body did not arrive."},
     409: {"description": "The adapter was replaced meanwhile: ask again."},
     413: {"description": "More bytes than are read."},
     415: {"description": "Another content type."},

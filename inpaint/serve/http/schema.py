@@ -189,7 +189,8 @@ def _problem(error: ValidationError, model: type[Fields]) -> Problem:
 def request_body(model: type[Fields], media_types: tuple[str, ...], limits: Limits) -> dict[str, Any]:
     """What OpenAPI says of a request's body, limits filled in."""
     schema = model.model_json_schema()
-    definitions = schema.pop("$defs", {})
+    definitions, needed = schema.pop("$defs", {}), schema.get("required", [])
+    schema["properties"] = {name: schema["properties"][name] for name in (*needed, *schema["properties"])}
     content = {}
     for media_type in media_types:
         file = {"contentEncoding": "base64"} if media_type == "application/json" else {"format": "binary"}
