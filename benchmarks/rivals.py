@@ -24,7 +24,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from inpaint.export.adapter_folder import EMBEDS_FILES, LORA_FILE
-from inpaint.paint.rows import DTYPES, encode_png
+from inpaint.paint.files import encode_png
+from inpaint.paint.settings import DTYPES
 
 
 class _Rival:

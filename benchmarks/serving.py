@@ -43,7 +43,7 @@ from benchmarks.rivals import Multiplexed, SetAdapters
 from benchmarks.serving_setup import CATEGORIES, Bench, toy_bench, write_bench
 from inpaint.cluster import connect
 from inpaint.models.base import load_base
-from inpaint.paint.rows import DTYPES
+from inpaint.paint.settings import DTYPES
 from inpaint.serve.adapters.registry import RegistrySettings
 from inpaint.serve.admission import AdmissionSettings
 from inpaint.serve.apps.paint import PaintArgs

@@ -1,4 +1,4 @@
-"""What a painting run does, row by row, decided before anything is painted; no Ray.
+"""What is painted of a data set, row by row, decided before anything is painted; no Ray.
 
 A task's seed is a function of (run seed, row id), so a row's picture does not depend on which other rows there are.
 Its `key` covers everything that its picture depends on, so that a second run knows what it need not do again.
@@ -7,42 +7,22 @@ Its `key` covers everything that its picture depends on, so that a second run kn
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path, PurePosixPath
-from typing import Literal
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import PurePosixPath
 
 from inpaint.data.quarantine import Quarantined, Reason
 from inpaint.data.rows import Manifest, Row
 from inpaint.errors import BadRow, InpaintError
 from inpaint.models.adapter import AdapterCard
-from inpaint.paint.request import SamplingSettings
+from inpaint.paint.settings import PaintModels
 
 COMPARISONS = "comparisons"
 
 
 @dataclass(frozen=True, kw_only=True)
-class PaintSettings:
-    """How all rows of a run are painted."""
-
-    base: str
-    """A folder in diffusers format, a `.safetensors` file, a hub id, or `toy`."""
-    revision: str | None = None
-    """Of the base; default: the one that the adapter was trained on."""
-    adapter: str | None = None
-    """An adapter folder; rows with a category then get its token into their prompt."""
-    sampling: SamplingSettings = field(default_factory=SamplingSettings)
-    seed: int = 0
-    """Of the run; each row's own is made from it and the row's id."""
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Of the base's weights; fp16 is for GPUs."""
-    negative_prompt: str = ""
-    """What to steer away from, in every row."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class PaintTask:
-    """One row to paint; plain values, so that it travels as JSON."""
+    """One row to paint; plain values, for it travels."""
 
     row: Row
     prompt: str
@@ -53,36 +33,22 @@ class PaintTask:
     key: str
     """sha256 of all that the picture depends on."""
 
-    def to_json(self) -> str:
-        return json.dumps(asdict(self))
 
-    @classmethod
-    def from_json(cls, text: str) -> "PaintTask":
-        values = json.loads(text)
-        return cls(**{**values, "row": Row(**values["row"])})
-
-
-def plan_tasks(
-    manifest: Manifest, settings: PaintSettings, models: str, adapter: AdapterCard | None
-) -> tuple[list[PaintTask], list[Quarantined]]:
-    """A task for each row, in the manifest's order, and the rows whose category the adapter does not know.
-
-    Args:
-        models: identifies the exact weights of base and adapter.
-    """
+def plan_tasks(manifest: Manifest, models: PaintModels) -> tuple[list[PaintTask], list[Quarantined]]:
+    """A task for each row, in the manifest's order, and the rows whose category the adapter does not know."""
     tasks, unknown = [], []
-    rows = list(manifest.rows())
-    names = output_names(rows)
-    shared = f"{models}/{json.dumps(asdict(settings), sort_keys=True)}"
-    for number, row in enumerate(rows, start=1):
+    settings, card = models.settings, None if models.adapter is None else models.adapter.card
+    names = output_names(manifest.table["id"].to_pylist())
+    shared = [models.identity, asdict(settings.sampling), settings.seed, settings.negative_prompt]
+    for number, row in enumerate(manifest.rows(), start=1):
         try:
-            prompt = format_prompt(row.prompt, row.category, adapter)
+            prompt = format_prompt(row.prompt, row.category, card)
         except BadRow as error:
             unknown.append(Quarantined.of(number, row.image, error))
             continue
-        seed = row_seed(settings.seed, row.id)
-        text = json.dumps([shared, row.id, row.digest, prompt])
+        text = json.dumps([*shared, row.id, row.digest, prompt], sort_keys=True)
         key = hashlib.sha256(text.encode()).hexdigest()
+        seed = row_seed(settings.seed, row.id)
         tasks.append(PaintTask(row=row, prompt=prompt, seed=seed, output=names[row.id], key=key))
     return tasks, unknown
 
@@ -107,12 +73,12 @@ def row_seed(seed: int, row_id: str) -> int:
     return int.from_bytes(digest) >> 1
 
 
-def output_names(rows: Sequence[Row]) -> dict[str, str]:
+def output_names(ids: Iterable[str]) -> dict[str, str]:
     """Row id -> its picture's path below the output folder: `shoes/a.jpg` -> `shoes/a.png`.
 
     Where two rows would share a path (`a.jpg` beside `a.png`), both keep their whole id: `a.jpg.png`, `a.png.png`.
     """
-    short = {row.id: _short_name(row.id) for row in rows}
+    short = {row_id: _short_name(row_id) for row_id in ids}
     uses = Counter(name.casefold() for name in short.values())
     names = {i: name if uses[name.casefold()] == 1 else f"{i}.png" for i, name in short.items()}
     written = Counter(n.casefold() for name in names.values() for n in (name, f"{COMPARISONS}/{name}"))
@@ -128,17 +94,3 @@ def _short_name(row_id: str) -> str:
         path, number = row_id, ""
     stem = PurePosixPath(path).with_suffix("").as_posix()
     return f"{stem}#{number}.png" if number else f"{stem}.png"
-
-
-def checked_output_folder(output: str | Path) -> Path:
-    """The output folder, which must be on a disk that the driver sees.
-
-    Raises:
-        InpaintError: a URL, or a file.
-    """
-    if "://" in str(output):
-        raise InpaintError(f"output {output}: give a folder; copy it to the object store when the run is done")
-    folder = Path(output)
-    if folder.exists() and not folder.is_dir():
-        raise InpaintError(f"output {output}: is a file; give a folder")
-    return folder

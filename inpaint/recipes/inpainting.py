@@ -10,19 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 
-from inpaint.data.decode import DEFAULT_LIMITS, PAINT, load_hole, load_rgb
-from inpaint.data.quarantine import Reason
 from inpaint.diffusion.repaint import PixelSampling
-from inpaint.errors import BadRow, InpaintError
+from inpaint.errors import InpaintError
 from inpaint.paint.crop import resize_hole, resize_image
 from inpaint.paint.ddpm_painter import OnFrame, ReverseProcess
-from inpaint.paint.paste import comparison
+from inpaint.paint.files import Fill, check_name, read_photo, write_pictures, write_png
 from inpaint.paint.request import DdpmRequest
-from inpaint.paint.results import write_atomically
-from inpaint.paint.rows import encode_png, read_bytes
-from inpaint.progress import ProgressBar
 from inpaint.recipes.ddpm import load_ddpm, preset, train_ddpm
 from inpaint.train.checkpoint import Progress
 
@@ -123,6 +117,7 @@ def inpaint_image(
     sampling: PixelSampling | None = None,
     label: str = "",
     guidance_scale: float = 1.0,
+    feather: int = 0,
     seed: int | None = None,
     device: str | None = None,
     display_reverse: str | Path | None = None,
@@ -139,6 +134,8 @@ def inpaint_image(
             scaled to it first, and kept pixels are then the scaled image's.
         sampling: sampler, steps and RePaint's resampling.
         label: name of a class, where the model has classes.
+        guidance_scale: classifier-free guidance towards the label; up to 1 there is none.
+        feather: pixels inside the hole over which the image fades into the painting.
         seed: None: that of `set_seed`.
         device: `cpu`, `cuda`, or None: a GPU where there is one.
         display_reverse: a PNG with ten pictures of the reverse process.
@@ -150,9 +147,9 @@ def inpaint_image(
         InpaintError: a file that cannot be used (BadRow), no model there, or settings out of range.
     """
     for path in (save_result, display_reverse):
-        if path is not None and Path(path).suffix.lower() != ".png":
-            raise InpaintError(f"{path}: give a name that ends in .png, which keeps pixels as they are")
-    image, hole = read_image_and_mask(Path(image_path), Path(mask_path))
+        if path is not None:
+            check_name(str(path))
+    image, hole = read_photo(str(image_path), str(mask_path), Fill.BLACK)
     shape = _output_shape(image.shape[0], image.shape[1], output_size)
     image, hole = resize_image(image, shape), resize_hole(hole, shape)
     request = DdpmRequest(
@@ -162,78 +159,16 @@ def inpaint_image(
         sampling=sampling or PixelSampling(steps=num_denoising_steps),
         label=label,
         guidance_scale=guidance_scale,
+        feather=feather,
     )
     frames = ReverseProcess()
     painter = load_ddpm(str(checkpoint_path), device=choose_device(device), max_batch=1)
     (result,) = painter.paint([request], _watcher(frames if display_reverse else None, on_step))
     if display_reverse is not None:
-        write_atomically(Path(display_reverse), encode_png(frames.strip()))
+        write_png(str(display_reverse), frames.strip())
     if save_result is not None:
-        path = Path(save_result)
-        write_atomically(path, encode_png(result))
-        write_atomically(comparison_path(path), encode_png(comparison(image, hole, result)))
+        write_pictures(str(save_result), image, hole, result)
     return result
-
-
-def paint_with_model(
-    model: str,
-    image: Path,
-    mask: Path,
-    output: Path,
-    sampling: PixelSampling,
-    label: str = "",
-    guidance_scale: float = 1.0,
-    seed: int = 0,
-    output_size: int | None = None,
-    display_reverse: Path | None = None,
-) -> Path:
-    """`python -m ray_jobs.paint --model RUN`: `inpaint_image` under a progress bar.
-
-    Args:
-        model: the output of `python -m ray_jobs.train_ddpm`.
-        mask: white = keep, black = fill.
-        output: a PNG; its comparison goes beside it.
-        label: name of the class that shall be painted, where the model has classes.
-        guidance_scale: classifier-free guidance towards the label; up to 1 there is none.
-        output_size: longer side of the result in pixels; unset: the image's own.
-        display_reverse: a PNG for ten pictures of the reverse process.
-
-    Returns the comparison's path.
-    """
-    with ProgressBar("painting") as bar:
-        inpaint_image(
-            image,
-            mask,
-            model,
-            save_result=output,
-            output_size=output_size,
-            sampling=sampling,
-            label=label,
-            guidance_scale=guidance_scale,
-            seed=seed,
-            display_reverse=display_reverse,
-            on_step=bar.show,
-        )
-    return comparison_path(output)
-
-
-def comparison_path(result: Path) -> Path:
-    """Where the comparison of a result goes."""
-    return result.with_name(f"{result.stem}_comparison.png")
-
-
-def read_image_and_mask(image_path: Path, mask_path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """H x W x 3 uint8 and the hole, H x W bool: black in the mask file. Raises InpaintError (BadRow)."""
-    image = np.asarray(load_rgb(read_bytes(image_path, "image"), "image", DEFAULT_LIMITS))
-    mask: Image.Image = load_hole(read_bytes(mask_path, "mask"), "mask", DEFAULT_LIMITS)
-    hole = np.asarray(mask) < PAINT
-    if hole.shape != image.shape[:2]:
-        height, width = image.shape[:2]
-        detail = f"{hole.shape[1]} x {hole.shape[0]}, the image is {width} x {height}: make them the same size"
-        raise BadRow("mask", Reason.OTHER_SIZE, detail)
-    if not hole.any():
-        raise BadRow("mask", Reason.EMPTY_HOLE, "no pixel is black: black is what shall be filled; is it inverted?")
-    return image, hole
 
 
 def _watcher(frames: ReverseProcess | None, on_step: Callable[[int, int], None] | None) -> OnFrame | None:

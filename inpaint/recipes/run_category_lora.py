@@ -3,23 +3,21 @@
 import tempfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 from PIL import Image
 
 from inpaint.data.rows import Manifest
-from inpaint.data.sources import LISTED, Listing
 from inpaint.data.storage import output_folder
 from inpaint.errors import InpaintError
 from inpaint.export.adapter_folder import save_adapter
 from inpaint.export.card import write_card
 from inpaint.models.adapter import Adapter, check_adapter
 from inpaint.models.info import read_base_info
-from inpaint.paint.batch import paint_dataset
-from inpaint.paint.tasks import COMPARISONS, PaintSettings
+from inpaint.paint.batch import paint_manifest
+from inpaint.paint.settings import PaintSettings
+from inpaint.paint.tasks import COMPARISONS
 from inpaint.progress import ProgressBar
 from inpaint.recipes.category_lora import CategoryLora, read_data, runs_of, train_one
 from inpaint.train.trainer import check_cluster, check_stop, runs_side_by_side
@@ -66,28 +64,14 @@ def _export(folder: Path, adapter: Adapter, manifest: Manifest, samples: int) ->
     save_adapter(folder, adapter)
     info = read_base_info(adapter.card.base, adapter.card.base_revision)
     check_adapter(adapter, info)
-    write_card(folder, info, _samples(folder, adapter, manifest, samples) if samples else [])
+    write_card(folder, info, _samples(folder, manifest, samples) if samples else [])
 
 
-def _samples(folder: Path, adapter: Adapter, manifest: Manifest, count: int) -> list[np.ndarray]:
-    """Comparison strips of a few rows, painted with the adapter."""
+def _samples(folder: Path, manifest: Manifest, count: int) -> list[np.ndarray]:
+    """Comparison strips of a few rows, evenly from all, painted with the adapter."""
+    count = min(count, len(manifest))
+    chosen = manifest.select(np.arange(count) * len(manifest) // count)
     with tempfile.TemporaryDirectory() as temporary:
-        settings = PaintSettings(base=adapter.card.base, adapter=str(folder))
         with ProgressBar("samples for the card") as bar:
-            paint_dataset(_Rows(manifest, count), settings, temporary, on_progress=bar.show)
+            paint_manifest(chosen, PaintSettings(adapter=str(folder)), temporary, on_progress=bar.show)
         return [np.asarray(Image.open(path)) for path in sorted((Path(temporary) / COMPARISONS).rglob("*.png"))]
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """A few rows of a manifest, evenly from all of it, as a source to paint."""
-
-    manifest: Manifest
-    count: int
-
-    def listing(self) -> Listing:
-        count = min(self.count, len(self.manifest))
-        table = self.manifest.select(np.arange(count) * len(self.manifest) // count).table
-        own = {"line": np.arange(1, count + 1), "caption": pa.nulls(count, pa.string())}
-        columns = {name: own.get(name, table[name] if name in table.column_names else None) for name in LISTED.names}
-        return Listing(pa.table(columns, schema=LISTED))

@@ -11,7 +11,7 @@ import pytest
 from tests.rules.sources import ROOT, imports, modules
 
 GROUND = {"errors", "progress", "randomness", "stopping"}
-BELOW_THE_LOOP = GROUND | {"cluster", "data", "diffusion", "models", "export", "paint"}
+BELOW_THE_LOOP = GROUND | {"cluster", "data", "diffusion", "models", "export", "paint", "rowmap"}
 TOP = {"evaluate", "photoshoot", "recipes", "serve", "toy", "tune"}
 MAY_IMPORT = {
     "errors": set(),
@@ -20,10 +20,11 @@ MAY_IMPORT = {
     "stopping": {"errors"},
     "cluster": {"errors"},
     "data": GROUND,
+    "rowmap": GROUND | {"cluster", "data"},
     "diffusion": GROUND,
     "models": GROUND | {"diffusion"},
     "export": GROUND | {"data", "diffusion", "models"},
-    "paint": GROUND | {"cluster", "data", "diffusion", "models", "export"},
+    "paint": GROUND | {"data", "diffusion", "export", "models", "rowmap"},
     "train": BELOW_THE_LOOP,
     **{room: BELOW_THE_LOOP | {"train"} | (TOP - {room}) for room in TOP},
 }
@@ -46,9 +47,10 @@ KNOW_RAY = (
     "inpaint/cluster.py",
     "inpaint/data/pipeline.py",
     "inpaint/data/ray_internals.py",
-    "inpaint/paint/batch.py",
     "inpaint/photoshoot/batch.py",
     "inpaint/recipes/inpainting.py",
+    "inpaint/recipes/paint.py",
+    "inpaint/rowmap.py",
     "inpaint/serve/apps/*",
     "inpaint/serve/deployments/*",
     "inpaint/train/board.py",

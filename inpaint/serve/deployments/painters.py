@@ -14,7 +14,7 @@ from ray.serve.config import RequestRouterConfig
 
 from inpaint.cluster import worker_threads
 from inpaint.models.base import load_base
-from inpaint.paint.rows import DTYPES
+from inpaint.paint.settings import DTYPES
 from inpaint.serve.adapters.cache import AdapterFiles
 from inpaint.serve.deployments.metrics import PainterMetrics
 from inpaint.serve.deployments.router import AdapterRouter, PainterLoad

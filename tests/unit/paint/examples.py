@@ -1,12 +1,32 @@
-"""Requests to paint."""
+"""Requests to paint, and what diffusers paints of them."""
 
 from dataclasses import fields
+from typing import Any
 
 import numpy as np
+import torch
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    LCMScheduler,
+)
+from PIL import Image
 
+from inpaint.diffusion.samplers import Sampler
 from inpaint.paint.request import PaintRequest, SamplingSettings
 from tests.tiny import SIZE
 
+TOLERANCE = 1e-3
+"""Between our pictures and those of diffusers, in [0, 1]."""
+SCHEDULERS = {
+    Sampler.DDIM: DDIMScheduler,
+    Sampler.EULER: EulerDiscreteScheduler,
+    Sampler.EULER_ANCESTRAL: EulerAncestralDiscreteScheduler,
+    Sampler.DPMPP_2M: DPMSolverMultistepScheduler,
+    Sampler.LCM: LCMScheduler,
+}
 _SAMPLING = {field.name for field in fields(SamplingSettings)}
 
 
@@ -32,3 +52,26 @@ def request(seed: int = 0, height: int = SIZE, width: int = SIZE, **settings: ob
         "hole": hole,
     }
     return request_with(**{**defaults, **settings})
+
+
+def painted_by_diffusers(pipeline: Any, wanted: PaintRequest, **more: object) -> np.ndarray:
+    """float32 in [0, 1], before paste-back, with the base's own schedule."""
+    own = pipeline.scheduler
+    pipeline.scheduler = SCHEDULERS[wanted.sampling.sampler].from_config(own.config)
+    try:
+        return pipeline(
+            prompt=wanted.prompt,
+            negative_prompt=wanted.negative_prompt or None,
+            image=Image.fromarray(wanted.image),
+            mask_image=Image.fromarray(wanted.hole),
+            height=SIZE,
+            width=SIZE,
+            strength=wanted.sampling.strength,
+            num_inference_steps=wanted.sampling.steps,
+            guidance_scale=wanted.sampling.guidance_scale,
+            generator=torch.Generator("cpu").manual_seed(wanted.seed),
+            output_type="np",
+            **more,
+        ).images[0]
+    finally:
+        pipeline.scheduler = own

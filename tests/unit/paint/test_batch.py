@@ -1,190 +1,163 @@
-"""A painting run on Ray Data: every usable row once, kept pixels untouched, restartable, bad rows set aside."""
+"""Painting a data set: every usable row once, kept pixels untouched, restartable, to and from URLs."""
 
-import csv
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
+import pyarrow.fs as pafs
 import pytest
 from PIL import Image
 
-from inpaint.cluster import Node
+from inpaint.data.quarantine import Quarantined
 from inpaint.data.rows import Manifest, Row
-from inpaint.data.sources import CsvSource
-from inpaint.errors import ClusterTooSmall, InpaintError, TooManyBadRows
-from inpaint.paint import batch
-from inpaint.paint.batch import PaintActor, PaintCluster, paint_dataset
+from inpaint.data.storage import open_root, opened
+from inpaint.errors import InpaintError, TooManyBadRows
+from inpaint.export.adapter_folder import save_adapter
+from inpaint.paint.batch import paint_manifest
 from inpaint.paint.paste import kept_pixels_changed
 from inpaint.paint.request import SamplingSettings
-from inpaint.paint.rows import paint_file
-from inpaint.paint.tasks import PaintSettings, row_seed
+from inpaint.paint.settings import PaintSettings
+from inpaint.paint.tasks import row_seed
+from inpaint.rowmap import ActorPool, MapReport, Place
+from tests.adapters import made_up
 from tests.unit.paint.examples import request
 
+NAMES = [f"p{i}.png" for i in range(5)]
 
-@pytest.fixture
-def products(tmp_path):
-    """A CSV of four photos with masks, one of them of another size, a fifth without a mask, and a broken sixth."""
-    folder = tmp_path / "set"
-    folder.mkdir()
-    rows = []
-    for i in range(5):
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five photos with masks; one of another size, the last without a mask."""
+    folder = tmp_path_factory.mktemp("photos")
+    for i, name in enumerate(NAMES):
         example = request(i, height=48 if i == 3 else 32)
-        Image.fromarray(example.image).save(folder / f"p{i}.png")
-        Image.fromarray(example.hole.astype(np.uint8) * 255).save(folder / f"m{i}.png")
-        rows.append([f"p{i}.png", f"m{i}.png" if i != 4 else "", f"p{i}.png", f"a red box {i}"])
-    (folder / "broken.png").write_bytes(b"\x89PNG broken")
-    rows.append(["", "", "broken.png", "nothing"])
-    with (folder / "set.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([["input", "mask", "output", "prompt"], *rows])
-    return folder / "set.csv"
+        Image.fromarray(example.image).save(folder / name)
+        Image.fromarray(example.hole).save(folder / f"m{i}.png")
+    return folder
 
 
 @pytest.fixture
-def settings(tiny_folders):
-    return PaintSettings(base=str(tiny_folders["sd9"]), sampling=SamplingSettings(steps=2), seed=7)
-
-
-@pytest.fixture
-def without_ray(monkeypatch, products):
-    """The same run with its actor in this process and a manifest made by hand: starting workers takes long."""
-    rows = [
+def manifest(photos: Path) -> Manifest:
+    return Manifest.of(
         Row(
-            id=f"p{i}.png",
-            root=str(products.parent),
-            image=f"p{i}.png",
+            id=name,
+            root=str(photos),
+            image=name,
             hole=f"m{i}.png" if i != 4 else None,
             prompt=f"a red box {i}",
             width=32,
             height=48 if i == 3 else 32,
-            digest="d" * 64,
+            digest="0" * 64,
         )
-        for i in range(5)
-    ]
-
-    def paint_all(tasks, settings, load, cluster, limits):
-        size = cluster.max_batch
-        actor = PaintActor(settings=settings, load=load, limits=limits, cpus=1, use_gpu=False, max_batch=size)
-        for start in range(0, len(tasks), cluster.max_batch):
-            texts = [task.to_json() for task in tasks[start : start + cluster.max_batch]]
-            columns = actor({"task": np.array(texts, dtype=object)})
-            yield from (dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True))
-
-    monkeypatch.setattr(batch, "read_manifest", lambda *a, **k: (Manifest.of(rows), []))
-    monkeypatch.setattr(batch, "_paint_all", paint_all)
-
-
-def lines_of(folder, name):
-    return [json.loads(line) for line in (folder / name).read_text().splitlines()]
-
-
-def array(path):
-    return np.asarray(Image.open(path))
-
-
-def test_a_run_on_ray_paints_every_usable_row(ray_cluster, products, settings, tmp_path):
-    out = tmp_path / "out"
-    seen = []
-    report = paint_dataset(
-        CsvSource(path=products),
-        settings,
-        out,
-        cluster=PaintCluster(max_batch=2, cpus_per_actor=1.0),
-        on_progress=lambda *counts: seen.append(counts),
+        for i, name in enumerate(NAMES)
     )
-    assert (report.painted, report.skipped, [bad.name for bad in report.quarantined]) == (5, 0, ["broken.png"])
-    assert seen == [(i, 5) for i in range(1, 6)]
-    assert [bad["name"] for bad in lines_of(out, "quarantine.jsonl")] == ["broken.png"]
-    lines = {line["id"]: line for line in lines_of(out, "painted.jsonl")}
-    assert sorted(lines) == [f"p{i}.png" for i in range(5)]
-    for i in range(4):
-        line = lines[f"p{i}.png"]
-        assert (line["kept_pixels_changed"], line["seed"]) == (0, row_seed(7, f"p{i}.png"))
-        photo, hole = array(products.parent / f"p{i}.png"), array(products.parent / f"m{i}.png") > 127
-        result = array(out / line["output"])
-        assert kept_pixels_changed(photo, result, hole) == 0 and (result != photo)[hole].any()
-        assert array(out / "comparisons" / line["output"]).shape[1] > 3 * photo.shape[1]
 
 
-def test_a_second_run_paints_only_what_is_lost(without_ray, products, settings, tmp_path):
+@pytest.fixture(scope="session")
+def settings(tiny_folders) -> PaintSettings:
+    return PaintSettings(base=str(tiny_folders["sd9"]), sampling=SamplingSettings(steps=2), seed=7)
+
+
+def run(manifest: Manifest, settings: PaintSettings, output: object, **more: object) -> MapReport:
+    return paint_manifest(manifest, settings, str(output), here=Place("cpu", 1), **more)  # type: ignore[arg-type]
+
+
+def array(where: object) -> np.ndarray:
+    with opened(str(where)) as file:
+        return np.array(Image.open(file))
+
+
+def lines(output: object, name: str = "painted.jsonl") -> list[dict]:
+    with opened(f"{output}/{name}") as file:
+        return [json.loads(line) for line in file.read().splitlines()]
+
+
+def uploaded(folder: Path, url: str) -> str:
+    target = open_root(url)
+    pafs.copy_files(str(folder), target.path, destination_filesystem=target.filesystem)
+    return url
+
+
+@pytest.fixture(params=["folder", "object store"])
+def output(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return str(tmp_path / "out") if request.param == "folder" else f"fsspec+memory://{tmp_path.name}/painted"
+
+
+def test_every_row_is_painted_and_keeps_its_kept_pixels(manifest, photos, settings, output):
+    bad = Quarantined(row=9, name="x.png", field="output", reason="truncated or corrupt", detail="copy it again")
+    report = run(manifest, settings, output, quarantined=[bad])
+    assert (report.done, report.skipped, report.quarantined) == (5, 0, [bad])
+    assert [line["name"] for line in lines(output, "quarantine.jsonl")] == ["x.png"]
+    found = {line["id"]: line for line in lines(output)}
+    assert sorted(found) == NAMES
+    for i, name in enumerate(NAMES):
+        line, photo = found[name], array(photos / name)
+        assert (line["kept_pixels_changed"], line["seed"], line["output"]) == (0, row_seed(7, name), name)
+        result = array(f"{output}/{name}")
+        if i == 4:
+            assert 0.05 < (result == photo).all(-1).mean() < 0.6, "without a mask the centre is kept"
+        else:
+            hole = array(photos / f"m{i}.png")
+            assert kept_pixels_changed(photo, result, hole) == 0 and (result != photo)[hole].any()
+        assert array(f"{output}/comparisons/{name}").shape[1] > 3 * photo.shape[1]
+
+
+def test_a_second_run_paints_only_what_is_lost_and_paints_it_the_same(manifest, settings, tmp_path):
     out = tmp_path / "out"
-    source = CsvSource(path=products)
-    first = paint_dataset(source, settings, out)
-    assert (first.painted, first.skipped) == (5, 0)
-    before = {p: p.stat().st_mtime_ns for p in out.rglob("*.png")}
-    again = paint_dataset(source, settings, out)
-    assert (again.painted, again.skipped) == (0, 5)
-    assert {p: p.stat().st_mtime_ns for p in out.rglob("*.png")} == before
-    # Painted again, alone in its batch, it comes out the same.
+    run(manifest, settings, out)
     lost = array(out / "p1.png")
     (out / "p1.png").unlink()
-    third = paint_dataset(source, settings, out)
-    assert (third.painted, third.skipped) == (1, 4)
+    again = run(manifest, settings, out, pool=ActorPool(max_batch=1))
+    assert (again.done, again.skipped) == (1, 4)
+    # Alone in its batch, it comes out the same.
     assert np.abs(array(out / "p1.png").astype(int) - lost).max() <= 1
-    assert len(lines_of(out, "painted.jsonl")) == 5
+    assert len(lines(out)) == 5
+    other = replace(settings, sampling=SamplingSettings(steps=1))
+    assert run(manifest, other, out).done == 5, "in another way it is another picture"
 
 
-def test_a_file_that_vanishes_before_it_is_painted_goes_to_the_quarantine(without_ray, products, settings, tmp_path):
-    (products.parent / "m2.png").unlink()
-    report = paint_dataset(CsvSource(path=products), settings, tmp_path / "out")
-    assert report.painted == 4
-    (bad,) = lines_of(tmp_path / "out", "quarantine.jsonl")
-    assert (bad["name"], bad["field"], bad["reason"]) == ("p2.png", "mask", "missing file")
+def test_base_and_adapter_may_be_urls_and_an_adapter_names_its_base(manifest, settings, tiny_folders, tmp_path):
+    folder = tiny_folders["sd9"]
+    adapter = save_adapter(tmp_path / "adapter", made_up(folder, 0, rank=2))
+    few = manifest.select(np.arange(2))
+    near = replace(settings, base=None, adapter=str(adapter))
+    far = replace(
+        settings,
+        base=uploaded(folder, "fsspec+memory://models/tiny"),
+        adapter=uploaded(adapter, "fsspec+memory://models/adapter"),
+    )
+    run(few, near, tmp_path / "near")
+    run(few, far, tmp_path / "far")
+    run(few, settings, tmp_path / "bare")
+    assert np.array_equal(array(tmp_path / "near" / "p0.png"), array(tmp_path / "far" / "p0.png"))
+    assert not np.array_equal(array(tmp_path / "near" / "p0.png"), array(tmp_path / "bare" / "p0.png"))
+    with pytest.raises(InpaintError, match="memory://models/none: nothing is there"):
+        run(few, replace(far, base="fsspec+memory://models/none"), tmp_path / "none")
 
 
-def test_what_users_did_wrong_inside_an_actor_is_told_as_such(without_ray, products, settings, tmp_path):
-    # Only the base knows how many steps it can be sampled in, and only an actor loads it.
+def test_a_file_that_vanishes_or_changes_before_it_is_painted_goes_to_the_quarantine(manifest, settings, tmp_path):
+    rows = [
+        replace(row, hole={"p1.png": "m3.png", "p2.png": "none.png"}.get(row.id, row.hole)) for row in manifest.rows()
+    ]
+    report = run(Manifest.of(rows), settings, tmp_path / "out")
+    assert report.done == 3
+    found = {line["name"]: (line["field"], line["reason"]) for line in lines(tmp_path / "out", "quarantine.jsonl")}
+    assert found == {"p1.png": ("mask", "another size than the output"), "p2.png": ("mask", "missing file")}
+
+
+def test_what_users_did_wrong_is_told_as_such(manifest, settings, photos, tmp_path):
+    out = tmp_path / "out"
+    # Only the base knows how many steps it can be sampled in.
     with pytest.raises(InpaintError, match="steps 5000: this base can be sampled in 1 to 1000 steps"):
-        paint_dataset(
-            CsvSource(path=products), replace(settings, sampling=SamplingSettings(steps=5000)), tmp_path / "out"
-        )
-
-
-def test_a_set_without_a_usable_row_is_refused(without_ray, products, settings, tmp_path):
-    for photo in products.parent.glob("p?.png"):
-        photo.unlink()
+        run(manifest, replace(settings, sampling=SamplingSettings(steps=5000)), out)
+    for wrong, message in (
+        (PaintSettings(base=str(photos)), "no model_index.json"),
+        (PaintSettings(), "base: give one"),
+        (replace(settings, adapter=str(photos)), "not an adapter"),
+    ):
+        with pytest.raises(InpaintError, match=message):
+            run(manifest, wrong, tmp_path / "untouched")
+    assert not (tmp_path / "untouched").exists()
     with pytest.raises(TooManyBadRows):
-        paint_dataset(CsvSource(path=products), settings, tmp_path / "out")
-
-
-def test_bases_are_checked_before_anything_is_read(products, settings, tmp_path):
-    with pytest.raises(InpaintError, match="no model_index.json"):
-        paint_dataset(CsvSource(path=products), PaintSettings(base=str(products.parent)), tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize(
-    ("asked", "nodes", "blocks", "needs"),
-    [
-        ({}, [Node(2)], 9, (1, 2, 0)),
-        ({"actors": 2}, [Node(2)], 9, (2, 1, 0)),
-        ({}, [Node(8), Node(8), Node(0)], 9, (2, 8, 0)),
-        ({}, [Node(8, 4), Node(8, 4)], 9, (8, 1, 1)),
-        ({"gpus_per_actor": 0.5}, [Node(8, 2)], 3, (3, 1, 0.5)),
-        ({"gpus_per_actor": 0.0}, [Node(8, 2)], 9, (1, 8, 0)),
-        ({}, [Node(8)], 1, (1, 8, 0)),
-    ],
-)
-def test_actors_fill_the_cluster(monkeypatch, asked, nodes, blocks, needs):
-    monkeypatch.setattr(batch, "cluster_nodes", lambda: tuple(nodes))
-    found = batch._needs(PaintCluster(**asked), blocks)
-    assert (found.workers, found.cpus_per_worker, found.gpus_per_worker) == needs
-
-
-def test_more_actors_than_fit_are_refused(monkeypatch):
-    monkeypatch.setattr(batch, "cluster_nodes", lambda: (Node(2),))
-    with pytest.raises(ClusterTooSmall, match="3 worker"):
-        batch._needs(PaintCluster(actors=3), 9)
-
-
-def test_one_photo_is_painted_without_ray(products, settings, tmp_path):
-    photo, mask = products.parent / "p0.png", products.parent / "m0.png"
-    strip = paint_file(photo, mask, "a red box", tmp_path / "one.png", settings)
-    assert strip == tmp_path / "one_comparison.png" and strip.is_file()
-    result = array(tmp_path / "one.png")
-    assert kept_pixels_changed(array(photo), result, array(mask) > 127) == 0
-    with pytest.raises(InpaintError, match=r"mask: another size .*32 x 48, the photo is 32 x 32"):
-        paint_file(photo, products.parent / "m3.png", "", tmp_path / "one.png", settings)
-    with pytest.raises(InpaintError, match="ends in .png"):
-        paint_file(photo, mask, "", tmp_path / "one.jpg", settings)
-    with pytest.raises(InpaintError, match="image .*absent.png: cannot be read: No such file"):
-        paint_file(tmp_path / "absent.png", mask, "", tmp_path / "one.png", settings)
+        run(Manifest.of(replace(row, root=str(tmp_path)) for row in manifest.rows()), settings, out)

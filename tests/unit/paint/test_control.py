@@ -5,6 +5,7 @@ import pytest
 import torch
 from diffusers import (
     ControlNetModel,
+    DiffusionPipeline,
     StableDiffusionControlNetInpaintPipeline,
     StableDiffusionXLControlNetInpaintPipeline,
 )
@@ -13,10 +14,9 @@ from PIL import Image
 from inpaint.errors import InpaintError
 from inpaint.models.base import Base
 from inpaint.paint.painter import Painter
-from inpaint.paint.request import Control, PaintRequest
+from inpaint.paint.request import Control
 from tests.tiny import SIZE, tiny_unet
-from tests.unit.paint.examples import request
-from tests.unit.paint.test_painter import TOLERANCE
+from tests.unit.paint.examples import TOLERANCE, painted_by_diffusers, request
 
 XL_SETTINGS = (
     "cross_attention_dim",
@@ -42,37 +42,25 @@ def control(seed: int = 0, scale: float = 1.0, height: int = SIZE, width: int = 
     return Control(image=image, scale=scale)
 
 
-def painted_by_diffusers(folder, net: ControlNetModel, wanted: PaintRequest) -> np.ndarray:
-    xl = "xl" in folder.name
+def controlled(pipeline: DiffusionPipeline, net: ControlNetModel, xl: bool) -> DiffusionPipeline:
     kind = StableDiffusionXLControlNetInpaintPipeline if xl else StableDiffusionControlNetInpaintPipeline
-    rest = {"add_watermarker": False} if xl else {"safety_checker": None}
-    pipeline = kind.from_pretrained(folder, controlnet=net, **rest)
-    pipeline.set_progress_bar_config(disable=True)
-    assert wanted.control is not None
-    return pipeline(
-        prompt=wanted.prompt,
-        image=Image.fromarray(wanted.image),
-        mask_image=Image.fromarray(wanted.hole.astype(np.uint8) * 255),
-        control_image=Image.fromarray(wanted.control.image),
-        controlnet_conditioning_scale=wanted.control.scale,
-        height=SIZE,
-        width=SIZE,
-        strength=wanted.sampling.strength,
-        num_inference_steps=wanted.sampling.steps,
-        guidance_scale=wanted.sampling.guidance_scale,
-        generator=torch.Generator("cpu").manual_seed(wanted.seed),
-        output_type="np",
-    ).images[0]
+    rest = {"add_watermarker": False} if xl else {"requires_safety_checker": False}
+    found = kind(**pipeline.components, controlnet=net, **rest)
+    found.set_progress_bar_config(disable=True)
+    return found
 
 
 @pytest.mark.parametrize("name", ["sd9", "sd4", "sdxl9"])
 @pytest.mark.parametrize("settings", [{}, {"guidance_scale": 1.0, "strength": 0.6}], ids=["guided", "unguided"])
-def test_same_seed_same_picture_as_diffusers(tiny_folders, tiny_bases, name, settings):
+def test_same_seed_same_picture_as_diffusers(pipelines, tiny_bases, name, settings):
     net = controlnet_of(tiny_bases[name])
     wanted = request(3, control=control(scale=0.7), **settings)
     painter = Painter(tiny_bases[name], controlnet=net)
     ours, without = painter.paint_raw([wanted, request(3, **settings)])
-    assert np.abs(ours - painted_by_diffusers(tiny_folders[name], net, wanted)).max() <= TOLERANCE
+    pipeline = controlled(pipelines[name], net, xl="xl" in name)
+    picture = Image.fromarray(wanted.control.image)
+    theirs = painted_by_diffusers(pipeline, wanted, control_image=picture, controlnet_conditioning_scale=0.7)
+    assert np.abs(ours - theirs).max() <= TOLERANCE
     assert np.abs(ours - without).max() > 10 * TOLERANCE, "it adds nothing, so equality says nothing"
 
 

@@ -2,55 +2,13 @@
 
 import numpy as np
 import pytest
-import torch
-from diffusers import (
-    DDIMScheduler,
-    DPMSolverMultistepScheduler,
-    EulerAncestralDiscreteScheduler,
-    EulerDiscreteScheduler,
-    LCMScheduler,
-    StableDiffusionInpaintPipeline,
-    StableDiffusionXLInpaintPipeline,
-)
-from PIL import Image
 
 from inpaint.diffusion.samplers import Sampler
 from inpaint.errors import InpaintError
 from inpaint.paint.painter import Painter
 from inpaint.paint.paste import kept_pixels_changed
-from inpaint.paint.request import PaintRequest
 from tests.tiny import SIZE
-from tests.unit.paint.examples import request, request_with
-
-TOLERANCE = 1e-3
-SCHEDULERS = {
-    Sampler.DDIM: DDIMScheduler,
-    Sampler.EULER: EulerDiscreteScheduler,
-    Sampler.EULER_ANCESTRAL: EulerAncestralDiscreteScheduler,
-    Sampler.DPMPP_2M: DPMSolverMultistepScheduler,
-    Sampler.LCM: LCMScheduler,
-}
-
-
-def painted_by_diffusers(folder, wanted: PaintRequest) -> np.ndarray:
-    xl = "xl" in folder.name
-    kind = StableDiffusionXLInpaintPipeline if xl else StableDiffusionInpaintPipeline
-    pipeline = kind.from_pretrained(folder, **({"add_watermarker": False} if xl else {"safety_checker": None}))
-    pipeline.set_progress_bar_config(disable=True)
-    pipeline.scheduler = SCHEDULERS[wanted.sampling.sampler].from_config(pipeline.scheduler.config)
-    return pipeline(
-        prompt=wanted.prompt,
-        negative_prompt=wanted.negative_prompt or None,
-        image=Image.fromarray(wanted.image),
-        mask_image=Image.fromarray(wanted.hole.astype(np.uint8) * 255),
-        height=SIZE,
-        width=SIZE,
-        strength=wanted.sampling.strength,
-        num_inference_steps=wanted.sampling.steps,
-        guidance_scale=wanted.sampling.guidance_scale,
-        generator=torch.Generator("cpu").manual_seed(wanted.seed),
-        output_type="np",
-    ).images[0]
+from tests.unit.paint.examples import TOLERANCE, painted_by_diffusers, request, request_with
 
 
 @pytest.mark.parametrize("name", ["sd9", "sd4", "sdxl9"])
@@ -59,20 +17,20 @@ def painted_by_diffusers(folder, wanted: PaintRequest) -> np.ndarray:
     [{}, {"guidance_scale": 1.0}, {"negative_prompt": "the wood", "guidance_scale": 7.5, "steps": 7}],
     ids=["guided", "unguided", "negative"],
 )
-def test_same_seed_same_picture_as_diffusers(tiny_folders, tiny_bases, name, settings):
+def test_same_seed_same_picture_as_diffusers(pipelines, tiny_bases, name, settings):
     wanted = request(3, **settings)
     (ours,) = Painter(tiny_bases[name]).paint_raw([wanted])
-    theirs = painted_by_diffusers(tiny_folders[name], wanted)
+    theirs = painted_by_diffusers(pipelines[name], wanted)
     assert np.abs(ours - theirs).max() <= TOLERANCE
 
 
 @pytest.mark.parametrize("strength", [1.0, 0.6])
 @pytest.mark.parametrize("sampler", list(Sampler))
 @pytest.mark.parametrize("name", ["sd9", "sd4", "sdxl9"])
-def test_every_sampler_and_strength_paints_as_diffusers(tiny_folders, tiny_bases, name, sampler, strength):
+def test_every_sampler_and_strength_paints_as_diffusers(pipelines, tiny_bases, name, sampler, strength):
     wanted = request(4, sampler=sampler, strength=strength, steps=6)
     (ours,) = Painter(tiny_bases[name]).paint_raw([wanted])
-    theirs = painted_by_diffusers(tiny_folders[name], wanted)
+    theirs = painted_by_diffusers(pipelines[name], wanted)
     assert np.abs(ours - theirs).max() <= TOLERANCE
 
 

@@ -1,7 +1,6 @@
 """Engines to test: bases, made-up adapters, a source that hands them out, and orders."""
 
 import asyncio
-import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -12,9 +11,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from inpaint.models.adapter import Adapter, AdapterCard, apply_adapter
+from inpaint.models.adapter import Adapter, apply_adapter
 from inpaint.models.base import load_base
-from inpaint.models.info import read_base_info
 from inpaint.paint.painter import Painter
 from inpaint.paint.request import PaintRequest
 from inpaint.serve.engine.engine import Engine
@@ -26,36 +24,6 @@ LEVEL = 1
 """Largest difference of a colour value: 1e-3 in [0, 1], and rounding."""
 GUARD_S = 60
 """Against hanging only."""
-
-
-def made_up(base: str | Path, seed: int, *, rank: int = 4, tokens: tuple[str, ...] = ("CDP_X",)) -> Adapter:
-    """An adapter with large random values, so that painting with another one shows."""
-    info = read_base_info(str(base))
-    generator = torch.Generator().manual_seed(seed)
-
-    def drawn(*shape: int) -> torch.Tensor:
-        return torch.randn(shape, generator=generator).half()
-
-    lora = {}
-    for layer, (outputs, inputs) in info.layers.items():
-        lora |= {
-            f"{layer}.lora_A.weight": drawn(rank, inputs) / 10,
-            f"{layer}.lora_B.weight": drawn(outputs, rank) / 10,
-        }
-    first = [token for token in tokens if not re.search(r"_\d$", token)]
-    card = AdapterCard(
-        base=info.name,
-        base_revision=info.revision,
-        tokens={f"C{i}": token for i, token in enumerate(first)},
-        prompt_format="{token} background, {prompt}",
-        resolution=64,
-        rank=rank,
-        alpha=2.0 * rank,
-        samples=1,
-        manifest="m",
-    )
-    embeds = tuple({token: drawn(width) / 2 for token in tokens} for width in info.text_widths)
-    return Adapter(card=card, lora=lora, embeds=embeds)
 
 
 def varied(adapter: Adapter, seed: int) -> Adapter:

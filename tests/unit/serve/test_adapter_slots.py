@@ -9,7 +9,8 @@ from inpaint.errors import InpaintError
 from inpaint.models.adapter import Adapter
 from inpaint.models.base import load_base
 from inpaint.serve.engine.adapter_slots import AdapterSlots
-from tests.unit.serve.engines import made_up, with_lora
+from tests.adapters import made_up
+from tests.unit.serve.engines import with_lora
 
 
 @pytest.fixture(scope="module")

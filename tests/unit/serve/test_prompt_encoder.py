@@ -11,8 +11,8 @@ from inpaint.models.locate import TOY_BASE
 from inpaint.models.prompts import encode_negative_prompts, encode_prompts
 from inpaint.serve.engine.adapter_slots import AdapterSlots
 from inpaint.serve.engine.prompt_encoder import Prompt, PromptEncoder
+from tests.adapters import made_up
 from tests.tiny import tiny_sdxl_inpaint
-from tests.unit.serve.engines import made_up
 
 PROMPTS = [
     "CDP_X background, a red box",

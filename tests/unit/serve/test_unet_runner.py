@@ -12,7 +12,8 @@ from inpaint.paint.denoise import DenoisingRow, start_rows
 from inpaint.serve.engine.prompt_encoder import Prompt, PromptEncoder
 from inpaint.serve.engine.settings import EngineSettings
 from inpaint.serve.engine.unet_runner import UNetRunner
-from tests.unit.serve.engines import made_up, request, varied
+from tests.adapters import made_up
+from tests.unit.serve.engines import request, varied
 
 USES: list[tuple[tuple[int, float], ...]] = [((1, 1.0),), (), ((2, 0.5), (1, -1.0)), ((3, 1.0),)]
 GUIDANCE = [1.0, 3.0, 3.0, 1.0]

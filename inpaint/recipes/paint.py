@@ -1,0 +1,143 @@
+"""Painting as one job: a data set or one photo, with a base (and an adapter) or with a model of one's own."""
+
+from dataclasses import dataclass, field, replace
+from typing import Annotated
+
+import tyro
+
+from inpaint.data.pipeline import read_manifest
+from inpaint.data.sources import CsvSource, FolderSource
+from inpaint.diffusion.repaint import PixelSampling
+from inpaint.errors import InpaintError
+from inpaint.paint.batch import paint_manifest
+from inpaint.paint.files import Fill, check_name, comparison_name, read_photo, write_pictures
+from inpaint.paint.request import PaintRequest
+from inpaint.paint.settings import PaintSettings, read_models
+from inpaint.paint.tasks import format_prompt
+from inpaint.progress import ProgressBar
+from inpaint.recipes.inpainting import choose_device, inpaint_image
+from inpaint.rowmap import QUARANTINE, ActorPool
+from inpaint.stopping import StopToken
+
+
+@dataclass(frozen=True, kw_only=True)
+class Paint:
+    """Settings of `python -m ray_jobs.paint`: `data`, or `image` and `mask`; a base or an adapter, or `model`."""
+
+    output: str
+    """Of `data`: a folder or URL. Of a photo: a PNG; its comparison goes to `NAME_comparison.png`."""
+    data: str | None = None
+    """A CSV (`input, mask, output, prompt, category`; white in a mask = paint) or a folder of images; a path or URL."""
+    image: str | None = None
+    """One photo instead."""
+    mask: str | None = None
+    """Of the photo's size: white = paint; with `model` black = fill, white = keep."""
+    prompt: str = ""
+    """Of the photo, or of a folder's images without a text file beside them."""
+    category: str | None = None
+    """Of the photo, or of a folder's images: one that the adapter knows."""
+    settings: Annotated[PaintSettings, tyro.conf.arg(name=""), tyro.conf.OmitArgPrefixes] = PaintSettings()
+    pool: Annotated[ActorPool, tyro.conf.arg(name="")] = ActorPool()
+    model: str | None = None
+    """The output of `python -m ray_jobs.train_ddpm`, which fills one photo without text. Of the other settings it takes
+    `seed`, `guidance_scale`, `feather`, and alone `label`, `output_size`, `display_reverse` and `sampling.*`."""
+    label: str = ""
+    """Name of the class that shall be painted, where the model has classes."""
+    output_size: int | None = None
+    """Longer side of the result in pixels; unset: the photo's own."""
+    display_reverse: str | None = None
+    """A PNG for ten pictures of the reverse process."""
+    sampling: PixelSampling = field(default_factory=PixelSampling)
+
+    def __post_init__(self) -> None:
+        if (self.data is None) == (self.image is None) or (self.image is None) != (self.mask is None):
+            raise InpaintError("give --data (a CSV or a folder), or --image with --mask")
+        if self.model is not None and self.data is not None:
+            raise InpaintError("--model fills one photo: give --image with --mask")
+        if self.image is not None:
+            check_name(self.output)
+        # What would be ignored is refused.
+        if self.model is None:
+            if (self.label, self.output_size, self.display_reverse, self.sampling) != ("", None, None, PixelSampling()):
+                raise InpaintError("--label, --output-size, --display-reverse and --sampling.* need --model")
+            return
+        shared = replace(self.settings.sampling, guidance_scale=None, feather=0)
+        if (self.prompt, self.category, replace(self.settings, seed=0, sampling=shared)) != ("", None, PaintSettings()):
+            raise InpaintError(
+                "--model takes no text and no base: give --seed, --guidance-scale, --feather, --label, --output-size, "
+                "--display-reverse and --sampling.* alone"
+            )
+
+
+def paint(config: Paint, *, stop: StopToken | None = None) -> str:
+    """Paint, and say what was done. Starts or joins a Ray cluster for a data set, and does without for one photo.
+
+    Raises:
+        InpaintError: files, settings, a base, an adapter or a model that cannot be used, or `stop` was requested.
+    """
+    if config.data is not None:
+        return _paint_data(config, config.data, stop)
+    assert config.image is not None and config.mask is not None
+    if config.model is not None:
+        _fill_photo(config, config.model, config.image, config.mask)
+    else:
+        _paint_photo(config, config.image, config.mask)
+    return comparison_name(config.output)
+
+
+def _paint_data(config: Paint, data: str, stop: StopToken | None) -> str:
+    from inpaint import cluster
+
+    folder = FolderSource(path=data, prompt=config.prompt, category=config.category)
+    source = CsvSource(path=data) if data.lower().endswith(".csv") else folder
+    read_models(config.settings)  # what is wrong with them is told before the files are read
+    cluster.connect()
+    with ProgressBar("reading") as bar:
+        manifest, bad = read_manifest(source, max_bad_fraction=1.0, progress=bar.show, stop=stop)
+    with ProgressBar("painting") as bar:
+        report = paint_manifest(
+            manifest,
+            config.settings,
+            config.output,
+            pool=config.pool,
+            quarantined=bad,
+            on_progress=bar.show,
+            stop=stop,
+        )
+    aside = f"{len(report.quarantined)} in {config.output}/{QUARANTINE}"
+    return f"{report.done} painted, {report.skipped} were done, {aside}: {config.output}"
+
+
+def _paint_photo(config: Paint, image: str, mask: str) -> None:
+    photo, hole = read_photo(image, mask, Fill.WHITE)
+    models = read_models(config.settings)
+    card = None if models.adapter is None else models.adapter.card
+    request = PaintRequest(
+        image=photo,
+        hole=hole,
+        prompt=format_prompt(config.prompt, config.category, card),
+        negative_prompt=models.settings.negative_prompt,
+        seed=models.settings.seed,
+        sampling=models.settings.sampling,
+    )
+    (picture,) = models.painter(str(choose_device()), max_batch=1).paint([request])
+    write_pictures(config.output, photo, hole, picture)
+
+
+def _fill_photo(config: Paint, model: str, image: str, mask: str) -> None:
+    given = config.settings.sampling
+    with ProgressBar("painting") as bar:
+        inpaint_image(
+            image,
+            mask,
+            model,
+            save_result=config.output,
+            output_size=config.output_size,
+            sampling=config.sampling,
+            label=config.label,
+            guidance_scale=1.0 if given.guidance_scale is None else given.guidance_scale,
+            feather=given.feather,
+            seed=config.settings.seed,
+            display_reverse=config.display_reverse,
+            on_step=bar.show,
+        )

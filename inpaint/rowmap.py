@@ -1,0 +1,336 @@
+"""A resumable map over rows: items in; files, and a line about each item, out. On Ray Data actors or in this process.
+
+Guaranteed: an item stands in the done-list only when its files are whole in the output, and counts as done only while
+they are (on a disk: while they have their hash; at a URL: their size) and its key is the same; a run does what is not
+done. An item that cannot be used (BadRow) goes to the quarantine and stops nothing; any other error ends the run, and
+what was done stays done. The driver holds one batch of results at a time.
+Not covered: at a URL the done-list is written every few seconds, so that a killed run may repeat the last ones.
+"""
+
+import hashlib
+import json
+import posixpath
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.fs as pafs
+import ray.data
+
+from inpaint.cluster import Needs, check_fits, cluster_nodes, worker_threads
+from inpaint.data import quarantine
+from inpaint.data.quarantine import Quarantined
+from inpaint.data.storage import open_root, read_file, write_file
+from inpaint.errors import BadRow, InpaintError
+from inpaint.stopping import StopToken
+
+QUARANTINE = "quarantine.jsonl"
+WRITERS = 16
+"""Files written, or hashed, at a time."""
+FLUSH_S = 5.0
+"""Least time between two writings of a done-list at a URL."""
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """What is to be done for one row."""
+
+    id: str
+    """Names it in the done-list; no two items of a run have the same."""
+    key: str
+    """Hash of all that its result depends on."""
+    value: Any
+    """What the worker is given; small, for it travels."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of one item."""
+
+    files: Mapping[str, bytes] = field(default_factory=dict)
+    """By path below the output."""
+    line: Mapping[str, Any] = field(default_factory=dict)
+    """What the done-list says of it beside `id`, `key` and `files`; values for JSON."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a worker works."""
+
+    device: str
+    """`cpu` or `cuda`."""
+    threads: int
+    """That it may use."""
+
+
+Work = Callable[[list[Any]], Sequence[Result | BadRow]]
+"""A batch of items' values -> what became of each, in their order."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActorPool:
+    """What the map takes of the cluster."""
+
+    actors: int | None = None
+    """Workers side by side, each with its models; default: as many as the GPUs hold, or one per CPU machine."""
+    cpus_per_actor: float | None = None
+    """Default: what its machine has, shared among the actors; 1 beside a GPU."""
+    gpus_per_actor: float = 1.0
+    """Share of a GPU that an actor takes, where the cluster has GPUs; 0 works on CPUs."""
+    max_batch: int = 8
+    """Most rows that an actor is given at a time."""
+
+    def __post_init__(self) -> None:
+        if (self.actors is not None and self.actors < 1) or self.max_batch < 1:
+            raise InpaintError(f"actors {self.actors}, max_batch {self.max_batch}: give at least 1")
+        if (self.cpus_per_actor is not None and self.cpus_per_actor <= 0) or not 0 <= self.gpus_per_actor <= 1:
+            raise InpaintError(
+                f"cpus_per_actor {self.cpus_per_actor} must be positive, gpus_per_actor {self.gpus_per_actor} 0 to 1"
+            )
+
+    def needs(self, batches: int) -> Needs:
+        """How many actors of what size on the connected cluster; never more than batches. Raises ClusterTooSmall."""
+        nodes = cluster_nodes()
+        gpus = self.gpus_per_actor if any(node.gpus for node in nodes) else 0.0
+        if gpus:
+            most = sum(int(node.gpus / gpus + 1e-9) for node in nodes)
+        else:
+            most = sum(node.cpus >= 1 for node in nodes)
+        actors = min(self.actors or max(1, most), batches)
+        cpus = self.cpus_per_actor
+        if cpus is None and gpus:
+            cpus = 1.0
+        elif cpus is None:
+            smallest = min((node.cpus for node in nodes if node.cpus >= 1), default=1.0)
+            cpus = max(1.0, smallest * max(1, most) // actors)
+        needs = Needs(workers=actors, cpus_per_worker=cpus, gpus_per_worker=gpus, data_cpus=0)
+        check_fits(needs, nodes)
+        return needs
+
+
+@dataclass(frozen=True)
+class MapReport:
+    """What a run did."""
+
+    done: int
+    skipped: int
+    """Items that an earlier run had done in the same way."""
+    quarantined: list[Quarantined]
+
+
+def map_rows(
+    items: Sequence[Item],
+    load: Callable[[Place], Work],
+    output: str | Path,
+    *,
+    name: str,
+    pool: ActorPool,
+    here: Place | None = None,
+    quarantined: Sequence[Quarantined] = (),
+    on_progress: Callable[[int, int], None] | None = None,
+    stop: StopToken | None = None,
+) -> MapReport:
+    """Do what is not done. Neighbours in `items` share a batch.
+
+    Args:
+        load: called once per worker, before its first batch; travels there.
+        output: a folder that this process sees, or a URL.
+        name: of the done-list in it.
+        pool: workers on the connected cluster.
+        here: work in this process instead, without Ray; of the pool only the size of a batch counts.
+        quarantined: rows that were set aside before; they are written with those set aside here.
+        on_progress: called with (items finished, items to do), those skipped left out.
+
+    Raises:
+        InpaintError: what a worker or `load` raised, an output that is a file, or `stop` was requested.
+        ClusterTooSmall: the pool does not fit.
+    """
+    assert len({item.id for item in items}) == len(items), "one id per item"
+    bad = list(quarantined)
+    with ThreadPoolExecutor(WRITERS) as threads:
+        done_list = _DoneList(str(output), name, threads)
+        skipped = done_list.keep(items)
+        todo = [item for item in items if item.id not in skipped]
+        batches = [todo[start : start + pool.max_batch] for start in range(0, len(todo), pool.max_batch)]
+        finished = 0
+        try:
+            for number, outcomes in _on_actors(batches, load, pool) if here is None else _here(batches, load, here):
+                pairs = list(zip(batches[number], outcomes, strict=True))
+                bad += [Quarantined.of(0, item.id, error) for item, error in pairs if isinstance(error, BadRow)]
+                done_list.add([(item, result) for item, result in pairs if isinstance(result, Result)])
+                for _ in pairs:
+                    finished += 1
+                    if on_progress is not None:
+                        on_progress(finished, len(todo))
+                if stop is not None and finished < len(todo):
+                    stop.check()
+        finally:
+            done_list.save()
+            quarantine.write(bad, f"{output}/{QUARANTINE}")
+    return MapReport(finished + len(quarantined) - len(bad), len(skipped), bad)
+
+
+Outcomes = Sequence[Result | BadRow]
+"""Of one batch, in its order."""
+_SCHEMA = pa.schema(
+    [
+        ("batch", pa.int64()),
+        ("paths", pa.list_(pa.string())),
+        ("files", pa.list_(pa.large_binary())),
+        ("line", pa.string()),
+        ("bad", pa.list_(pa.string())),  # the arguments of a BadRow
+        ("refused", pa.string()),  # what an InpaintError said
+    ]
+)
+"""How outcomes travel: a row per item, a block per batch."""
+
+
+def _here(
+    batches: Sequence[Sequence[Item]], load: Callable[[Place], Work], place: Place
+) -> Iterator[tuple[int, Outcomes]]:
+    work = load(place) if batches else None
+    for number, batch in enumerate(batches):
+        assert work is not None
+        yield number, work([item.value for item in batch])
+
+
+def _on_actors(
+    batches: Sequence[Sequence[Item]], load: Callable[[Place], Work], pool: ActorPool
+) -> Iterator[tuple[int, Outcomes]]:
+    """What became of each batch, as it is finished."""
+    if not batches:
+        return
+    needs = pool.needs(len(batches))
+    place = Place("cuda" if needs.gpus_per_worker else "cpu", worker_threads(needs.cpus_per_worker))
+    # By reference, for what is loaded from may hold an adapter, and an actor needs one batch at a time.
+    given = {"load": ray.put(load), "batches": [ray.put(batch) for batch in batches], "place": place}
+    # One block per batch: a finished block is handed over at once.
+    numbers = ray.data.from_items([{"batch": i} for i in range(len(batches))], override_num_blocks=len(batches))
+    dataset = numbers.map_batches(
+        _Actor,
+        fn_constructor_kwargs=given,
+        batch_size=None,
+        compute=ray.data.ActorPoolStrategy(size=needs.workers),
+        num_cpus=needs.cpus_per_worker,
+        num_gpus=needs.gpus_per_worker,
+    )
+    dataset.context.enable_progress_bars = False
+    for block in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
+        rows = block.to_pylist()
+        if rows[0]["refused"] is not None:
+            raise InpaintError(rows[0]["refused"])
+        assert len({row["batch"] for row in rows}) == 1, "a block is a batch"
+        yield rows[0]["batch"], [_read(row) for row in rows]
+
+
+class _Actor:
+    """A worker of the pool."""
+
+    def __init__(self, load: ray.ObjectRef, batches: list[ray.ObjectRef], place: Place) -> None:
+        self._load, self._batches, self._place = load, batches, place
+        self._work: Work | None = None
+
+    def __call__(self, block: dict[str, np.ndarray]) -> pa.Table:
+        (number,) = block["batch"]
+        try:
+            # Not in the constructor: there an error would only be seen as an actor that does not start.
+            self._work = self._work or ray.get(self._load)(self._place)
+            outcomes = self._work([item.value for item in ray.get(self._batches[number])])
+            rows = [{"batch": number, **_written(outcome)} for outcome in outcomes]
+        except InpaintError as error:
+            # As a value: Ray would bury the message in its own stack trace, and lose the type.
+            rows = [{"batch": number, "refused": str(error)}]
+        return pa.Table.from_pylist(rows, schema=_SCHEMA)
+
+
+def _written(outcome: Result | BadRow) -> dict[str, Any]:
+    if isinstance(outcome, BadRow):
+        return {"bad": [outcome.field, str(outcome.reason), outcome.detail]}
+    return {"paths": list(outcome.files), "files": list(outcome.files.values()), "line": json.dumps(outcome.line)}
+
+
+def _read(row: Mapping[str, Any]) -> Result | BadRow:
+    if row["bad"] is not None:
+        return BadRow(*row["bad"])
+    return Result(dict(zip(row["paths"], row["files"], strict=True)), json.loads(row["line"]))
+
+
+class _DoneList:
+    """JSON lines in the output, one per item that is done."""
+
+    def __init__(self, output: str, name: str, threads: Executor) -> None:
+        self._output, self._name, self._threads = output, name, threads
+        self._root = open_root(output)
+        if self._root.filesystem.get_file_info(self._root.path).type == pafs.FileType.File:
+            raise InpaintError(f"output {output}: is a file; give a folder")
+        self._lines: list[str] = []
+        self._due = 0.0
+
+    def keep(self, items: Sequence[Item]) -> set[str]:
+        """Ids of the items that are done. All else is dropped from the list, so that it says no more than is true."""
+        found = {line["id"]: line for line in self._read()}
+        same = [found[item.id] for item in items if item.id in found and found[item.id]["key"] == item.key]
+        sizes = self._sizes() if same else {}
+        whole = self._threads.map(lambda line: self._is_whole(line["files"], sizes), same)
+        kept = [line for line, is_whole in zip(same, whole, strict=True) if is_whole]
+        self._lines = [json.dumps(line) + "\n" for line in kept]
+        self.save()
+        return {line["id"] for line in kept}
+
+    def add(self, results: Sequence[tuple[Item, Result]]) -> None:
+        """Write the files, then the lines."""
+        files = [(path, data) for _, result in results for path, data in result.files.items()]
+        list(self._threads.map(lambda file: write_file(self._output, *file), files))
+        lines = [_line(item, result) for item, result in results]
+        self._lines += lines
+        if self._root.is_local:
+            with open(self._root.join(self._name), "a", encoding="utf-8") as file:
+                file.writelines(lines)
+        elif time.monotonic() > self._due:
+            self.save()
+
+    def save(self) -> None:
+        """Write the whole list; objects cannot be appended to."""
+        started = time.monotonic()
+        write_file(self._output, self._name, "".join(self._lines).encode())
+        now = time.monotonic()
+        # A long list takes long: at most a twentieth of the time is spent on it.
+        self._due = now + max(FLUSH_S, 20 * (now - started))
+
+    def _read(self) -> Iterator[dict[str, Any]]:
+        """The lines that can be read; a line torn by a crash is an item to do again."""
+        for text in (read_file(self._output, self._name) or b"").decode(errors="replace").splitlines():
+            try:
+                line = json.loads(text)
+            except ValueError:
+                continue
+            if isinstance(line, dict) and {"id", "key", "files"} <= line.keys():
+                yield line
+
+    def _sizes(self) -> dict[str, int]:
+        """Size of each file below the output."""
+        infos = self._root.filesystem.get_file_info(pafs.FileSelector(self._root.path, recursive=True))
+        return {posixpath.relpath(info.path, self._root.path): info.size for info in infos if info.is_file}
+
+    def _is_whole(self, files: Mapping[str, Mapping[str, Any]], sizes: Mapping[str, int]) -> bool:
+        if any(sizes.get(path) != known["bytes"] for path, known in files.items()):
+            return False
+        if not self._root.is_local:
+            return True
+        return all(
+            _sha256(Path(self._root.join(path)).read_bytes()) == known["sha256"] for path, known in files.items()
+        )
+
+
+def _line(item: Item, result: Result) -> str:
+    files = {path: {"bytes": len(data), "sha256": _sha256(data)} for path, data in result.files.items()}
+    return json.dumps({"id": item.id, "key": item.key, **result.line, "files": files}) + "\n"
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

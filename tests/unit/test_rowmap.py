@@ -1,0 +1,249 @@
+"""The map over rows: every item once, whole files, resumption, the quarantine, any output, any number of actors."""
+
+import json
+import os
+import time
+import tracemalloc
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+
+import pyarrow.fs as pafs
+import pytest
+import ray
+
+from inpaint import rowmap
+from inpaint.cluster import Node
+from inpaint.data.storage import open_root, read_file, write_file
+from inpaint.errors import BadRow, ClusterTooSmall, InpaintError
+from inpaint.rowmap import FLUSH_S, ActorPool, Item, MapReport, Place, Result, map_rows
+from inpaint.stopping import StopToken
+
+HERE = Place("cpu", 1)
+PAIRS = ActorPool(max_batch=2)
+
+
+def shout(values: list[str], log: Path) -> list[Result | BadRow]:
+    """Writes `NAME.txt` with the name in capitals, notes each batch in `log`; `bad...` cannot be used."""
+    with log.open("a") as file:
+        file.write(" ".join(values) + "\n")
+    if "fatal" in values:
+        raise InpaintError("fatal: no such thing")
+    if "crash" in values and not log.with_name("crashed").exists():
+        log.with_name("crashed").touch()
+        os._exit(1)
+    return [
+        BadRow("image", "missing file", f"{value} is not there")
+        if value.startswith("bad")
+        else Result({f"{value}.txt": value.upper().encode()}, {"length": len(value)})
+        for value in values
+    ]
+
+
+def worker(place: Place, log: Path) -> Callable[[list[str]], list[Result | BadRow]]:
+    return partial(shout, log=log)
+
+
+def items(*names: str, key: str = "k") -> list[Item]:
+    return [Item(name, f"{key}/{name}", name) for name in names]
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    return tmp_path / "log"
+
+
+@pytest.fixture
+def run(log: Path) -> Callable[..., MapReport]:
+    """Runs the map in this process."""
+
+    def run(output: str | Path, wanted: list[Item], **settings: object) -> MapReport:
+        settings = {"name": "done.jsonl", "pool": PAIRS, "here": HERE, **settings}
+        return map_rows(wanted, partial(worker, log=log), output, **settings)  # type: ignore[arg-type]
+
+    return run
+
+
+def worked_on(log: Path) -> list[str]:
+    """What was worked on since the last look."""
+    found = log.read_text().split() if log.exists() else []
+    log.unlink(missing_ok=True)
+    return found
+
+
+def lines(output: str | Path, name: str = "done.jsonl") -> dict[str, dict]:
+    data = read_file(output, name)
+    assert data is not None
+    return {line.get("id") or line["name"]: line for line in map(json.loads, data.splitlines())}
+
+
+@pytest.fixture(params=["folder", "file URL", "object store"])
+def output(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    kinds = {"folder": str(tmp_path / "out"), "file URL": f"file://{tmp_path}/out"}
+    return kinds.get(request.param, f"fsspec+memory://{tmp_path.name}/out")
+
+
+def test_every_item_is_done_once_and_only_what_is_lost_again(run, log, output):
+    seen = []
+    report = run(output, items("a", "sub/b", "c"), on_progress=lambda *counts: seen.append(counts))
+    assert (report.done, report.skipped, report.quarantined) == (3, 0, [])
+    assert seen == [(1, 3), (2, 3), (3, 3)]
+    assert log.read_text() == "a sub/b\nc\n", "neighbours share a batch"
+    assert read_file(output, "sub/b.txt") == b"SUB/B"
+    line = lines(output)["sub/b"]
+    assert (line["key"], line["length"], line["files"]["sub/b.txt"]["bytes"]) == ("k/sub/b", 5, 5)
+    worked_on(log)
+    again = run(output, items("a", "sub/b", "c"))
+    assert (again.done, again.skipped, worked_on(log)) == (0, 3, [])
+    write_file(output, "a.txt", b"another length")
+    root = open_root(output)
+    root.filesystem.delete_file(root.join("sub/b.txt"))
+    third = run(output, items("a", "sub/b", "c", "d"))
+    assert (third.done, third.skipped, worked_on(log)) == (3, 1, ["a", "sub/b", "d"])
+    assert sorted(lines(output)) == ["a", "c", "d", "sub/b"]
+    found = root.filesystem.get_file_info(pafs.FileSelector(root.path, recursive=True))
+    names = {info.base_name for info in found if info.is_file}
+    assert names == {"a.txt", "b.txt", "c.txt", "d.txt", "done.jsonl", "quarantine.jsonl"}, "nothing half-written stays"
+
+
+def test_a_changed_file_of_the_same_length_is_seen_on_a_disk(run, log, tmp_path):
+    run(tmp_path / "out", items("a", "b"))
+    worked_on(log)
+    (tmp_path / "out" / "a.txt").write_text("B")
+    assert run(tmp_path / "out", items("a", "b")).done == 1
+    assert worked_on(log) == ["a"]
+
+
+def test_what_depends_on_something_else_is_done_again_and_the_list_says_no_more_than_is_true(run, log, output):
+    run(output, items("a", "b", "c"))
+    worked_on(log)
+    assert run(output, [*items("a"), *items("b", key="other")]).skipped == 1
+    assert worked_on(log) == ["b"]
+    assert {name: line["key"] for name, line in lines(output).items()} == {"a": "k/a", "b": "other/b"}
+
+
+def test_a_line_torn_by_a_crash_is_an_item_to_do_again(run, log, output):
+    run(output, items("a", "b"))
+    worked_on(log)
+    data = read_file(output, "done.jsonl")
+    assert data is not None
+    write_file(output, "done.jsonl", data[:-10])
+    assert run(output, items("a", "b")).done == 1
+    assert worked_on(log) == ["b"]
+
+
+def test_rows_that_cannot_be_used_are_set_aside_and_tried_again_the_next_time(run, log, output):
+    (before,) = run(output, items("bad0")).quarantined
+    report = run(output, items("a", "bad1", "b"), quarantined=[before])
+    assert (report.done, [bad.name for bad in report.quarantined]) == (2, ["bad0", "bad1"])
+    assert lines(output, "quarantine.jsonl")["bad1"]["detail"] == "bad1 is not there"
+    assert sorted(lines(output)) == ["a", "b"]
+    worked_on(log)
+    assert run(output, items("a", "bad1", "b")).skipped == 2
+    assert worked_on(log) == ["bad1"]
+
+
+@pytest.mark.parametrize("ending", ["an error", "a stop"])
+def test_after_an_end_between_only_the_rest_is_done(run, log, output, ending):
+    names = ["a", "b", "c", "fatal" if ending == "an error" else "d", "e"]
+    stop = StopToken()
+    ask = {"stop": stop, "on_progress": lambda done, total: done == 4 and stop.request()}
+    with pytest.raises(InpaintError, match="no such thing" if ending == "an error" else "stopped as asked"):
+        run(output, items(*names), **(ask if ending == "a stop" else {}))
+    begun = worked_on(log)
+    assert begun == names[:4]
+    done = sorted(lines(output))
+    assert done == (["a", "b"] if ending == "an error" else ["a", "b", "c", "d"])
+    rest = [name for name in names if name != "fatal"]
+    assert run(output, items(*rest)).skipped == len(done)
+    assert worked_on(log) == [name for name in rest if name not in done]
+
+
+def test_a_killed_run_loses_nothing_on_a_disk_and_the_last_seconds_at_a_url(run, log, tmp_path, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    clock = SimpleNamespace(now=0.0, monotonic=lambda: clock.now)
+
+    def kill(done: int, total: int) -> None:
+        clock.now = FLUSH_S + 1.0  # from the second batch on
+        if done == 6:
+            monkeypatch.setattr(rowmap._DoneList, "save", lambda self: None)  # nobody tidies up after a kill
+            raise Killed
+
+    for output, kept in ((str(tmp_path / "out"), "abcdef"), ("fsspec+memory://killed/out", "abcd")):
+        clock.now = 0.0
+        monkeypatch.setattr(rowmap, "time", clock)
+        with pytest.raises(Killed):
+            run(output, items(*"abcdefgh"), on_progress=kill)
+        monkeypatch.undo()
+        assert sorted(lines(output)) == list(kept)
+        assert run(output, items(*"abcdefgh")).skipped == len(kept)
+
+
+def test_an_output_that_is_a_file_is_refused(run, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InpaintError, match="is a file"):
+        run(tmp_path / "file", items("a"))
+
+
+def test_results_do_not_gather_in_memory(tmp_path):
+    size = 500_000
+
+    def big(values: list[int]) -> list[Result | BadRow]:
+        return [Result({f"{value}": bytes(size)}) for value in values]
+
+    tracemalloc.start()
+    try:
+        map_rows(
+            [Item(str(i), "k", i) for i in range(60)], lambda _: big, tmp_path, name="done.jsonl", pool=PAIRS, here=HERE
+        )
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 12 * size
+
+
+@pytest.mark.parametrize(
+    ("asked", "nodes", "batches", "needs"),
+    [
+        ({}, [Node(2)], 9, (1, 2, 0)),
+        ({"actors": 2}, [Node(2)], 9, (2, 1, 0)),
+        ({}, [Node(8), Node(8), Node(0)], 9, (2, 8, 0)),
+        ({}, [Node(8, 4), Node(8, 4)], 9, (8, 1, 1)),
+        ({"gpus_per_actor": 0.5}, [Node(8, 2)], 3, (3, 1, 0.5)),
+        ({"gpus_per_actor": 0.0}, [Node(8, 2)], 9, (1, 8, 0)),
+        ({}, [Node(8)], 1, (1, 8, 0)),
+    ],
+)
+def test_actors_fill_the_cluster(monkeypatch, asked, nodes, batches, needs):
+    monkeypatch.setattr(rowmap, "cluster_nodes", lambda: tuple(nodes))
+    found = ActorPool(**asked).needs(batches)
+    assert (found.workers, found.cpus_per_worker, found.gpus_per_worker) == needs
+
+
+def test_more_actors_than_fit_are_refused(monkeypatch):
+    monkeypatch.setattr(rowmap, "cluster_nodes", lambda: (Node(2),))
+    with pytest.raises(ClusterTooSmall, match="3 worker"):
+        ActorPool(actors=3).needs(9)
+
+
+def test_on_actors_nothing_is_lost_when_one_dies_and_errors_keep_their_words(ray_cluster, run, log, tmp_path):
+    names = [f"n{i}" for i in range(11)] + ["crash", "bad"]
+    pool = ActorPool(actors=2, max_batch=3)
+    report = run(tmp_path / "out", items(*names), pool=pool, here=None)
+    assert (report.done, [bad.name for bad in report.quarantined]) == (12, ["bad"])
+    assert sorted(lines(tmp_path / "out")) == sorted(names[:12])
+    assert (tmp_path / "crashed").exists()
+    counts = Counter(worked_on(log))
+    assert {name for name, count in counts.items() if count > 1} <= {"n9", "n10", "crash"}, (
+        "only the batch that was lost"
+    )
+    with pytest.raises(InpaintError, match="^fatal: no such thing$"):
+        run(tmp_path / "out", items("fatal", *names), pool=pool, here=None)
+    deadline = time.monotonic() + 20
+    while ray.available_resources().get("CPU", 0) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert ray.available_resources()["CPU"] == 2, "actors end with their run"
