@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from inpaint.models.base import Base
 from inpaint.models.prompts import tokenize
 from inpaint.train.latent import LatentInpainting
-from inpaint.train.objective import Batch, autocast, to_hole, to_pixels
+from inpaint.train.objective import MicroBatch, autocast, to_hole, to_pixels
 from inpaint.train.settings import TrainSettings
 
 Tensors = dict[str, Any]
@@ -24,7 +24,7 @@ Tensors = dict[str, Any]
 
 def time_bare(
     build: Callable[[torch.device], LatentInpainting],
-    batches: list[Batch],
+    batches: list[MicroBatch],
     settings: TrainSettings,
     *,
     steps: int,
@@ -62,7 +62,7 @@ def time_bare(
     return ended, torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
 
 
-def _tensors(base: Base, batch: Batch) -> Tensors:
+def _tensors(base: Base, batch: MicroBatch) -> Tensors:
     """What a DataLoader's workers would hand out."""
     cpu = torch.device("cpu")
     pixels_B3HW, hole_B1HW = to_pixels(batch["image"], cpu), to_hole(batch["hole"], cpu)

@@ -13,8 +13,8 @@ import tyro
 
 from benchmarks.harness import emit, progress
 from inpaint.cluster import connect
+from inpaint.recipes.category_lora import train_category_lora
 from inpaint.recipes.demo import Demo, headline, painter_of, prompt_of, training_of
-from inpaint.recipes.run_category_lora import train_category_lora
 from inpaint.toy.detectors import Detectors
 from inpaint.toy.measure import held_out, measure_category
 

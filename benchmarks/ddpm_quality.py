@@ -19,7 +19,6 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,9 +26,11 @@ import torch
 import tyro
 
 from benchmarks.harness import emit, progress
-from benchmarks.one_step import build_one_step, paint_one_step
+from benchmarks.one_step import TrainOneStep, paint_one_step
 from inpaint import cluster
+from inpaint.data.pipeline import read_manifest
 from inpaint.data.random_shapes import RandomShapes
+from inpaint.data.rows import Manifest
 from inpaint.diffusion.repaint import PixelSampler, PixelSampling
 from inpaint.diffusion.unet import Known, parameter_count
 from inpaint.evaluate.classical import FILLS, mean_colour
@@ -39,10 +40,12 @@ from inpaint.paint.ddpm_painter import DdpmPainter
 from inpaint.paint.paste import comparison, kept_pixels_changed
 from inpaint.paint.request import DdpmRequest
 from inpaint.randomness import generator
-from inpaint.recipes.ddpm import TrainDdpm, load_ddpm, preset, start_run
+from inpaint.recipes.ddpm import TrainDdpm, load_ddpm, preset
+from inpaint.stopping import StopToken
 from inpaint.toy.patterns import render_pattern, write_patterns
-from inpaint.train.loop import Report as StepReport
-from inpaint.train.trainer import Workload, fit, request_stop, stop_on_signals
+from inpaint.train.loop import StepReport
+from inpaint.train.settings import ValidationSettings
+from inpaint.train.trainer import fit
 
 SIZE = 32
 BINS = ((0.01, 0.1), (0.1, 0.2), (0.2, 0.3), (0.3, 0.4), (0.4, 0.5), (0.5, 0.6))
@@ -122,32 +125,29 @@ def config_of(settings: Settings, data: Path, output: Path) -> TrainDdpm:
         holes=RandomShapes(areas=((BINS[0][0], BINS[-1][1]),)),
         learning_rate=rate,
         train=train,
+        validation=ValidationSettings(samples=0),
     )
 
 
-def train_for(workload: Workload, output: Path, minutes: float) -> Trained:
+def train_for(recipe: TrainDdpm, rows: Manifest, output: Path, minutes: float) -> Trained:
     """Train until the time is up; the moving average is then what the run holds."""
     reports: list[StepReport] = []
+    stop = StopToken()
 
     def watch(report: StepReport) -> None:
         reports.append(report)
-        if report["time"] - _began(reports) >= 60 * minutes:
-            request_stop()
+        if report["time"] - reports[0]["time"] >= 60 * minutes:
+            stop.request()
 
-    with stop_on_signals():
-        ended = fit(workload, str(output), watch=watch)
-    seconds = reports[-1]["time"] - _began(reports)
+    ended = fit(recipe, rows, None, str(output), name=output.name, stop=stop, watch=watch)
+    seconds = reports[-1]["time"] - reports[0]["time"]
     return Trained(
         samples=ended.samples,
-        samples_per_s=ended.samples / seconds,
+        samples_per_s=(reports[-1]["samples"] - reports[0]["samples"]) / seconds,
         minutes=seconds / 60,
         waiting_share=sum(r["waited"] for r in reports) / seconds,
         loss=float(np.mean([r["loss"] for r in reports[-max(1, len(reports) // 10) :]])),
     )
-
-
-def _began(reports: list[StepReport]) -> float:
-    return reports[0]["time"] - reports[0]["seconds"]
 
 
 def tasks_of(count: int) -> list[Task]:
@@ -302,16 +302,16 @@ def main() -> None:
         folder = Path(settings.output or temporary)
         data = write_patterns(folder / "patterns", seed=settings.seed + 100, count=settings.images, size=SIZE)
         config = config_of(settings, data, folder / "ddpm")
-        workload = start_run(config)
-        trained = {"ddpm": train_for(workload, folder / "ddpm", settings.minutes)}
+        rows, _ = read_manifest(config.source(config.data))
+        config = config.bind(rows)
+        trained = {"ddpm": train_for(config, rows, folder / "ddpm", settings.minutes)}
         progress(f"ddpm: {trained['ddpm']}")
         painter = load_ddpm(str(folder / "ddpm"), device="cpu", max_batch=64)
         regression = None
         if settings.regression:
             regression = str(folder / "regression")
-            build = partial(build_one_step, config=config, card=painter.card)
-            other = replace(workload, name="regression", build=build)
-            trained["regression"] = train_for(other, Path(regression), settings.minutes)
+            other = TrainOneStep(**vars(config))
+            trained["regression"] = train_for(other, rows, Path(regression), settings.minutes)
             progress(f"regression: {trained['regression']}")
         tasks = tasks_of(settings.held_out)
         fills = []

@@ -4,6 +4,7 @@ It paints the mean of what is possible, which is what PSNR prefers; it stands be
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from inpaint.paint.ddpm_painter import ModelCard, to_uint8
 from inpaint.paint.paste import paste_back
 from inpaint.recipes.ddpm import TrainDdpm
 from inpaint.train.checkpoint import CheckpointStore
-from inpaint.train.objective import Batch, ParameterGroup, to_hole, to_pixels
+from inpaint.train.objective import MicroBatch, ParameterGroup, to_hole, to_pixels
 
 
 class OneStep(nn.Module):
@@ -29,7 +30,7 @@ class OneStep(nn.Module):
     def groups(self) -> list[ParameterGroup]:
         return [ParameterGroup("unet", self.learning_rate, dict(self.unet.named_parameters()))]
 
-    def forward(self, batch: Batch) -> Tensor:
+    def forward(self, batch: MicroBatch, *, validating: bool = False) -> Tensor:
         device = self.unet.image_in.weight.device
         clean_B3HW = to_pixels(batch["image"], device)
         hole_B1HW = (to_hole(batch["hole"], device) >= 0.5).float()
@@ -43,10 +44,13 @@ def one_step(unet: MaskedUNet, known_B3HW: Tensor, hole_B1HW: Tensor) -> Tensor:
     return unet(known_B3HW * (1 - hole_B1HW), timesteps_B, known_B3HW, hole_B1HW)
 
 
-def build_one_step(device: torch.device, *, config: TrainDdpm, card: ModelCard) -> OneStep:
-    """The objective, with the weights that the DDPM starts from."""
-    torch.manual_seed(config.train.seed)
-    return OneStep(MaskedUNet(card.unet).to(device), config.learning_rate)
+@dataclass(frozen=True, kw_only=True)
+class TrainOneStep(TrainDdpm):
+    """The DDPM's settings, and the weights that it starts from, with the other objective."""
+
+    def objective(self, device: torch.device) -> OneStep:  # type: ignore[override]
+        torch.manual_seed(self.train.seed)
+        return OneStep(MaskedUNet(self.unet).to(device), self.learning_rate)
 
 
 def paint_one_step(

@@ -19,7 +19,7 @@ import os
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Literal
@@ -37,21 +37,18 @@ from inpaint.data.pipeline import read_manifest
 from inpaint.data.plan import Plan
 from inpaint.data.reading import read_batch
 from inpaint.data.rows import Manifest
-from inpaint.data.sample import ReadSettings
-from inpaint.data.sources import CsvSource
 from inpaint.models.architectures import ARCHITECTURES, Modules
 from inpaint.models.base import Base, build_architecture
 from inpaint.models.info import info_of
-from inpaint.recipes.category_lora import PROMPT_FORMAT, CategoryLora, build_category_lora
+from inpaint.recipes.category_lora import CategoryLora
 from inpaint.toy.base import IMAGE_SIZE, build_scheduler, build_text_encoder, build_unet, build_vae
 from inpaint.toy.catalogue import CATEGORIES, CATEGORY_INIT_WORDS, write_catalogue
 from inpaint.toy.tokens import build_tokenizer
 from inpaint.train.flops import peak_flops
-from inpaint.train.latent import LatentInpainting
-from inpaint.train.loop import Report
-from inpaint.train.objective import Batch
-from inpaint.train.settings import Precision, TrainSettings
-from inpaint.train.trainer import Workload, fit
+from inpaint.train.loop import StepReport
+from inpaint.train.objective import MicroBatch
+from inpaint.train.settings import Precision, TrainSettings, ValidationSettings
+from inpaint.train.trainer import fit
 
 IMAGES = 32
 BATCH = {"toy": 8, "sd15-inpaint": 8, "sdxl": 4, "sdxl-inpaint": 4}
@@ -88,25 +85,29 @@ class Subject:
     """One training, ready to be run by either side."""
 
     settings: Settings
-    workload: Workload
+    recipe: CategoryLora
+    rows: Manifest
     use_gpu: bool
 
     @property
     def train(self) -> TrainSettings:
-        return self.workload.settings
-
-    def with_train(self, train: TrainSettings) -> "Subject":
-        return replace(self, workload=replace(self.workload, settings=train))
+        return self.recipe.train
 
 
-def build_objective(device: torch.device, *, architecture: str, config: CategoryLora) -> LatentInpainting:
-    """Runs on the worker: nothing but names travels there."""
-    dtype = torch.bfloat16 if config.train.precision is Precision.BF16 else torch.float32
-    base = (
-        _toy(device, dtype) if architecture == "toy" else build_architecture(architecture, device=device, dtype=dtype)
-    )
-    words = {name: CATEGORY_INIT_WORDS[name] for name in CATEGORIES}
-    return build_category_lora(device, config=config, words=words, base=base)
+@dataclass(frozen=True, kw_only=True)
+class RandomLora(CategoryLora):
+    """The category LoRA on random weights, made on the worker: nothing but names travels there."""
+
+    architecture: str
+
+    def load(self, dtype: torch.dtype) -> Base:
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if self.architecture == "toy":
+            return _toy(device, dtype)
+        return build_architecture(self.architecture, device=device, dtype=dtype)
+
+    def init_word(self, category: str) -> str:
+        return CATEGORY_INIT_WORDS[category]
 
 
 def _toy(device: torch.device, dtype: torch.dtype) -> Base:
@@ -128,7 +129,7 @@ def _toy(device: torch.device, dtype: torch.dtype) -> Base:
 
 
 def subject_of(settings: Settings, folder: Path) -> Subject:
-    """The workload on a catalogue written to `folder`."""
+    """The recipe on a catalogue written to `folder`."""
     use_gpu = any(node.gpus for node in cluster.cluster_nodes())
     toy = settings.architecture == "toy"
     if not (use_gpu or toy):
@@ -136,49 +137,45 @@ def subject_of(settings: Settings, folder: Path) -> Subject:
     resolution = settings.resolution or (IMAGE_SIZE if toy else ARCHITECTURES[settings.architecture].resolution)
     batch = settings.batch or BATCH[settings.architecture]
     data = write_catalogue(folder / "data", seed=0, count=IMAGES, size=resolution)
-    manifest, _ = read_manifest(CsvSource(path=str(data)))
     train = TrainSettings(
         samples=(settings.warmup + settings.steps) * batch,
         global_batch=batch,
-        micro_batch=batch,
+        max_micro_batch=batch,
+        workers=1,
         precision=Precision.BF16 if use_gpu else Precision.FP32,
         gradient_checkpointing=settings.gradient_checkpointing,
         checkpoint_every=2**40,
     )
-    config = CategoryLora(data=str(data), output=str(folder), train=train)
-    read = ReadSettings(
-        height=resolution,
-        width=resolution,
-        prompt_format=PROMPT_FORMAT,
-        tokens={name: name for name in sorted(CATEGORIES)},
+    recipe = RandomLora(
+        data=str(data),
+        output=str(folder),
+        architecture=settings.architecture,
+        resolution=resolution,
+        categories=tuple(sorted(CATEGORIES)),
+        train=train,
+        validation=ValidationSettings(samples=0),
     )
-    workload = Workload(
-        name="train-step",
-        manifest=manifest,
-        read=read,
-        build=partial(build_objective, architecture=settings.architecture, config=config),
-        settings=train,
-    )
-    return Subject(settings=settings, workload=workload, use_gpu=use_gpu)
+    rows, _ = read_manifest(recipe.source(recipe.data))
+    return Subject(settings=settings, recipe=recipe, rows=rows, use_gpu=use_gpu)
 
 
-def ours(subject: Subject, reports: list[Report]) -> float:
+def ours(subject: Subject, reports: list[StepReport]) -> float:
     """Seconds per sample of a run through Ray Train; its reports are appended to `reports`."""
-    found: list[Report] = []
+    found: list[StepReport] = []
     with tempfile.TemporaryDirectory() as output:
-        fit(subject.workload, output, watch=found.append)
+        fit(subject.recipe, subject.rows, None, output, name="train-step", watch=found.append)
     reports += found[subject.settings.warmup :]
     return _per_sample([report["time"] for report in found], subject)
 
 
-def bare(subject: Subject, batches: list[Batch], devices: list[str]) -> float:
+def bare(subject: Subject, batches: list[MicroBatch], devices: list[str]) -> float:
     """Seconds per sample of the bare loop in a fresh Ray process."""
     threads = cluster.worker_threads(cluster.plan_workers(1, subject.use_gpu))
     remote = ray.remote(num_cpus=1, num_gpus=int(subject.use_gpu), max_calls=1)(time_bare)
     environment = {"OMP_NUM_THREADS": str(threads), "TRANSFORMERS_VERBOSITY": "error"}
     steps = subject.settings.warmup + subject.settings.steps
     call = remote.options(runtime_env={"env_vars": environment}).remote(
-        subject.workload.build, batches, subject.train, steps=steps, threads=threads
+        subject.recipe.objective, batches, subject.train, steps=steps, threads=threads
     )
     ended, device = ray.get(call)
     devices.append(device)
@@ -191,12 +188,13 @@ def _per_sample(ended: list[float], subject: Subject) -> float:
     return (counted[-1] - counted[0]) / subject.settings.steps / subject.train.global_batch
 
 
-def batches_of(manifest: Manifest, read: ReadSettings, batch: int) -> list[Batch]:
+def batches_of(subject: Subject) -> list[MicroBatch]:
     """The batches of the first epoch, in memory."""
-    plan = Plan.of(manifest, 0)
-    positions = np.arange(max(len(manifest) // batch, 1) * batch).reshape(-1, batch)
+    rows, batch = subject.rows, subject.train.global_batch
+    plan, read = Plan.of(rows, 0), subject.recipe.read_settings()
+    positions = np.arange(max(len(rows) // batch, 1) * batch).reshape(-1, batch)
     with ThreadPoolExecutor(1) as threads:
-        return [read_batch(manifest, plan, read, row, threads) for row in positions]
+        return [read_batch(rows, plan, read, some, threads) for some in positions]
 
 
 def zero_rates(subject: Subject) -> dict[str, float]:
@@ -207,14 +205,22 @@ def zero_rates(subject: Subject) -> dict[str, float]:
         if workers > places:
             progress(f"ZeRO {stage} on {workers} workers is left out: {places} GPU")
             continue
-        batch, steps = subject.train.micro_batch * workers, subject.settings.warmup + subject.settings.steps
+        batch, steps = subject.train.max_micro_batch * workers, subject.settings.warmup + subject.settings.steps
         train = replace(subject.train, zero_stage=stage, workers=workers, global_batch=batch, samples=steps * batch)
-        rates[f"zero{stage}_workers{workers}"] = 1 / ours(subject.with_train(train), [])
+        rates[f"zero{stage}_workers{workers}"] = 1 / ours(
+            replace(subject, recipe=replace(subject.recipe, train=train)), []
+        )
         progress(f"ZeRO {stage} on {workers} worker(s): {rates[f'zero{stage}_workers{workers}']:.3g} samples/s")
     return rates
 
 
-def gpu_figures(device: str, reports: list[Report], seconds: dict[str, float]) -> dict[str, float]:
+def waiting_share(reports: list[StepReport]) -> float:
+    """Share of the time between steps that was spent waiting for data, over the reports of several runs."""
+    pairs = [(a, b) for a, b in pairwise(reports) if b["samples"] > a["samples"]]
+    return sum(b["waited"] for _, b in pairs) / sum(b["time"] - a["time"] for a, b in pairs)
+
+
+def gpu_figures(device: str, reports: list[StepReport], seconds: dict[str, float]) -> dict[str, float]:
     """Images/s, TFLOP/s and share of peak of both sides, from seconds per sample; empty without a GPU."""
     if device == "cpu":
         return {}
@@ -235,12 +241,12 @@ def main() -> None:
         return
     cluster.connect()
     before = os.getloadavg()
-    reports: list[Report] = []
+    reports: list[StepReport] = []
     devices: list[str] = []
     seconds: dict[str, list[float]] = {"ours": [], "bare": []}
     with tempfile.TemporaryDirectory() as folder:
         subject = subject_of(settings, Path(folder))
-        batches = batches_of(subject.workload.manifest, subject.workload.read, subject.train.global_batch)
+        batches = batches_of(subject)
 
         def timed(side: str, per_sample: float) -> float:
             seconds[side].append(per_sample)
@@ -263,12 +269,12 @@ def main() -> None:
         },
         ratios=ratios,
         seconds_per_sample=seconds,
-        waiting_share=sum(r["waited"] for r in reports) / sum(r["seconds"] for r in reports),
+        waiting_share=waiting_share(reports),
         samples_per_s=rates,
         architecture=settings.architecture,
         device=devices[0],
         batch=subject.train.global_batch,
-        resolution=subject.workload.read.width,
+        resolution=subject.recipe.resolution,
         load_average=[before, os.getloadavg()],
     )
 

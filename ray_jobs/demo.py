@@ -7,29 +7,14 @@ It should reach a hit rate of 0.90 or more per category. Two minutes, to see it 
     python -m ray_jobs.demo --output runs/short --samples 480 --held-out 8
 """
 
-import sys
-
-import tyro
-
-from inpaint.cluster import connect
-from inpaint.errors import InpaintError
-from inpaint.recipes.demo import Demo, run_demo
-from inpaint.train.trainer import stop_on_signals
+from inpaint.command import command
+from inpaint.recipes.demo import Demo, DemoReport, run_demo
 
 
-def main() -> None:
-    demo = tyro.cli(Demo, description=__doc__)
-    connect()
-    with stop_on_signals():
-        page, data, figures = run_demo(demo)
-    for name, value in figures.items():
-        print(f"{name}: {value:g}")
-    print(f"report: {page}\nfigures: {data}")
+def say(report: DemoReport) -> list[str]:
+    figures = [f"{name}: {value:g}" for name, value in report.figures.items()]
+    return [*figures, f"report: {report.page}", f"figures: {report.data}"]
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except InpaintError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    command(run_demo, Demo, __doc__, say=say)

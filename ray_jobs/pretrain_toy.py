@@ -9,29 +9,13 @@ Two minutes on a CPU, to see it run (its pictures will be noise):
 The full command takes about 80 minutes on two cores; what it should reach stands in `inpaint/toy/weights/base.json`.
 """
 
-import sys
-
-import tyro
-
-from inpaint.cluster import connect
-from inpaint.errors import InpaintError
-from inpaint.recipes.pretrain_toy import PretrainToy, pretrain_toy
-from inpaint.train.trainer import stop_on_signals
-
-
-def main() -> None:
-    config = tyro.cli(PretrainToy, description=__doc__)
-    connect()
-    with stop_on_signals():
-        folder, figures = pretrain_toy(config)
-    for name, value in figures.items():
-        print(f"{name}: {value:.4g}")
-    print(f"base: {folder}")
-
+from inpaint.command import command
+from inpaint.recipes.toy_base import PretrainToy, pretrain_toy
 
 if __name__ == "__main__":
-    try:
-        main()
-    except InpaintError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    command(
+        pretrain_toy,
+        PretrainToy,
+        __doc__,
+        say=lambda made: [*(f"{name}: {value:.4g}" for name, value in made[1].items()), f"base: {made[0]}"],
+    )

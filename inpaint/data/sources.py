@@ -22,7 +22,7 @@ import pyarrow.fs as pafs
 from inpaint.data.files import check_relative
 from inpaint.data.quarantine import Quarantined, Reason
 from inpaint.data.rows import NAMES
-from inpaint.data.storage import Root, open_root, opened
+from inpaint.data.storage import Root, absolute, open_root, opened
 from inpaint.errors import BadRow, InpaintError
 
 COLUMNS = ("input", "mask", "output", "prompt", "category", "repeats")
@@ -88,7 +88,7 @@ class CsvSource:
     def listing(self) -> Listing:
         """Read the CSV. Raises InpaintError where it is absent, not UTF-8, or lacks a required column."""
         shown = os.fspath(self.path)
-        root = posixpath.dirname(_recorded(shown))
+        root = posixpath.dirname(absolute(shown))
         tables, bad = [], []
         with opened(shown) as file:
             lines = csv.reader(io.TextIOWrapper(io.BufferedReader(file), encoding="utf-8-sig", newline=""))
@@ -208,7 +208,7 @@ class FolderSource:
 
     def listing(self) -> Listing:
         """Walk the folder, sorted by path. Raises InpaintError where it does not exist."""
-        root = _recorded(os.fspath(self.path))
+        root = absolute(os.fspath(self.path))
         names = pa.array(_walk(open_root(root), os.fspath(self.path)), pa.string())
         images = names.filter(pc.match_substring_regex(names, IMAGES))
         images = images.take(pc.sort_indices(images))
@@ -296,11 +296,6 @@ def _lines(table: pa.Table) -> Iterator[tuple[int, str]]:
 def _uncaptioned(line: int, image: str) -> Quarantined:
     caption = posixpath.splitext(image)[0] + ".txt"
     return Quarantined.of(line, image, BadRow("prompt", Reason.EMPTY_PROMPT, f"write a caption into {caption}"))
-
-
-def _recorded(path: str) -> str:
-    """What leads there from another process, and from another working directory."""
-    return path if "://" in path else open_root(path).path
 
 
 def _chunks(lines: Iterator[list[str]]) -> Iterator[tuple[list[int], list[list[str]]]]:

@@ -41,6 +41,12 @@ def open_root(where: str | os.PathLike[str]) -> Root:
     return _connected(text) if "://" in text else Root(pafs.LocalFileSystem(), os.path.abspath(text))
 
 
+def absolute(where: str | os.PathLike[str]) -> str:
+    """The same path or URL for a process in another directory."""
+    text = os.fspath(where)
+    return text if "://" in text else os.path.abspath(text)
+
+
 @lru_cache(maxsize=256)  # so that each process connects once
 def _connected(url: str) -> Root:
     try:

@@ -1,13 +1,76 @@
-"""The training objective of latent inpainting, as pure functions.
+"""What a diffusion model is trained on, latents or pixels: a keyed timestep, keyed noise, a loss in the hole.
 
-Shapes: B samples, C latent channels, h x w latents; a hole is 1 where to paint, 0 where to keep.
+Shapes: B samples, C channels, h x w latents or pixels; a hole is 1 where to paint, 0 where to keep.
 """
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from inpaint.diffusion.schedule import NoiseSchedule, snr
+from inpaint.diffusion import keyed
+from inpaint.diffusion.schedule import NoiseSchedule, add_noise, snr, target
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossSettings:
+    """How the loss is taken."""
+
+    min_snr_gamma: float | None = None
+    """Weigh timesteps by min(SNR, gamma) / SNR (5 is usual); unset: all alike."""
+    debiased: bool = False
+    """Weigh timesteps so that the noisiest ones, which decide what is painted, count like the others: by 1 / sqrt(SNR)
+    for noise prediction, by 1 / (SNR + 1), which is the clean sample's own error, for v."""
+    noise_offset: float = 0.0
+    """A per-channel constant of this scale is added to the noise, so that brightness is learned (0.05 is usual)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Noised:
+    """Samples with the noise of their timesteps; float32."""
+
+    clean_BChw: Tensor
+    noise_BChw: Tensor
+    timesteps_B: Tensor
+    noisy_BChw: Tensor
+
+
+class HoleDiffusion:
+    """Noises samples and takes their loss. All randomness is a function of (seed, position)."""
+
+    def __init__(self, schedule: NoiseSchedule, loss: LossSettings, *, seed: int) -> None:
+        self.schedule, self.loss, self.seed = schedule, loss, seed
+
+    def noise(self, clean_BChw: Tensor, positions_B: Tensor, *, validating: bool = False) -> Noised:
+        """Args: validating: draw a fixed set's own noise, and timesteps spread evenly over any run of positions."""
+        self.schedule = self.schedule.to(clean_BChw.device)
+        shape, purpose = tuple(clean_BChw.shape[1:]), "validation " if validating else ""
+        noise_BChw = keyed.normal(self.seed, f"{purpose}noise", positions_B, shape)
+        if self.loss.noise_offset:
+            offset_BC11 = keyed.normal(self.seed, f"{purpose}noise offset", positions_B, (shape[0], 1, 1))
+            noise_BChw = noise_BChw + self.loss.noise_offset * offset_BC11
+        share_B = van_der_corput(positions_B) if validating else keyed.uniform(self.seed, "timestep", positions_B)
+        timesteps_B = (share_B * self.schedule.train_timesteps).long()
+        noisy_BChw = add_noise(self.schedule, clean_BChw, noise_BChw, timesteps_B)
+        return Noised(clean_BChw, noise_BChw, timesteps_B, noisy_BChw)
+
+    def loss_of(self, output_BChw: Tensor, noised: Noised, area_B1hw: Tensor) -> Tensor:
+        """The weighted loss of each sample (B,), float32, of what the model says at `noised`, in the hole alone."""
+        goal_BChw = target(self.schedule, noised.clean_BChw, noised.noise_BChw, noised.timesteps_B)
+        loss_B = hole_loss(output_BChw, goal_BChw, area_B1hw)
+        if self.loss.min_snr_gamma is not None:
+            loss_B = loss_B * min_snr_weight(self.schedule, noised.timesteps_B, self.loss.min_snr_gamma)
+        if self.loss.debiased:
+            loss_B = loss_B * debiased_weight(self.schedule, noised.timesteps_B)
+        return loss_B
+
+
+def van_der_corput(positions_B: Tensor) -> Tensor:
+    """The position's binary digits mirrored at the point, float64 in [0, 1): any run of them is spread evenly."""
+    digits = torch.arange(32, device=positions_B.device)
+    bits_B32 = (positions_B.clamp(min=0)[:, None] >> digits) & 1
+    return (bits_B32.double() * 2.0 ** -(digits + 1)).sum(1)
 
 
 def hole_area(hole_B1HW: Tensor, size_hw: tuple[int, int]) -> Tensor:

@@ -13,11 +13,12 @@ from inpaint.models.adapter import apply_adapter
 from inpaint.models.base import load_base
 from inpaint.paint.painter import Painter
 from inpaint.paint.paste import comparison
-from inpaint.recipes.category_lora import PROMPT_FORMAT, Adapters, CategoryLora, preset
-from inpaint.recipes.run_category_lora import train_category_lora
+from inpaint.recipes.category_lora import PROMPT_FORMAT, Adapters, CategoryLora, preset, train_category_lora
+from inpaint.stopping import StopToken
 from inpaint.toy.catalogue import CATEGORIES, CATEGORY_INIT_WORDS, Scene, write_catalogue
 from inpaint.toy.detectors import Detectors
 from inpaint.toy.measure import CategoryResult, held_out, measure_category
+from inpaint.train.settings import plain as settings_of
 
 CATALOGUE_SEED = 11
 SHOWN = 8
@@ -56,11 +57,22 @@ def training_of(demo: Demo) -> CategoryLora:
     return replace(config, adapters=Adapters.PER_CATEGORY, init_words=words, train=train, resume=True)
 
 
-def run_demo(demo: Demo, *, announce: Callable[[str], None] = print) -> tuple[Path, Path, dict[str, float]]:
-    """Train, paint and measure; returns the paths of `report.html` and `report.json`, and the headline figures."""
+@dataclass(frozen=True)
+class DemoReport:
+    """What the demo ends with."""
+
+    page: Path
+    """`report.html`."""
+    data: Path
+    """`report.json`."""
+    figures: dict[str, float]
+
+
+def run_demo(demo: Demo, *, stop: StopToken | None = None, announce: Callable[[str], None] = print) -> DemoReport:
+    """Train, paint and measure."""
     config = training_of(demo)
     announce(f"training a LoRA for each of {', '.join(demo.categories)} on {demo.images} images")
-    folders = dict(zip(sorted(demo.categories), train_category_lora(config), strict=True))
+    folders = dict(zip(sorted(demo.categories), train_category_lora(config, stop=stop), strict=True))
     detectors = Detectors.fit()
     scenes = held_out(demo.held_out)
     adapted, plain = {}, {}
@@ -71,7 +83,7 @@ def run_demo(demo: Demo, *, announce: Callable[[str], None] = print) -> tuple[Pa
         plain[category] = measure_category(painter_of(None), detectors, category, prompts, scenes)
     report = _report(demo, config, folders, scenes, adapted, plain, detectors.error()["background"])
     page, data = write_report(demo.output, report)
-    return page, data, dict(report.headline)
+    return DemoReport(page, data, dict(report.headline))
 
 
 def prompt_of(scene: Scene, category: str) -> str:
@@ -132,12 +144,12 @@ def _report(
     return Report(
         title="Category LoRAs on the toy base",
         summary=f"Trained on {demo.images} images per category, on one machine: Ray Data reads, Ray Train and "
-        f"DeepSpeed train on {config.train.workers} workers, and every product keeps its pixels.",
+        f"DeepSpeed train on CPU workers, and every product keeps its pixels.",
         headline=headline(adapted, plain),
         tables=[table],
         galleries=galleries,
         curves=[_loss_curve(f"{config.output}/{name}", name) for name in folders],
-        details={"adapters": cards, "training": _plain(config)},
+        details={"adapters": cards, "training": settings_of(config)},
     )
 
 
@@ -154,7 +166,3 @@ def _loss_curve(run: str, name: str) -> Curve:
     window = max(1, min(20, len(y) // 4))
     smooth = np.convolve(y, np.ones(window) / window, mode="valid")
     return Curve(title=f"Loss of {name}", x=x[window - 1 :].tolist(), y=smooth.tolist())
-
-
-def _plain(config: CategoryLora) -> object:
-    return json.loads(json.dumps(config, default=lambda value: vars(value)))

@@ -18,7 +18,6 @@ from inpaint.paint.ddpm_painter import OnFrame, ReverseProcess
 from inpaint.paint.files import Fill, check_name, read_photo, write_pictures, write_png
 from inpaint.paint.request import DdpmRequest
 from inpaint.recipes.ddpm import load_ddpm, preset, train_ddpm
-from inpaint.train.checkpoint import Progress
 
 _seed = 0
 
@@ -60,25 +59,25 @@ def train_inpainting(
     image_size: int = 128,
     save_every_n_epochs: float = 100,
     *,
-    workers: int = 1,
+    workers: int | tuple[int, int] = (1, 8),
     device: str | None = None,
     connect: bool = True,
-) -> Progress:
+) -> str:
     """Train an inpainting model from a folder of images; a run that is there already is continued.
 
     Args:
         dataset_path: folder of images; all folders below it are read.
         checkpoint_path: folder (or URL) of the run; `inpaint_image` takes it.
         num_epochs: passes over the images.
-        batch_size: images per optimizer step; a multiple of `workers`.
+        batch_size: images per optimizer step.
         lr: learning rate.
         image_size: 32, 64, 128, 256 or 512 pixels.
         save_every_n_epochs: epochs between checkpoints.
-        workers: Ray Train workers.
+        workers: Ray Train workers: exactly so many, or (fewest, most).
         device: `cpu`, `cuda`, or None: GPUs where the cluster has them.
         connect: join or start a Ray cluster (`inpaint.cluster.connect`); False where that is done.
 
-    Returns where it ended.
+    Returns the run's folder.
 
     Raises:
         InpaintError: no usable image, or settings out of range.
@@ -88,22 +87,17 @@ def train_inpainting(
         from inpaint import cluster
 
         cluster.connect()
-    if batch_size < 1 or workers < 1 or batch_size % workers:
-        raise InpaintError(f"batch_size {batch_size} must be a multiple of workers {workers}")
     defaults = preset(image_size, data=str(dataset_path), output=str(checkpoint_path))
-    share = batch_size // workers
     settings = replace(
         defaults.train,
         epochs=num_epochs,
         global_batch=batch_size,
-        micro_batch=max(m for m in range(1, share + 1) if share % m == 0 and m <= defaults.train.micro_batch),
         workers=workers,
         gpu=None if device is None else choose_device(device).type == "cuda",
         seed=_seed,
     )
-    return train_ddpm(
-        replace(defaults, train=settings, learning_rate=lr, checkpoint_epochs=save_every_n_epochs, resume=True)
-    )
+    config = replace(defaults, train=settings, learning_rate=lr, checkpoint_epochs=save_every_n_epochs, resume=True)
+    return train_ddpm(config)[0]
 
 
 def inpaint_image(

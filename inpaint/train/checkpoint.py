@@ -2,7 +2,8 @@
 
 Guarantees: a checkpoint depends neither on the world size nor on the ZeRO stage. It appears whole or not at all: it is
 written beside its place, flushed to disk, its hashes last, and renamed (object stores: `state.json` last; a folder
-without it is no checkpoint). A reader verifies every hash and falls back to the checkpoint before, saying so.
+without it is no checkpoint). Who loads tensors verifies their hashes, once, and falls back to the checkpoint before,
+saying so; `progress` and `best` read `state.json` alone.
 Not covered: two runs writing into one folder.
 """
 
@@ -24,6 +25,8 @@ from inpaint.data.storage import Root, open_root
 from inpaint.errors import CheckpointCorrupt
 
 STATE_FILE = "state.json"
+VALIDATION_LOSS = "validation_loss"
+"""The metric by which a checkpoint is the best."""
 Tensors = Mapping[str, Mapping[str, Tensor]]
 
 
@@ -52,7 +55,7 @@ class CheckpointStore:
         self.keep = keep
 
     def save(self, tensors: Tensors, progress: Progress) -> str:
-        """Write a checkpoint and drop the oldest beyond `keep`; returns its name."""
+        """Write a checkpoint and drop the oldest beyond `keep`, but never the best; returns its name."""
         name = f"samples-{progress.samples:012d}"
         if self.root.is_local:
             self._save_local(name, tensors, progress)
@@ -60,8 +63,10 @@ class CheckpointStore:
             with tempfile.TemporaryDirectory() as temporary:
                 _write_files(Path(temporary), tensors, progress)
                 self._upload(Path(temporary), name)
+        best = self.best()
         for old in self.names()[: -self.keep]:
-            self._delete(old)
+            if best is None or old != best[0]:
+                self._delete(old)
         return name
 
     def names(self) -> list[str]:
@@ -87,8 +92,11 @@ class CheckpointStore:
             tensors[file.removesuffix(".safetensors")] = safetensors.torch.load(data)
         return tensors, Progress(**state["progress"])
 
-    def latest(self) -> tuple[dict[str, dict[str, Tensor]], Progress] | None:
+    def latest(self, *, set_aside: bool = False) -> tuple[dict[str, dict[str, Tensor]], Progress] | None:
         """The newest checkpoint whose hashes hold, or None where there is none at all.
+
+        Args:
+            set_aside: let damaged ones be no checkpoints any more; their files stay.
 
         Raises:
             CheckpointCorrupt: there are checkpoints, and every one of them is damaged.
@@ -100,14 +108,34 @@ class CheckpointStore:
             except CheckpointCorrupt as error:
                 damaged.append(str(error))
                 warnings.warn(f"{error}; falling back to the checkpoint before", stacklevel=2)
+                if set_aside:
+                    state = self.root.join(f"{name}/{STATE_FILE}")
+                    self.root.filesystem.move(state, f"{state}.damaged")
         if damaged:
             raise CheckpointCorrupt("no usable checkpoint is left: " + "; ".join(damaged))
         return None
 
     def progress(self) -> Progress | None:
-        """Progress of the checkpoint that `latest` would load."""
-        found = self.latest()
-        return None if found is None else found[1]
+        """Progress of the newest checkpoint, by its `state.json` alone; None where there is none."""
+        return next((p for name in reversed(self.names()) if (p := self._progress_of(name)) is not None), None)
+
+    def best(self) -> tuple[str, float] | None:
+        """The checkpoint with the lowest validation loss, and that loss; None where none was validated."""
+        found = {name: self._progress_of(name) for name in self.names()}
+        losses = {n: p.metrics[VALIDATION_LOSS] for n, p in found.items() if p and VALIDATION_LOSS in p.metrics}
+        return min(losses.items(), key=lambda item: item[1], default=None)
+
+    def _progress_of(self, name: str) -> Progress | None:
+        """None where `state.json` is damaged: who loads the checkpoint says so."""
+        try:
+            return Progress(**self._read_state(name)["progress"])
+        except CheckpointCorrupt:
+            return None
+
+    def _delete(self, name: str) -> None:
+        # The commit mark goes first, so that a half-deleted checkpoint is none.
+        self.root.filesystem.delete_file(self.root.join(f"{name}/{STATE_FILE}"))
+        self.root.filesystem.delete_dir(self.root.join(name))
 
     def _save_local(self, name: str, tensors: Tensors, progress: Progress) -> None:
         root = Path(self.root.path)
@@ -144,11 +172,6 @@ class CheckpointStore:
                 return stream.read()
         except FileNotFoundError as error:
             raise CheckpointCorrupt(f"{self.root.join(relative)} is missing") from error
-
-    def _delete(self, name: str) -> None:
-        # The commit mark goes first, so that a half-deleted checkpoint is none.
-        self.root.filesystem.delete_file(self.root.join(f"{name}/{STATE_FILE}"))
-        self.root.filesystem.delete_dir(self.root.join(name))
 
 
 def _write_files(folder: Path, tensors: Tensors, progress: Progress) -> None:

@@ -3,31 +3,35 @@
 Shapes: B samples, H x W pixels, h x w latents, C latent channels.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from inpaint import randomness
-from inpaint.diffusion import objective, schedule
+from inpaint.data.decode import PAINT
+from inpaint.diffusion import keyed
+from inpaint.diffusion.objective import HoleDiffusion, LossSettings, hole_area
+from inpaint.diffusion.schedule import schedule_of
 from inpaint.models.base import Base
-from inpaint.models.latents import encode, masked, shrink_hole, unet_input
+from inpaint.models.latents import Posterior, encode, masked, shrink_hole, unet_input
 from inpaint.models.prompts import encode_prompts, unet_kwargs
-from inpaint.train.objective import Batch, ParameterGroup, autocast, to_hole, to_pixels
+from inpaint.paint.painter import Painter
+from inpaint.paint.paste import comparison
+from inpaint.paint.request import PaintRequest, SamplingSettings
+from inpaint.train.objective import (
+    MicroBatch,
+    ParameterGroup,
+    autocast,
+    on_device,
+    seed_dropout,
+    to_hole,
+    to_pixels,
+)
 from inpaint.train.settings import Precision
 
-
-@dataclass(frozen=True, kw_only=True)
-class LossSettings:
-    """How the loss is taken."""
-
-    min_snr_gamma: float | None = None
-    """Weigh timesteps by min(SNR, gamma) / SNR (5 is usual); unset: all alike."""
-    debiased: bool = False
-    """Weigh timesteps by 1 / sqrt(SNR): the noisiest ones, which decide what is painted, then count like the others."""
-    noise_offset: float = 0.0
-    """A per-channel constant of this scale is added to the noise, so that brightness is learned (0.05 is usual)."""
+EncodeBatch = Callable[[MicroBatch, Tensor], tuple[Posterior, Posterior | None]]
+"""(micro-batch, hole B 1 H W) -> the posterior of the images, and for 9 channels that of the masked ones."""
 
 
 class LatentInpainting(nn.Module):
@@ -35,15 +39,23 @@ class LatentInpainting(nn.Module):
     sees is what painting shows it. All randomness is keyed by (seed, purpose, position)."""
 
     def __init__(
-        self, base: Base, groups: list[ParameterGroup], *, seed: int, loss: LossSettings, precision: Precision
+        self,
+        base: Base,
+        groups: list[ParameterGroup],
+        *,
+        seed: int,
+        loss: LossSettings,
+        precision: Precision,
+        encode_batch: EncodeBatch | None = None,
     ) -> None:
+        """Args: encode_batch: where latents come from; None: the base's own VAE, at every step."""
         super().__init__()
         self.base = base
         base.vae.to(memory_format=torch.channels_last)
         self.seed = seed
-        self.loss = loss
         self.precision = precision
-        self.schedule = schedule.schedule_of(base.scheduler)
+        self.diffusion = HoleDiffusion(schedule_of(base.scheduler), loss, seed=seed)
+        self.encode_batch = encode_batch or self._encode
         # The VAE is not registered: DeepSpeed would shard it, and cast SDXL's, which overflows in fp16.
         self.unet = base.unet
         self.text_encoders = nn.ModuleList(base.text_encoders)
@@ -52,59 +64,49 @@ class LatentInpainting(nn.Module):
     def groups(self) -> list[ParameterGroup]:
         return self._groups
 
-    def forward(self, batch: Batch) -> Tensor:
-        # Not `base.device` and `vae.dtype`: diffusers finds those by walking through all modules, 4 % of a small step.
+    def forward(self, batch: MicroBatch, *, validating: bool = False) -> Tensor:
+        # Not `base.device`: diffusers finds it by walking through all modules, which costs 4 % of a small step.
         device = self.unet.conv_in.weight.device
-        positions = np.asarray(batch["position"])
-        # LoRA's dropout is torch's: keyed by the batch, it is the same after a resume (at an equal world size).
-        torch.manual_seed(int(randomness.generator(self.seed, "dropout", int(positions[0])).integers(2**62)))
-        image_B3HW = to_pixels(batch["image"], device)
+        positions_B = on_device(batch["position"], device)
+        if not validating:
+            seed_dropout(self.seed, batch)
         hole_B1HW = to_hole(batch["hole"], device)
+        purpose = "validation " if validating else ""
+
+        def sampled(posterior: Posterior, name: str) -> Tensor:
+            return posterior.sample(keyed.normal(self.seed, f"{purpose}{name}", positions_B, posterior.shape))
+
         with autocast(self.precision, device):
-            clean_BChw, masked_BChw = self._encoded(image_B3HW, hole_B1HW, batch, positions)
-            size_hw = (clean_BChw.shape[2], clean_BChw.shape[3])
-            noise_BChw = self._noise(positions, clean_BChw)
-            timesteps_B = self._timesteps(positions, device)
-            noisy_BChw = schedule.add_noise(self.schedule, clean_BChw, noise_BChw, timesteps_B)
+            image, known = self.encode_batch(batch, hole_B1HW)
+            noised = self.diffusion.noise(sampled(image, "vae"), positions_B, validating=validating)
+            known_BChw = None if known is None else sampled(known, "masked vae")
             hole_B1hw = shrink_hole(hole_B1HW, self.base.info.downsample)
-            inputs_BChw = unet_input(noisy_BChw, hole_B1hw, masked_BChw).to(self.unet.conv_in.weight.dtype)
-            conditioning = encode_prompts(self.base, [str(p) for p in batch["prompt"]])
-            kwargs = unet_kwargs(conditioning, *image_B3HW.shape[-2:])
+            inputs = unet_input(noised.noisy_BChw, hole_B1hw, known_BChw)
+            conditioning = encode_prompts(self.base, [str(prompt) for prompt in batch["prompt"]])
+            kwargs = unet_kwargs(conditioning, *hole_B1HW.shape[-2:])
             # The weights may not be: ZeRO keeps trained ones in flat buffers.
-            inputs_BChw = inputs_BChw.contiguous(memory_format=torch.channels_last)
-            output_BChw = self.unet(inputs_BChw, timesteps_B, **kwargs).sample
-        target_BChw = schedule.target(self.schedule, clean_BChw, noise_BChw, timesteps_B)
-        area_B1hw = objective.hole_area(hole_B1HW, size_hw)
-        loss_B = objective.hole_loss(output_BChw, target_BChw, area_B1hw)
-        if self.loss.min_snr_gamma is not None:
-            loss_B = loss_B * objective.min_snr_weight(self.schedule, timesteps_B, self.loss.min_snr_gamma)
-        if self.loss.debiased:
-            loss_B = loss_B * objective.debiased_weight(self.schedule, timesteps_B)
-        return loss_B
+            inputs = inputs.to(self.unet.conv_in.weight.dtype).contiguous(memory_format=torch.channels_last)
+            output_BChw = self.unet(inputs, noised.timesteps_B, **kwargs).sample
+        size_hw = (output_BChw.shape[2], output_BChw.shape[3])
+        return self.diffusion.loss_of(output_BChw, noised, hole_area(hole_B1HW, size_hw))
 
-    def _encoded(
-        self, image_B3HW: Tensor, hole_B1HW: Tensor, batch: Batch, positions: np.ndarray
-    ) -> tuple[Tensor, Tensor | None]:
-        """Latents of the images, and for 9 channels of the masked ones."""
-
-        def noise(purpose: str, shape: tuple[int, ...]) -> Tensor:
-            return torch.from_numpy(randomness.normal(self.seed, purpose, positions, shape)).to(image_B3HW.device)
-
+    @torch.no_grad()
+    def _encode(self, batch: MicroBatch, hole_B1HW: Tensor) -> tuple[Posterior, Posterior | None]:
+        image_B3HW = to_pixels(batch["image"], hole_B1HW.device)
         if self.base.info.in_channels == 4:
-            posterior = encode(self.base, image_B3HW)
-            return posterior.sample(noise("vae", posterior.shape)), None
-        input_B3HW = to_pixels(batch["input"], image_B3HW.device) if "input" in batch else image_B3HW
-        both, count = encode(self.base, torch.cat([image_B3HW, masked(input_B3HW, hole_B1HW)])), len(image_B3HW)
-        image, known = both[:count], both[count:]
-        return image.sample(noise("vae", both.shape)), known.sample(noise("masked vae", both.shape))
+            return encode(self.base, image_B3HW), None
+        input_B3HW = to_pixels(batch["input"], hole_B1HW.device) if "input" in batch else image_B3HW
+        both = encode(self.base, torch.cat([image_B3HW, masked(input_B3HW, hole_B1HW)]))
+        return both[: len(image_B3HW)], both[len(image_B3HW) :]
 
-    def _noise(self, positions: np.ndarray, like_BChw: Tensor) -> Tensor:
-        noise = randomness.normal(self.seed, "noise", positions, tuple(like_BChw.shape[1:]))
-        if self.loss.noise_offset:
-            offset = randomness.normal(self.seed, "noise offset", positions, (like_BChw.shape[1], 1, 1))
-            noise = noise + self.loss.noise_offset * offset
-        return torch.from_numpy(noise).to(like_BChw.device)
-
-    def _timesteps(self, positions: np.ndarray, device: torch.device) -> Tensor:
-        share_B = randomness.uniform(self.seed, "timestep", positions)
-        return torch.from_numpy((share_B * self.schedule.train_timesteps).astype(np.int64)).to(device)
+    def paint(self, batch: MicroBatch, count: int) -> list[np.ndarray]:
+        """Input, hole and painting side by side."""
+        photos = batch.get("input", batch["image"])[:count]
+        holes = batch["hole"][:count] >= PAINT
+        requests = [
+            PaintRequest(image=photo, hole=hole, prompt=str(prompt), seed=number, sampling=SamplingSettings())
+            for number, (photo, hole, prompt) in enumerate(zip(photos, holes, batch["prompt"], strict=False))
+        ]
+        with autocast(self.precision, self.unet.conv_in.weight.device):
+            painted = Painter(self.base, max_batch=count).paint(requests)
+        return [comparison(r.image, r.hole, result) for r, result in zip(requests, painted, strict=True)]

@@ -1,7 +1,8 @@
 """The one training loop. It never asks which workload it runs, and imports no ray.
 
 Position counts samples. Every micro-batch carries its positions, and the loop asserts that they are the plan's, so a
-reader that loses, repeats or reorders rows stops the run instead of spoiling it.
+reader that loses, repeats or reorders rows stops the run instead of spoiling it. On a GPU a step's figures are read
+while the next one runs, so that it never waits for them.
 """
 
 import time
@@ -11,65 +12,169 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from inpaint.data.plan import StepLayout
-from inpaint.train.checkpoint import CheckpointStore, Progress
+from inpaint.train.checkpoint import VALIDATION_LOSS, CheckpointStore, Progress
 from inpaint.train.ema import MovingAverage
 from inpaint.train.engine import ZeroEngine
 from inpaint.train.flops import peak_flops
-from inpaint.train.objective import Batch
-from inpaint.train.settings import TrainSettings
+from inpaint.train.objective import MicroBatch
+from inpaint.train.validation import ValidationSet
 
-Report = dict[str, float]
+StepReport = dict[str, float]
 
 
 @dataclass(kw_only=True)
 class Run:
     """What a worker needs to train."""
 
-    settings: TrainSettings
     engine: ZeroEngine
     ema: MovingAverage | None
     store: CheckpointStore
-    batches: Iterator[Batch]
+    batches: Iterator[MicroBatch]
+    validation: ValidationSet | None = None
     total: int
     """Samples of the whole run."""
     progress: Progress
     """Where it starts."""
-    exchange: Callable[[Report], bool] = field(default=lambda report: False)
-    """Called on rank 0 after every step with figures for the console; true asks for a checkpoint and an end."""
+    exchange: Callable[[StepReport], bool] = field(default=lambda report: False)
+    """Called on rank 0 with figures for the console; true asks for a checkpoint and an end."""
     asked_to_stop: bool = False
     """Whether an end was asked for: before the first step on any rank, then by what `exchange` answers on rank 0."""
     flops_per_sample: float | None = None
     """Of forward and backward; counted at the first step on a GPU."""
     on_bad_row: Callable[[int, str], None] = field(default=lambda position, error: None)
     """Called with the position of a row that could no longer be read."""
+    on_validation: Callable[[dict[str, float]], None] = field(default=lambda metrics: None)
+    """Called on all ranks after each validation."""
+    best: float = float("inf")
+    """Lowest validation loss of the run so far."""
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A step that was begun: its figures may still be on their way."""
+
+    progress: Progress
+    figures: Tensor
+    """Summed over all ranks: loss, seconds waited for data, ranks that were asked to stop."""
 
 
 def train(run: Run) -> Progress:
-    """Train to `run.total` samples, or until `exchange` asks to stop; returns where it ended, checkpointed."""
-    settings, progress = run.settings, run.progress
-    saved = progress.samples
+    """Train to `run.total` samples, or until `exchange` asks to stop; returns where it ended, checkpointed.
+
+    Raises:
+        FloatingPointError: the loss is not finite; nothing of it was checkpointed.
+    """
+    settings, progress = run.engine.settings, run.progress
+    may_wait = run.engine.device.type != "cuda"
+    stop = _any_rank(run, run.asked_to_stop)
+    before: _Step | None = None
     while progress.samples < run.total:
-        started = time.perf_counter()
-        batches = [_next(run, progress.samples, micro) for micro in range(settings.accumulation)]
-        waited = time.perf_counter() - started
-        loss = _step(run, batches, settings.lr_scale(progress.samples, run.total))
-        samples = progress.samples + settings.global_batch
-        progress = replace(progress, samples=samples, steps=progress.steps + 1, metrics={"loss": loss})
-        if run.ema is not None:
-            run.ema.update(run.engine, settings.global_batch)
-        loss, waited, stop = _agree(run, progress, loss, waited)
-        progress = replace(progress, metrics={"loss": loss})
-        _report(run, progress, waited, time.perf_counter() - started)
-        due = samples // settings.checkpoint_every > saved // settings.checkpoint_every
-        if due or stop or samples >= run.total:
-            save(run, progress)
-            saved = samples
+        step = _step(run, progress)
+        done, progress = progress.samples, step.progress
+        if before is not None:
+            stop = _read(run, before) or stop
+        due = _is_due(settings.checkpoint_every, progress, done)
+        due = due or (run.validation is not None and _is_due(run.validation.every, progress, done))
+        at_end = stop or due or progress.samples >= run.total
+        before = None if at_end or may_wait else step
+        if before is None:
+            stop = _read(run, step) or stop
+        if at_end or stop:
+            progress = replace(progress, metrics={"loss": float(step.figures[0])})
+            progress = _save(run, progress, done, at_once=stop)
         if stop:
             break
     return progress
+
+
+def _step(run: Run, progress: Progress) -> _Step:
+    """Begin one optimizer step, and the sum of its figures over all ranks."""
+    started = time.perf_counter()
+    layout = run.engine.layout
+    wanted = layout.positions(progress.samples, dist.get_rank())
+    batches = [_next(run, positions) for positions in wanted]
+    waited = time.perf_counter() - started
+    scale = run.engine.settings.lr_scale(progress.samples, run.total)
+    if run.engine.device.type == "cuda" and run.flops_per_sample is None:
+        with FlopCounterMode(display=False) as counter:
+            loss = run.engine.train_step(batches, scale)
+        run.flops_per_sample = counter.get_total_flops() / (layout.accumulation * layout.micro_batch)
+    else:
+        loss = run.engine.train_step(batches, scale)
+    if run.ema is not None:
+        run.ema.update(layout.global_batch)
+    told = torch.tensor([0.0, waited, float(run.asked_to_stop)], dtype=torch.float64)
+    figures = told.to(run.engine.device, non_blocking=True)
+    figures[0] = loss
+    if layout.workers > 1:
+        dist.all_reduce(figures)
+    samples = progress.samples + layout.global_batch
+    return _Step(replace(progress, samples=samples, steps=progress.steps + 1), figures)
+
+
+def _next(run: Run, wanted: np.ndarray) -> MicroBatch:
+    batch = next(run.batches, None)
+    assert batch is not None, f"nothing more was read, the plan says {wanted}"
+    got = np.asarray(batch["position"])
+    assert np.array_equal(got, wanted), f"positions {got} were read, the plan says {wanted}"
+    for position, error in zip(batch["position"], batch["error"], strict=True):
+        if error:
+            run.on_bad_row(int(position), str(error))
+    return batch
+
+
+def _read(run: Run, step: _Step) -> bool:
+    """A step's figures, once they are there: reported on rank 0; whether a rank was asked to stop."""
+    loss, waited, stop = (float(value) for value in step.figures)
+    if not np.isfinite(loss):
+        first = step.progress.samples - run.engine.layout.global_batch
+        raise FloatingPointError(
+            f"the loss is {loss} at samples {first} to {step.progress.samples - 1}: lower the learning rate, or use "
+            "bf16 or fp32 instead of fp16. The last checkpoint is from before"
+        )
+    if dist.get_rank() == 0:
+        report = {"samples": step.progress.samples, "total": run.total, "loss": loss}
+        report |= {"waited": waited / run.engine.layout.workers, "time": time.perf_counter()}
+        if run.flops_per_sample is not None:
+            peak = peak_flops(torch.cuda.get_device_name(run.engine.device))
+            report["flops_per_sample"] = run.flops_per_sample
+            report["peak_flops"] = (peak or 0.0) * run.engine.layout.workers
+        run.asked_to_stop = run.exchange(report) or run.asked_to_stop
+    return stop > 0
+
+
+def _any_rank(run: Run, wish: bool) -> bool:
+    """Whether any rank has the wish. Collective."""
+    wishes = torch.tensor(float(wish), device=run.engine.device)
+    dist.all_reduce(wishes)
+    return bool(wishes > 0)
+
+
+def _save(run: Run, progress: Progress, done: int, *, at_once: bool) -> Progress:
+    """Validate where that is due, and write a checkpoint where that is due or the run has never been better.
+
+    Args:
+        done: samples before the last step.
+        at_once: write a checkpoint and do nothing else.
+    """
+    is_last, is_better = progress.samples >= run.total, False
+    if run.validation and not at_once and (is_last or _is_due(run.validation.every, progress, done)):
+        loss = run.validation.run(run.engine, run.ema, progress.samples)
+        progress = replace(progress, metrics={**progress.metrics, VALIDATION_LOSS: loss})
+        is_better, run.best = loss < run.best, min(loss, run.best)
+        if dist.get_rank() == 0:
+            run.exchange({"samples": progress.samples, "total": run.total, VALIDATION_LOSS: loss})
+        run.on_validation({"samples": progress.samples, **progress.metrics})
+    if is_last or is_better or at_once or _is_due(run.engine.settings.checkpoint_every, progress, done):
+        save(run, progress)
+    return progress
+
+
+def _is_due(every: int, progress: Progress, done: int) -> bool:
+    return progress.samples // every > done // every
 
 
 def save(run: Run, progress: Progress) -> None:
@@ -80,62 +185,3 @@ def save(run: Run, progress: Progress) -> None:
     if dist.get_rank() == 0:
         run.store.save(tensors, progress)
     dist.barrier()
-
-
-def _step(run: Run, batches: list[Batch], lr_scale: float) -> float:
-    if run.engine.device.type != "cuda" or run.flops_per_sample is not None:
-        return run.engine.train_step(batches, lr_scale)
-    with FlopCounterMode(display=False) as counter:
-        loss = run.engine.train_step(batches, lr_scale)
-    run.flops_per_sample = counter.get_total_flops() / sum(len(batch["position"]) for batch in batches)
-    return loss
-
-
-def _next(run: Run, samples: int, micro: int) -> Batch:
-    batch = next(run.batches, None)
-    settings = run.settings
-    layout = StepLayout(
-        global_batch=settings.global_batch, max_micro_batch=settings.micro_batch, workers=settings.workers
-    )
-    expected = layout.positions(samples, dist.get_rank())[micro]
-    assert batch is not None, f"nothing more was read, the plan says {expected}"
-    got = np.asarray(batch["position"])
-    assert np.array_equal(got, expected), f"positions {got} were read, the plan says {expected}"
-    for position, error in zip(batch["position"], batch["error"], strict=True):
-        if error:
-            run.on_bad_row(int(position), str(error))
-    return batch
-
-
-def _agree(run: Run, progress: Progress, loss: float, waited: float) -> tuple[float, float, bool]:
-    """One small all-reduce: the mean loss and waiting time, and whether a rank was asked to stop.
-
-    Raises:
-        FloatingPointError: the loss is not finite.
-    """
-    shared = torch.tensor([loss, waited, float(run.asked_to_stop)], dtype=torch.float64)
-    if run.settings.workers > 1:
-        shared = shared.to(run.engine.device)
-        dist.all_reduce(shared)
-    loss, waited, stop = (float(value) for value in shared)
-    loss, waited = loss / run.settings.workers, waited / run.settings.workers
-    if not np.isfinite(loss):
-        first = progress.samples - run.settings.global_batch
-        raise FloatingPointError(
-            f"the loss is {loss} at samples {first} to {progress.samples - 1}: lower the learning rate, or use "
-            "bf16 or fp32 instead of fp16. The last checkpoint is from before"
-        )
-    return loss, waited, stop > 0
-
-
-def _report(run: Run, progress: Progress, waited: float, seconds: float) -> None:
-    """The first rank's report of a step; the answer is acted on in the next step, by all ranks at once."""
-    if dist.get_rank() != 0:
-        return
-    report = {"samples": progress.samples, "total": run.total, "loss": progress.metrics["loss"]}
-    report |= {"waited": waited, "seconds": seconds, "time": time.perf_counter()}
-    if run.flops_per_sample is not None:
-        peak = peak_flops(torch.cuda.get_device_name(run.engine.device))
-        report["flops_per_sample"] = run.flops_per_sample
-        report["peak_flops"] = (peak or 0.0) * run.settings.workers
-    run.asked_to_stop = run.exchange(report) or run.asked_to_stop

@@ -1,10 +1,40 @@
 """The settings that every workload's training shares. Progress and schedules are counted in samples, never in steps."""
 
+import dataclasses
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 from inpaint.errors import InpaintError
+
+_MAY_CHANGE = "may change on a resume"
+
+
+def may_change(default: Any = dataclasses.MISSING, *, default_factory: Callable[[], Any] | None = None) -> Any:
+    """A field that may be another one when a run is resumed: it decides how it is computed, or for how long, and not
+    what is learned."""
+    metadata = {_MAY_CHANGE: True}
+    if default_factory is not None:
+        return dataclasses.field(default_factory=default_factory, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def plain(value: Any, *, fixed_only: bool = False) -> Any:
+    """A configuration as plain values for JSON: dataclasses become dicts, tuples lists.
+
+    Args:
+        fixed_only: leave out the fields that `may_change`.
+    """
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = [f for f in dataclasses.fields(value) if not (fixed_only and f.metadata.get(_MAY_CHANGE))]
+        return {f.name: plain(getattr(value, f.name), fixed_only=fixed_only) for f in fields}
+    if isinstance(value, dict):
+        return {str(name): plain(item, fixed_only=fixed_only) for name, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [plain(item, fixed_only=fixed_only) for item in value]
+    return str(value) if isinstance(value, StrEnum) else value
 
 
 class Precision(StrEnum):
@@ -15,7 +45,7 @@ class Precision(StrEnum):
     FP16 = "fp16"
 
 
-class Schedule(StrEnum):
+class RateSchedule(StrEnum):
     """How learning rates fall after the warm-up."""
 
     CONSTANT = "constant"
@@ -30,35 +60,77 @@ class Offload(StrEnum):
     CPU = "cpu"
 
 
+class Keep(StrEnum):
+    """Which checkpoint of a run is exported."""
+
+    BEST = "best"
+    """The one of the lowest validation loss on held-out rows; the last one where no rows are held out."""
+    LAST = "last"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidationSettings:
+    """A fixed set of samples, each with its hole, timestep and noise, whose loss is taken again and again."""
+
+    share: float = 0.0
+    """Share of the rows that is held out for it, in [0, 1); 0: it is drawn from the rows that are trained on."""
+    data: str | None = None
+    """Rows of its own instead, in the training data's form: a path or an object-store URL."""
+    samples: int = 64
+    """Samples in the set; 0: no validation."""
+    every: int | None = may_change(None)
+    """Samples between validations; unset: at each checkpoint."""
+    pictures: int = may_change(4)
+    """Samples painted at each validation into the run's `validation/`; 0: none."""
+    export: Keep = may_change(Keep.BEST)
+    """Which checkpoint is exported."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.share < 1:
+            raise InpaintError(f"validation.share is {self.share}: give a share of the rows in [0, 1)")
+        if self.share and self.data is not None:
+            raise InpaintError("validation.share and validation.data: give one of them")
+        if self.samples < 0 or self.pictures < 0 or (self.every is not None and self.every < 1):
+            raise InpaintError(
+                f"validation: samples {self.samples} and pictures {self.pictures} must not be negative, every "
+                f"{self.every} at least 1"
+            )
+
+    @property
+    def is_held_out(self) -> bool:
+        """Whether its rows are trained on nowhere."""
+        return self.share > 0 or self.data is not None
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainSettings:
     """How long, how fast, on how many workers."""
 
-    epochs: float | None = None
-    """Passes over the manifest; where given, it replaces `samples`. The last step's batch runs on into the next."""
-    samples: int = 10_000
+    epochs: float | None = may_change(None)
+    """Passes over the rows; where given, it replaces `samples`. The last step's batch runs on into the next."""
+    samples: int = may_change(10_000)
     """Samples to train on."""
     global_batch: int = 16
-    """Samples per optimizer step, over all workers: constant when the number of workers changes."""
-    micro_batch: int = 4
-    """Samples per forward on one worker. What remains of the global batch is accumulated."""
-    workers: int = 1
-    """Ray Train workers. `global_batch` must be a multiple of `workers * micro_batch`."""
-    gpu: bool | None = None
+    """Samples per optimizer step, over all workers: the same for any number of them."""
+    max_micro_batch: int = may_change(4)
+    """Most samples per forward on one worker. What remains of the global batch is accumulated."""
+    workers: int | tuple[int, int] = may_change((1, 8))
+    """Ray Train workers: as many of (fewest, most) as the cluster holds; one number is exactly that many."""
+    gpu: bool | None = may_change(None)
     """Train on GPUs, one per worker; unset: where the cluster has them."""
     seed: int = 0
     """Keys the plan and every sample's randomness."""
     precision: Precision = Precision.FP32
     """Compute type of the forward and backward; trained parameters and Adam stay in fp32."""
-    zero_stage: int = 1
+    zero_stage: int = may_change(1)
     """DeepSpeed ZeRO: 0 nothing sharded, 1 optimizer states, 2 and gradients, 3 and parameters."""
-    offload: Offload = Offload.NONE
+    offload: Offload = may_change(Offload.NONE)
     """Where ZeRO keeps optimizer states."""
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: bool = may_change(False)
     """Recompute activations in the backward: less memory, about a third more time."""
     optimizer: str = "adamw"
     """adamw, or sgd (momentum 0.9)."""
-    schedule: Schedule = Schedule.COSINE
+    schedule: RateSchedule = RateSchedule.COSINE
     """Of every group's learning rate after the warm-up, down to zero (constant: no decay)."""
     warmup: float = 0.05
     """Share of the samples over which learning rates rise from zero, in [0, 1)."""
@@ -70,22 +142,23 @@ class TrainSettings:
     """Gradients are scaled down to this norm; 0 turns it off."""
     ema_halflife: float | None = None
     """Half-life, in samples, of the moving average of the trained parameters; unset: none is kept."""
-    checkpoint_every: int = 2000
+    checkpoint_every: int = may_change(2000)
     """Samples between checkpoints; one is always written at the end."""
-    keep_checkpoints: int = 2
-    """How many good checkpoints stay, >= 2, so that a corrupt one has one before it."""
-    max_failures: int = 3
+    keep_checkpoints: int = may_change(2)
+    """How many good checkpoints stay beside the best, >= 2, so that a corrupt one has one before it."""
+    max_failures: int = may_change(3)
     """How often a crashed worker group is restarted from its last checkpoint."""
 
     def __post_init__(self) -> None:
-        share = self.workers * self.micro_batch
-        if min(self.workers, self.micro_batch, self.global_batch) < 1:
-            raise InpaintError("workers, micro_batch and global_batch must be at least 1")
-        if self.global_batch % share:
+        fewest, _ = self.worker_range
+        if fewest < 1 or (not isinstance(self.workers, int) and self.workers[0] > self.workers[1]):
+            raise InpaintError(f"workers {self.workers}: give a number from 1 up, or (fewest, most)")
+        if min(self.max_micro_batch, self.global_batch) < 1:
             raise InpaintError(
-                f"global_batch {self.global_batch} is not a multiple of workers x micro_batch = "
-                f"{self.workers} x {self.micro_batch}; {math.ceil(self.global_batch / share) * share} would be"
+                f"global_batch {self.global_batch}, max_micro_batch {self.max_micro_batch}: give at least 1"
             )
+        if fewest > self.global_batch:
+            raise InpaintError(f"workers {self.workers}: a global batch of {self.global_batch} has work for no more")
         if self.zero_stage not in (0, 1, 2, 3):
             raise InpaintError(f"zero_stage is {self.zero_stage}: give 0, 1, 2 or 3")
         if self.offload is not Offload.NONE and self.zero_stage == 0:
@@ -102,13 +175,14 @@ class TrainSettings:
             raise InpaintError(f"nothing to train on: samples {self.samples}, epochs {self.epochs}")
 
     @property
-    def accumulation(self) -> int:
-        """Micro-batches per worker and optimizer step."""
-        return self.global_batch // (self.workers * self.micro_batch)
+    def worker_range(self) -> tuple[int, int]:
+        """(fewest, most) workers; never more than a global batch has samples."""
+        fewest, most = (self.workers, self.workers) if isinstance(self.workers, int) else self.workers
+        return fewest, max(fewest, min(most, self.global_batch))
 
-    def total_samples(self, rows: int) -> int:
-        """Samples of the whole run over a manifest of `rows`, rounded up to whole global batches."""
-        wanted = self.samples if self.epochs is None else math.ceil(self.epochs * rows)
+    def total_samples(self, samples_per_epoch: int) -> int:
+        """Samples of the whole run, rounded up to whole global batches."""
+        wanted = self.samples if self.epochs is None else math.ceil(self.epochs * samples_per_epoch)
         return math.ceil(wanted / self.global_batch) * self.global_batch
 
     def lr_scale(self, samples: int, total: int) -> float:
@@ -118,9 +192,9 @@ class TrainSettings:
             return (samples + self.global_batch) / (warm + self.global_batch)
         done = (samples - warm) / max(total - warm, 1)
         match self.schedule:
-            case Schedule.CONSTANT:
+            case RateSchedule.CONSTANT:
                 return 1.0
-            case Schedule.LINEAR:
+            case RateSchedule.LINEAR:
                 return 1.0 - done
-            case Schedule.COSINE:
+            case RateSchedule.COSINE:
                 return 0.5 * (1.0 + math.cos(math.pi * done))

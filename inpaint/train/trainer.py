@@ -1,103 +1,135 @@
-"""The wiring of training on Ray Train; with `board.py` the only file of train/ that imports ray.
+"""The wiring of training on Ray Train; with `channel.py` the only file of train/ that imports ray.
 
 Guarantees: a run continues from its own checkpoints, at the exact position, after a worker's death, after SIGTERM and
-with `resume`; Ray Train's snapshot is never needed. Nothing is trained on another manifest than the run began with.
+with `resume`, on any number of workers; Ray Train's snapshot is never needed. Nothing is trained on other rows than the
+run began with.
 """
 
 import importlib.metadata
 import json
-import signal
-import threading
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import ray
 import ray.train
 import torch
+import torch.distributed as dist
 from ray.train.torch import TorchTrainer, get_device
 
 from inpaint import cluster
-from inpaint.data.pipeline import batches, data_config
-from inpaint.data.plan import StepLayout
+from inpaint.data.pipeline import batches
+from inpaint.data.plan import Plan, StepLayout
 from inpaint.data.rows import Manifest
-from inpaint.data.sample import ReadSettings
-from inpaint.data.storage import output_folder
+from inpaint.data.storage import absolute, output_folder, read_file, write_file
 from inpaint.errors import InpaintError, ResumeMismatch
-from inpaint.train.board import Exchange, send_warnings, start_board, watched
+from inpaint.export.card import grid
+from inpaint.paint.files import encode_png
+from inpaint.stopping import StopToken
+from inpaint.train.channel import Exchange, open_channel, send_warnings, watched
 from inpaint.train.checkpoint import CheckpointStore, Progress
 from inpaint.train.console import RunConsole
 from inpaint.train.ema import MovingAverage
 from inpaint.train.engine import ZeroEngine
-from inpaint.train.loop import Report, Run, train
-from inpaint.train.objective import Objective
-from inpaint.train.settings import Schedule, TrainSettings
+from inpaint.train.loop import Run, StepReport, train
+from inpaint.train.recipe import CHECKPOINTS, Recipe
+from inpaint.train.settings import RateSchedule, TrainSettings, plain
+from inpaint.train.validation import ValidationSet
 
 VERSIONS = ("torch", "ray", "diffusers", "transformers", "peft", "deepspeed")
-MACHINERY = {
-    *("workers", "micro_batch", "gpu", "zero_stage", "offload", "gradient_checkpointing"),
-    *("checkpoint_every", "keep_checkpoints", "max_failures", "epochs", "samples"),
-}
-"""Settings that may change when a run is resumed: they decide how it is computed, not what is learned."""
-MANIFEST = "manifest.parquet"
-
-_stop_requested = threading.Event()
+TRAIN_ROWS, VALIDATION_ROWS = "manifest.parquet", "validation.parquet"
+_VALIDATION_SEED = 2**62
+"""Of the plan by which a validation set is chosen from its rows, whatever the run's own seed."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Workload:
-    """One training run: what is read, and what is trained with it."""
+def fit(
+    recipe: Recipe,
+    rows: Manifest,
+    held_out: Manifest | None,
+    output: str,
+    *,
+    name: str,
+    side_by_side: int = 1,
+    stop: StopToken | None = None,
+    watch: Callable[[StepReport], None] | None = None,
+) -> Progress:
+    """Train a bound recipe on the connected cluster; checkpoints, logs and the manifests go to `output`.
 
-    name: str
-    manifest: Manifest
-    read: ReadSettings
-    build: Callable[[torch.device], Objective]
-    """Builds the objective on a worker; must pickle (a `functools.partial` of a module's function)."""
-    settings: TrainSettings
-    identity: dict[str, Any] = field(default_factory=dict)
-    """What else must not change when the run is resumed (rank, base revision, ...); JSON."""
+    Args:
+        rows: what is trained on.
+        held_out: what is validated on; None: on `rows`.
+        side_by_side: trainings that share the cluster.
+        watch: called with every step's report, some time after the step.
 
-    def fixed(self) -> dict[str, Any]:
-        """Everything that decides what is learned, and must be the same when the run is resumed."""
-        settings = {k: v for k, v in asdict(self.settings).items() if k not in MACHINERY}
-        if self.settings.schedule is not Schedule.CONSTANT or self.settings.warmup:
-            # What a learning rate is depends on where the run will end; a constant one can go on for longer.
-            settings["total"] = self.settings.total_samples(len(self.manifest))
-        read = {**asdict(self.read), "hole": repr(self.read.hole)}
-        return json.loads(json.dumps({**settings, "read": read, **self.identity}))
+    Returns where it ended: before the end only where `stop` was asked for.
+
+    Raises:
+        InpaintError: `output` holds a run already and `resume` is off, or the cluster can never fit the job.
+        ResumeMismatch: the run in `output` began with other rows or other settings.
+    """
+    settings, output = recipe.train, absolute(output)
+    store = CheckpointStore(f"{output}/{CHECKPOINTS}", keep=settings.keep_checkpoints)
+    total = settings.total_samples(Plan.of(rows, settings.seed).samples_per_epoch)
+    started = _resume_from(recipe, rows, total, store, output)
+    if started.samples >= total:
+        return started
+    stop = stop or StopToken()
+    stop.check()
+    scaling, threads = _scaling(settings, side_by_side)
+    with output_folder(output) as folder:
+        rows.save(folder / TRAIN_ROWS)
+        if held_out is not None:
+            held_out.save(folder / VALIDATION_ROWS)
+        recipe.begin(folder)
+    channel = open_channel()
+    reading = PlannedReading(recipe, output, total)
+    trainer = TorchTrainer(
+        _work,
+        train_loop_config={
+            "recipe": recipe,
+            "start": started,
+            "total": total,
+            "output": output,
+            "channel": channel,
+            "threads": threads,
+        },
+        # Placeholders: what is read is decided by `PlannedReading`, once Ray Train knows the world size.
+        datasets=dict.fromkeys(reading.names, lambda: ray.data.range(1)),
+        dataset_config=reading,
+        scaling_config=scaling,
+        run_config=ray.train.RunConfig(
+            # A fresh name each time: Ray Train then never looks for a snapshot of its own to restore.
+            name=f"{name}-{datetime.now(UTC):%Y%m%d-%H%M%S-%f}",
+            storage_path=f"{output}/ray_train",
+            failure_config=ray.train.FailureConfig(max_failures=settings.max_failures),
+            worker_runtime_env={"env_vars": _environment(threads, use_gpu=scaling.use_gpu)},
+            logging_config=ray.train.LoggingConfig(log_level="WARNING"),
+        ),
+    )
+    with (
+        output_folder(f"{output}/tensorboard") as logs,
+        RunConsole(name, logs, start=started.samples, total=total) as console,
+        watched(channel, console, stop, watch),
+    ):
+        try:
+            trainer.fit()
+        except ray.train.TrainingFailedError as error:
+            refusal = ray.get(channel.refusal.remote())
+            if refusal is None:
+                raise
+            raise InpaintError(refusal) from error
+    ended = store.progress()
+    assert ended is not None, "a finished run has a checkpoint"
+    return ended
 
 
-@contextmanager
-def stop_on_signals() -> Iterator[None]:
-    """Within, SIGTERM or Ctrl-C asks the running trainings to write a checkpoint and end; a second one ends the
-    process. Main thread only."""
-
-    def request(number: int, frame: object) -> None:
-        _stop_requested.set()
-        signal.signal(number, before[signal.Signals(number)])
-
-    before = {number: signal.signal(number, request) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        _stop_requested.clear()
-
-
-def request_stop() -> None:
-    """What SIGTERM does within `stop_on_signals`: the running trainings write a checkpoint and end."""
-    _stop_requested.set()
-
-
-def check_stop() -> None:
-    """Raise InpaintError where a stop was asked for: for the parts of a job around its trainings."""
-    if _stop_requested.is_set():
-        raise InpaintError("stopped as asked; go on with --resume")
+def check_cluster(settings: TrainSettings) -> None:
+    """Raise ClusterTooSmall where the connected cluster can never hold such a training."""
+    _scaling(settings, 1)
 
 
 def runs_side_by_side(settings: TrainSettings) -> int:
@@ -108,109 +140,7 @@ def runs_side_by_side(settings: TrainSettings) -> int:
     """
     nodes = cluster.cluster_nodes()
     places = sum(int(node.gpus) for node in nodes) if _on_gpu(settings) else len(nodes)
-    return max(1, places // settings.workers)
-
-
-def fit(
-    workload: Workload,
-    output: str,
-    *,
-    resume: bool = False,
-    side_by_side: int = 1,
-    watch: Callable[[Report], None] | None = None,
-) -> Progress:
-    """Train on the connected cluster; checkpoints, logs and the manifest go to `output` (a folder or URL).
-
-    Args:
-        side_by_side: trainings that share the cluster.
-        watch: called with every step's report, some time after the step.
-
-    Returns where it ended: before the end only where SIGTERM asked for it.
-
-    Raises:
-        InpaintError: `output` holds a run already and `resume` is off, or the cluster can never fit the job.
-        ResumeMismatch: the run in `output` began with another manifest or other settings.
-    """
-    settings = workload.settings
-    output = output if "://" in output else str(Path(output).resolve())
-    store = CheckpointStore(f"{output}/checkpoints", keep=settings.keep_checkpoints)
-    started = _resume_from(workload, store, output, resume)
-    total = settings.total_samples(len(workload.manifest))
-    if started.samples >= total:
-        return started
-    check_stop()
-    scaling, threads = _scaling(settings, side_by_side)
-    workload.manifest.save(f"{output}/{MANIFEST}")
-    board = start_board()
-    trainer = TorchTrainer(
-        _work,
-        train_loop_config={
-            "build": workload.build,
-            "settings": settings,
-            "start": started,
-            "total": total,
-            "checkpoints": f"{output}/checkpoints",
-            "board": board,
-            "threads": threads,
-        },
-        datasets={"train": _dataset(workload, store, total)},
-        dataset_config=data_config(workload.manifest, workload.read),
-        scaling_config=scaling,
-        run_config=ray.train.RunConfig(
-            # A fresh name each time: Ray Train then never looks for a snapshot of its own to restore.
-            name=f"{workload.name}-{datetime.now(UTC):%Y%m%d-%H%M%S-%f}",
-            storage_path=f"{output}/ray_train",
-            failure_config=ray.train.FailureConfig(max_failures=settings.max_failures),
-            worker_runtime_env={"env_vars": _environment(threads, use_gpu=scaling.use_gpu)},
-            logging_config=ray.train.LoggingConfig(log_level="WARNING"),
-        ),
-    )
-    with (
-        output_folder(f"{output}/tensorboard") as logs,
-        RunConsole(workload.name, logs, start=started.samples, total=total) as console,
-        watched(board, console, _stop_requested, watch),
-    ):
-        _run(trainer, board)
-    ended = store.progress()
-    assert ended is not None, "a finished run has a checkpoint"
-    return ended
-
-
-def _run(trainer: TorchTrainer, board: Any) -> None:
-    try:
-        trainer.fit()
-    except ray.train.TrainingFailedError as error:
-        refusal = ray.get(board.refusal.remote())
-        if refusal is None:
-            raise
-        raise InpaintError(refusal) from error
-
-
-def _resume_from(workload: Workload, store: CheckpointStore, output: str, resume: bool) -> Progress:
-    fixed = workload.fixed()
-    found = store.progress()
-    if found is None:
-        versions = {name: importlib.metadata.version(name) for name in VERSIONS}
-        manifest = workload.manifest.hash
-        seed = workload.settings.seed
-        return Progress(samples=0, steps=0, seed=seed, manifest=manifest, run=fixed, versions=versions)
-    if not resume:
-        raise InpaintError(
-            f"{output} holds a run that is at sample {found.samples}: continue it with --resume, or give another output"
-        )
-    if found.manifest != workload.manifest.hash:
-        how = Manifest.load(f"{output}/{MANIFEST}").difference(workload.manifest)
-        raise ResumeMismatch(f"{output} began with another manifest: {how}. Restore the data, or start a new output")
-    changed = [k for k in fixed.keys() | found.run.keys() if fixed.get(k) != found.run.get(k)]
-    if changed:
-        was = ", ".join(f"{k} was {found.run.get(k)!r}, now {fixed.get(k)!r}" for k in sorted(changed))
-        raise ResumeMismatch(f"{output} began with other settings: {was}. Resume with the old ones, or a new output")
-    return found
-
-
-def check_cluster(settings: TrainSettings) -> None:
-    """Raise ClusterTooSmall where the connected cluster can never hold such a training."""
-    _scaling(settings, 1)
+    return max(1, places // settings.worker_range[0])
 
 
 def _on_gpu(settings: TrainSettings) -> bool:
@@ -218,82 +148,167 @@ def _on_gpu(settings: TrainSettings) -> bool:
 
 
 def _scaling(settings: TrainSettings, side_by_side: int) -> tuple[ray.train.ScalingConfig, int]:
+    """As many workers of the settings' range as find a GPU, or a CPU, each; and the threads of one."""
     nodes, use_gpu = cluster.cluster_nodes(), _on_gpu(settings)
-    cpus = cluster.plan_workers(settings.workers * side_by_side, use_gpu, nodes)
+    fewest, most = settings.worker_range
+    places = sum(int(node.gpus if use_gpu else node.cpus) for node in nodes)
+    workers = max(fewest, min(most, places // side_by_side))
+    cpus = cluster.plan_workers(workers * side_by_side, use_gpu, nodes)
     gpus = 1.0 if use_gpu else 0.0
-    cluster.check_fits(cluster.Needs(workers=settings.workers, cpus_per_worker=cpus, gpus_per_worker=gpus), nodes)
+    cluster.check_fits(cluster.Needs(workers=workers, cpus_per_worker=cpus, gpus_per_worker=gpus), nodes)
     resources: dict[str, float] = {"CPU": cpus, **({"GPU": gpus} if use_gpu else {})}
-    scaling = ray.train.ScalingConfig(num_workers=settings.workers, use_gpu=use_gpu, resources_per_worker=resources)
+    scaling = ray.train.ScalingConfig(num_workers=workers, use_gpu=use_gpu, resources_per_worker=resources)
     return scaling, cluster.worker_threads(cpus)
 
 
-def _dataset(workload: Workload, store: CheckpointStore, total: int) -> Callable[[], ray.data.Dataset]:
-    """Called whenever a worker group starts, so that after a failure reading begins where the checkpoint is."""
-    # By reference: Ray Train ships this function.
-    manifest, read, settings = ray.put(workload.manifest), workload.read, workload.settings
-    layout = StepLayout(
-        global_batch=settings.global_batch, max_micro_batch=settings.micro_batch, workers=settings.workers
-    )
+def _resume_from(recipe: Recipe, rows: Manifest, total: int, store: CheckpointStore, output: str) -> Progress:
+    fixed = plain(recipe, fixed_only=True)
+    settings = recipe.train
+    if settings.schedule is not RateSchedule.CONSTANT or settings.warmup:
+        # What a learning rate is depends on where the run will end; a constant one can go on for longer.
+        fixed["total"] = total
+    fixed = json.loads(json.dumps(fixed))
+    found = store.progress()
+    if found is None:
+        versions = {name: importlib.metadata.version(name) for name in VERSIONS}
+        return Progress(samples=0, steps=0, seed=settings.seed, manifest=rows.hash, run=fixed, versions=versions)
+    if not recipe.resume:
+        raise InpaintError(
+            f"{output} holds a run that is at sample {found.samples}: continue it with --resume, or give another output"
+        )
+    if found.manifest != rows.hash:
+        is_there = read_file(output, TRAIN_ROWS) is not None
+        how = Manifest.load(f"{output}/{TRAIN_ROWS}").difference(rows) if is_there else "its hash is another"
+        raise ResumeMismatch(f"{output} began with other rows: {how}. Restore the data, or start a new output")
+    changed = _changes(found.run, fixed)
+    if changed:
+        raise ResumeMismatch(
+            f"{output} began with other settings: {', '.join(changed)}. Resume with the old ones, or a new output"
+        )
+    return found
 
-    def dataset() -> ray.data.Dataset:
-        progress = store.progress()
+
+def _changes(was: Any, now: Any, where: str = "") -> list[str]:
+    """`train.seed was 0, now 1` for each leaf that differs."""
+    if isinstance(was, dict) and isinstance(now, dict):
+        names = sorted(was.keys() | now.keys())
+        return [line for n in names for line in _changes(was.get(n), now.get(n), f"{where}.{n}" if where else n)]
+    return [] if was == now else [f"{where} was {was!r}, now {now!r}"]
+
+
+class PlannedReading(ray.train.DataConfig):
+    """Which samples each worker of a group gets: asked by Ray Train whenever a group has started, whatever its size.
+
+    By then the first rank has set aside checkpoints that are damaged, so that reading begins at the very sample that
+    the workers' checkpoint ends with.
+    """
+
+    def __init__(self, recipe: Recipe, output: str, total: int) -> None:
+        super().__init__(enable_shard_locality=False)
+        self.recipe, self.output, self.total = recipe, output, total
+        self.names = ("train", "validation") if recipe.validation.samples else ("train",)
+
+    def configure(
+        self, datasets: dict[str, Any], world_size: int, worker_handles: Any, worker_node_ids: Any, **kwargs: Any
+    ) -> list[dict[str, Any]]:
+        """Each rank's shards by name, of those named in `datasets`."""
+        splits: list[dict[str, Any]] = [{} for _ in range(world_size)]
+        for name in datasets:
+            dataset = self._training(world_size) if name == "train" else self._validation(world_size)
+            for shards, shard in zip(splits, dataset.streaming_split(world_size, equal=True), strict=True):
+                shards[name] = shard
+        return splits
+
+    def _training(self, workers: int) -> Any:
+        train = self.recipe.train
+        progress = CheckpointStore(f"{self.output}/{CHECKPOINTS}").progress()
         # A run that failed after its last checkpoint has nothing left to read, but a dataset cannot be empty.
-        start = 0 if progress is None else min(progress.samples, total - settings.global_batch)
-        return batches(manifest, read, seed=settings.seed, start=start, stop=total, layout=layout)
+        start = 0 if progress is None else min(progress.samples, self.total - train.global_batch)
+        layout = _layout(train, train.global_batch, workers)
+        rows = Manifest.load(f"{self.output}/{TRAIN_ROWS}")
+        read = self.recipe.read_settings()
+        return batches(rows, read, seed=train.seed, start=start, stop=self.total, layout=layout)
 
-    return dataset
+    def _validation(self, workers: int) -> Any:
+        train, validation = self.recipe.train, self.recipe.validation
+        rows = Manifest.load(f"{self.output}/{VALIDATION_ROWS if validation.is_held_out else TRAIN_ROWS}")
+        layout = _layout(train, validation.samples, workers)
+        # Its texts are told and its pictures are not mirrored, whatever training does.
+        read = replace(self.recipe.read_settings(), caption_dropout=0.0, flip_probability=0.0)
+        return batches(rows, read, seed=_VALIDATION_SEED, start=0, stop=validation.samples, layout=layout)
+
+
+def _layout(settings: TrainSettings, samples: int, workers: int) -> StepLayout:
+    return StepLayout(global_batch=samples, max_micro_batch=settings.max_micro_batch, workers=workers)
 
 
 def _work(config: dict[str, Any]) -> None:
     """What each Ray Train worker runs. What can never succeed is said once, and not tried again."""
-    board = config["board"]
-    refusal = ray.get(board.refusal.remote())
+    channel = config["channel"]
+    refusal = ray.get(channel.refusal.remote())
     if refusal is not None:
         raise InpaintError(refusal)
     try:
-        _train(config)
+        _train(**config)
     except (InpaintError, FloatingPointError) as error:
-        ray.get(board.refuse.remote(str(error)))
+        ray.get(channel.refuse.remote(str(error)))
         raise
 
 
-def _train(config: dict[str, Any]) -> None:
-    folder = Path(config["checkpoints"]).parent
-    if "://" not in config["checkpoints"] and not folder.is_dir():
-        raise InpaintError(f"{folder} cannot be seen from every machine: give a shared folder or a URL as output")
-    torch.set_num_threads(config["threads"])
-    send_warnings(config["board"])
-    settings: TrainSettings = config["settings"]
-    device = get_device()
-    engine = ZeroEngine(config["build"](device), settings, device)
-    store = CheckpointStore(config["checkpoints"], keep=settings.keep_checkpoints)
-    found = store.latest()
-    progress: Progress = config["start"]
+def _train(*, recipe: Recipe, start: Progress, total: int, output: str, channel: Any, threads: int) -> None:
+    if "://" not in output and not Path(output).is_dir():
+        raise InpaintError(f"{output} cannot be seen from every machine: give a shared folder or a URL as output")
+    torch.set_num_threads(threads)
+    send_warnings(channel)
+    settings, device = recipe.train, get_device()
+    layout = _layout(settings, settings.global_batch, dist.get_world_size())
+    engine = ZeroEngine(recipe.objective(device), settings, layout, device)
+    store = CheckpointStore(f"{output}/{CHECKPOINTS}", keep=settings.keep_checkpoints)
+    found = store.latest(set_aside=dist.get_rank() == 0)
+    dist.barrier()
     ema = None if settings.ema_halflife is None else MovingAverage(engine, settings.ema_halflife)
+    progress = start
     if found is not None:
         tensors, progress = found
         engine.load(tensors, steps=progress.steps)
         if ema is not None:
             ema.load(tensors["ema"], progress.samples)
-    shard = ray.train.get_dataset_shard("train")
-    exchange = Exchange(config["board"])
+    exchange, best = Exchange(channel), store.best()
     run = Run(
-        settings=settings,
         engine=engine,
         ema=ema,
         store=store,
-        batches=iter(shard.iter_batches(batch_size=None, prefetch_batches=4)),
-        total=config["total"],
+        batches=iter(ray.train.get_dataset_shard("train").iter_batches(batch_size=None, prefetch_batches=4)),
+        validation=_validation(recipe, output, channel),
+        total=total,
         progress=progress,
         exchange=exchange,
         asked_to_stop=exchange.stop_wished(),
         on_bad_row=lambda position, error: warnings.warn(
             f"position {position} could not be read and counts nothing: {error}", stacklevel=2
         ),
+        on_validation=ray.train.report,
+        best=float("inf") if best is None else best[1],
     )
     ended = train(run)
     exchange.flush()
     ray.train.report({"samples": ended.samples, **ended.metrics})
+
+
+def _validation(recipe: Recipe, output: str, channel: Any) -> ValidationSet | None:
+    settings = recipe.validation
+    if not settings.samples:
+        return None
+    shard = ray.train.get_dataset_shard("validation").iter_batches(batch_size=None)
+    held = [{name: np.array(values) for name, values in batch.items()} for batch in shard]
+
+    def on_pictures(samples: int, pictures: list[np.ndarray]) -> None:
+        together = grid(pictures, columns=4)
+        write_file(output, f"validation/samples-{samples:012d}.png", encode_png(together))
+        channel.show.remote(samples, together)
+
+    every = settings.every or recipe.train.checkpoint_every
+    return ValidationSet(held, every, settings.pictures, on_pictures)
 
 
 def _environment(threads: int, *, use_gpu: bool) -> dict[str, str]:

@@ -18,7 +18,12 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
+
+from inpaint.toy.catalogue import render
+from inpaint.train.settings import TrainSettings, ValidationSettings
+from tests.jobs.own_workload import StyleLora, train_style_lora
 
 ROOT = Path(__file__).resolve().parents[2]
 RAY = Path(sys.executable).with_name("ray")
@@ -145,3 +150,40 @@ def difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
     """The largest between tensors of one name."""
     assert a.keys() == b.keys()
     return max(float((a[name] - b[name]).abs().max()) for name in a)
+
+
+@dataclass(frozen=True)
+class StyleRun:
+    """A finished run of the workload in `own_workload.py`."""
+
+    recipe: StyleLora
+    count: int
+    """Images in its folder."""
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.recipe.output)
+
+    @property
+    def adapter(self) -> Path:
+        return self.folder / "adapters" / "style"
+
+
+@pytest.fixture(scope="session")
+def style(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> StyleRun:
+    """Trained on two workers."""
+    folder = tmp_path_factory.mktemp("style")
+    for index in range(12):
+        scene = render(5, index)
+        (folder / "images").mkdir(exist_ok=True)
+        Image.fromarray(scene.image).save(folder / "images" / f"{index:02}.png")
+        (folder / "images" / f"{index:02}.txt").write_text(scene.caption(True))
+    recipe = StyleLora(
+        data=str(folder / "images"),
+        output=str(folder / "run"),
+        card_samples=0,
+        train=TrainSettings(samples=16, global_batch=8, workers=2, checkpoint_every=8),
+        validation=ValidationSettings(share=0.25, samples=4, pictures=2),
+    )
+    train_style_lora(recipe)
+    return StyleRun(recipe, 12)

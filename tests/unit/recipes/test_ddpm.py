@@ -4,18 +4,17 @@ from dataclasses import replace
 
 import pytest
 
-from inpaint.data.holes import Sometimes
 from inpaint.data.rows import Manifest, Row
+from inpaint.data.sources import FolderNames
 from inpaint.diffusion.unet import PRESETS
 from inpaint.errors import InpaintError
-from inpaint.recipes.ddpm import card_of, preset, workload_of
-from inpaint.train.settings import Precision, Schedule
+from inpaint.recipes.ddpm import preset
+from inpaint.train.settings import Precision, plain
 
-ROWS = tuple(
-    Row(id=f"{i}", root="", image=f"{i}.png", prompt="a caption", label=label, width=40, height=30, digest="0" * 64)
+ROWS = Manifest.of(
+    Row(id=f"{i}", root="", image=f"{i}.png", label=label, width=40, height=30, digest=bytes([i] * 32))
     for i, label in enumerate(("cats", "dogs", None))
 )
-MANIFEST = Manifest.of(ROWS)
 
 
 @pytest.mark.parametrize("size", sorted(PRESETS))
@@ -36,35 +35,44 @@ def test_the_default_is_the_plain_ddpm_of_128_px() -> None:
 
 def test_checkpoints_by_epochs() -> None:
     config = preset(32, data="in", output="out")
-    assert workload_of(config, MANIFEST).settings.checkpoint_every == config.train.checkpoint_every
-    assert workload_of(replace(config, checkpoint_epochs=100), MANIFEST).settings.checkpoint_every == 300
+    assert config.bind(ROWS).train.checkpoint_every == config.train.checkpoint_every
+    assert replace(config, checkpoint_epochs=100).bind(ROWS).train.checkpoint_every == 300
 
 
-def test_a_run_may_go_on_for_more_epochs_than_it_began_with() -> None:
-    config = preset(32, data="in", output="out")
-    longer = replace(config, train=replace(config.train, epochs=5000))
-    falling = [replace(c, train=replace(c.train, schedule=Schedule.COSINE)) for c in (config, longer)]
-    assert workload_of(config, MANIFEST).fixed() == workload_of(longer, MANIFEST).fixed()
-    assert workload_of(falling[0], MANIFEST).fixed() != workload_of(falling[1], MANIFEST).fixed()
+def test_what_decides_what_is_learned_is_fixed() -> None:
+    config = preset(32, data="in", output="out").bind(ROWS)
+    fixed = plain(config, fixed_only=True)
+    for changed in (
+        replace(config, train=replace(config.train, epochs=5000, workers=3)),
+        replace(config, output="elsewhere", resume=True, checkpoint_epochs=7.0),
+    ):
+        assert plain(changed, fixed_only=True) == fixed
+    for changed in (
+        replace(config, learning_rate=1.0),
+        replace(config, loss=replace(config.loss, min_snr_gamma=5.0)),
+        replace(config, holes=replace(config.holes, most_shapes=9)),
+        replace(config, classes=True).bind(ROWS),
+    ):
+        assert plain(changed, fixed_only=True) != fixed
 
 
 def test_holes_are_drawn_never_full_and_as_large_as_was_asked_for() -> None:
+    hole = preset(32, data="in", output="out").bind(ROWS).read_settings().hole
+    assert not hole.uses_own
+    assert hole.probability == 0
+
+
+def test_a_class_is_the_folders_name() -> None:
     config = preset(32, data="in", output="out")
-    assert workload_of(config, MANIFEST).read.hole == Sometimes(config.holes, probability=0.0)
-
-
-def test_a_class_is_the_folders_name_and_captions_are_not_read() -> None:
-    plain = preset(32, data="in", output="out")
-    assert workload_of(plain, MANIFEST).read.caption_dropout == 1
-    assert card_of(plain, MANIFEST).unet.classes == 0
-    config = replace(plain, classes=True)
-    card = card_of(config, MANIFEST)
-    assert card.classes == ("cats", "dogs") and card.unet.classes == 2
-    workload = workload_of(config, MANIFEST)
-    assert workload.manifest == MANIFEST
-    assert workload.read.caption_dropout == config.class_dropout
+    assert config.source("in").folder_names is FolderNames.NOTHING
+    assert config.bind(ROWS).card().unet.classes == 0
+    classes = replace(config, classes=True)
+    assert classes.source("in").folder_names is FolderNames.LABEL
+    bound = classes.bind(ROWS)
+    assert bound.card().classes == ("cats", "dogs") and bound.card().unet.classes == 2
+    assert bound.read_settings().caption_dropout == classes.class_dropout
     with pytest.raises(InpaintError, match="names of folders"):
-        card_of(config, Manifest.of(ROWS[2:]))
+        classes.bind(ROWS.select(ROWS.table["label"].is_null().to_numpy()))
 
 
 def test_what_cannot_be_is_refused() -> None:

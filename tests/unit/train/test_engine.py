@@ -9,8 +9,10 @@ import torch
 import torch.multiprocessing
 from safetensors.torch import load_file
 
-from tests.unit.train.workers import STEPS, Tiny, micro_batches, run, settings_of
+from tests.unit.train.workers import GLOBAL_BATCH, STEPS, Tiny, layout_of, micro_batches, run, settings_of
 
+WORKERS = (1, 2, 3)
+"""The global batch of 16 does not divide by 3."""
 States = dict[str, dict[str, dict[str, torch.Tensor]]]
 
 
@@ -18,7 +20,7 @@ States = dict[str, dict[str, dict[str, torch.Tensor]]]
 def ended(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int, int], States]:
     """What training ended with, by number of workers and ZeRO stage."""
     folders: dict[int, Path] = {}
-    for workers in (1, 2):
+    for workers in WORKERS:
         folders[workers] = tmp_path_factory.mktemp(f"workers{workers}")
         torch.multiprocessing.spawn(run, args=(workers, str(folders[workers])), nprocs=workers)
 
@@ -39,7 +41,7 @@ def difference(a: dict[str, dict[str, torch.Tensor]], b: dict[str, dict[str, tor
 
 def by_hand() -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """The same training in plain PyTorch, and the average of its parameters in closed form."""
-    settings = settings_of(1, 0)
+    settings = settings_of(0)
     module = Tiny()
     groups = [{"params": list(g.parameters.values()), "lr": g.learning_rate} for g in module.groups()]
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=settings.weight_decay)
@@ -47,7 +49,7 @@ def by_hand() -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     named = {name: p for group in module.groups() for name, p in group.parameters.items()}
     history = [{name: p.detach().clone() for name, p in named.items()}]
     for step in range(STEPS):
-        batches = micro_batches(step, settings, 0)
+        batches = micro_batches(step, layout_of(1), 0)
         x, weight = (torch.tensor(np.concatenate([batch[key] for batch in batches])) for key in ("x", "weight"))
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * (1 - step / STEPS)
@@ -56,7 +58,7 @@ def by_hand() -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
         torch.nn.utils.clip_grad_norm_(named.values(), settings.max_grad_norm)
         optimizer.step()
         history.append({name: p.detach().clone() for name, p in named.items()})
-    decays = [0.5 ** (16 / min(40, 16 * (step + 1) / 10)) for step in range(STEPS)]
+    decays = [0.5 ** (GLOBAL_BATCH / min(40, GLOBAL_BATCH * (step + 1) / 10)) for step in range(STEPS)]
     shares = [(1 - d) * np.prod(decays[step + 1 :]) for step, d in enumerate(decays)]
     average = {
         name: float(np.prod(decays)) * history[0][name]
@@ -66,6 +68,22 @@ def by_hand() -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     return history[-1], average
 
 
+@pytest.mark.parametrize("workers", WORKERS)
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_validation_is_of_the_average_and_leaves_the_training_alone(
+    ended: Callable[[int, int], States], workers: int, stage: int
+) -> None:
+    module = Tiny()
+    with torch.no_grad():
+        for name, value in ended(1, 0)["ema"]["ema"].items():
+            module.get_parameter(name).copy_(value)
+        batches = micro_batches(0, layout_of(1), 0)
+        expected = sum(float((module(batch) * torch.tensor(batch["weight"])).sum()) for batch in batches)
+    states = ended(workers, stage)
+    assert float(states["validation"]["of the average"]["loss"]) == pytest.approx(expected, rel=1e-4)
+    assert difference(states["whole"], states["resumed"]) == 0.0, "the other one was not validated"
+
+
 def test_one_worker_does_what_plain_pytorch_does(ended: Callable[[int, int], States]) -> None:
     trained, average = by_hand()
     states = ended(1, 0)
@@ -73,7 +91,7 @@ def test_one_worker_does_what_plain_pytorch_does(ended: Callable[[int, int], Sta
     assert difference({"ema": average}, states["ema"]) <= 1e-6
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", WORKERS)
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_every_stage_and_world_size_ends_with_the_same_state(
     ended: Callable[[int, int], States], workers: int, stage: int
@@ -84,7 +102,7 @@ def test_every_stage_and_world_size_ends_with_the_same_state(
     assert difference(states["ema"], reference["ema"]) <= 1e-5
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", WORKERS)
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_a_gathered_state_continues_exactly(ended: Callable[[int, int], States], workers: int, stage: int) -> None:
     states = ended(workers, stage)

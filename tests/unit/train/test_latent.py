@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from inpaint.diffusion import objective
+from inpaint.diffusion.objective import LossSettings
 from inpaint.diffusion.schedule import schedule_of
 from inpaint.models.base import load_base
-from inpaint.train.latent import LatentInpainting, LossSettings
-from inpaint.train.objective import Batch, to_hole, to_pixels
+from inpaint.train.latent import LatentInpainting
+from inpaint.train.objective import MicroBatch, to_hole, to_pixels
 from inpaint.train.settings import Precision
 from tests.tiny import SIZE, tiny_scheduler, tiny_sd, tiny_sd_inpaint
 
@@ -27,7 +28,7 @@ def module_of(folder: Path, precision: Precision = Precision.FP32, **loss: float
     return LatentInpainting(base, [], seed=1, loss=LossSettings(**loss), precision=precision)
 
 
-def batch_of(positions: list[int], hole: np.ndarray | None = None) -> Batch:
+def batch_of(positions: list[int], hole: np.ndarray | None = None) -> MicroBatch:
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (100, SIZE, SIZE, 3), dtype=np.uint8)[positions]
     holes = np.zeros((len(positions), SIZE, SIZE), dtype=np.uint8)

@@ -9,13 +9,15 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from inpaint.data.plan import StepLayout
 from inpaint.train.ema import MovingAverage
 from inpaint.train.engine import ZeroEngine
-from inpaint.train.objective import Batch, ParameterGroup
+from inpaint.train.objective import MicroBatch, ParameterGroup
 from inpaint.train.settings import TrainSettings
 
 STEPS = 6
 HALF = 3
+GLOBAL_BATCH = 16
 
 
 class Tiny(nn.Module):
@@ -35,45 +37,60 @@ class Tiny(nn.Module):
             for name, (rate, layer) in layers.items()
         ]
 
-    def forward(self, batch: Batch) -> Tensor:
+    def forward(self, batch: MicroBatch, *, validating: bool = False) -> Tensor:
         x = torch.tensor(batch["x"])
         return (self.second(torch.tanh(self.first(self.frozen(x))))[:, 0] - x.sum(1)) ** 2
 
 
-def settings_of(workers: int, stage: int) -> TrainSettings:
-    return TrainSettings(workers=workers, micro_batch=4, global_batch=16, zero_stage=stage, max_grad_norm=0.5)
+def settings_of(stage: int) -> TrainSettings:
+    return TrainSettings(max_micro_batch=4, global_batch=GLOBAL_BATCH, zero_stage=stage, max_grad_norm=0.5)
 
 
-def micro_batches(step: int, settings: TrainSettings, rank: int) -> list[Batch]:
-    """This rank's part of a step's global batch, which does not depend on the number of workers."""
+def layout_of(workers: int) -> StepLayout:
+    return StepLayout(global_batch=GLOBAL_BATCH, max_micro_batch=4, workers=workers)
+
+
+def micro_batches(step: int, layout: StepLayout, rank: int) -> list[MicroBatch]:
+    """This rank's part of a step's global batch, which does not depend on the number of workers; what is padding
+    weighs nothing, whatever stands in it."""
     rng = np.random.default_rng(step)
-    x = rng.standard_normal((settings.global_batch, 4)).astype(np.float32)
-    weight = rng.random(settings.global_batch).astype(np.float32)
-    blocks = range(rank, settings.global_batch // settings.micro_batch, settings.workers)
-    parts = [slice(block * settings.micro_batch, (block + 1) * settings.micro_batch) for block in blocks]
-    return [{"x": x[part], "weight": weight[part]} for part in parts]
+    x = rng.standard_normal((GLOBAL_BATCH, 4)).astype(np.float32)
+    weight = rng.random(GLOBAL_BATCH).astype(np.float32)
+    return [
+        {
+            "x": np.where(slots[:, None] < 0, 7.0, x[slots]).astype(np.float32),
+            "weight": np.where(slots < 0, 0, weight[slots]),
+        }
+        for slots in layout.positions(0, rank)
+    ]
 
 
 def run(rank: int, workers: int, folder: str) -> None:
     """All stages: train on, and train on from the gathered state of the middle; rank 0 saves what each ended with."""
     os.environ["LOCAL_RANK"] = str(rank)  # DeepSpeed asks for it; Ray Train sets it
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=workers)
+    layout = layout_of(workers)
     for stage in range(4):
-        settings = settings_of(workers, stage)
-        engine = ZeroEngine(Tiny(), settings, torch.device("cpu"))
+        settings = settings_of(stage)
+        engine = ZeroEngine(Tiny(), settings, layout, torch.device("cpu"))
         ema = MovingAverage(engine, halflife=40)
         middle = None
         for step in range(STEPS):
             if step == HALF:
                 middle = engine.gather()
-            engine.train_step(micro_batches(step, settings, rank), lr_scale=1 - step / STEPS)
-            ema.update(engine, settings.global_batch)
+            engine.train_step(micro_batches(step, layout, rank), lr_scale=1 - step / STEPS)
+            ema.update(GLOBAL_BATCH)
         assert middle is not None
-        resumed = ZeroEngine(Tiny(), settings, torch.device("cpu"))
+        resumed = ZeroEngine(Tiny(), settings, layout, torch.device("cpu"))
         resumed.load(middle, steps=HALF)
         for step in range(HALF, STEPS):
-            resumed.train_step(micro_batches(step, settings, rank), lr_scale=1 - step / STEPS)
+            resumed.train_step(micro_batches(step, layout, rank), lr_scale=1 - step / STEPS)
+        with ema.shown():
+            batches = micro_batches(0, layout, rank)
+            losses = torch.stack([engine.validation_loss(batch) for batch in batches]).sum()[None]
+            dist.all_reduce(losses)
         states = {"whole": engine.gather(), "resumed": resumed.gather(), "ema": {"ema": ema.average}}
+        states["validation"] = {"of the average": {"loss": losses}}
         if rank == 0:
             flat = {
                 f"{run}/{kind}/{n}": t

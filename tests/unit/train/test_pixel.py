@@ -5,10 +5,11 @@ import pytest
 import torch
 from torch import nn
 
-from inpaint import randomness
+from inpaint.diffusion import keyed
 from inpaint.diffusion.ddpm import NoiseSettings
+from inpaint.diffusion.objective import LossSettings
 from inpaint.diffusion.unet import MaskedUNet, UNetSettings
-from inpaint.train.ddpm import HoleDiffusion
+from inpaint.train.pixel import PixelInpainting
 from inpaint.train.settings import Precision
 
 TINY = UNetSettings(channels=(8, 16, 16, 24), attention=(16,), time_width=16, dropout=0.5, classes=2)
@@ -27,9 +28,16 @@ class Remembers(nn.Module):
         return self.output
 
 
-def objective(unet: nn.Module, prediction: str = "epsilon", **settings: object) -> HoleDiffusion:
-    given = {"learning_rate": 1e-3, "seed": 5, "min_snr_gamma": None, "precision": Precision.FP32, **settings}
-    return HoleDiffusion(unet, NoiseSettings(prediction_type=prediction), classes=("cat", "dog"), **given)
+def objective(unet: nn.Module, prediction: str = "epsilon", **loss: object) -> PixelInpainting:
+    return PixelInpainting(
+        unet,
+        NoiseSettings(prediction_type=prediction),
+        classes=("cat", "dog"),
+        learning_rate=1e-3,
+        seed=5,
+        loss=LossSettings(**loss),
+        precision=Precision.FP32,
+    )
 
 
 def batch(positions: tuple[int, ...] = (3, 4)) -> dict[str, np.ndarray]:
@@ -58,7 +66,7 @@ def test_kept_pixels_have_exactly_zero_gradient(prediction: str) -> None:
 def test_the_loss_in_closed_form_and_what_the_network_is_told() -> None:
     net, data = Remembers(torch.zeros(2, 3, 8, 8)), batch()
     losses = objective(net)(data)
-    noise = torch.from_numpy(randomness.normal(5, "noise", data["position"], (3, 8, 8)))
+    noise = keyed.normal(5, "noise", torch.tensor(data["position"]), (3, 8, 8))
     for row in range(2):
         assert losses[row].item() == pytest.approx(noise[row, :, 2:5, 3:7].square().mean().item(), rel=1e-5)
     noisy, timesteps, known, hole, labels = net.told

@@ -1,0 +1,156 @@
+"""What every LoRA on a Stable Diffusion base shares: the base, what is trained of it, the adapter that comes out."""
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import torch
+from PIL import Image
+
+from inpaint.data.holes import Feathered, Grown, Hole, OwnMask, Sometimes
+from inpaint.data.rows import Manifest
+from inpaint.data.sample import Crop, ReadSettings
+from inpaint.diffusion.objective import LossSettings
+from inpaint.export.adapter_folder import save_adapter
+from inpaint.export.card import write_card
+from inpaint.models.adapter import AdapterCard, adapter_from
+from inpaint.models.base import Base, load_base
+from inpaint.models.info import read_base_info
+from inpaint.models.locate import absolute_name
+from inpaint.models.lora import LoraSettings, inject_lora, lora_parameters
+from inpaint.models.tokens import add_tokens, token_parameters
+from inpaint.paint.batch import paint_manifest
+from inpaint.paint.settings import PaintSettings
+from inpaint.progress import ProgressBar
+from inpaint.train.latent import LatentInpainting
+from inpaint.train.objective import AUTOCAST, ParameterGroup
+from inpaint.train.recipe import Recipe, Trained
+from inpaint.train.settings import may_change
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraRecipe(Recipe):
+    """A LoRA on a base's U-Net and text encoders, with tokens of its own where the recipe adds some."""
+
+    title = "lora"
+
+    base: str = may_change("toy")
+    """Base in diffusers format: a folder, a hub id, one `.safetensors` file, or `toy`."""
+    revision: str | None = None
+    """Of a hub id: branch, tag or commit."""
+    resolution: int | tuple[int, int] | None = None
+    """Side of the training images in pixels, or their height and width; unset: the base's own."""
+    crop: Crop = Crop.CENTRE
+    """Which part of an image of another shape is used; it follows the row's own hole."""
+    flip_probability: float = 0.5
+    """Share of samples mirrored left to right; 0 where products carry text."""
+    caption_dropout: float = 0.05
+    """Share of samples with an empty prompt, for classifier-free guidance."""
+    full_hole_probability: float = 0.25
+    """Share of samples whose hole is the whole image."""
+    lora: LoraSettings = LoraSettings()
+    loss: LossSettings = LossSettings()
+    unet_learning_rate: float = 1e-4
+    text_encoder_learning_rate: float = 5e-5
+    token_learning_rate: float = 1e-3
+    card_samples: int = may_change(8)
+    """Rows painted for the adapter's model card; 0: none."""
+
+    def tokens(self) -> Mapping[str, str]:
+        """Category -> the token that is added for it."""
+        return {}
+
+    def init_word(self, category: str) -> str:
+        """What a category's token starts from."""
+        return "product"
+
+    def prompt_format(self) -> str:
+        """How prompts are written, from `{token}`, `{prompt}` and `{category}`."""
+        return "{prompt}"
+
+    def hole(self) -> Hole:
+        """What is painted in training."""
+        return Sometimes(Feathered(Grown(OwnMask())), self.full_hole_probability)
+
+    def check(self) -> None:
+        read_base_info(self.base, self.revision)
+
+    def bind(self, rows: Manifest) -> Self:
+        info = read_base_info(self.base, self.revision)
+        # Workers load exactly what was found here, and from another directory.
+        base = absolute_name(self.base)
+        return replace(self, base=base, revision=info.revision, resolution=self.resolution or info.default_size)
+
+    def read_settings(self) -> ReadSettings:
+        assert self.resolution is not None, "bound"
+        height, width = (self.resolution,) * 2 if isinstance(self.resolution, int) else self.resolution
+        return ReadSettings(
+            height=height,
+            width=width,
+            crop=self.crop,
+            flip_probability=self.flip_probability,
+            hole=self.hole(),
+            caption_dropout=self.caption_dropout,
+            prompt_format=self.prompt_format(),
+            tokens=self.tokens(),
+        )
+
+    def load(self, dtype: torch.dtype) -> Base:
+        """The base, on the CPU; of a bound recipe."""
+        return load_base(self.base, revision=self.revision, dtype=dtype)
+
+    def objective(self, device: torch.device) -> LatentInpainting:
+        settings = self.train
+        base = self.load(AUTOCAST.get(settings.precision, torch.float32))
+        inject_lora(base, self.lora, seed=settings.seed)
+        if self.tokens():
+            add_tokens(base, {token: self.init_word(category) for category, token in self.tokens().items()})
+        base.to(device)
+        base.unet.to(memory_format=torch.channels_last)
+        if settings.gradient_checkpointing:
+            base.unet.enable_gradient_checkpointing()
+            for encoder in base.text_encoders:
+                encoder.gradient_checkpointing_enable()
+        lora = lora_parameters(base)
+        groups = [
+            ParameterGroup("unet", self.unet_learning_rate, {n: p for n, p in lora.items() if n.startswith("unet.")}),
+            ParameterGroup(
+                "text_encoder",
+                self.text_encoder_learning_rate,
+                {n: p for n, p in lora.items() if not n.startswith("unet.")},
+            ),
+            ParameterGroup("tokens", self.token_learning_rate, token_parameters(base)),
+        ]
+        groups = [group for group in groups if group.parameters]
+        return LatentInpainting(base, groups, seed=settings.seed, loss=self.loss, precision=settings.precision)
+
+    def export_folder(self, part: str) -> str:
+        return f"{self.output}/adapters/{part}"
+
+    def export(self, trained: Trained, folder: Path) -> None:
+        card = AdapterCard(
+            base=self.base,
+            base_revision=str(self.revision),
+            tokens=dict(self.tokens()),
+            prompt_format=self.prompt_format(),
+            resolution=self.read_settings().height,
+            rank=self.lora.rank,
+            alpha=self.lora.scaled_alpha,
+            samples=trained.progress.samples,
+            manifest=trained.progress.manifest,
+            metrics=trained.progress.metrics,
+        )
+        save_adapter(folder, adapter_from(trained.parameters, card))
+        write_card(folder, card, self._samples(trained.rows, folder) if self.card_samples else [])
+
+    def _samples(self, rows: Manifest, adapter: Path) -> list[np.ndarray]:
+        """Comparison strips of a few rows, evenly from all of them, painted with the adapter."""
+        count = min(self.card_samples, len(rows))
+        chosen = rows.select(np.arange(count) * len(rows) // count)
+        with tempfile.TemporaryDirectory() as folder, ProgressBar("samples for the card") as bar:
+            settings = PaintSettings(base=self.base, adapter=str(adapter))
+            paint_manifest(chosen, settings, folder, on_progress=bar.show)
+            return [np.asarray(Image.open(path)) for path in sorted((Path(folder) / "comparisons").rglob("*.png"))]

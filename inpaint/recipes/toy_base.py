@@ -1,0 +1,157 @@
+"""How the toy base is made: first its VAE, then its U-Net and text encoder, both through the one loop."""
+
+import json
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from inpaint.data.sample import ReadSettings
+from inpaint.data.sources import CsvSource
+from inpaint.diffusion.objective import LossSettings
+from inpaint.models.base import load_base
+from inpaint.stopping import StopToken
+from inpaint.toy.base import IMAGE_SIZE, assemble, build_vae, measured_scaling_factor
+from inpaint.toy.catalogue import render, write_catalogue
+from inpaint.toy.measure import measure_base
+from inpaint.train.autoencoder import Reconstruction
+from inpaint.train.latent import LatentInpainting
+from inpaint.train.objective import Objective, ParameterGroup, to_pixels
+from inpaint.train.recipe import Recipe, Trained
+from inpaint.train.run import run
+from inpaint.train.settings import TrainSettings, plain
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToyPart(Recipe):
+    """What both trainings share: `data` is a toy catalogue's CSV; what is exported is a base's folder."""
+
+    learning_rate: float
+
+    def source(self, data: str) -> CsvSource:
+        return CsvSource(path=data)
+
+    def read_settings(self) -> ReadSettings:
+        return ReadSettings(height=IMAGE_SIZE, width=IMAGE_SIZE, flip_probability=0.5)
+
+    def export_folder(self, part: str) -> str:
+        return f"{self.output}/base"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToyVae(ToyPart):
+    """The VAE, from random weights; the rest of the exported base is untrained."""
+
+    title = "toy VAE"
+
+    def objective(self, device: torch.device) -> Objective:
+        torch.manual_seed(self.train.seed)
+        vae = build_vae().to(device)
+        return Reconstruction(
+            vae, learning_rate=self.learning_rate, seed=self.train.seed, kl_weight=1e-6, gradient_weight=0.5
+        )
+
+    def export(self, trained: Trained, folder: Path) -> None:
+        vae = build_vae()
+        vae.load_state_dict(trained.parameters)
+        renders = np.stack([render(self.train.seed + 1, index).image for index in range(512)])
+        images = to_pixels(renders, torch.device("cpu"))
+        vae.register_to_config(scaling_factor=measured_scaling_factor(vae, images))
+        assemble(folder, vae=vae, seed=self.train.seed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToyUnet(ToyPart):
+    """All of a base but its VAE."""
+
+    title = "toy U-Net"
+
+    base: str
+    """Folder of a base whose VAE is trained."""
+
+    def objective(self, device: torch.device) -> Objective:
+        base = load_base(self.base, device=device)
+        base.vae.requires_grad_(False)
+        modules: dict[str, nn.Module] = {"unet": base.unet, "text_encoder": base.text_encoders[0]}
+        groups = [
+            ParameterGroup(name, self.learning_rate, {f"{name}.{n}": p for n, p in module.named_parameters()})
+            for name, module in modules.items()
+        ]
+        settings = self.train
+        return LatentInpainting(base, groups, seed=settings.seed, loss=LossSettings(), precision=settings.precision)
+
+    def export(self, trained: Trained, folder: Path) -> None:
+        base = load_base(self.base)
+        for name, module in (("unet", base.unet), ("text_encoder", base.text_encoders[0])):
+            prefix = f"{name}."
+            own = {n.removeprefix(prefix): t for n, t in trained.parameters.items() if n.startswith(prefix)}
+            module.load_state_dict(own)
+        assemble(folder, vae=base.vae, text_encoder=base.text_encoders[0], unet=base.unet)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainToy:
+    """Settings of `python -m ray_jobs.pretrain_toy`. The defaults made the weights that are shipped."""
+
+    output: str
+    """Folder of the run; the base is written to its `unet/base/`."""
+    images: int = 8000
+    """Size of the procedural catalogue that is trained on."""
+    named: float = 0.7
+    """Share of the captions that name the background."""
+    seed: int = 7
+    """Of the catalogue and of both trainings."""
+    vae_learning_rate: float = 2e-3
+    unet_learning_rate: float = 8e-4
+    vae: TrainSettings = field(
+        default_factory=lambda: TrainSettings(
+            samples=35_200, max_micro_batch=8, workers=(1, 2), zero_stage=0, weight_decay=0.0, ema_halflife=800
+        )
+    )
+    """Training of the VAE."""
+    unet: TrainSettings = field(
+        default_factory=lambda: TrainSettings(
+            samples=120_000, global_batch=32, max_micro_batch=16, workers=(1, 2), zero_stage=0, ema_halflife=4000
+        )
+    )
+    """Training of the U-Net and the text encoder."""
+
+
+def pretrain_toy(config: PretrainToy, *, stop: StopToken | None = None) -> tuple[Path, dict[str, float]]:
+    """Make the base and measure it; returns its folder, in diffusers format, and the figures of `measure_base`.
+
+    They are written to `base.json` in `output`, with the settings that made it. Run again, it goes on where it ended.
+
+    Raises:
+        InpaintError: `stop` ended the training.
+    """
+    output = Path(config.output).resolve()
+    csv = output / "catalogue" / "catalogue.csv"
+    if not csv.is_file():
+        write_catalogue(
+            csv.parent, seed=config.seed, count=config.images, categories=None, with_background=config.named
+        )
+    vae = ToyVae(
+        data=str(csv),
+        output=str(output / "vae"),
+        learning_rate=config.vae_learning_rate,
+        train=replace(config.vae, seed=config.seed),
+        resume=True,
+    )
+    (trained_vae,) = run(vae, stop=stop)
+    unet = ToyUnet(
+        data=str(csv),
+        output=str(output / "unet"),
+        base=trained_vae,
+        learning_rate=config.unet_learning_rate,
+        train=replace(config.unet, seed=config.seed),
+        resume=True,
+    )
+    (folder,) = run(unet, stop=stop)
+    figures = measure_base(folder)
+    settings = {name: value for name, value in plain(config).items() if name != "output"}
+    made = {"command": "python -m ray_jobs.pretrain_toy --output RUN", "settings": settings, "figures": figures}
+    (output / "base.json").write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
+    return Path(folder), figures

@@ -1,0 +1,117 @@
+"""What is used of DeepSpeed beside its public interface, in one place; tried on DeepSpeed 0.19.
+
+torch makes an optimizer's state lazily and DeepSpeed links it late, so that nothing could be loaded before the first
+step; its "full" setters fail under ZeRO 3 where a parameter's size is no multiple of the world size; it compiles a
+collective on CPUs, which needs a C++ compiler, and its first broadcast refuses weights in channels_last.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import deepspeed
+import deepspeed.ops
+import torch
+import torch.distributed as dist
+from deepspeed.runtime.zero.partition_parameters import GatheredParameters
+from deepspeed.utils import (
+    logger,
+    safe_get_full_fp32_param,
+    safe_get_full_optimizer_state,
+    safe_set_full_fp32_param,
+    safe_set_full_optimizer_state,
+    safe_set_local_fp32_param,
+    safe_set_local_optimizer_state,
+)
+from torch import Tensor, nn
+
+TRAINED = "trained"
+"""Kind of state that is a parameter itself; others are the optimizer's moments."""
+
+
+def initialize(module: Any, optimizer: torch.optim.Optimizer, config: dict[str, Any]) -> Any:
+    """A DeepSpeed engine around the module, on the process group that is already initialised."""
+    logger.setLevel("WARNING")
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    with _contiguous(module):
+        engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=config, dist_init_required=False)
+    return engine
+
+
+@contextmanager
+def _contiguous(module: nn.Module) -> Iterator[None]:
+    """Within, no weight is in channels_last. Frozen weights are so again afterwards; trained ones are not, for ZeRO
+    keeps them in flat buffers."""
+    # Not `is_contiguous`, which is true of a 1 x 1 convolution in channels_last.
+    changed = [p for p in module.parameters() if p.ndim == 4 and p.stride(-1) != 1]
+    for parameter in changed:
+        parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
+    yield
+    for parameter in changed:
+        if not parameter.requires_grad and parameter.ndim == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+
+
+def start_optimizer(
+    engine: Any, stage: int, parameters: Sequence[nn.Parameter], moments: Sequence[str], steps: int | None
+) -> None:
+    """Make the optimizer's state exist, as after `steps` steps (None: an optimizer that counts none)."""
+    optimizer = engine.optimizer
+    inner = optimizer if stage == 0 else optimizer.optimizer
+    stepped: Sequence[Tensor] = {
+        0: lambda: parameters,
+        3: lambda: optimizer.fp32_partitioned_groups_flat,
+    }.get(stage, lambda: optimizer.single_partition_of_fp32_groups)()
+    for parameter in stepped:
+        state = inner.state[parameter]
+        for moment in moments:
+            state.setdefault(moment, torch.zeros_like(parameter))
+        if steps is not None:
+            state["step"] = torch.tensor(float(steps), device=parameter.device)
+    if stage in (1, 2):
+        optimizer._lazy_init_hp_params_optimizer_state()
+
+
+def full_state(engine: Any, stage: int, parameter: nn.Parameter, moments: Sequence[str]) -> dict[str, Tensor]:
+    """A parameter and its moments by kind, whole, as fp32 copies on the CPU. Collective."""
+    if stage == 0:
+        kept = engine.optimizer.state[parameter]
+        full = {TRAINED: parameter.detach(), **{m: kept[m] for m in moments}}
+    else:
+        full = {TRAINED: safe_get_full_fp32_param(parameter)}
+        full |= {m: safe_get_full_optimizer_state(parameter, m) for m in moments}
+    shape = getattr(parameter, "ds_shape", parameter.shape)
+    return {kind: value.detach().float().cpu().clone().reshape(shape) for kind, value in full.items()}
+
+
+def set_state(engine: Any, stage: int, parameter: nn.Parameter, full: Mapping[str, Tensor]) -> None:
+    """Set the optimizer's side of one parameter: its fp32 master copy and its moments. Collective."""
+    moments = {kind: value for kind, value in full.items() if kind != TRAINED}
+    if stage == 0:
+        for moment, value in moments.items():
+            engine.optimizer.state[parameter][moment].copy_(value)
+    elif stage < 3:
+        safe_set_full_fp32_param(parameter, full[TRAINED])
+        for moment, value in moments.items():
+            safe_set_full_optimizer_state(parameter, value, moment)
+    else:
+        safe_set_local_fp32_param(parameter, _shard(parameter, full[TRAINED]))
+        for moment, value in moments.items():
+            safe_set_local_optimizer_state(parameter, _shard(parameter, value), moment)
+
+
+def _shard(parameter: nn.Parameter, value: Tensor) -> Tensor:
+    """This rank's part of `value` under ZeRO 3, padded with zeros."""
+    size = parameter.ds_tensor.ds_numel  # type: ignore[attr-defined]
+    padded = nn.functional.pad(value.flatten(), (0, size * dist.get_world_size() - value.numel()))
+    return padded[size * dist.get_rank() :][:size]
+
+
+@contextmanager
+def whole(stage: int, parameters: list[nn.Parameter], *, modify: bool = False) -> Iterator[None]:
+    """Within, the parameters are not sharded (stage 3 gathers them). Collective."""
+    if stage < 3:
+        yield
+        return
+    with GatheredParameters(parameters, modifier_rank=0 if modify else None):
+        yield
