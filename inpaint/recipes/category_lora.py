@@ -73,6 +73,9 @@ def _check_categories(rows: Manifest) -> None:
     for category in rows.categories:
         if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", category) or category in ("adapters", "shared", "data"):
             raise InpaintError(f"category {category!r}: name it with letters, digits, '_', '-' and '.', as in CDP_FOOD")
+        number = re.fullmatch(r"(.+)_[1-9][0-9]*", category)
+        if number is not None and number[1] in rows.categories:
+            raise InpaintError(f"category {category!r} reads as a further vector of {number[1]!r}'s token: rename it")
         prompts = rows.table["prompt"]
         found = prompts.filter(pc.match_substring(prompts, category, ignore_case=True))
         if len(found):

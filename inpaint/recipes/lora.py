@@ -16,7 +16,7 @@ from inpaint.data.sample import Crop, ReadSettings
 from inpaint.diffusion.objective import LossSettings
 from inpaint.export.adapter_folder import save_adapter
 from inpaint.export.card import write_card
-from inpaint.models.adapter import AdapterCard, adapter_from
+from inpaint.models.adapter import AdapterCard, adapter_from, check_adapter
 from inpaint.models.base import Base, load_base
 from inpaint.models.info import read_base_info
 from inpaint.models.locate import absolute_name
@@ -143,8 +143,10 @@ class LoraRecipe(Recipe):
             manifest=trained.progress.manifest,
             metrics=trained.progress.metrics,
         )
-        save_adapter(folder, adapter_from(trained.parameters, card))
-        write_card(folder, card, self._samples(trained.rows, folder) if self.card_samples else [])
+        adapter, info = adapter_from(trained.parameters, card), read_base_info(self.base, self.revision)
+        check_adapter(adapter, info)
+        save_adapter(folder, adapter)
+        write_card(folder, info, self._samples(trained.rows, folder) if self.card_samples else [])
 
     def _samples(self, rows: Manifest, adapter: Path) -> list[np.ndarray]:
         """Comparison strips of a few rows, evenly from all of them, painted with the adapter."""

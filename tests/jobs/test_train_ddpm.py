@@ -1,5 +1,5 @@
-"""DDPM inpainting end to end: five images on three workers, whose number divides nothing; full checkpoints, resume, both
-functions."""
+"""DDPM inpainting end to end: five images on three workers, a number that divides nothing; full checkpoints, resume,
+both functions."""
 
 import os
 import sys

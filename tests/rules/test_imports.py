@@ -12,13 +12,14 @@ from tests.rules.sources import ROOT, imports, modules
 
 GROUND = {"errors", "progress", "randomness", "stopping"}
 BELOW_THE_LOOP = GROUND | {"cluster", "data", "diffusion", "models", "export", "paint", "rowmap"}
-TOP = {"evaluate", "photoshoot", "recipes", "serve", "toy", "tune"}
+TOP = {"evaluate", "recipes", "serve", "toy"}
 MAY_IMPORT = {
     "errors": set(),
     "progress": set(),
     "randomness": {"errors"},
     "stopping": {"errors"},
     "cluster": {"errors"},
+    "command": GROUND | {"cluster"},
     "data": GROUND,
     "rowmap": GROUND | {"cluster", "data"},
     "diffusion": GROUND,
@@ -45,17 +46,16 @@ SERVE_MAY_IMPORT = {
 
 KNOW_RAY = (
     "inpaint/cluster.py",
+    "inpaint/command.py",
     "inpaint/data/pipeline.py",
     "inpaint/data/ray_internals.py",
-    "inpaint/photoshoot/batch.py",
     "inpaint/recipes/inpainting.py",
     "inpaint/recipes/paint.py",
     "inpaint/rowmap.py",
     "inpaint/serve/apps/*",
     "inpaint/serve/deployments/*",
-    "inpaint/train/board.py",
+    "inpaint/train/channel.py",
     "inpaint/train/trainer.py",
-    "inpaint/tune/*",
     "ray_jobs/*",
     "benchmarks/*",
     "tests/*",

@@ -12,7 +12,7 @@ from inpaint.recipes.ddpm import preset
 from inpaint.train.settings import Precision, plain
 
 ROWS = Manifest.of(
-    Row(id=f"{i}", root="", image=f"{i}.png", label=label, width=40, height=30, digest=bytes([i] * 32))
+    Row(id=f"{i}", root="", image=f"{i}.png", label=label, width=40, height=30, digest=f"{i:064x}")
     for i, label in enumerate(("cats", "dogs", None))
 )
 
