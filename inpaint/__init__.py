@@ -1,10 +1,14 @@
 """Train and serve inpainting diffusion models on Ray.
 
-From Python: a model from a folder of images, and a hole painted with it.
+Each command is a configuration and a function, and both are here: what `python -m ray_jobs.train_category_lora` does is
 
     import inpaint
 
-    inpaint.set_seed(0)
+    inpaint.connect()    # joins a Ray cluster, or starts one on this machine
+    inpaint.train_category_lora(inpaint.CategoryLora(data="catalogue.csv", output="runs/catalogue"))
+
+A model of one's own from a folder of images, and a hole painted with it:
+
     inpaint.train_inpainting("photos", "runs/mine", num_epochs=2000)
     inpaint.inpaint_image("a.png", "mask.png", "runs/mine", save_result="b.png")    # black in the mask = fill
 
@@ -14,17 +18,36 @@ Names below are looked up when they are first used, so that `import inpaint` cos
 import importlib
 
 _HOMES = {
-    "inpaint.recipes.inpainting": ("train_inpainting", "inpaint_image", "set_seed", "choose_device"),
+    "inpaint.cluster": ("connect",),
+    "inpaint.errors": ("InpaintError",),
+    "inpaint.stopping": ("StopToken", "stop_on_signals"),
+    # Commands
+    "inpaint.recipes.category_lora": ("CategoryLora", "train_category_lora"),
     "inpaint.recipes.ddpm": ("TrainDdpm", "train_ddpm", "load_ddpm"),
+    "inpaint.recipes.demo": ("Demo", "run_demo"),
+    "inpaint.recipes.inpainting": ("train_inpainting", "inpaint_image", "set_seed", "choose_device"),
+    "inpaint.recipes.paint": ("PaintPhotos", "paint_photos"),
+    "inpaint.recipes.toy_base": ("PretrainToy", "pretrain_toy"),
+    "inpaint.serve.local": ("ServeHere", "serve_here"),
+    # A workload of one's own
+    "inpaint.recipes.lora": ("LoraRecipe",),
+    "inpaint.train.recipe": ("Recipe", "Trained"),
+    "inpaint.train.run": ("run",),
+    "inpaint.train.settings": ("TrainSettings", "ValidationSettings", "may_change"),
+    # Painting in this process
+    "inpaint.models.base": ("load_base",),
+    "inpaint.models.adapter": ("apply_adapter",),
+    "inpaint.export.adapter_folder": ("load_adapter",),
+    "inpaint.paint.painter": ("Painter",),
+    "inpaint.paint.request": ("PaintRequest", "SamplingSettings", "DdpmRequest"),
+    "inpaint.paint.ddpm_painter": ("DdpmPainter", "ModelCard", "ReverseProcess"),
+    # The DDPM's parts
+    "inpaint.data.random_shapes": ("RandomShapes", "HoleKind"),
     "inpaint.diffusion.blocks": ("TimeEmbedding", "ResidualBlock", "SelfAttention", "Level"),
     "inpaint.diffusion.unet": ("UNet", "MaskedUNet", "UNetSettings", "Known"),
     "inpaint.diffusion.ddpm": ("Noise", "NoiseSettings"),
     "inpaint.diffusion.repaint": ("PixelSampling", "PixelSampler", "fill"),
     "inpaint.diffusion.schedule": ("NoiseSchedule", "add_noise"),
-    "inpaint.data.random_shapes": ("RandomShapes", "HoleKind"),
-    "inpaint.paint.ddpm_painter": ("DdpmPainter", "ModelCard", "ReverseProcess"),
-    "inpaint.paint.request": ("DdpmRequest",),
-    "inpaint.errors": ("InpaintError",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -11,19 +11,9 @@ A model of one's own has masks that are black where to fill:
     python -m ray_jobs.paint --model RUN --image image.png --mask mask.png --output output.png
 """
 
-import sys
-
-import tyro
-
-from inpaint.errors import InpaintError
+from inpaint.command import command
 from inpaint.recipes.paint import Paint, paint
-from inpaint.stopping import stop_on_signals
 
 if __name__ == "__main__":
-    try:
-        config = tyro.cli(Paint, description=__doc__)
-        with stop_on_signals() as stop:
-            print(paint(config, stop=stop))
-    except InpaintError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    # It joins or starts a cluster itself, for a data set alone.
+    command(paint, Paint, __doc__, cluster=False, say=lambda done: [done])

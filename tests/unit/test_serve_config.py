@@ -12,7 +12,7 @@ from inpaint.models.info import read_base_info
 from inpaint.serve.apps.ddpm import DdpmArgs, build
 from inpaint.serve.apps.paint import PaintArgs
 from inpaint.serve.deployments.painters import Painters
-from inpaint.serve.examples import examples, url_of, write_examples
+from inpaint.serve.local import examples, url_of, write_examples
 from tests.tiny import base_info
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -1,5 +1,11 @@
-"""Something to try a service on: a photo with its hole, and the commands of three clients."""
+"""A service on this machine, with something to try it on: a photo with its hole, and the commands of three clients."""
 
+import signal
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +14,54 @@ import yaml
 from PIL import Image
 
 from inpaint.errors import InpaintError
+from inpaint.stopping import StopToken
 from inpaint.toy.catalogue import render
 from inpaint.toy.measure import HELD_OUT_SEED
+
+
+POLL_SECONDS = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeHere:
+    """Settings of `python -m ray_jobs.serve`."""
+
+    config: Path = Path("serve_config.yaml")
+    """Serve's configuration file."""
+    examples: Path = Path("runs/serve")
+    """Folder for a photo and a hole to try it on."""
+
+
+def serve_here(settings: ServeHere, *, stop: StopToken | None = None) -> None:
+    """Serve on a Ray cluster of its own until `stop` is requested; prints examples once the service answers.
+
+    Raises:
+        InpaintError: an unusable configuration, or the service ended by itself.
+    """
+    stop = stop or StopToken()
+    url = url_of(settings.config.read_text(encoding="utf-8"))
+    write_examples(settings.examples)
+    command = [str(Path(sys.executable).with_name("serve")), "run", "--address", "local", str(settings.config)]
+    # A session of its own: a Ctrl-C reaches it once, from here.
+    serve, answered = subprocess.Popen(command, start_new_session=True), False
+    while not stop.requested:
+        try:
+            raise InpaintError(f"the service ended with exit code {serve.wait(POLL_SECONDS)}; it has said why above")
+        except subprocess.TimeoutExpired:
+            if not answered and is_ready(url):
+                answered = True
+                print(examples(url, settings.examples), flush=True)
+    serve.send_signal(signal.SIGINT)
+    serve.wait()
+
+
+def is_ready(url: str) -> bool:
+    """Whether a service answers there that it can paint."""
+    try:
+        with urllib.request.urlopen(f"{url}/ready", timeout=2):
+            return True
+    except (urllib.error.URLError, TimeoutError, ConnectionError):
+        return False
 
 
 def write_examples(folder: Path) -> None:
