@@ -12,8 +12,8 @@ A model of one's own has masks that are black where to fill:
 """
 
 from inpaint.command import command
-from inpaint.recipes.paint import Paint, paint
+from inpaint.recipes.paint import PaintPhotos, paint_photos
 
 if __name__ == "__main__":
     # It joins or starts a cluster itself, for a data set alone.
-    command(paint, Paint, __doc__, cluster=False, say=lambda done: [done])
+    command(paint_photos, PaintPhotos, __doc__, cluster=False, say=lambda done: [done])

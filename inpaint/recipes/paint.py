@@ -21,7 +21,7 @@ from inpaint.stopping import StopToken
 
 
 @dataclass(frozen=True, kw_only=True)
-class Paint:
+class PaintPhotos:
     """Settings of `python -m ray_jobs.paint`: `data`, or `image` and `mask`; a base or an adapter, or `model`."""
 
     output: str
@@ -69,7 +69,7 @@ class Paint:
             )
 
 
-def paint(config: Paint, *, stop: StopToken | None = None) -> str:
+def paint_photos(config: PaintPhotos, *, stop: StopToken | None = None) -> str:
     """Paint, and say what was done. Starts or joins a Ray cluster for a data set, and does without for one photo.
 
     Raises:
@@ -85,7 +85,7 @@ def paint(config: Paint, *, stop: StopToken | None = None) -> str:
     return comparison_name(config.output)
 
 
-def _paint_data(config: Paint, data: str, stop: StopToken | None) -> str:
+def _paint_data(config: PaintPhotos, data: str, stop: StopToken | None) -> str:
     from inpaint import cluster
 
     folder = FolderSource(path=data, prompt=config.prompt, category=config.category)
@@ -108,7 +108,7 @@ def _paint_data(config: Paint, data: str, stop: StopToken | None) -> str:
     return f"{report.done} painted, {report.skipped} were done, {aside}: {config.output}"
 
 
-def _paint_photo(config: Paint, image: str, mask: str) -> None:
+def _paint_photo(config: PaintPhotos, image: str, mask: str) -> None:
     photo, hole = read_photo(image, mask, Fill.WHITE)
     models = read_models(config.settings)
     card = None if models.adapter is None else models.adapter.card
@@ -124,7 +124,7 @@ def _paint_photo(config: Paint, image: str, mask: str) -> None:
     write_pictures(config.output, photo, hole, picture)
 
 
-def _fill_photo(config: Paint, model: str, image: str, mask: str) -> None:
+def _fill_photo(config: PaintPhotos, model: str, image: str, mask: str) -> None:
     given = config.settings.sampling
     with ProgressBar("painting") as bar:
         inpaint_image(

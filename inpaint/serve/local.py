@@ -18,7 +18,6 @@ from inpaint.stopping import StopToken
 from inpaint.toy.catalogue import render
 from inpaint.toy.measure import HELD_OUT_SEED
 
-
 POLL_SECONDS = 0.5
 
 

@@ -14,7 +14,7 @@ from inpaint.errors import BadRow, InpaintError
 from inpaint.paint.paste import kept_pixels_changed
 from inpaint.paint.request import SamplingSettings
 from inpaint.paint.settings import PaintSettings
-from inpaint.recipes.paint import Paint, paint
+from inpaint.recipes.paint import PaintPhotos, paint_photos
 from inpaint.rowmap import ActorPool
 from tests.tiny import tiny_sd_inpaint
 from tests.unit.paint.examples import request
@@ -48,14 +48,14 @@ def array(path: Path) -> np.ndarray:
 
 def test_its_flags():
     of_data = "--data set.csv --base toy --adapter A --output out --steps 6 --guidance-scale 2 --actors 3 --seed 4"
-    assert tyro.cli(Paint, args=of_data.split()) == Paint(
+    assert tyro.cli(PaintPhotos, args=of_data.split()) == PaintPhotos(
         data="set.csv",
         output="out",
         settings=PaintSettings(base="toy", adapter="A", seed=4, sampling=SamplingSettings(steps=6, guidance_scale=2.0)),
         pool=ActorPool(actors=3),
     )
     of_model = "--model RUN --image a.png --mask m.png --output out.png --sampling.jump-count 3 --label cat --seed 4"
-    assert tyro.cli(Paint, args=of_model.split()) == Paint(
+    assert tyro.cli(PaintPhotos, args=of_model.split()) == PaintPhotos(
         model="RUN", sampling=PixelSampling(jump_count=3), label="cat", settings=PaintSettings(seed=4), **ONE
     )
 
@@ -80,41 +80,41 @@ def test_its_flags():
 )
 def test_what_would_be_ignored_is_refused(given, message):
     with pytest.raises(InpaintError, match=message):
-        Paint(**given)
+        PaintPhotos(**given)
 
 
 def test_one_photo_is_painted_without_ray(folder, base):
-    def of(**changes: object) -> Paint:
+    def of(**changes: object) -> PaintPhotos:
         files = {"image": str(folder / "p0.png"), "mask": str(folder / "m0.png"), "output": str(folder / "one.png")}
         settings = PaintSettings(base=base, sampling=SamplingSettings(steps=2))
-        return Paint(**{**files, "prompt": "a red box", "settings": settings, **changes})
+        return PaintPhotos(**{**files, "prompt": "a red box", "settings": settings, **changes})
 
-    assert paint(of()) == str(folder / "one_comparison.png")
+    assert paint_photos(of()) == str(folder / "one_comparison.png")
     assert array(folder / "one_comparison.png").shape[1] > 3 * 32
     photo, hole = array(folder / "p0.png"), array(folder / "m0.png")
     result = array(folder / "one.png")
     assert kept_pixels_changed(photo, result, hole) == 0 and (result != photo)[hole].any()
     with pytest.raises(BadRow, match=r"mask: another size .*32 x 48, the photo is 32 x 32"):
-        paint(of(mask=str(folder / "m2.png")))
+        paint_photos(of(mask=str(folder / "m2.png")))
     with pytest.raises(InpaintError, match=r"image .*absent.png: there is no such file"):
-        paint(of(image=str(folder / "absent.png")))
+        paint_photos(of(image=str(folder / "absent.png")))
     Image.fromarray(np.zeros((32, 32), dtype=np.uint8)).save(folder / "black.png")
     with pytest.raises(BadRow, match="no pixel is white"):
-        paint(of(mask=str(folder / "black.png")))
+        paint_photos(of(mask=str(folder / "black.png")))
 
 
 def test_a_data_set_is_painted_on_ray_from_url_to_url(ray_cluster, folder, base):
     out = folder / "out"
-    config = Paint(
+    config = PaintPhotos(
         data=f"file://{folder}/set.csv",
         output=f"file://{out}",
         settings=PaintSettings(base=base, seed=7, sampling=SamplingSettings(steps=2)),
         pool=ActorPool(max_batch=2, cpus_per_actor=1.0),
     )
-    assert paint(config) == f"3 painted, 0 were done, 1 in file://{out}/quarantine.jsonl: file://{out}"
+    assert paint_photos(config) == f"3 painted, 0 were done, 1 in file://{out}/quarantine.jsonl: file://{out}"
     (bad,) = [json.loads(line) for line in (out / "quarantine.jsonl").read_text().splitlines()]
     assert (bad["name"], bad["row"]) == ("broken.png", 5)
     for i in range(3):
         photo, hole, result = array(folder / f"p{i}.png"), array(folder / f"m{i}.png"), array(out / f"p{i}.png")
         assert kept_pixels_changed(photo, result, hole) == 0 and (result != photo)[hole].any()
-    assert paint(config).startswith("0 painted, 3 were done")
+    assert paint_photos(config).startswith("0 painted, 3 were done")
