@@ -75,6 +75,10 @@ class LoraRecipe(Recipe):
         """What is painted in training."""
         return Sometimes(Feathered(Grown(OwnMask())), self.full_hole_probability)
 
+    def aspect(self) -> float:
+        height, width = _shape(self.resolution or 1)
+        return height / width
+
     def check(self) -> None:
         read_base_info(self.base, self.revision)
 
@@ -86,7 +90,7 @@ class LoraRecipe(Recipe):
 
     def read_settings(self) -> ReadSettings:
         assert self.resolution is not None, "bound"
-        height, width = (self.resolution,) * 2 if isinstance(self.resolution, int) else self.resolution
+        height, width = _shape(self.resolution)
         return ReadSettings(
             height=height,
             width=width,
@@ -156,3 +160,8 @@ class LoraRecipe(Recipe):
             settings = PaintSettings(base=self.base, adapter=str(adapter))
             paint_manifest(chosen, settings, folder, on_progress=bar.show)
             return [np.asarray(Image.open(path)) for path in sorted((Path(folder) / "comparisons").rglob("*.png"))]
+
+
+def _shape(resolution: int | tuple[int, int]) -> tuple[int, int]:
+    """Height and width."""
+    return (resolution, resolution) if isinstance(resolution, int) else resolution

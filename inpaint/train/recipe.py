@@ -73,6 +73,10 @@ class Recipe(ABC):
     def export(self, trained: Trained, folder: Path) -> None:
         """Write what the training was for."""
 
+    def aspect(self) -> float:
+        """Height of a sample over its width: rows whose mask no such crop holds are named when they are read."""
+        return 1.0
+
     def check(self) -> None:
         """Refuse what can be refused before the data is read. Raises InpaintError."""
         return

@@ -8,7 +8,7 @@ from inpaint.data import quarantine
 from inpaint.data.pipeline import read_manifest
 from inpaint.data.plan import Plan
 from inpaint.data.rows import Manifest
-from inpaint.data.storage import absolute, output_folder, read_file
+from inpaint.data.storage import absolute, output_folder, read_file, write_file
 from inpaint.errors import InpaintError
 from inpaint.progress import ProgressBar
 from inpaint.stopping import StopToken
@@ -74,25 +74,27 @@ def _rows(recipe: Recipe, stop: StopToken) -> tuple[Manifest, Manifest | None]:
 
 
 def _read(recipe: Recipe, data: str, what: str, stop: StopToken) -> Manifest:
-    """The usable rows of `data`; the others are written to the `quarantine.jsonl` beside them."""
-    where = f"{recipe.output}/{what}"
-    settings = {"data": absolute(data), **plain(recipe)}
+    """The usable rows of `data`; the others are listed in the `quarantine.jsonl` beside them."""
+    where = f"{absolute(recipe.output)}/{what}"
+    record = {**plain(recipe), "data": absolute(data)}
     if recipe.resume and not recipe.recheck:
-        saved = _saved(where, settings["data"])
+        saved = _saved(where, record["data"])
         if saved is not None:
             return saved
-    with ProgressBar(f"checking {what}") as bar, output_folder(where) as folder:
+    with ProgressBar(f"checking {what}") as bar:
         manifest, bad = read_manifest(
             recipe.source(data),
             max_bad_fraction=recipe.max_bad_fraction,
-            quarantine=str(folder / "quarantine.jsonl"),
+            quarantine=f"{where}/quarantine.jsonl",
+            memory=f"{where}/inspected.parquet",
+            crop_aspect=recipe.aspect(),
             progress=bar.show,
             stop=stop,
         )
         if bad:
             bar.warn(quarantine.table(bad, len(bad) + len(manifest)))
-        manifest.save(folder / ROWS)
-        (folder / RECIPE).write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+    manifest.save(f"{where}/{ROWS}")
+    write_file(where, RECIPE, json.dumps(record, indent=1).encode() + b"\n")
     return manifest
 
 
