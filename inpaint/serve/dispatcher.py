@@ -5,7 +5,7 @@ its settings are all decided the picture is the same; no preview comes twice. Cl
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 
@@ -21,7 +21,6 @@ from inpaint.serve.service import (
     Painted,
     PaintOrder,
     Preview,
-    ServedAdapter,
 )
 from inpaint.serve.work import work_of
 
@@ -50,21 +49,9 @@ class Dispatcher:
     """Implements `service.Service` over painters that `call` reaches."""
 
     def __init__(self, base: BaseInfo, registry: Registry, admission: Admission, call: Call) -> None:
-        self._base, self._registry, self._admission, self._call = base, registry, admission, call
+        self.base, self._registry, self._admission, self._call = base, registry, admission, call
+        self.catalogue, self.refused = registry.catalogue, registry.refused
         self._is_healthy = True
-
-    @property
-    def base(self) -> BaseInfo:
-        """The base that all orders are painted with."""
-        return self._base
-
-    def catalogue(self) -> Mapping[str, ServedAdapter]:
-        """Adapter name -> what is served under it now."""
-        return self._registry.catalogue()
-
-    def refused(self) -> Mapping[str, str]:
-        """Adapter name -> why it is not served."""
-        return self._registry.refused()
 
     async def healthy(self) -> bool:
         """Whether a painter does, or can be started to do, real work."""
@@ -77,7 +64,7 @@ class Dispatcher:
 
     async def paint(self, orders: Sequence[PaintOrder]) -> AsyncGenerator[tuple[int, Preview | Painted], None]:
         """See `service.Service.paint`."""
-        orders = [replace(order, work=work_of(order.request, self._base)) for order in orders]
+        orders = [replace(order, work=work_of(order.request, self.base)) for order in orders]
         self._admission.admit(sum(order.work for order in orders))
         events: asyncio.Queue[tuple[int, Preview | Painted] | asyncio.Task[None]] = asyncio.Queue()
         tasks = [

@@ -56,23 +56,19 @@ class IngressReplica:
     ) -> AsyncGenerator[Preview | Painted, None]:
         """One try on one painter, which the router chooses."""
         events = self._painters.remote(order, files)
-        ended = False
         try:
             async for event in events:
                 yield event
-            ended = True
         except RayTaskError as error:
-            ended = True
             # What the painter raised, as it is: Ray wraps it in a class of its own making.
             if isinstance(error.cause, InpaintError):
                 raise error.cause from None
             raise
         except (*_LOST, DeploymentUnavailableError) as error:
-            ended = True
             raise PainterLost(str(error).partition("\n")[0]) from error
-        finally:
-            if not ended:
-                events.cancel()
+        except (asyncio.CancelledError, GeneratorExit):
+            events.cancel()
+            raise
 
     async def _watch(self) -> None:
         """Keep the dispatcher and the gauges up to date."""

@@ -78,7 +78,8 @@ async def refuses(order: PaintOrder, files: tuple[AdapterFiles, ...]) -> AsyncGe
 
 
 def dispatcher(painters: Painters, queue: float = 100.0) -> tuple[Dispatcher, Admission]:
-    registry = SimpleNamespace(cache=SimpleNamespace(files=lambda name, digest: AdapterFiles(digest, {})))
+    cache = SimpleNamespace(files=lambda name, digest: AdapterFiles(digest, {}))
+    registry = SimpleNamespace(cache=cache, catalogue=dict, refused=dict)
     admission = Admission(AdmissionSettings(queue_per_painter=queue, expected_speed=10))
     service = Dispatcher(BASE, registry, admission, painters)
     service.resize(Capacity(painters=2, ingresses=4))
