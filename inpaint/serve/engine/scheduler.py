@@ -110,52 +110,55 @@ class Scheduler(Generic[J]):
     def __init__(self, settings: EngineSettings) -> None:
         self.settings = settings
         self.table = SlotTable(settings.slots)
-        self._jobs: dict[J, None] = {}
+        self._waiting: dict[J, None] = {}
         """By age."""
+        self._active: dict[J, None] = {}
+        """All others, by age: few, for they are let in as there is room."""
         self._turns: list[tuple[int, int]] = []
         """Shapes whose jobs step or are ready to, the one that has waited longest first."""
         self._undecoded: deque[Picture[J]] = deque()
 
     def __len__(self) -> int:
-        return len(self._jobs)
+        return len(self._waiting) + len(self._active)
 
     def __contains__(self, job: object) -> bool:
-        return job in self._jobs
+        return job in self._active or job in self._waiting
 
     def __iter__(self) -> Iterator[J]:
-        """All jobs, oldest first: a copy, from any thread."""
-        return iter(list(self._jobs))
+        """All jobs: a copy, from any thread."""
+        return iter(dict.fromkeys([*self._active, *self._waiting]))
 
     def add(self, job: J) -> None:
         """A job comes. Raises InpaintError for one with more adapters than there are slots."""
         most = self.settings.slots
         if len(set(job.digests)) > most:
             raise InpaintError(f"{len(job.digests)} adapters in one order: this service takes at most {most}")
-        self._jobs[job] = None
+        self._waiting[job] = None
 
     def remove(self, job: J) -> None:
         """A job leaves, wherever it stands; its adapters' slots are given back."""
-        del self._jobs[job]
-        if job.stage is not Stage.WAITING:
-            self.table.release(job.digests)
+        if job in self._waiting:
+            del self._waiting[job]
+            return
+        del self._active[job]
+        self.table.release(job.digests)
         self._undecoded = deque(picture for picture in self._undecoded if picture.job is not job)
         job.pictures.clear()
 
     def expired(self, now: float) -> list[J]:
         """Jobs whose deadline has passed: to be removed."""
-        return [job for job in self._jobs if job.deadline <= now]
+        return [job for job in self if job.deadline <= now]
 
     def next_deadline(self) -> float:
         """The earliest; infinite without one."""
-        return min((job.deadline for job in self._jobs), default=float("inf"))
+        return min((job.deadline for job in self), default=float("inf"))
 
     def admit(self) -> list[tuple[J, list[str]]]:
         """Lets jobs in while there is room: each must now be read, and these of its adapters be loaded."""
-        room = self.settings.max_rows + self.settings.ahead_rows
-        room -= sum(job.unet_rows for job in self._jobs if job.stage is not Stage.WAITING)
+        room = self.settings.max_rows + self.settings.ahead_rows - sum(job.unet_rows for job in self._active)
         admitted: list[tuple[J, list[str]]] = []
         blocked: list[J] = []
-        for job in self._at(Stage.WAITING):
+        for job in self._waiting:
             if room < job.unet_rows or any(other.passed >= MAX_PASSED for other in blocked):
                 break
             missing = self.table.acquire(job.digests)
@@ -167,6 +170,9 @@ class Scheduler(Generic[J]):
             room -= job.unet_rows
             job.stage = Stage.PREPARING
             admitted.append((job, missing))
+        if admitted:
+            self._active = dict.fromkeys(sorted([*self._active, *(job for job, _ in admitted)], key=_age))
+            self._waiting = {job: None for job in self._waiting if job.stage is Stage.WAITING}
         return admitted
 
     def waiting_for(self, digest: str) -> list[J]:
@@ -185,7 +191,7 @@ class Scheduler(Generic[J]):
     def encoded(self, jobs: list[J]) -> None:
         """Those of them that are still here may take a place in a batch."""
         for job in jobs:
-            if job in self._jobs:
+            if job in self._active:
                 job.stage = Stage.READY
 
     def shapes(self) -> list[tuple[int, int]]:
@@ -247,4 +253,8 @@ class Scheduler(Generic[J]):
         return ready
 
     def _at(self, *stages: Stage) -> list[J]:
-        return [job for job in self._jobs if job.stage in stages]
+        return [job for job in self._active if job.stage in stages]
+
+
+def _age(job: Job) -> float:
+    return job.arrived
