@@ -17,7 +17,7 @@ from inpaint.models.locate import TOY_BASE
 from inpaint.paint.paste import paste_back
 from inpaint.serve.engine.engine import Engine
 from inpaint.serve.service import AdapterGone
-from tests.adapters import without_tokens
+from tests.adapters import made_up, without_tokens
 from tests.tiny import tiny_sd_inpaint, tiny_sdxl_inpaint
 from tests.unit.serve.engines import (
     GUARD_S,
@@ -27,7 +27,6 @@ from tests.unit.serve.engines import (
     by_painter,
     difference,
     events_of,
-    made_up,
     order,
     paint_all,
     pictures,
