@@ -40,7 +40,7 @@ from inpaint.paint.ddpm_painter import DdpmPainter
 from inpaint.paint.paste import comparison, kept_pixels_changed
 from inpaint.paint.request import DdpmRequest
 from inpaint.randomness import generator
-from inpaint.recipes.ddpm import TrainDdpm, load_ddpm, preset
+from inpaint.recipes.ddpm import TrainDdpm, load_ddpm, preset_of
 from inpaint.stopping import StopToken
 from inpaint.toy.patterns import render_pattern, write_patterns
 from inpaint.train.loop import StepReport
@@ -108,7 +108,7 @@ class Task:
 
 def config_of(settings: Settings, data: Path, output: Path) -> TrainDdpm:
     """The 32 px preset, on both cores."""
-    config = preset(SIZE, data=str(data), output=str(output))
+    config = preset_of(SIZE, data=str(data), output=str(output))
     train = replace(
         config.train,
         epochs=None,

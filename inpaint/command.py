@@ -25,7 +25,7 @@ def command(
     description: str | None,
     *,
     say: Callable[[Any], Iterable[str]],
-    choice: type | None = None,
+    defaults: Callable[..., Any] | None = None,
     cluster: bool = True,
     arguments: Sequence[str] | None = None,
 ) -> None:
@@ -35,14 +35,14 @@ def command(
         job: called with the configuration and `stop`, the token that signals ask to stop by.
         description: the command's docstring.
         say: what the job returned -> the lines to print.
-        choice: a dataclass of the few settings by which the others' defaults are chosen, with a method
-            `defaults(data=, output=)`; unset: the configuration's own.
+        defaults: a function whose arguments are the few settings by which the others' defaults are chosen, and which
+            returns them; unset: the configuration's own.
         cluster: whether a Ray cluster is joined or started first.
         arguments: unset: the process's own.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     try:
-        parsed = parse(config, description, arguments, choice)
+        parsed = parse(config, description, arguments, defaults)
         if cluster:
             connect()
         with stop_on_signals() as stop:
@@ -54,13 +54,13 @@ def command(
         print(line)
 
 
-def parse(config: type[C], description: str | None, arguments: Sequence[str], choice: type | None = None) -> C:
+def parse(
+    config: type[C], description: str | None, arguments: Sequence[str], defaults: Callable[..., Any] | None = None
+) -> C:
     """The configuration that the arguments ask for; hyphens and underscores are alike."""
     default: Any = tyro.MISSING_NONPROP
-    if choice is not None:
-        chosen: Any
-        chosen, _ = tyro.cli(choice, args=arguments, return_unknown_args=True, add_help=False)
-        default = chosen.defaults(data=tyro.MISSING, output=tyro.MISSING)
+    if defaults is not None:
+        default, _ = tyro.cli(defaults, args=arguments, return_unknown_args=True, add_help=False)
     program = getattr(sys.modules["__main__"].__spec__, "name", None)
     prog = None if program is None else f"python -m {program}"
     return tyro.cli(config, prog=prog, description=description, default=default, args=arguments)

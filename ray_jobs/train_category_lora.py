@@ -10,13 +10,13 @@ package; `python -m benchmarks.category` measures what it reaches (hit rate 0.90
 """
 
 from inpaint.command import command
-from inpaint.recipes.category_lora import CategoryLora, Choice, train_category_lora
+from inpaint.recipes.category_lora import CategoryLora, defaults, train_category_lora
 
 if __name__ == "__main__":
     command(
         train_category_lora,
         CategoryLora,
         __doc__,
-        choice=Choice,
+        defaults=defaults,
         say=lambda folders: [f"adapter: {folder}" for folder in folders],
     )

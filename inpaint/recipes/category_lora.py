@@ -7,6 +7,7 @@ from enum import StrEnum
 from typing import Literal, Self
 
 import pyarrow.compute as pc
+import tyro
 
 from inpaint.data.rows import Manifest
 from inpaint.data.sources import CsvSource
@@ -21,6 +22,9 @@ from inpaint.train.settings import Precision, TrainSettings, ValidationSettings,
 PROMPT_FORMAT = "{token} background, {prompt}"
 
 
+Preset = Literal["toy", "sd15", "sdxl"]
+
+
 class Adapters(StrEnum):
     """How many adapters are trained."""
 
@@ -33,7 +37,7 @@ class CategoryLora(LoraRecipe):
     """Settings of `python -m ray_jobs.train_category_lora`. `data` is a CSV with the columns input, mask, output,
     prompt, category."""
 
-    preset: Literal["toy", "sd15", "sdxl"] = may_change("toy")
+    preset: Preset = may_change("toy")
     """Whose defaults the other settings have; unset: toy for the toy base, else sd15."""
     categories: tuple[str, ...] = ()
     """Categories that may occur in the CSV; rows of others go to the quarantine. Empty: any."""
@@ -85,14 +89,19 @@ def _check_categories(rows: Manifest) -> None:
             )
 
 
-def preset(name: str, *, data: str, output: str) -> CategoryLora:
-    """The documented defaults for a kind of base.
+def defaults(*, preset: Preset | None = None, base: str = "toy") -> CategoryLora:
+    """The command's, of a preset or of the one that suits the base."""
+    return preset_of(preset or ("toy" if base == "toy" else "sd15"), data=tyro.MISSING, output=tyro.MISSING)
+
+
+def preset_of(name: Preset, *, data: str, output: str) -> CategoryLora:
+    """The documented defaults of a preset.
 
     toy: three minutes per category on two cores. sd15: kohya's and diffusers' usual rank and rates for SD 1.5. sdxl:
     the same for 1024 px.
 
     Raises:
-        InpaintError: an unknown name.
+        InpaintError: an unknown preset.
     """
     on_gpus = TrainSettings(samples=24_000, global_batch=16, precision=Precision.BF16)
     held_out = ValidationSettings(share=0.05)
@@ -130,18 +139,6 @@ def preset(name: str, *, data: str, output: str) -> CategoryLora:
             validation=held_out,
         )
     raise InpaintError(f"preset {name!r}: give toy, sd15 or sdxl")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Choice:
-    """What chooses the defaults of the command."""
-
-    preset: Literal["toy", "sd15", "sdxl"] | None = None
-    base: str = "toy"
-
-    def defaults(self, *, data: str, output: str) -> CategoryLora:
-        """Those of the preset, or of the one that suits the base."""
-        return preset(self.preset or ("toy" if self.base == "toy" else "sd15"), data=data, output=output)
 
 
 def train_category_lora(config: CategoryLora, *, stop: StopToken | None = None) -> list[str]:

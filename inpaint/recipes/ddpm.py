@@ -11,6 +11,7 @@ from typing import Self
 
 import safetensors.torch
 import torch
+import tyro
 from torch import Tensor
 
 from inpaint.data.holes import Sometimes
@@ -145,7 +146,12 @@ def train_settings(*, precision: Precision, epochs: float = 2000, batch: int = 3
     )
 
 
-def preset(image_size: int, *, data: str, output: str) -> TrainDdpm:
+def defaults(*, image_size: int = 128) -> TrainDdpm:
+    """The command's, of an image size."""
+    return preset_of(image_size, data=tyro.MISSING, output=tyro.MISSING)
+
+
+def preset_of(image_size: int, *, data: str, output: str) -> TrainDdpm:
     """The defaults for images of 32, 64, 128, 256 or 512 pixels.
 
     Raises:
@@ -162,17 +168,6 @@ def preset(image_size: int, *, data: str, output: str) -> TrainDdpm:
     if image_size == 64:
         return replace(config, learning_rate=2e-4)
     return config
-
-
-@dataclass(frozen=True, kw_only=True)
-class Choice:
-    """What chooses the defaults of the command."""
-
-    image_size: int = 128
-
-    def defaults(self, *, data: str, output: str) -> TrainDdpm:
-        """Those of the size."""
-        return preset(self.image_size, data=data, output=output)
 
 
 def train_ddpm(config: TrainDdpm, *, stop: StopToken | None = None) -> list[str]:
@@ -197,20 +192,19 @@ def load_ddpm(run: str, *, device: str | torch.device | None = None, max_batch: 
     found = read_file(run, MODEL)
     if found is None:
         raise InpaintError(f"{run} holds no {MODEL}: give the output folder of `python -m ray_jobs.train_ddpm`")
-    card = ModelCard.from_json(json.loads(found))
+    card = json.loads(found)
     chosen = device if device is not None else ("cuda" if torch.cuda.is_available() else "cpu")
-    return DdpmPainter(card, _weights(run), device=chosen, max_batch=max_batch)
+    weights = _weights(run, card.get("exported_after", -1))
+    return DdpmPainter(ModelCard.from_json(card), weights, device=chosen, max_batch=max_batch)
 
 
-def _weights(run: str) -> dict[str, Tensor]:
+def _weights(run: str, exported_after: int) -> dict[str, Tensor]:
     """What was exported, or the newest checkpoint's of a run that has gone on since, or has not ended yet."""
     store = CheckpointStore(f"{run}/{CHECKPOINTS}")
     progress = store.progress()
-    card = json.loads(read_file(run, MODEL) or b"{}")
-    if card.get("exported_after", -1) >= (0 if progress is None else progress.samples):
-        exported = read_file(run, WEIGHTS)
-        if exported is not None:
-            return safetensors.torch.load(exported)
+    exported = read_file(run, WEIGHTS)
+    if exported is not None and (progress is None or exported_after >= progress.samples):
+        return safetensors.torch.load(exported)
     loaded = store.latest()
     if loaded is None:
         raise InpaintError(f"{run} holds no checkpoint yet: wait for its first one, or train with a smaller interval")

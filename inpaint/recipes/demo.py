@@ -13,7 +13,7 @@ from inpaint.models.adapter import apply_adapter
 from inpaint.models.base import load_base
 from inpaint.paint.painter import Painter
 from inpaint.paint.paste import comparison
-from inpaint.recipes.category_lora import PROMPT_FORMAT, Adapters, CategoryLora, preset, train_category_lora
+from inpaint.recipes.category_lora import PROMPT_FORMAT, Adapters, CategoryLora, preset_of, train_category_lora
 from inpaint.stopping import StopToken
 from inpaint.toy.catalogue import CATEGORIES, CATEGORY_INIT_WORDS, Scene, write_catalogue
 from inpaint.toy.detectors import Detectors
@@ -50,7 +50,7 @@ def training_of(demo: Demo) -> CategoryLora:
         count=demo.images * len(demo.categories),
         categories=demo.categories,
     )
-    config = preset("toy", data=str(data), output=f"{demo.output}/training")
+    config = preset_of("toy", data=str(data), output=f"{demo.output}/training")
     train = replace(config.train, seed=demo.seed, samples=demo.samples or config.train.samples)
     words = {category: CATEGORY_INIT_WORDS[category] for category in demo.categories}
     # A demo that was interrupted, or is run again, goes on from its checkpoints.

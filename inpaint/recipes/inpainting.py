@@ -17,7 +17,7 @@ from inpaint.paint.crop import resize_hole, resize_image
 from inpaint.paint.ddpm_painter import OnFrame, ReverseProcess
 from inpaint.paint.files import Fill, check_name, read_photo, write_pictures, write_png
 from inpaint.paint.request import DdpmRequest
-from inpaint.recipes.ddpm import load_ddpm, preset, train_ddpm
+from inpaint.recipes.ddpm import load_ddpm, preset_of, train_ddpm
 
 _seed = 0
 
@@ -87,7 +87,7 @@ def train_inpainting(
         from inpaint import cluster
 
         cluster.connect()
-    defaults = preset(image_size, data=str(dataset_path), output=str(checkpoint_path))
+    defaults = preset_of(image_size, data=str(dataset_path), output=str(checkpoint_path))
     settings = replace(
         defaults.train,
         epochs=num_epochs,

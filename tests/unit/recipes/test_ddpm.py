@@ -8,7 +8,7 @@ from inpaint.data.rows import Manifest, Row
 from inpaint.data.sources import FolderNames
 from inpaint.diffusion.unet import PRESETS
 from inpaint.errors import InpaintError
-from inpaint.recipes.ddpm import preset
+from inpaint.recipes.ddpm import preset_of
 from inpaint.train.settings import Precision, plain
 
 ROWS = Manifest.of(
@@ -19,7 +19,7 @@ ROWS = Manifest.of(
 
 @pytest.mark.parametrize("size", sorted(PRESETS))
 def test_every_size_has_a_preset(size: int) -> None:
-    config = preset(size, data="in", output="out")
+    config = preset_of(size, data="in", output="out")
     assert config.unet == PRESETS[size]
     assert config.image_size == size
     assert config.train.ema_halflife is not None, "the moving average paints"
@@ -27,20 +27,20 @@ def test_every_size_has_a_preset(size: int) -> None:
 
 
 def test_the_default_is_the_plain_ddpm_of_128_px() -> None:
-    config = preset(128, data="in", output="out")
+    config = preset_of(128, data="in", output="out")
     assert config.noise.prediction_type == "epsilon" and config.noise.noise == "linear"
     assert config.train.lr_scale(40_000, 50_000) == 1, "the rate does not fall"
     assert (config.learning_rate, config.train.global_batch, config.train.epochs) == (1e-4, 32, 2000)
 
 
 def test_checkpoints_by_epochs() -> None:
-    config = preset(32, data="in", output="out")
+    config = preset_of(32, data="in", output="out")
     assert config.bind(ROWS).train.checkpoint_every == config.train.checkpoint_every
     assert replace(config, checkpoint_epochs=100).bind(ROWS).train.checkpoint_every == 300
 
 
 def test_what_decides_what_is_learned_is_fixed() -> None:
-    config = preset(32, data="in", output="out").bind(ROWS)
+    config = preset_of(32, data="in", output="out").bind(ROWS)
     fixed = plain(config, fixed_only=True)
     for changed in (
         replace(config, train=replace(config.train, epochs=5000, workers=3)),
@@ -57,13 +57,13 @@ def test_what_decides_what_is_learned_is_fixed() -> None:
 
 
 def test_holes_are_drawn_never_full_and_as_large_as_was_asked_for() -> None:
-    hole = preset(32, data="in", output="out").bind(ROWS).read_settings().hole
+    hole = preset_of(32, data="in", output="out").bind(ROWS).read_settings().hole
     assert not hole.uses_own
     assert hole.probability == 0
 
 
 def test_a_class_is_the_folders_name() -> None:
-    config = preset(32, data="in", output="out")
+    config = preset_of(32, data="in", output="out")
     assert config.source("in").folder_names is FolderNames.NOTHING
     assert config.bind(ROWS).card().unet.classes == 0
     classes = replace(config, classes=True)
@@ -77,6 +77,6 @@ def test_a_class_is_the_folders_name() -> None:
 
 def test_what_cannot_be_is_refused() -> None:
     with pytest.raises(InpaintError, match="32, 64, 128, 256, 512"):
-        preset(100, data="in", output="out")
+        preset_of(100, data="in", output="out")
     with pytest.raises(InpaintError, match="multiple of"):
-        replace(preset(32, data="in", output="out"), image_size=36)
+        replace(preset_of(32, data="in", output="out"), image_size=36)

@@ -16,8 +16,8 @@ from inpaint.train.settings import plain
 
 FOLDER = Path(__file__).parent / "snapshots"
 RECIPES: dict[str, Any] = {
-    **{f"category_lora-{n}": category_lora.preset(n, data="DATA", output="OUT") for n in ("toy", "sd15", "sdxl")},
-    **{f"ddpm-{size}": ddpm.preset(size, data="DATA", output="OUT") for size in PRESETS},
+    **{f"category_lora-{n}": category_lora.preset_of(n, data="DATA", output="OUT") for n in ("toy", "sd15", "sdxl")},
+    **{f"ddpm-{size}": ddpm.preset_of(size, data="DATA", output="OUT") for size in PRESETS},
     "pretrain_toy": PretrainToy(output="OUT"),
     "demo": Demo(),
 }
