@@ -32,6 +32,7 @@ from inpaint.toy.catalogue import Scene
 from inpaint.toy.measure import held_out
 from inpaint.train.checkpoint import CheckpointStore, Progress
 from tests.adapters import SHIPPED, variant, write_variant
+from tests.jobs.conftest import StyleRun
 
 APP = "paint-test"
 CATEGORIES = [f"CDP_{number:02}" for number in range(30)]
@@ -91,7 +92,8 @@ class Client:
 
 
 @pytest.fixture(scope="module")
-def client(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+def client(ray_cluster: None, style: StyleRun, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    """What `style` trains is trained before: Serve leaves no room for it on two CPUs."""
     from ray import serve
     from ray.serve.config import HTTPOptions
 
@@ -208,6 +210,23 @@ def test_new_replaced_put_back_and_bad_adapters_without_a_restart(client: Client
     shutil.rmtree(client.registry / "CDP_NEW")
     _until(lambda: client.digest("CDP_NEW") is None)
     assert client.paint(category="CDP_NEW").status == 404
+
+
+def test_the_adapter_of_a_workload_of_ones_own_is_served(client: Client, style: StyleRun) -> None:
+    shutil.copytree(style.adapter, client.registry / "style")
+    _until(lambda: client.digest("style") is not None)
+    base = load_base("toy")
+    apply_adapter(base, load_adapter(style.adapter))
+    request = PaintRequest(
+        image=client.scene.image,
+        hole=~client.scene.product,
+        prompt=f"{style.recipe.tag}, a mug",
+        seed=3,
+        sampling=SamplingSettings(steps=STEPS),
+    )
+    (expected,) = Painter(base).paint([request])
+    assert _difference(client.paint(adapters="style").image, expected) <= CLOSE
+    shutil.rmtree(client.registry / "style")
 
 
 def test_overload_is_told_when_to_come_back_and_nothing_is_begun(client: Client) -> None:
