@@ -21,9 +21,10 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+import inpaint
 from inpaint.toy.catalogue import render
 from inpaint.train.settings import TrainSettings, ValidationSettings
-from tests.jobs.own_workload import StyleLora, train_style_lora
+from tests.jobs.own_workload import StyleLora
 
 ROOT = Path(__file__).resolve().parents[2]
 RAY = Path(sys.executable).with_name("ray")
@@ -185,5 +186,5 @@ def style(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> StyleR
         train=TrainSettings(samples=16, global_batch=8, workers=2, checkpoint_every=8),
         validation=ValidationSettings(share=0.25, samples=4, pictures=2),
     )
-    train_style_lora(recipe)
+    inpaint.run(recipe)
     return StyleRun(recipe, 12)

@@ -9,7 +9,6 @@ from inpaint.data.holes import Feathered, Hole
 from inpaint.data.sources import FolderSource
 from inpaint.models.lora import LoraSettings
 from inpaint.recipes.lora import LoraRecipe
-from inpaint.train.run import run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +49,3 @@ class StyleLora(LoraRecipe):
 
     def hole(self) -> Hole:
         return Feathered(HalfHole(half=self.half))
-
-
-def train_style_lora(config: StyleLora) -> str:
-    """Train and export; returns the adapter's folder."""
-    return run(config)[0]

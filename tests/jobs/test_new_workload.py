@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import inpaint
 from inpaint.data.rows import Manifest
 from inpaint.errors import InpaintError
 from inpaint.export.adapter_folder import load_adapter
@@ -20,7 +21,6 @@ from inpaint.paint.settings import PaintSettings
 from inpaint.rowmap import Place
 from inpaint.train.checkpoint import CheckpointStore
 from tests.jobs.conftest import StyleRun
-from tests.jobs.own_workload import train_style_lora
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -45,13 +45,13 @@ def test_it_goes_on_without_listing_its_data_and_refuses_other_settings(style: S
     hidden = tmp_path / "hidden"
     Path(style.recipe.data).rename(hidden)
     try:
-        assert train_style_lora(replace(style.recipe, resume=True)) == str(style.adapter)
+        assert inpaint.run(replace(style.recipe, resume=True)) == [str(style.adapter)]
     finally:
         hidden.rename(style.recipe.data)
     with pytest.raises(InpaintError, match="continue it with --resume"):
-        train_style_lora(style.recipe)
+        inpaint.run(style.recipe)
     with pytest.raises(InpaintError, match="half was 'lower', now 'right'"):
-        train_style_lora(replace(style.recipe, resume=True, half="right"))
+        inpaint.run(replace(style.recipe, resume=True, half="right"))
 
 
 def test_its_adapter_has_no_token_and_paints(style: StyleRun, tmp_path: Path) -> None:

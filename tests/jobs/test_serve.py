@@ -262,6 +262,19 @@ def test_a_model_of_ones_own_is_served_beside_it(client: Client, tmp_path: Path)
     serve.delete("ddpm-test")
 
 
+def test_an_application_of_ones_own_is_served_beside_it(client: Client) -> None:
+    from ray import serve
+
+    from tests.jobs.own_application import EnlargeArgs, build
+
+    serve.run(build(EnlargeArgs(threads=1)), name="own-test", route_prefix="/own")
+    connection = http.client.HTTPConnection("127.0.0.1", client.port, timeout=PATIENCE_S)
+    body, kind = _form({"image": _png(Image.fromarray(client.scene.image)), "factor": b"2"})
+    connection.request("POST", "/own/enlarge", body, {"Content-Type": kind})
+    assert (_answer(connection).image[::2, ::2] == client.scene.image).all()
+    serve.delete("own-test")
+
+
 def small_ddpm(run: Path) -> tuple[Path, ModelCard]:
     """The run of a training that has just begun."""
     card = ModelCard(

@@ -159,7 +159,7 @@ class DdpmApplication:
         """The ASGI application. Raises InpaintError: no keys, and the host is not a loopback address."""
         resources = Resources(self._args.http)
         endpoints = [FillEndpoint(resources, self)]
-        app = build_http("inpaint ddpm", endpoints, resources, self._healthy, metrics, description=__doc__ or "")
+        app = build_http("inpaint ddpm", endpoints, resources, self.check, metrics, description=__doc__ or "")
 
         @app.get("/model", summary="What is served")
         async def _model() -> dict[str, object]:
@@ -167,16 +167,13 @@ class DdpmApplication:
 
         return app
 
-    async def check(self) -> None:
-        """A real forward, or the next one of the batch that is being painted. Raises TimeoutError."""
+    async def check(self) -> bool:
+        """Whether a forward ends in time: a real one, or the next one of the batch that is being painted."""
         side = self.painter.card.unet.multiple
         blank = np.zeros((side, side, 3), dtype=np.uint8)
         probe = DdpmRequest(image=blank, hole=np.ones((side, side), dtype=bool), sampling=PixelSampling(steps=1))
-        await self.batcher.check(probe, self._args.health_timeout_s)
-
-    async def _healthy(self) -> bool:
         try:
-            await self.check()
+            await self.batcher.check(probe, self._args.health_timeout_s)
         except TimeoutError:
             return False
         return True

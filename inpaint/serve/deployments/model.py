@@ -23,8 +23,8 @@ class ModelApplication(Protocol):
         """Its HTTP side."""
         ...
 
-    async def check(self) -> None:
-        """Real work; Serve replaces the replica where this raises."""
+    async def check(self) -> bool:
+        """Whether real work is done in time; Serve replaces the replica where it is not."""
         ...
 
 
@@ -44,7 +44,8 @@ class ModelReplica:
 
     async def check_health(self) -> None:
         """Called by Serve every few seconds."""
-        await self._application.check()
+        if not await self._application.check():
+            raise TimeoutError("no work was done in time")
 
 
 Model = serve.deployment(

@@ -1,24 +1,20 @@
-"""An HTTP application in few lines: its fields, work and answer; keys, limits, receipts and errors come along."""
+"""A new application is one file, `tests/jobs/own_application.py`; keys, limits, receipts and errors come along.
+
+`tests/jobs/test_serve.py` runs it on Ray Serve.
+"""
 
 import io
-from collections.abc import AsyncGenerator, Callable, Sequence
-from typing import Annotated
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from starlette.responses import Response
 from starlette.testclient import TestClient
 
-from inpaint.serve.batcher import Batcher
-from inpaint.serve.http.application import build_http
-from inpaint.serve.http.endpoint import Call, Encoded, Endpoint
-from inpaint.serve.http.images import read_photo
 from inpaint.serve.http.limits import HttpSettings
-from inpaint.serve.http.receipt import Receipt, encode, read_receipt
-from inpaint.serve.http.record import Record
-from inpaint.serve.http.resources import Resources
-from inpaint.serve.http.schema import PictureFields, Upload, Within
+from inpaint.serve.http.receipt import read_receipt
+from tests.jobs import own_application
+from tests.jobs.own_application import EnlargeApplication, EnlargeArgs
 from tests.unit.data.images import picture
 from tests.unit.serve.clients import b64, told
 from tests.unit.serve.fake import photo_png
@@ -26,62 +22,17 @@ from tests.unit.serve.fake import photo_png
 KEY = "shop-0123456789abcdef"
 
 
-# The application, all of it.
-EnlargeCall = Call[tuple[np.ndarray, int]]
-
-
-class EnlargeFields(PictureFields):
-    """What `POST /enlarge` takes."""
-
-    image: Upload
-    """The photo."""
-    factor: Annotated[int, Within(1, 4)] = 2
-    """Times larger."""
-
-
-class EnlargeEndpoint(Endpoint[EnlargeFields, EnlargeCall, np.ndarray]):
-    """Enlarge a photo"""
-
-    path = "/enlarge"
-    fields = EnlargeFields
-
-    def __init__(self, resources: Resources) -> None:
-        super().__init__(resources)
-        self.batcher: Batcher[tuple[np.ndarray, int], np.ndarray] = Batcher(enlarge)
-
-    def read(self, fields: EnlargeFields) -> EnlargeCall:
-        image = read_photo(fields.image, "image", self.settings, 1).image
-        encoding = fields.encoding(95, self.settings)
-        return Call(request=(image, fields.factor), encoding=encoding, model="nearest", pixels=image[..., 0].size)
-
-    async def submit(self, call: EnlargeCall, record: Record) -> AsyncGenerator[np.ndarray, None]:
-        yield await self.batcher.submit(call.request)
-
-    def encode(self, call: EnlargeCall, result: np.ndarray) -> bytes:
-        receipt = Receipt(base="nearest", base_revision="1", seed=0, sampling={"factor": call.request[1]})
-        return encode(result, call.encoding, receipt)
-
-    def answer(self, call: EnlargeCall, results: Sequence[Encoded[np.ndarray]]) -> Response:
-        return Response(results[0].data, media_type=call.encoding.media_type)
-
-
-def enlarge(requests: Sequence[tuple[np.ndarray, int]], tick: Callable[[], None]) -> list[np.ndarray]:
-    tick()
-    return [image.repeat(factor, axis=0).repeat(factor, axis=1) for image, factor in requests]
-
-
-async def healthy() -> bool:
-    return True
-
-
-# What it gets for nothing.
 @pytest.fixture
 def client(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("INPAINT_API_KEYS", f"shop:{KEY}")
-    resources = Resources(HttpSettings(host="0.0.0.0", max_pixels=5_000))
-    app = build_http("enlarging", [EnlargeEndpoint(resources)], resources, healthy)
+    settings = HttpSettings(host="0.0.0.0", max_pixels=5_000)
+    app = EnlargeApplication(EnlargeArgs(http=settings), "cpu").http()
     with TestClient(app, headers={"x-api-key": KEY}) as client:
         yield client
+
+
+def test_it_takes_at_most_80_lines() -> None:
+    assert len(Path(own_application.__file__).read_text().splitlines()) <= 80
 
 
 def test_a_form_and_json_are_answered_with_a_picture_and_its_receipt(client: TestClient) -> None:

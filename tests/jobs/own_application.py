@@ -1,0 +1,80 @@
+"""An HTTP application of one's own, as the guide in docs/architecture.md says: photos are enlarged."""
+
+from collections.abc import AsyncGenerator, Sequence
+from typing import Annotated
+
+import numpy as np
+from fastapi import FastAPI
+from pydantic import BaseModel
+from ray import serve
+from starlette.responses import Response
+
+from inpaint.serve.batcher import Batcher
+from inpaint.serve.deployments.model import Model
+from inpaint.serve.http.application import build_http
+from inpaint.serve.http.endpoint import Call, Encoded, Endpoint
+from inpaint.serve.http.images import read_photo
+from inpaint.serve.http.limits import HttpSettings
+from inpaint.serve.http.receipt import Receipt, encode
+from inpaint.serve.http.record import HttpMetrics, Record
+from inpaint.serve.http.resources import Resources
+from inpaint.serve.http.schema import PictureFields, Upload, Within
+
+EnlargeCall = Call[tuple[np.ndarray, int]]
+
+
+class EnlargeArgs(BaseModel):
+    threads: int | None = None
+    http: HttpSettings = HttpSettings()
+
+
+class EnlargeFields(PictureFields):
+    """What `POST /enlarge` takes."""
+
+    image: Upload
+    """The photo."""
+    factor: Annotated[int, Within(1, 4)] = 2
+    """Times larger."""
+
+
+class EnlargeEndpoint(Endpoint[EnlargeFields, EnlargeCall, np.ndarray]):
+    """Enlarge a photo"""
+
+    path = "/enlarge"
+    fields = EnlargeFields
+
+    def __init__(self, resources: Resources) -> None:
+        super().__init__(resources)
+        self.batcher: Batcher[tuple[np.ndarray, int], np.ndarray] = Batcher(
+            lambda requests, tick: [image.repeat(factor, 0).repeat(factor, 1) for image, factor in requests]
+        )
+
+    def read(self, fields: EnlargeFields) -> EnlargeCall:
+        photo, encoding = read_photo(fields.image, "image", self.settings, 1).image, fields.encoding(95, self.settings)
+        return Call(request=(photo, fields.factor), encoding=encoding, model="nearest", pixels=photo[..., 0].size)
+
+    async def submit(self, call: EnlargeCall, record: Record) -> AsyncGenerator[np.ndarray, None]:
+        yield await self.batcher.submit(call.request)
+
+    def encode(self, call: EnlargeCall, result: np.ndarray) -> bytes:
+        receipt = Receipt(base="nearest", base_revision="1", seed=0, sampling={"factor": call.request[1]})
+        return encode(result, call.encoding, receipt)
+
+    def answer(self, call: EnlargeCall, results: Sequence[Encoded[np.ndarray]]) -> Response:
+        return Response(results[0].data, media_type=call.encoding.media_type)
+
+
+class EnlargeApplication:
+    def __init__(self, args: EnlargeArgs, device: str) -> None:
+        self.args = args
+
+    def http(self, metrics: HttpMetrics | None = None) -> FastAPI:
+        resources = Resources(self.args.http)
+        return build_http("enlarging", [EnlargeEndpoint(resources)], resources, self.check, metrics)
+
+    async def check(self) -> bool:
+        return True
+
+
+def build(args: EnlargeArgs) -> serve.Application:
+    return Model.options(name="enlarge", ray_actor_options={"num_cpus": 0.2}).bind(EnlargeApplication, args)
