@@ -19,8 +19,6 @@ import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -69,31 +67,27 @@ def make_set(folder: Path, rows: int) -> Path:
 
 
 class Driver:
-    """This process: its largest own memory since a mark, and its CPU seconds."""
+    """Within, this process is watched: its largest own memory above a base, in 10^6 bytes, and its CPU seconds."""
 
-    def __init__(self) -> None:
-        self.start_bytes, self.start_seconds, self.peak = own_bytes(), time.process_time(), 0
-        self.end = threading.Event()
-        self.thread = threading.Thread(target=self._watch, daemon=True)
+    def __init__(self, base_bytes: int) -> None:
+        self.base_bytes = base_bytes
+        self.peak_mb = self.seconds = 0.0
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
 
     def _watch(self) -> None:
-        while not self.end.wait(0.02):
-            self.peak = max(self.peak, own_bytes())
+        while not self._end.wait(0.02):
+            self.peak_mb = max(self.peak_mb, (own_bytes() - self.base_bytes) / 1e6)
 
-    @contextmanager
-    def watched(self) -> Iterator["Driver"]:
-        self.thread.start()
-        try:
-            yield self
-        finally:
-            self.seconds = time.process_time() - self.start_seconds
-            self.end.set()
-            self.thread.join()
-            self.peak = max(self.peak, own_bytes())
+    def __enter__(self) -> "Driver":
+        self._began = time.process_time()
+        self._thread.start()
+        return self
 
-    @property
-    def peak_mb(self) -> float:
-        return (self.peak - self.start_bytes) / 1e6
+    def __exit__(self, *_: object) -> None:
+        self.seconds = time.process_time() - self._began
+        self._end.set()
+        self._thread.join()
 
 
 def own_bytes() -> int:
@@ -104,10 +98,10 @@ def own_bytes() -> int:
     raise RuntimeError("this kernel does not say RssAnon in /proc/self/status")
 
 
-def start(path: Path, run: Path, memory: bool, steps: dict[str, float]) -> Manifest:
+def start(path: Path, run: Path, steps: dict[str, float]) -> Manifest:
     """What a run does before it trains; the wall clock of each step goes to `steps`."""
     began = time.perf_counter()
-    remembered = str(run / "inspected.parquet") if memory else None
+    remembered = str(run / "inspected.parquet")
     with warnings.catch_warnings(record=True):
         manifest, bad = read_manifest(
             CsvSource(path=path), quarantine=str(run / "q.jsonl"), memory=remembered, crop_aspect=1.0
@@ -141,18 +135,19 @@ def main() -> None:
         for name in ("warm", "set", "run"):
             (folder / name).mkdir()
         # What is imported and started at the first use of Ray Data is not the rows' cost.
-        start(make_set(folder / "warm", 64), folder / "run", True, {})
+        start(make_set(folder / "warm", 64), folder / "run", {})
         progress(f"writing {rows} rows")
         path = make_set(folder / "set", rows)
         progress("inspecting them")
-        with Driver().watched() as first:
-            manifest = start(path, folder / "run", True, details["steps"])
+        base_bytes = own_bytes()
+        with Driver(base_bytes) as first:
+            manifest = start(path, folder / "run", details["steps"])
         assert len(manifest) == rows
         hashed = manifest.hash
         del manifest
         progress(f"{first.peak_mb:.0f} MB, {first.seconds:.1f} s; again")
-        with Driver().watched() as second:
-            again = start(path, folder / "run", True, details["second_inspection"])
+        with Driver(base_bytes) as second:
+            again = start(path, folder / "run", details["second_inspection"])
         assert again.hash == hashed
         del again
         details["second_inspection"] |= {"driver_peak_mb": second.peak_mb, "driver_seconds": second.seconds}

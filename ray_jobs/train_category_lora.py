@@ -10,12 +10,11 @@ package; `python -m benchmarks.category` measures what it reaches (hit rate 0.90
 """
 
 from inpaint.command import command
-from inpaint.recipes.category_lora import CategoryLora, defaults
-from inpaint.train.run import run
+from inpaint.recipes.category_lora import CategoryLora, defaults, train_category_lora
 
 if __name__ == "__main__":
     command(
-        run,
+        train_category_lora,
         CategoryLora,
         __doc__,
         defaults=defaults,

@@ -13,8 +13,7 @@ Paint with it, also while it trains:
 """
 
 from inpaint.command import command
-from inpaint.recipes.ddpm import TrainDdpm, defaults
-from inpaint.train.run import run
+from inpaint.recipes.ddpm import TrainDdpm, defaults, train_ddpm
 
 if __name__ == "__main__":
-    command(run, TrainDdpm, __doc__, defaults=defaults, say=lambda folders: [f"model: {folders[0]}"])
+    command(train_ddpm, TrainDdpm, __doc__, defaults=defaults, say=lambda folders: [f"model: {folders[0]}"])

@@ -5,6 +5,7 @@ Guarantee: nothing outside the root is read: absolute paths, `..`, URLs and syml
 
 import os
 import posixpath
+import re
 import time
 from functools import lru_cache
 
@@ -12,11 +13,14 @@ from inpaint.data.quarantine import Reason
 from inpaint.data.storage import Root
 from inpaint.errors import BadRow
 
+PLAIN = re.compile(r"([^/\\:.~\0][^/\\:\0]*/)*[^/\\:.~\0][^/\\:\0]*$")  # no part begins with a dot, no URL, no drive
 RETRIES = (0.2, 1.0)  # seconds before the second and the third attempt at an I/O error that may pass
 
 
 def check_relative(path: str, field: str) -> str:
     """The normalised form of a path as written in a source. Raises BadRow for what may leave the root."""
+    if PLAIN.match(path):
+        return path
     if "://" in path or path.lower().startswith(("data:", "http:", "https:")):
         raise BadRow(field, Reason.URL, f"{path!r}: fetch the file and write its path relative to the source")
     if path.startswith(("/", "\\", "~")) or path[1:2] == ":":
@@ -71,5 +75,8 @@ def _read_once(root: Root, relative: str, field: str, max_bytes: int) -> bytes:
 
 def stat(root: Root, relative: str) -> tuple[int | None, int | None]:
     """Bytes and time of change (nanoseconds since 1970) of one file below `root`, None where they are not known."""
-    info = root.filesystem.get_file_info(root.join(relative))
+    try:
+        info = root.filesystem.get_file_info(root.join(relative))
+    except OSError:
+        return None, None  # whether it can be read is `read`'s to say
     return info.size, info.mtime_ns

@@ -16,6 +16,9 @@ from PIL import Image, ImageFilter
 from inpaint.data.decode import PAINT
 from inpaint.errors import InpaintError
 
+Box = tuple[float, float, float, float]
+"""Left, top, right, bottom, in shares of the width and height."""
+
 
 class Hole(Protocol):
     """A recipe for holes."""
@@ -23,51 +26,36 @@ class Hole(Protocol):
     @property
     def uses_own(self) -> bool:
         """Whether the row's own mask is looked at; where not, it is not even read."""
-        ...
+        return False
 
     def draw(self, own: np.ndarray | None, height: int, width: int, rng: np.random.Generator) -> np.ndarray:
         """A hole, uint8 H W. `own` is the row's mask as the crop shows it, uint8 H W, not empty; None: it has none."""
         ...
 
 
-@dataclass(frozen=True, kw_only=True)
-class WholeImage:
+@dataclass(frozen=True)
+class WholeImage(Hole):
     """Everything is painted."""
-
-    @property
-    def uses_own(self) -> bool:
-        return False
 
     def draw(self, own: np.ndarray | None, height: int, width: int, rng: np.random.Generator) -> np.ndarray:
         return np.full((height, width), 255, dtype=np.uint8)
 
 
-@dataclass(frozen=True, kw_only=True)
-class CentreKept:
-    """A centred rectangle is kept, the rest is painted."""
-
-    kept: tuple[float, float] = (0.3, 0.7)
-    """Least and most of each side that is kept, uniform."""
-
-    def __post_init__(self) -> None:
-        if not 0 < self.kept[0] <= self.kept[1] < 1:
-            raise InpaintError(f"kept {self.kept}: give (least, most) shares of the side between 0 and 1")
-
-    @property
-    def uses_own(self) -> bool:
-        return False
+@dataclass(frozen=True)
+class CentreKept(Hole):
+    """A centred rectangle of 0.3 to 0.7 of each side is kept, the rest is painted."""
 
     def draw(self, own: np.ndarray | None, height: int, width: int, rng: np.random.Generator) -> np.ndarray:
         hole = np.full((height, width), 255, dtype=np.uint8)
-        shares = rng.uniform(*self.kept, 2)
+        shares = rng.uniform(0.3, 0.7, 2)
         kept_height, kept_width = max(1, round(height * shares[0])), max(1, round(width * shares[1]))
         top, left = (height - kept_height) // 2, (width - kept_width) // 2
         hole[top : top + kept_height, left : left + kept_width] = 0
         return hole
 
 
-@dataclass(frozen=True, kw_only=True)
-class OwnMask:
+@dataclass(frozen=True)
+class OwnMask(Hole):
     """The row's own mask."""
 
     missing: Hole = CentreKept()
@@ -82,7 +70,7 @@ class OwnMask:
 
 
 @dataclass(frozen=True)
-class Sometimes:
+class Sometimes(Hole):
     """Another hole now and then."""
 
     hole: Hole
@@ -104,48 +92,47 @@ class Sometimes:
 
 
 @dataclass(frozen=True)
-class Grown:
-    """A hole made larger in each direction."""
+class _Reaching(Hole):
+    """A hole whose edge is changed, by a distance drawn for each sample."""
 
     hole: Hole
-    most: float = 0.03
-    """By up to this share of the short side, uniform."""
+    most: float
+    """The largest distance, as a share of the short side; uniform from 0."""
 
     def __post_init__(self) -> None:
-        _check_share("grown by", self.most)
+        if not 0 <= self.most <= 0.5:
+            raise InpaintError(f"{type(self).__name__} by up to {self.most}: give a share of the short side, 0 to 0.5")
 
     @property
     def uses_own(self) -> bool:
         return self.hole.uses_own
 
     def draw(self, own: np.ndarray | None, height: int, width: int, rng: np.random.Generator) -> np.ndarray:
-        share = rng.random() * self.most
-        return grow(self.hole.draw(own, height, width, rng), round(share * min(height, width)))
+        radius = round(rng.random() * self.most * min(height, width))
+        return self.change(self.hole.draw(own, height, width, rng), radius)
+
+    def change(self, hole: np.ndarray, radius: int) -> np.ndarray:
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
-class Feathered:
+class Grown(_Reaching):
+    """A hole made larger in each direction."""
+
+    most: float = 0.03
+
+    def change(self, hole: np.ndarray, radius: int) -> np.ndarray:
+        return grow(hole, radius)
+
+
+@dataclass(frozen=True)
+class Feathered(_Reaching):
     """A hole whose edge is softened, inside it."""
 
-    hole: Hole
     most: float = 0.02
-    """Over up to this share of the short side, uniform."""
 
-    def __post_init__(self) -> None:
-        _check_share("feathered over", self.most)
-
-    @property
-    def uses_own(self) -> bool:
-        return self.hole.uses_own
-
-    def draw(self, own: np.ndarray | None, height: int, width: int, rng: np.random.Generator) -> np.ndarray:
-        share = rng.random() * self.most
-        return feather(self.hole.draw(own, height, width, rng), round(share * min(height, width)))
-
-
-def _check_share(what: str, share: float) -> None:
-    if not 0 <= share <= 0.5:
-        raise InpaintError(f"a hole {what} up to {share}: give 0 to 0.5 (a share of the short side)")
+    def change(self, hole: np.ndarray, radius: int) -> np.ndarray:
+        return feather(hole, radius)
 
 
 def is_empty(hole: np.ndarray) -> bool:
@@ -185,3 +172,26 @@ def feather(hole: np.ndarray, radius: int) -> np.ndarray:
     ramp = np.clip(2 * blurred.astype(np.int16) - 255, 0, 255).astype(np.uint8)
     soft = np.minimum(hole, ramp)
     return hole if is_empty(soft) else soft
+
+
+def cover(mask: np.ndarray, shape: tuple[int, int], box: Box = (0.0, 0.0, 1.0, 1.0)) -> np.ndarray:
+    """The part of a mask, bool H W, that lies in `box`, at `shape` (height, width): a pixel is in it where any of the
+    mask falls to it, so that nothing of a mask is lost however small it becomes."""
+    height, width = mask.shape
+    tall = _largest(mask, box[1] * height, box[3] * height, shape[0])
+    return _largest(np.ascontiguousarray(tall.T), box[0] * width, box[2] * width, shape[1]).T
+
+
+def _largest(values: np.ndarray, start: float, end: float, count: int) -> np.ndarray:
+    """`count` rows, each the largest of those whose middles fall to it when start .. end is divided evenly."""
+    scale = (end - start) / count
+    if scale > 1:
+        # Each border once, so that a row on it falls to one side whatever the rounding. Pillow's box filter loses some.
+        borders = np.ceil(start + np.arange(count + 1) * scale - 0.5).astype(np.intp).clip(0, len(values))
+        first, last = borders[:-1], borders[1:] - 1
+    else:
+        first = last = np.floor(start + (np.arange(count) + 0.5) * scale).astype(np.intp).clip(0, len(values) - 1)
+    found = values[first]
+    for further in range(1, int((last - first).max()) + 1):
+        np.logical_or(found, values[np.minimum(first + further, last)], out=found)
+    return found

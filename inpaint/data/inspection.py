@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future
 from enum import IntEnum
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -22,9 +23,9 @@ import pyarrow.parquet as pq
 from inpaint.data.decode import PAINT, Limits, check_hole, load_hole, load_rgb
 from inpaint.data.files import read, stat
 from inpaint.data.quarantine import Quarantined, Reason
-from inpaint.data.rows import NAMES, packed
-from inpaint.data.storage import open_root, opened, written
-from inpaint.errors import BadRow, InpaintError
+from inpaint.data.rows import NAMES, packed, read_parquet
+from inpaint.data.storage import exists, open_root, written
+from inpaint.errors import BadRow
 
 FETCHED_AHEAD = 32
 SETTLED_NS = 2 * 10**9  # a file that changed just before it was opened may change again within its clock's tick
@@ -61,6 +62,8 @@ TOLD = pa.schema(
     ]
 )
 """What a file told, one line per file of `FILES`."""
+MEMORY = pa.schema([*FILES, *TOLD])
+"""What is remembered."""
 SEEN = pa.schema([*TOLD, ("reason", pa.string()), ("detail", pa.string())])
 """The same, or why it cannot be used; all null where it is as it was remembered."""
 Places = dict[str, np.ndarray]
@@ -157,36 +160,27 @@ def _told(kind: Kind, path: str, found: dict[str, Any], data: bytes | BadRow, li
 
 
 def recall(memory: str | None, files: pa.Table, limits: Limits) -> pa.Table | None:
-    """What is remembered of `files`, a table of `TOLD`: null where nothing is, or where it is over the limits; None
-    where nothing is at all."""
-    recalled, places, known = [], np.full(files.num_rows, -1), 0
-    for root in files["root"].chunk(0).dictionary.to_pylist() if memory else ():
-        for kind in Kind:
-            mine = np.flatnonzero(pc.and_(pc.equal(files["root"], root), pc.equal(files["kind"], kind)).to_numpy())
-            found = _load(memory or "", [("root", "=", root), ("kind", "=", int(kind))]) if len(mine) else None
-            if found is None:
-                continue
-            at = pc.index_in(files["path"].take(pa.array(mine)), value_set=found["path"]).fill_null(-1).to_numpy()
-            places[mine] = np.where(at < 0, -1, at + known)
-            recalled.append(found.select(TOLD.names))
-            known += found.num_rows
-    if not known:
+    """What is remembered of `files`, a table of `TOLD`: null where nothing is, or where it is over the limits."""
+    if memory is None or not exists(memory):
         return None
-    every = pa.concat_tables(recalled)
-    pixels = pc.multiply(every["width"].cast(pa.int64()), every["height"].cast(pa.int64())).fill_null(0)
-    allowed = (pixels.to_numpy() <= limits.max_pixels) & (every["bytes"].to_numpy() <= limits.max_bytes)
-    return every.take(pa.array(places, mask=(places < 0) | ~allowed[places]))
-
-
-def _load(memory: str, chosen: list[tuple[str, str, Any]]) -> pa.Table | None:
     try:
-        with opened(memory) as file:
-            return pq.read_table(file, filters=chosen)
-    except InpaintError:
-        return None  # nothing was remembered yet
-    except (pa.ArrowInvalid, pa.ArrowKeyError, OSError) as error:
-        warnings.warn(f"{memory} cannot be read ({error}): all files are opened again", stacklevel=2)
+        known, _ = read_parquet(memory, MEMORY)
+    except (pa.ArrowException, KeyError) as error:
+        warnings.warn(f"{memory} cannot be read ({error}): all files are opened again", stacklevel=3)
         return None
+    pixels = pc.multiply(known["width"].cast(pa.int64()), known["height"].cast(pa.int64())).fill_null(0)
+    usable = pc.and_(pc.less_equal(pixels, limits.max_pixels), pc.less_equal(known["bytes"], limits.max_bytes))
+    places = np.full(files.num_rows, -1)
+    for root, kind in product(files["root"].chunk(0).dictionary.to_pylist(), Kind):
+        mine, theirs = (
+            np.flatnonzero(pc.and_(pc.equal(table["root"], root), pc.equal(table["kind"], kind)).to_numpy())
+            for table in (files, known)
+        )
+        paths = known["path"].take(pa.array(theirs))
+        at = pc.index_in(files["path"].take(pa.array(mine)), value_set=paths).fill_null(-1).to_numpy()
+        places[mine] = np.append(theirs, -1)[at]
+    places = np.append(np.where(usable.to_numpy(), np.arange(len(usable)), -1), -1)[places]
+    return known.select(TOLD.names).take(pa.array(places, mask=places < 0))
 
 
 def together(seen: pa.Table, recalled: pa.Table) -> pa.Table:
@@ -198,13 +192,12 @@ def together(seen: pa.Table, recalled: pa.Table) -> pa.Table:
 
 def remember(memory: str, files: pa.Table, told: pa.Table) -> None:
     """Write what is to be remembered: all that can be used and whose time of change is known."""
-    schema = pa.schema([*FILES, *TOLD])
-    with written(memory) as file, pq.ParquetWriter(file, schema) as writer:
+    with written(memory) as file, pq.ParquetWriter(file, MEMORY) as writer:
         for start in range(0, files.num_rows, PIECE):
             piece = told.slice(start, PIECE)
             known = pc.and_(pc.is_valid(piece["modified"]), pc.is_valid(piece["digest"]))
             columns = [*files.slice(start, PIECE).columns, *piece.select(TOLD.names).columns]
-            writer.write_table(pa.table(columns, schema=schema).filter(known))
+            writer.write_table(pa.table(columns, schema=MEMORY).filter(known))
 
 
 def rows_found(
@@ -259,27 +252,27 @@ def _reasons(listed: dict[str, pa.ChunkedArray], rows: np.ndarray, places: Place
     names = ("line", "root", "image", "caption")
     lines = pa.table({name: listed[name].take(pa.array(rows)) for name in names}).to_pylist()
     several = len(pc.unique(listed["root"])) > 1
-    for line in lines:
-        line["name"] = f"{line['root']}/{line['image']}" if several else line["image"]
-    return [_why(line, int(row), places, told) for line, row in zip(lines, rows, strict=True)]
+    files = []
+    for name, *_ in USES:
+        which = pa.array(places[name][rows], mask=places[name][rows] < 0)
+        files.append(told.select(["width", "height", "reason", "detail"]).take(which).to_pylist())
+    found = []
+    for line, *of_row in zip(lines, *files, strict=True):
+        name = f"{line['root']}/{line['image']}" if several else line["image"]
+        found.append(Quarantined(row=line["line"], name=name, **_why(of_row, line["caption"])))
+    return found
 
 
-def _why(line: dict[str, Any], row: int, places: Places, told: pa.Table) -> Quarantined:
-    """The first thing that is wrong with a row."""
-    size = None
-    for name, field, _ in USES:
-        if places[name][row] < 0:
-            continue
-        (file,) = told.slice(int(places[name][row]), 1).to_pylist()
+def _why(files: list[dict[str, Any]], caption: str | None) -> dict[str, str]:
+    """The first thing that is wrong with a row: the field, the reason and the detail."""
+    width, height = files[0]["width"], files[0]["height"]
+    for (_, field, _), file in zip(USES, files, strict=True):
         if file["reason"] is not None:
-            reason, detail = file["reason"], file["detail"]
-            return Quarantined(row=line["line"], name=line["name"], field=field, reason=reason, detail=detail)
-        size = size or (file["width"], file["height"])
-        if file["width"] is not None and (file["width"], file["height"]) != size:
-            detail = f"{file['width']} x {file['height']}, the output is {size[0]} x {size[1]}: make them the same size"
-            return Quarantined.of(line["line"], line["name"], BadRow(field, Reason.OTHER_SIZE, detail))
-    error = BadRow("prompt", Reason.EMPTY_PROMPT, f"write a caption into {line['caption']}")
-    return Quarantined.of(line["line"], line["name"], error)
+            return {"field": field, "reason": file["reason"], "detail": file["detail"]}
+        if file["width"] is not None and (file["width"], file["height"]) != (width, height):
+            detail = f"{file['width']} x {file['height']}, the output is {width} x {height}: make them the same size"
+            return {"field": field, "reason": str(Reason.OTHER_SIZE), "detail": detail}
+    return {"field": "prompt", "reason": str(Reason.EMPTY_PROMPT), "detail": f"write a caption into {caption}"}
 
 
 def _digests(files: pa.ChunkedArray, places: list[np.ndarray]) -> pa.ChunkedArray:

@@ -41,7 +41,7 @@ SMALL_PIXELS = 256**2
 MIN_TASKS = 16  # so that short runs are spread over the cores, too
 MAX_READ_TASKS = 1024
 MAX_FILES_PER_TASK = 64
-MAX_INSPECTING_TASKS = 256  # each costs the driver 10 ms: in very large sets they are larger
+MAX_INSPECTING_TASKS = 128  # each costs the driver 10 ms: in very large sets they are larger
 
 
 def execution_options(manifest: Manifest, read: ReadSettings) -> ray.data.ExecutionOptions:
@@ -96,7 +96,6 @@ def batches(
     per_task = _blocks_per_task(blocks, layout.micro_batch, bytes_per_row)
     threads_per_task = _threads_per_task(rows)
     remote = _any_remote(rows.table)
-    del rows, manifest  # so that tasks do not carry them
 
     def read_task(task: dict[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
         rows = ray.get(stored)
@@ -203,6 +202,7 @@ def read_manifest(
         if memory is not None:
             remember(memory, files, pa.concat_tables(told))
         del files
+        pa.default_memory_pool().release_unused()
         table, failed = rows_found(columns, places, pa.concat_tables(told), crop_aspect)
         bad = sorted(bad + failed, key=lambda row: row.row)
     if quarantine is not None:
@@ -213,14 +213,11 @@ def read_manifest(
 
 def _inspect_all(files: pa.Table, recalled: pa.Table, limits: Limits, remember: bool) -> Iterator[tuple[int, pa.Table]]:
     """What the files tell, in their order, a few at a time with the number of the first; from Ray Data tasks."""
-    count = files.num_rows
-    for name in ("bytes", "modified"):
-        column = pa.nulls(count, pa.int64()) if recalled is None else recalled[name]
-        files = files.append_column(name, column)
-    stored = ray.put(files)
+    count, remote = files.num_rows, _any_remote(files)
+    times = [pa.nulls(count, pa.int64()) if recalled is None else recalled[name] for name in ("bytes", "modified")]
+    stored = ray.put(files.append_column("bytes", times[0]).append_column("modified", times[1]))
+    del times
     per_task = max(1, min(MAX_FILES_PER_TASK, count // MIN_TASKS), -(-count // MAX_INSPECTING_TASKS))
-    remote = _any_remote(files)
-    del files, recalled  # so that tasks do not carry them
 
     def inspect_task(task: dict[str, np.ndarray]) -> Iterator[pa.Table]:
         with ThreadPoolExecutor(FETCHERS_PER_TASK) as pool:

@@ -33,16 +33,6 @@ def permutation(seed: int, source: int, epoch: int, slots: int) -> np.ndarray:
     return order
 
 
-@dataclass(frozen=True)
-class _Drawn:
-    """The rows of one source."""
-
-    number: int
-    rows: np.ndarray | None
-    """Row of each slot of an epoch, with repeats, int[slots]; None: the manifest's own rows in order."""
-    slots: int
-
-
 class Plan:
     """The order in which a run with `seed` uses the rows of a manifest."""
 
@@ -58,9 +48,10 @@ class Plan:
         if repeats.sum(dtype=np.int64) > np.iinfo(np.uint32).max:
             raise InpaintError(f"a plan holds at most {np.iinfo(np.uint32).max} samples per epoch")
         self.seed = seed
-        counts = np.bincount(sources, minlength=len(shares))
-        self._drawn = [_drawn(number, repeats, sources) for number in np.flatnonzero(counts).tolist()]
-        used = [shares[drawn.number] for drawn in self._drawn]
+        self._sources = np.unique(sources).tolist()
+        own = [np.flatnonzero(sources == source).astype(np.uint32) for source in self._sources]
+        self._slots = [rows.repeat(repeats[rows]) for rows in own]  # of one epoch of each source, in order
+        used = [shares[source] for source in self._sources]
         self._turns = _turns(tuple(share // math.gcd(*used) for share in used))
 
     @classmethod
@@ -72,7 +63,7 @@ class Plan:
     @property
     def samples_per_epoch(self) -> int:
         """Positions of one pass over the first source with its repeats; the others keep their share beside it."""
-        return math.ceil(self._drawn[0].slots * len(self._turns) / int((self._turns == 0).sum()))
+        return math.ceil(len(self._slots[0]) * len(self._turns) / int((self._turns == 0).sum()))
 
     def lookup(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Positions, int64[B], any order -> epoch of the row's source, int64[B], and row, int64[B]."""
@@ -80,25 +71,15 @@ class Plan:
         assert positions.size == 0 or positions.min() >= 0, "positions count from 0"
         rounds, turns = np.divmod(positions, len(self._turns))
         epochs, rows = np.empty_like(positions), np.empty_like(positions)
-        for index, drawn in enumerate(self._drawn):
+        for index, (source, slots) in enumerate(zip(self._sources, self._slots, strict=True)):
             mine = self._turns == index
             here = np.flatnonzero(mine[turns])
-            before = np.cumsum(mine) - mine  # of its own turns in a round
-            numbers = rounds[here] * int(mine.sum()) + before[turns[here]]
-            epochs[here], offsets = np.divmod(numbers, drawn.slots)
+            drawn = rounds[here] * mine.sum() + (np.cumsum(mine) - mine)[turns[here]]
+            epochs[here], offsets = np.divmod(drawn, len(slots))
             for epoch in np.unique(epochs[here]):
                 now = epochs[here] == epoch
-                slots = permutation(self.seed, drawn.number, int(epoch), drawn.slots)[offsets[now]]
-                rows[here[now]] = slots if drawn.rows is None else drawn.rows[slots]
+                rows[here[now]] = slots[permutation(self.seed, source, int(epoch), len(slots))[offsets[now]]]
         return epochs, rows
-
-
-def _drawn(number: int, repeats: np.ndarray, sources: np.ndarray) -> _Drawn:
-    mine = sources == number
-    if mine.all() and (repeats == 1).all():
-        return _Drawn(number, None, len(repeats))
-    rows = np.flatnonzero(mine).astype(np.uint32).repeat(repeats[mine])
-    return _Drawn(number, rows, len(rows))
 
 
 @lru_cache

@@ -13,6 +13,7 @@ from enum import StrEnum
 import numpy as np
 from PIL import Image, ImageDraw
 
+from inpaint.data.holes import Hole
 from inpaint.errors import InpaintError
 
 MOST_SHAPES = 40
@@ -32,7 +33,7 @@ SHAPES = (HoleKind.RECTANGLES, HoleKind.CIRCLES, HoleKind.STROKES)
 
 
 @dataclass(frozen=True, kw_only=True)
-class RandomShapes:
+class RandomShapes(Hole):
     """A recipe for holes (`inpaint.data.holes`): shapes drawn at random, in place of the row's own mask."""
 
     kinds: tuple[HoleKind, ...] = tuple(HoleKind)
@@ -51,10 +52,6 @@ class RandomShapes:
             raise InpaintError(f"areas {self.areas}: give ranges (least, most) with 0 < least < most < 1")
         if not 0 < self.stroke_width[0] <= self.stroke_width[1] <= 1:
             raise InpaintError(f"stroke_width {self.stroke_width}: give (least, most) shares of the side in (0, 1]")
-
-    @property
-    def uses_own(self) -> bool:
-        return False
 
     def draw(self, own: np.ndarray | None, height: int, width: int, rng: np.random.Generator) -> np.ndarray:
         """A hole, uint8 H W, of 0 and 255; `own` is not looked at."""

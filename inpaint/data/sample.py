@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from inpaint.data.decode import DEFAULT_LIMITS, PAINT, Limits, load_hole, load_rgb
-from inpaint.data.holes import Feathered, Grown, Hole, OwnMask, Sometimes, is_empty
+from inpaint.data.holes import Box, Feathered, Grown, Hole, OwnMask, Sometimes, cover, is_empty
 from inpaint.data.rows import Row
 from inpaint.errors import InpaintError
 from inpaint.randomness import generator
@@ -110,10 +110,6 @@ class Sample(TypedDict):
     label: str
 
 
-Box = tuple[float, float, float, float]
-"""Left, top, right, bottom, in shares of the width and height."""
-
-
 def make_sample(row: Row, files: RowBytes, settings: ReadSettings, seed: int, position: int) -> Sample:
     """Decode, crop, resize, flip, make the hole, format the text.
 
@@ -129,7 +125,7 @@ def make_sample(row: Row, files: RowBytes, settings: ReadSettings, seed: int, po
     box = _choose_box(image, mask, settings, generator(seed, "crop", position))
     flip = bool(generator(seed, "flip", position).random() < settings.flip_probability)
 
-    own = None if mask is None else cover(mask, box, shape).astype(np.uint8) * 255
+    own = None if mask is None else cover(mask, shape, box).astype(np.uint8) * 255
     if own is not None and flip:
         own = np.ascontiguousarray(own[:, ::-1])
     hole = settings.hole.draw(own, *shape, generator(seed, "hole", position))
@@ -154,29 +150,6 @@ def text_of(row: Row, settings: ReadSettings, seed: int, position: int) -> tuple
 def crop_size(width: int, height: int, aspect: float) -> tuple[float, float]:
     """Width and height of the largest crop whose height is `aspect` times its width, in pixels."""
     return min(width, height / aspect), min(height, width * aspect)
-
-
-def cover(mask: np.ndarray, box: Box, shape: tuple[int, int]) -> np.ndarray:
-    """The part of a mask, bool H W, that lies in `box`, at `shape`: a pixel is in it where any of the mask falls to it,
-    so that nothing of a mask is lost however small it becomes."""
-    height, width = mask.shape
-    tall = _largest(mask, box[1] * height, box[3] * height, shape[0])
-    return _largest(np.ascontiguousarray(tall.T), box[0] * width, box[2] * width, shape[1]).T
-
-
-def _largest(values: np.ndarray, start: float, end: float, count: int) -> np.ndarray:
-    """`count` rows, each the largest of those whose middles fall to it when start .. end is divided evenly."""
-    scale = (end - start) / count
-    if scale > 1:
-        # Each border once, so that a row on it falls to one side whatever the rounding. Pillow's box filter loses some.
-        borders = np.ceil(start + np.arange(count + 1) * scale - 0.5).astype(np.intp).clip(0, len(values))
-        first, last = borders[:-1], borders[1:] - 1
-    else:
-        first = last = np.floor(start + (np.arange(count) + 0.5) * scale).astype(np.intp).clip(0, len(values) - 1)
-    found = values[first]
-    for further in range(1, int((last - first).max()) + 1):
-        np.logical_or(found, values[np.minimum(first + further, last)], out=found)
-    return found
 
 
 def _choose_box(image: Image.Image, mask: np.ndarray | None, settings: ReadSettings, rng: np.random.Generator) -> Box:

@@ -88,6 +88,12 @@ def written(where: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         aside.unlink(missing_ok=True)
 
 
+def exists(where: str | os.PathLike[str]) -> bool:
+    """Whether there is a file at `where`, a path or URL."""
+    root = open_root(where)
+    return bool(root.filesystem.get_file_info(root.path).type == pafs.FileType.File)
+
+
 def write_file(folder: str | os.PathLike[str], relative: str, data: bytes) -> None:
     """Write one file below a folder (a path or URL), whole or not at all."""
     with written(f"{os.fspath(folder)}/{relative}") as file:
@@ -96,11 +102,11 @@ def write_file(folder: str | os.PathLike[str], relative: str, data: bytes) -> No
 
 def read_file(folder: str | os.PathLike[str], relative: str) -> bytes | None:
     """What `write_file` wrote, or None where there is no such file."""
-    root = open_root(folder)
-    if root.filesystem.get_file_info(root.join(relative)).type != pafs.FileType.File:
+    where = f"{os.fspath(folder)}/{relative}"
+    if not exists(where):
         return None
-    with root.filesystem.open_input_stream(root.join(relative)) as stream:
-        return bytes(stream.read())
+    with opened(where) as file:
+        return bytes(file.read())
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
+from inpaint.data.holes import cover
 from inpaint.paint.paste import paste_back
 from inpaint.paint.request import PaintRequest
 
@@ -131,10 +132,7 @@ def resize_image(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
 
 def resize_hole(hole: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     """True wherever a pixel covers any of the hole, so that nothing of it is left unpainted."""
-    if hole.shape == shape:
-        return hole
-    covered = Image.fromarray(hole.astype(np.float32)).resize((shape[1], shape[0]), Image.Resampling.BOX)
-    return np.asarray(covered) > 0
+    return hole if hole.shape == shape else cover(hole, shape)
 
 
 def batches_of(kinds: Sequence[Hashable], most: int) -> Iterator[list[int]]:

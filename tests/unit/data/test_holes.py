@@ -53,8 +53,10 @@ def test_a_change_of_one_recipe_does_not_change_what_the_others_draw():
 def test_the_own_mask_is_used_as_it_is_and_replaced_where_it_is_missing():
     rng = np.random.default_rng(0)
     assert np.array_equal(OwnMask().draw(square(16, 3), 16, 16, rng), square(16, 3))
-    kept = OwnMask(missing=CentreKept(kept=(0.5, 0.5))).draw(None, 16, 32, rng)
-    assert (kept[4:12, 8:24] == 0).all() and (kept == 0).sum() == 8 * 16
+    assert np.array_equal(
+        OwnMask().draw(None, 16, 32, np.random.default_rng(1)),
+        CentreKept().draw(None, 16, 32, np.random.default_rng(1)),
+    )
     assert (OwnMask(missing=WholeImage()).draw(None, 4, 6, rng) == 255).all()
 
 
@@ -66,9 +68,7 @@ def test_a_mask_is_read_only_for_recipes_that_look_at_it():
 
 def test_recipes_print_what_they_are():
     """A run's settings name its holes, so that a resumed run can be told apart."""
-    assert "Grown(hole=OwnMask(missing=CentreKept(kept=(0.3, 0.7))), most=0.1)" in repr(
-        Sometimes(Grown(OwnMask(), 0.1))
-    )
+    assert repr(Grown(OwnMask(), 0.1)) == "Grown(hole=OwnMask(missing=CentreKept()), most=0.1)"
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from inpaint.data.holes import OwnMask
+from inpaint.data.holes import OwnMask, cover
 from inpaint.data.rows import Row
-from inpaint.data.sample import Crop, ReadSettings, RowBytes, cover, crop_size, make_sample, text_of
+from inpaint.data.sample import Crop, ReadSettings, RowBytes, crop_size, make_sample, text_of
 from inpaint.errors import InpaintError
 from tests.unit.data import images
 
@@ -126,7 +126,7 @@ def test_a_line_of_one_pixel_stays_a_hole_when_the_image_becomes_small(size):
 def test_no_pixel_of_a_mask_is_lost(size, small, place):
     mask = np.zeros((size, 3), dtype=bool)
     mask[int(place * size), 1] = True
-    found = cover(mask, (0.0, 0.0, 1.0, 1.0), (small, 3))
+    found = cover(mask, (small, 3))
     rows, columns = np.nonzero(found)
     assert set(columns) == {1} and len(rows) in (max(1, small // size), -(-small // size))
     assert np.abs((rows + 0.5) / small - (int(place * size) + 0.5) / size).max() <= max(0.5 / small, 0.5 / size) + 1e-9
@@ -137,7 +137,7 @@ def test_no_pixel_of_a_mask_is_lost(size, small, place):
 def test_a_pixel_that_covers_any_of_the_mask_is_hole_as_in_painting(shape, times, seed):
     mask = np.random.default_rng(seed).random((shape[0] * times, shape[1] * times)) < 0.1
     box = Image.fromarray(mask.astype(np.float32)).resize(shape[::-1], Image.Resampling.BOX)
-    assert np.array_equal(cover(mask, (0.0, 0.0, 1.0, 1.0), shape), np.asarray(box) > 0)
+    assert np.array_equal(cover(mask, shape), np.asarray(box) > 0)
 
 
 def test_the_largest_crop_of_an_aspect():
