@@ -8,7 +8,6 @@ with weight 0, never a crash and never a shifted position. Not covered: a file w
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -42,24 +41,6 @@ MIN_TASKS = 16  # so that short runs are spread over the cores, too
 MAX_READ_TASKS = 1024
 MAX_FILES_PER_TASK = 64
 MAX_INSPECTING_TASKS = 128  # each costs the driver 10 ms: in very large sets they are larger
-
-
-def execution_options(manifest: Manifest, read: ReadSettings) -> ray.data.ExecutionOptions:
-    """What keeps the order, and reading from running far ahead of who consumes it: pass it wherever Ray takes execution
-    options, they replace the dataset's own."""
-    # By itself Ray Data reads until half of the object store is full: hundreds of thousands of small images, while
-    # those that train on them wait for a core.
-    ahead = MAX_POSITIONS_AHEAD * _bytes_per_row(manifest, read)
-    return ray.data.ExecutionOptions(
-        preserve_order=True, resource_limits=ray.data.ExecutionResources(object_store_memory=ahead)
-    )
-
-
-def data_config(manifest: Manifest, read: ReadSettings) -> Any:
-    """The `dataset_config` of a Ray Train trainer under which each worker gets its blocks in turn."""
-    from ray.train import DataConfig
-
-    return DataConfig(execution_options=execution_options(manifest, read), enable_shard_locality=False)
 
 
 def batches(
@@ -110,12 +91,21 @@ def batches(
     # Fused with the map: it cuts what a task yields into blocks of one micro-batch, without a task of its own.
     dataset = dataset.repartition(target_num_rows_per_block=layout.micro_batch)
     _quiet(dataset)
-    dataset.context.execution_options = execution_options(ray.get(stored), read)
+    dataset.context.execution_options = _execution_options(rows, read)
     # The map's own output buffer would gather 128 MiB before it lets go of a block. Above this size and below 1.5
     # times it, a batch leaves the buffer at once and uncut; the strings in it have the room in between.
     dataset.context.target_max_block_size = max(1, int(layout.micro_batch * bytes_per_row / 1.2))
     take_blocks_at_once(dataset, min(MAX_BLOCKS_IN_HAND, MAX_BYTES_IN_HAND // (layout.micro_batch * bytes_per_row)))
     return dataset
+
+
+def _execution_options(manifest: Manifest, read: ReadSettings) -> ray.data.ExecutionOptions:
+    """What keeps the order, and reading from running far ahead of who consumes it."""
+    # By itself Ray Data reads until half of the object store is full: hundreds of thousands of small images, while
+    # those that train on them wait for a core.
+    ahead = MAX_POSITIONS_AHEAD * _bytes_per_row(manifest, read)
+    limits = ray.data.ExecutionResources(object_store_memory=ahead)
+    return ray.data.ExecutionOptions(preserve_order=True, resource_limits=limits)
 
 
 def _blocks_per_task(blocks: int, micro_batch: int, bytes_per_row: int) -> int:

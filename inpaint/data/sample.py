@@ -69,23 +69,16 @@ class ReadSettings:
                 f"prompt_format {self.prompt_format!r} uses {unknown!r}; known fields: {', '.join(PROMPT_FIELDS)}"
             )
 
-    @property
-    def uses_token(self) -> bool:
-        return "{token" in self.prompt_format
-
-    @property
-    def uses_category(self) -> bool:
-        return "{category" in self.prompt_format
-
     def check_categories(self, categories: Iterable[str | None]) -> None:
         """Raise InpaintError where a row's category has no token, or a row has none, and the prompt needs it."""
+        uses_token = "{token" in self.prompt_format
         for category in categories:
-            if category is None and (self.uses_token or self.uses_category):
+            if category is None and (uses_token or "{category" in self.prompt_format):
                 raise InpaintError(
                     f"prompt_format {self.prompt_format!r} needs a category and some rows have none: "
                     "fill the category column, or leave the field out of the format"
                 )
-            if self.uses_token and category not in self.tokens:
+            if uses_token and category not in self.tokens:
                 raise InpaintError(
                     f"category {category!r} has no token; tokens has {', '.join(sorted(self.tokens)) or 'none'}"
                 )

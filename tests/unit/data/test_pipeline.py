@@ -12,7 +12,7 @@ import ray.data
 
 from inpaint.data import pipeline, reading
 from inpaint.data.files import check_relative
-from inpaint.data.pipeline import MAX_POSITIONS_AHEAD, batches, data_config, execution_options, read_manifest
+from inpaint.data.pipeline import MAX_POSITIONS_AHEAD, batches, read_manifest
 from inpaint.data.plan import PADDING, Plan, StepLayout
 from inpaint.data.quarantine import REASONS, Reason
 from inpaint.data.rows import Manifest
@@ -315,14 +315,10 @@ def test_a_folder_and_a_url_are_read(folder):
     assert set(batch["prompt"]) == {"a thing"} and set(batch["error"]) == {""}
 
 
-def test_the_order_and_the_limit_are_asked_for_wherever_ray_takes_options(manifest):
-    for options in (
-        execution_options(manifest, READ),
-        data_config(manifest, READ)._resolve_execution_options("train"),
-        batches(manifest, READ, seed=0, start=0, stop=5, layout=one(5)).context.execution_options,
-    ):
-        assert options.preserve_order
-        assert options.resource_limits.object_store_memory == MAX_POSITIONS_AHEAD * 16 * 16 * 4
+def test_the_order_is_kept_and_reading_does_not_run_far_ahead(manifest):
+    options = batches(manifest, READ, seed=0, start=0, stop=5, layout=one(5)).context.execution_options
+    assert options.preserve_order
+    assert options.resource_limits.object_store_memory == MAX_POSITIONS_AHEAD * 16 * 16 * 4
     assert not ray.data.DataContext.get_current().execution_options.preserve_order
 
 
