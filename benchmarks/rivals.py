@@ -24,8 +24,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from inpaint.export.adapter_folder import EMBEDS_FILES, LORA_FILE
-from inpaint.paint.files import encode_png
-from inpaint.paint.settings import DTYPES
+from inpaint.models.base import DTYPES
+from inpaint.paint.photos import encode_png
 
 
 class _Rival:

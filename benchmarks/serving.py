@@ -42,8 +42,7 @@ from benchmarks.load import Load, Target, http_request, run_load
 from benchmarks.rivals import Multiplexed, SetAdapters
 from benchmarks.serving_setup import CATEGORIES, Bench, toy_bench, write_bench
 from inpaint.cluster import connect
-from inpaint.models.base import load_base
-from inpaint.paint.settings import DTYPES
+from inpaint.models.base import DTYPES, load_base
 from inpaint.serve.adapters.registry import RegistrySettings
 from inpaint.serve.admission import AdmissionSettings
 from inpaint.serve.apps.paint import PaintArgs

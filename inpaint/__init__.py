@@ -26,7 +26,7 @@ _HOMES = {
     "inpaint.recipes.ddpm": ("TrainDdpm", "train_ddpm", "load_ddpm"),
     "inpaint.recipes.demo": ("Demo", "run_demo"),
     "inpaint.recipes.inpainting": ("train_inpainting", "inpaint_image", "set_seed", "choose_device"),
-    "inpaint.recipes.paint": ("PaintPhotos", "paint_photos"),
+    "inpaint.recipes.painting": ("PaintPhotos", "paint_photos"),
     "inpaint.recipes.toy_base": ("PretrainToy", "pretrain_toy"),
     "inpaint.serve.local": ("ServeHere", "serve_here"),
     # A workload of one's own

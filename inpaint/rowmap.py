@@ -59,13 +59,12 @@ class Result:
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a worker works."""
+class Resources:
+    """What a worker may use."""
 
     device: str
     """`cpu` or `cuda`."""
     threads: int
-    """That it may use."""
 
 
 Work = Callable[[list[Any]], Sequence[Result | BadRow]]
@@ -125,12 +124,12 @@ class MapReport:
 
 def map_rows(
     items: Sequence[Item],
-    load: Callable[[Place], Work],
+    load: Callable[[Resources], Work],
     output: str | Path,
     *,
     name: str,
     pool: ActorPool,
-    here: Place | None = None,
+    here: Resources | None = None,
     quarantined: Sequence[Quarantined] = (),
     on_progress: Callable[[int, int], None] | None = None,
     stop: StopToken | None = None,
@@ -191,24 +190,24 @@ _SCHEMA = pa.schema(
 
 
 def _here(
-    batches: Sequence[Sequence[Item]], load: Callable[[Place], Work], place: Place
+    batches: Sequence[Sequence[Item]], load: Callable[[Resources], Work], resources: Resources
 ) -> Iterator[tuple[int, Outcomes]]:
-    work = load(place) if batches else None
+    work = load(resources) if batches else None
     for number, batch in enumerate(batches):
         assert work is not None
         yield number, work([item.value for item in batch])
 
 
 def _on_actors(
-    batches: Sequence[Sequence[Item]], load: Callable[[Place], Work], pool: ActorPool
+    batches: Sequence[Sequence[Item]], load: Callable[[Resources], Work], pool: ActorPool
 ) -> Iterator[tuple[int, Outcomes]]:
     """What became of each batch, as it is finished."""
     if not batches:
         return
     needs = pool.needs(len(batches))
-    place = Place("cuda" if needs.gpus_per_worker else "cpu", worker_threads(needs.cpus_per_worker))
+    resources = Resources("cuda" if needs.gpus_per_worker else "cpu", worker_threads(needs.cpus_per_worker))
     # By reference, for what is loaded from may hold an adapter, and an actor needs one batch at a time.
-    given = {"load": ray.put(load), "batches": [ray.put(batch) for batch in batches], "place": place}
+    given = {"load": ray.put(load), "batches": [ray.put(batch) for batch in batches], "resources": resources}
     # One block per batch: a finished block is handed over at once.
     numbers = ray.data.from_items([{"batch": i} for i in range(len(batches))], override_num_blocks=len(batches))
     dataset = numbers.map_batches(
@@ -231,15 +230,15 @@ def _on_actors(
 class _Actor:
     """A worker of the pool."""
 
-    def __init__(self, load: ray.ObjectRef, batches: list[ray.ObjectRef], place: Place) -> None:
-        self._load, self._batches, self._place = load, batches, place
+    def __init__(self, load: ray.ObjectRef, batches: list[ray.ObjectRef], resources: Resources) -> None:
+        self._load, self._batches, self._resources = load, batches, resources
         self._work: Work | None = None
 
     def __call__(self, block: dict[str, np.ndarray]) -> pa.Table:
         (number,) = block["batch"]
         try:
             # Not in the constructor: there an error would only be seen as an actor that does not start.
-            self._work = self._work or ray.get(self._load)(self._place)
+            self._work = self._work or ray.get(self._load)(self._resources)
             outcomes = self._work([item.value for item in ray.get(self._batches[number])])
             rows = [{"batch": number, **_written(outcome)} for outcome in outcomes]
         except InpaintError as error:

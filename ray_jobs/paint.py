@@ -12,7 +12,7 @@ A model of one's own has masks that are black where to fill:
 """
 
 from inpaint.command import command
-from inpaint.recipes.paint import PaintPhotos, paint_photos
+from inpaint.recipes.painting import PaintPhotos, paint_photos
 
 if __name__ == "__main__":
     # It joins or starts a cluster itself, for a data set alone.

@@ -21,6 +21,9 @@ from inpaint.models.folder import DiffusersFolder
 from inpaint.models.info import BaseInfo, info_of
 from inpaint.models.locate import locate
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""Precisions by the names that settings have for them."""
+
 
 @dataclass(kw_only=True)
 class Base:

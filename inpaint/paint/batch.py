@@ -16,12 +16,11 @@ from inpaint.data import quarantine
 from inpaint.data.quarantine import Quarantined
 from inpaint.data.rows import Manifest
 from inpaint.errors import BadRow
-from inpaint.paint.files import encode_png, read_row
 from inpaint.paint.paste import comparison, kept_pixels_changed
+from inpaint.paint.photos import encode_png, read_row
 from inpaint.paint.request import PaintRequest
-from inpaint.paint.settings import PaintModels, PaintSettings, read_models
-from inpaint.paint.tasks import COMPARISONS, PaintTask, plan_tasks
-from inpaint.rowmap import QUARANTINE, ActorPool, Item, MapReport, Place, Result, map_rows
+from inpaint.paint.tasks import COMPARISONS, PaintModels, PaintSettings, PaintTask, plan_tasks, read_models
+from inpaint.rowmap import QUARANTINE, ActorPool, Item, MapReport, Resources, Result, map_rows
 from inpaint.stopping import StopToken
 
 PAINTED = "painted.jsonl"
@@ -34,7 +33,7 @@ def paint_manifest(
     output: str,
     *,
     pool: ActorPool | None = None,
-    here: Place | None = None,
+    here: Resources | None = None,
     quarantined: Sequence[Quarantined] = (),
     on_progress: Callable[[int, int], None] | None = None,
     stop: StopToken | None = None,
@@ -74,12 +73,12 @@ def paint_manifest(
 class PaintWorker:
     """Paints batches of tasks; each batch is read and encoded by threads around one painting."""
 
-    def __init__(self, models: PaintModels, max_batch: int, place: Place) -> None:
+    def __init__(self, models: PaintModels, max_batch: int, resources: Resources) -> None:
         # Ray sets OMP_NUM_THREADS from whole CPUs only, and torch may have read it before.
-        torch.set_num_threads(place.threads)
-        self.threads = ThreadPoolExecutor(place.threads)
+        torch.set_num_threads(resources.threads)
+        self.threads = ThreadPoolExecutor(resources.threads)
         self.settings = models.settings
-        self.painter = models.painter(place.device, max_batch)
+        self.painter = models.painter(resources.device, max_batch)
 
     def __call__(self, tasks: Sequence[PaintTask]) -> list[Result | BadRow]:
         started = time.monotonic()

@@ -20,7 +20,7 @@ from inpaint.errors import InpaintError
 from inpaint.models.base import Base
 from inpaint.models.latents import decode
 from inpaint.models.prompts import Conditioning, encode_negative_prompts, encode_prompts
-from inpaint.paint.crop import WorkingImage, batches_of, pasted, window_of, working_image, working_shape_of
+from inpaint.paint.crop import WorkingImage, batches_of, pasted, window_of, working_image
 from inpaint.paint.denoise import Batch, start_rows
 from inpaint.paint.request import PaintRequest
 
@@ -74,10 +74,6 @@ class Painter:
                 painted = self._paint_batch([requests[i] for i in batch], [images[i] for i in batch])
                 results.update(zip(batch, painted, strict=True))
         return [results[i] for i in range(len(requests))]
-
-    def shape_of(self, request: PaintRequest) -> tuple[int, int]:
-        """The request's working height and width."""
-        return working_shape_of(self.base.info, request)
 
     def _paint_batch(self, requests: list[PaintRequest], images: list[WorkingImage]) -> list[np.ndarray]:
         text = encode_prompts(self.base, [r.prompt for r in requests])

@@ -15,7 +15,7 @@ from inpaint.diffusion.repaint import PixelSampling
 from inpaint.errors import InpaintError
 from inpaint.paint.crop import resize_hole, resize_image
 from inpaint.paint.ddpm_painter import OnFrame, ReverseProcess
-from inpaint.paint.files import Fill, check_name, read_photo, write_pictures, write_png
+from inpaint.paint.photos import Fill, check_name, read_photo, write_pictures, write_png
 from inpaint.paint.request import DdpmRequest
 from inpaint.recipes.ddpm import load_ddpm, preset_of, train_ddpm
 

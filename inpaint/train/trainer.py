@@ -28,7 +28,7 @@ from inpaint.data.rows import Manifest
 from inpaint.data.storage import absolute, output_folder, read_file, write_file
 from inpaint.errors import InpaintError, ResumeMismatch
 from inpaint.export.card import grid
-from inpaint.paint.files import encode_png
+from inpaint.paint.photos import encode_png
 from inpaint.stopping import StopToken
 from inpaint.train.channel import Exchange, open_channel, send_warnings, watched
 from inpaint.train.checkpoint import CheckpointStore, Progress

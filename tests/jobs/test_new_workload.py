@@ -17,7 +17,7 @@ from inpaint.errors import InpaintError
 from inpaint.export.adapter_folder import load_adapter
 from inpaint.paint.batch import paint_manifest
 from inpaint.paint.request import SamplingSettings
-from inpaint.paint.settings import PaintSettings
+from inpaint.paint.tasks import PaintSettings
 from inpaint.rowmap import Place
 from inpaint.train.checkpoint import CheckpointStore
 from tests.jobs.conftest import StyleRun

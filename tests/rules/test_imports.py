@@ -50,7 +50,7 @@ KNOW_RAY = (
     "inpaint/data/pipeline.py",
     "inpaint/data/ray_internals.py",
     "inpaint/recipes/inpainting.py",
-    "inpaint/recipes/paint.py",
+    "inpaint/recipes/painting.py",
     "inpaint/rowmap.py",
     "inpaint/serve/apps/*",
     "inpaint/serve/deployments/*",

@@ -13,8 +13,7 @@ from ray import serve
 from ray.serve.config import RequestRouterConfig
 
 from inpaint.cluster import worker_threads
-from inpaint.models.base import load_base
-from inpaint.paint.settings import DTYPES
+from inpaint.models.base import DTYPES, load_base
 from inpaint.serve.adapters.cache import AdapterFiles
 from inpaint.serve.deployments.metrics import PainterMetrics
 from inpaint.serve.deployments.router import AdapterRouter, PainterLoad

@@ -17,9 +17,8 @@ from inpaint.export.adapter_folder import save_adapter
 from inpaint.paint.batch import paint_manifest
 from inpaint.paint.paste import kept_pixels_changed
 from inpaint.paint.request import SamplingSettings
-from inpaint.paint.settings import PaintSettings
-from inpaint.paint.tasks import row_seed
-from inpaint.rowmap import ActorPool, MapReport, Place
+from inpaint.paint.tasks import PaintSettings, row_seed
+from inpaint.rowmap import ActorPool, MapReport, Resources
 from tests.adapters import made_up
 from tests.unit.paint.examples import request
 
@@ -60,7 +59,7 @@ def settings(tiny_folders) -> PaintSettings:
 
 
 def run(manifest: Manifest, settings: PaintSettings, output: object, **more: object) -> MapReport:
-    return paint_manifest(manifest, settings, str(output), here=Place("cpu", 1), **more)  # type: ignore[arg-type]
+    return paint_manifest(manifest, settings, str(output), here=Resources("cpu", 1), **more)  # type: ignore[arg-type]
 
 
 def array(where: object) -> np.ndarray:

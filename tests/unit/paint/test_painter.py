@@ -5,6 +5,7 @@ import pytest
 
 from inpaint.diffusion.samplers import Sampler
 from inpaint.errors import InpaintError
+from inpaint.paint.crop import working_shape_of
 from inpaint.paint.painter import Painter
 from inpaint.paint.paste import kept_pixels_changed
 from tests.tiny import SIZE
@@ -100,13 +101,18 @@ def test_photos_of_any_size_keep_their_kept_pixels(tiny_bases, height, width, fe
     assert (result != photo.image)[photo.hole].any()
 
 
-def test_working_shapes_keep_the_aspect_at_equal_area(tiny_bases):
-    painter = Painter(tiny_bases["sd9"])
-    assert painter.shape_of(request(height=32, width=32)) == (32, 32)
-    assert painter.shape_of(request(height=1000, width=1000)) == (32, 32)
-    assert painter.shape_of(request(height=100, width=400)) == (16, 64)
-    assert painter.shape_of(request(height=100, width=400, size=64)) == (32, 128)
-    assert painter.shape_of(request(height=9, width=2000)) == (4, 476)
+@pytest.mark.parametrize(
+    ("photo", "size", "shape"),
+    [
+        ((32, 32), None, (32, 32)),
+        ((1000, 1000), None, (32, 32)),
+        ((100, 400), None, (16, 64)),
+        ((100, 400), 64, (32, 128)),
+        ((9, 2000), None, (4, 476)),
+    ],
+)
+def test_working_shapes_keep_the_aspect_at_equal_area(tiny_bases, photo, size, shape):
+    assert working_shape_of(tiny_bases["sd9"].info, request(0, *photo, size=size)) == shape
 
 
 @pytest.mark.parametrize("padding", [0, 5, 1000])

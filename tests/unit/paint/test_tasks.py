@@ -9,8 +9,7 @@ from inpaint.data.rows import Manifest, Row
 from inpaint.errors import InpaintError
 from inpaint.models.adapter import Adapter, AdapterCard
 from inpaint.paint.request import SamplingSettings
-from inpaint.paint.settings import PaintModels, PaintSettings
-from inpaint.paint.tasks import PaintTask, output_names, plan_tasks, row_seed
+from inpaint.paint.tasks import PaintModels, PaintSettings, PaintTask, output_names, plan_tasks, row_seed
 from tests.tiny import base_info
 
 SETTINGS = PaintSettings(base="toy", revision="r")

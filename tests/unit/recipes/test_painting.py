@@ -13,8 +13,8 @@ from inpaint.diffusion.repaint import PixelSampling
 from inpaint.errors import BadRow, InpaintError
 from inpaint.paint.paste import kept_pixels_changed
 from inpaint.paint.request import SamplingSettings
-from inpaint.paint.settings import PaintSettings
-from inpaint.recipes.paint import PaintPhotos, paint_photos
+from inpaint.paint.tasks import PaintSettings
+from inpaint.recipes.painting import PaintPhotos, paint_photos
 from inpaint.rowmap import ActorPool
 from tests.tiny import tiny_sd_inpaint
 from tests.unit.paint.examples import request

@@ -10,10 +10,9 @@ from inpaint.data.sources import CsvSource, FolderSource
 from inpaint.diffusion.repaint import PixelSampling
 from inpaint.errors import InpaintError
 from inpaint.paint.batch import paint_manifest
-from inpaint.paint.files import Fill, check_name, comparison_name, read_photo, write_pictures
+from inpaint.paint.photos import Fill, check_name, comparison_name, read_photo, write_pictures
 from inpaint.paint.request import PaintRequest
-from inpaint.paint.settings import PaintSettings, read_models
-from inpaint.paint.tasks import format_prompt
+from inpaint.paint.tasks import PaintSettings, format_prompt, read_models
 from inpaint.progress import ProgressBar
 from inpaint.recipes.inpainting import choose_device, inpaint_image
 from inpaint.rowmap import QUARANTINE, ActorPool
