@@ -131,7 +131,7 @@ def resize_image(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
 
 
 def resize_hole(hole: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """True wherever a pixel covers any of the hole, so that nothing of it is left unpainted."""
+    """Nothing of the hole is lost, however small it becomes; as in training."""
     return hole if hole.shape == shape else cover(hole, shape)
 
 

@@ -17,7 +17,7 @@ from inpaint.paint.ddpm_painter import DdpmPainter, ModelCard, ReverseProcess
 from inpaint.paint.request import DdpmRequest, SamplingSettings
 from inpaint.paint.tasks import PaintSettings
 from inpaint.recipes.ddpm import MODEL, load_ddpm
-from inpaint.recipes.painting import Paint, paint
+from inpaint.recipes.painting import PaintPhotos, paint_photos
 from inpaint.train.checkpoint import CheckpointStore, Progress
 
 TINY = UNetSettings(channels=(8, 16, 16, 24), attention=(16,), time_width=16, classes=2)
@@ -200,7 +200,7 @@ def test_an_all_white_mask_and_another_size_are_refused(tmp_path: Path, run: Pat
 def test_the_command_fills_what_the_function_fills(tmp_path: Path, run: Path) -> None:
     image, mask = files(tmp_path, photo(20, 30), np.where(hole(20, 30), 0, 255).astype(np.uint8))
     asked = SamplingSettings(feather=2, guidance_scale=3.0)
-    config = Paint(
+    config = PaintPhotos(
         model=str(run),
         image=str(image),
         mask=str(mask),
@@ -211,7 +211,7 @@ def test_the_command_fills_what_the_function_fills(tmp_path: Path, run: Path) ->
         sampling=PixelSampling(steps=3),
         settings=PaintSettings(seed=4, sampling=asked),
     )
-    assert paint(config) == str(tmp_path / "out_comparison.png")
+    assert paint_photos(config) == str(tmp_path / "out_comparison.png")
     settings = {"label": "dog", "guidance_scale": 3.0, "feather": 2, "seed": 4, "output_size": 40}
     expected = inpaint.inpaint_image(image, mask, run, 3, **settings)
     assert np.array_equal(np.asarray(Image.open(tmp_path / "out.png")), expected)

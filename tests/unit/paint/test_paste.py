@@ -6,6 +6,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from inpaint.paint import paste
 from inpaint.paint.crop import resize_hole
 from inpaint.paint.paste import GAP, assert_kept, comparison, kept_pixels_changed, paste_back
 
@@ -61,6 +62,13 @@ def test_a_comparison_shows_input_hole_and_result():
     assert np.array_equal(strip[:, :6], original) and np.array_equal(strip[:, -6:], result)
     middle = strip[:, 6 + GAP : 12 + GAP]
     assert np.array_equal((middle != original).any(axis=-1), hole)
+
+
+def test_a_picture_with_a_changed_kept_pixel_is_not_handed_on(monkeypatch):
+    monkeypatch.setattr(paste, "kept_pixels_changed", lambda *_: 1)
+    hole = np.array([[True, False], [False, False]])
+    with pytest.raises(AssertionError, match="1 kept pixels of 3 were changed"):
+        paste_back(np.zeros((2, 2, 3), np.uint8), np.ones((2, 2, 3), np.uint8), hole)
 
 
 @example(np.eye(13, dtype=bool), 6, 6)  # pixels on the border between two
