@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from inpaint.data.decode import PAINT, Limits, check_hole, load_hole, load_rgb
 from inpaint.data.files import read, stat
 from inpaint.data.quarantine import Quarantined, Reason
-from inpaint.data.rows import NAMES, packed, read_parquet
+from inpaint.data.rows import NAMES, mixed, packed, read_parquet
 from inpaint.data.storage import exists, open_root, written
 from inpaint.errors import BadRow
 
@@ -304,13 +304,12 @@ def _ids(images: pa.ChunkedArray, codes: np.ndarray) -> tuple[pa.ChunkedArray, b
 
 
 def _warn_of_repeats(rows: dict[str, pa.ChunkedArray], places: Places) -> None:
-    texts = [rows[name].combine_chunks() for name in ("prompt", "category", "label")]
-    texts = [text if pa.types.is_dictionary(text.type) else text.dictionary_encode() for text in texts]
-    columns = [places["image"], places["input"], places["hole"], *(t.indices.fill_null(-1).to_numpy() for t in texts)]
-    keys = np.zeros(len(columns[0]), dtype=np.int64)
-    for codes in columns:
-        if codes.min() < codes.max():  # numbered anew each time, so that the product never overflows
-            keys = np.unique(keys * (int(codes.max()) + 2) + codes + 1, return_inverse=True)[1]
+    keys = np.zeros(len(places["image"]), dtype=np.uint64)
+    for name in ("image", "input", "hole"):
+        keys = mixed(keys ^ places[name].astype(np.uint64))
+    for name in ("prompt", "category", "label"):
+        texts = (text for batch in pa.table([rows[name]], [name]).to_batches(PIECE) for text in batch[0].to_pylist())
+        keys = mixed(keys ^ np.fromiter(map(hash, texts), dtype=np.int64, count=len(keys)).astype(np.uint64))
     repeats = np.setdiff1d(np.arange(len(keys)), np.unique(keys, return_index=True)[1], assume_unique=True)
     if len(repeats):
         first = rows["image"][int(repeats.min())]

@@ -146,7 +146,7 @@ class Manifest:
         if not 0 <= share < 1:
             raise InpaintError(f"held-out share {share}: give at least 0 and less than 1")
         words = _first_words(self.table["digest"].combine_chunks())
-        keys = _mixed(words ^ generator(seed, "held out", 0).bit_generator.random_raw())
+        keys = mixed(words ^ generator(seed, "held out", 0).bit_generator.random_raw())
         held = keys < np.uint64(share * 2.0**64)
         if share and len(np.unique(keys)) > 1:
             held = (held | (keys == keys.min())) & (keys != keys.max())
@@ -212,6 +212,13 @@ def read_parquet(path: str | os.PathLike[str], schema: pa.Schema) -> tuple[pa.Ta
         return packed({name: parquet.read([name])[name] for name in schema.names}, schema), told
 
 
+def mixed(words: np.ndarray) -> np.ndarray:
+    """Another uint64 for each, unlike for like ones (the finalizer of SplitMix64, Steele et al. 2014)."""
+    words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return words ^ (words >> np.uint64(31))
+
+
 def rows_of(table: pa.Table | pa.RecordBatch) -> list[Row]:
     """The rows of a small table of `SCHEMA`."""
     return [Row(**{**line, "digest": line["digest"].hex()}) for line in table.to_pylist()]
@@ -241,13 +248,6 @@ def _first_words(digests: pa.Array) -> np.ndarray:
     """The first eight bytes of each digest, uint64."""
     data = np.frombuffer(digests.buffers()[1], dtype=np.uint8)[32 * digests.offset :][: 32 * len(digests)]
     return data.reshape(-1, 32)[:, :8].copy().view(np.uint64)[:, 0]
-
-
-def _mixed(words: np.ndarray) -> np.ndarray:
-    """Another uint64 for each, unlike for like ones (the finalizer of SplitMix64, Steele et al. 2014)."""
-    words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return words ^ (words >> np.uint64(31))
 
 
 def _missing(of: pa.Table, there: pa.Table) -> tuple[list[str], int]:

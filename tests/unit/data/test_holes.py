@@ -50,6 +50,18 @@ def test_a_change_of_one_recipe_does_not_change_what_the_others_draw():
     assert last() == last(grown=0.3) == last(feathered=0.3) == last(whole=1e-9)
 
 
+def test_what_a_recipe_draws_does_not_depend_on_how_much_the_inner_one_draws():
+    def grown(numbers):
+        class Inner(OwnMask):
+            def draw(self, own, height, width, rng):
+                rng.random(numbers)
+                return square(64, 4)
+
+        return Grown(Inner(), most=0.4).draw(None, 64, 64, np.random.default_rng(2))
+
+    assert np.array_equal(grown(0), grown(5)) and (grown(0) > 0).sum() > 64
+
+
 def test_the_own_mask_is_used_as_it_is_and_replaced_where_it_is_missing():
     rng = np.random.default_rng(0)
     assert np.array_equal(OwnMask().draw(square(16, 3), 16, 16, rng), square(16, 3))

@@ -81,3 +81,10 @@ def test_reading_draws_holes_by_seed_and_position_in_place_of_the_rows_own() -> 
 def test_what_cannot_be_is_refused(wrong: dict) -> None:
     with pytest.raises(InpaintError):
         RandomShapes(**wrong)
+
+
+def test_shapes_that_cover_everything_are_cut_down_too() -> None:
+    """Rarely does one: then there is no edge to begin at."""
+    shapes = RandomShapes(kinds=(HoleKind.RECTANGLES,), areas=((0.9, 0.95),))
+    holes = [shapes.draw(None, 12, 12, np.random.default_rng(seed)) for seed in range(300)]
+    assert all(0.9 * 144 - 1 <= np.count_nonzero(hole) <= 0.95 * 144 + 1 for hole in holes)
