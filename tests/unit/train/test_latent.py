@@ -1,15 +1,17 @@
 """The latent objective: only the hole counts, randomness follows positions, and batches do not matter."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from inpaint.diffusion import objective
+from inpaint.diffusion import keyed, objective
 from inpaint.diffusion.objective import LossSettings
-from inpaint.diffusion.schedule import schedule_of
+from inpaint.diffusion.schedule import add_noise, schedule_of
 from inpaint.models.base import load_base
+from inpaint.models.latents import Posterior
 from inpaint.train.latent import LatentInpainting
 from inpaint.train.objective import MicroBatch, to_hole, to_pixels
 from inpaint.train.settings import Precision
@@ -118,3 +120,59 @@ def test_bf16_is_near_fp32(folders: dict[int, Path]) -> None:
     assert half.dtype == torch.float32
     assert torch.allclose(exact, half, rtol=0.05)
     assert not torch.equal(exact, half)
+
+
+class Sees(torch.nn.Module):
+    """In place of the U-Net: remembers what it is shown."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv_in = torch.nn.Conv2d(channels, 1, 1)
+
+    def forward(self, inputs: torch.Tensor, timesteps: torch.Tensor, **_: object) -> object:
+        self.inputs, self.timesteps = inputs, timesteps
+        return SimpleNamespace(sample=torch.zeros_like(inputs[:, :4]))
+
+
+def test_a_four_channel_base_is_shown_what_painting_shows_it(folders: dict[int, Path]) -> None:
+    """Everything noised to t, the known region too: painting noises it as the next step expects it."""
+    module = module_of(folders[4])
+    module.unet = Sees(4)
+    batch = batch_of([3])
+    module(batch)
+    image, _ = module.encode_batch(batch, to_hole(batch["hole"], torch.device("cpu")))
+    position = torch.tensor([3])
+    clean, noise = (keyed.normal(1, purpose, position, image.shape) for purpose in ("vae", "noise"))
+    expected = add_noise(module.diffusion.schedule, image.sample(clean), noise, module.unet.timesteps)
+    assert torch.allclose(module.unet.inputs, expected, atol=1e-6)
+
+
+def test_latents_may_come_from_elsewhere(folders: dict[int, Path]) -> None:
+    module = module_of(folders[9])
+    batch, calls = batch_of([5, 6]), []
+
+    def stored(given: MicroBatch, hole: torch.Tensor) -> tuple[Posterior, Posterior | None]:
+        calls.append(given)
+        return module._encode(given, hole)
+
+    base = load_base(folders[9])
+    other = LatentInpainting(base, [], seed=1, loss=LossSettings(), precision=Precision.FP32, encode_batch=stored)
+    assert torch.equal(other(batch), module(batch)) and len(calls) == 1
+
+
+def test_a_validation_has_randomness_of_its_own_and_repeats_it(folders: dict[int, Path]) -> None:
+    module = module_of(folders[9])
+    batch = batch_of([0, 1])
+    first = module(batch, validating=True)
+    assert torch.equal(first, module(batch, validating=True))
+    assert not torch.allclose(first, module(batch))
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        before = torch.random.get_rng_state()
+        module(batch, validating=True)
+        assert torch.equal(before, torch.random.get_rng_state()), "the training's dropout goes on as it was"
+
+
+def test_it_paints_its_samples(folders: dict[int, Path]) -> None:
+    pictures = module_of(folders[9]).paint(batch_of([0, 1, 2]), 2)
+    assert [picture.shape for picture in pictures] == [(SIZE, 3 * SIZE + 8, 3)] * 2
