@@ -13,10 +13,10 @@ import tyro
 
 from benchmarks.harness import emit, progress
 from inpaint.cluster import connect
-from inpaint.recipes.category_lora import train_category_lora
 from inpaint.recipes.demo import Demo, headline, painter_of, prompt_of, training_of
 from inpaint.toy.detectors import Detectors
 from inpaint.toy.measure import held_out, measure_category
+from inpaint.train.run import run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         output = settings.output or temporary
         demo = Demo(output=output, categories=settings.categories, images=settings.images, seed=settings.seed)
-        folders = train_category_lora(training_of(demo))
+        folders = run(training_of(demo))
         for category, folder in zip(sorted(settings.categories), folders, strict=True):
             prompts = [prompt_of(scene, category) for scene in scenes]
             adapted[category] = measure_category(painter_of(folder), detectors, category, prompts, scenes)

@@ -5,7 +5,7 @@ Each command is a configuration and a function, and both are here: what `python 
     import inpaint
 
     inpaint.connect()    # joins a Ray cluster, or starts one on this machine
-    inpaint.train_category_lora(inpaint.CategoryLora(data="catalogue.csv", output="runs/catalogue"))
+    inpaint.run(inpaint.CategoryLora(data="catalogue.csv", output="runs/catalogue"))
 
 A model of one's own from a folder of images, and a hole painted with it:
 
@@ -22,8 +22,8 @@ _HOMES = {
     "inpaint.errors": ("InpaintError",),
     "inpaint.stopping": ("StopToken", "stop_on_signals"),
     # Commands
-    "inpaint.recipes.category_lora": ("CategoryLora", "train_category_lora"),
-    "inpaint.recipes.ddpm": ("TrainDdpm", "train_ddpm", "load_ddpm"),
+    "inpaint.recipes.category_lora": ("CategoryLora",),
+    "inpaint.recipes.ddpm": ("TrainDdpm", "load_ddpm"),
     "inpaint.recipes.demo": ("Demo", "run_demo"),
     "inpaint.recipes.inpainting": ("train_inpainting", "inpaint_image", "set_seed", "choose_device"),
     "inpaint.recipes.painting": ("PaintPhotos", "paint_photos"),

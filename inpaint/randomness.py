@@ -17,14 +17,3 @@ def generator(seed: int, purpose: str, position: int) -> np.random.Generator:
     # The counter's high word carries the position; the low words count the draws (2^192 of them per sample).
     counter = np.array([0, 0, 0, position], dtype=np.uint64)
     return np.random.Generator(np.random.Philox(key=key, counter=counter))
-
-
-def normal(seed: int, purpose: str, positions: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Standard normal numbers, float32, shape `(len(positions), *shape)`; each row depends on its position alone."""
-    rows = [generator(seed, purpose, int(p)).standard_normal(shape, dtype=np.float32) for p in positions]
-    return np.stack(rows)
-
-
-def uniform(seed: int, purpose: str, positions: np.ndarray) -> np.ndarray:
-    """One float64 in [0, 1) per position."""
-    return np.array([generator(seed, purpose, int(p)).random() for p in positions])

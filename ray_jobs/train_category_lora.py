@@ -10,11 +10,12 @@ package; `python -m benchmarks.category` measures what it reaches (hit rate 0.90
 """
 
 from inpaint.command import command
-from inpaint.recipes.category_lora import CategoryLora, defaults, train_category_lora
+from inpaint.recipes.category_lora import CategoryLora, defaults
+from inpaint.train.run import run
 
 if __name__ == "__main__":
     command(
-        train_category_lora,
+        run,
         CategoryLora,
         __doc__,
         defaults=defaults,

@@ -13,7 +13,8 @@ Paint with it, also while it trains:
 """
 
 from inpaint.command import command
-from inpaint.recipes.ddpm import TrainDdpm, defaults, train_ddpm
+from inpaint.recipes.ddpm import TrainDdpm, defaults
+from inpaint.train.run import run
 
 if __name__ == "__main__":
-    command(train_ddpm, TrainDdpm, __doc__, defaults=defaults, say=lambda folders: [f"model: {folders[0]}"])
+    command(run, TrainDdpm, __doc__, defaults=defaults, say=lambda folders: [f"model: {folders[0]}"])

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import pyarrow.compute as pc
 import tyro
@@ -15,13 +15,9 @@ from inpaint.diffusion.objective import LossSettings
 from inpaint.errors import InpaintError
 from inpaint.models.lora import LoraSettings
 from inpaint.recipes.lora import LoraRecipe
-from inpaint.stopping import StopToken
-from inpaint.train.run import run
 from inpaint.train.settings import Precision, TrainSettings, ValidationSettings, may_change
 
 PROMPT_FORMAT = "{token} background, {prompt}"
-
-
 Preset = Literal["toy", "sd15", "sdxl"]
 
 
@@ -105,46 +101,29 @@ def preset_of(name: Preset, *, data: str, output: str) -> CategoryLora:
     """
     on_gpus = TrainSettings(samples=24_000, global_batch=16, precision=Precision.BF16)
     held_out = ValidationSettings(share=0.05)
-    if name == "toy":
-        return CategoryLora(
-            data=data,
-            output=output,
-            preset="toy",
-            unet_learning_rate=2e-3,
-            text_encoder_learning_rate=2e-3,
-            token_learning_rate=1e-2,
-            caption_dropout=0.2,
-            lora=LoraSettings(rank=6),
-            loss=LossSettings(debiased=True),
-            train=TrainSettings(samples=7200, global_batch=16, max_micro_batch=8, checkpoint_every=2400),
-        )
-    if name == "sd15":
-        return CategoryLora(
-            data=data,
-            output=output,
-            preset="sd15",
-            base="stable-diffusion-v1-5/stable-diffusion-inpainting",
-            lora=LoraSettings(rank=16),
-            train=on_gpus,
-            validation=held_out,
-        )
-    if name == "sdxl":
-        return CategoryLora(
-            data=data,
-            output=output,
-            preset="sdxl",
-            base="diffusers/stable-diffusion-xl-1.0-inpainting-0.1",
-            lora=LoraSettings(rank=16),
-            train=replace(on_gpus, max_micro_batch=2, gradient_checkpointing=True),
-            validation=held_out,
-        )
-    raise InpaintError(f"preset {name!r}: give toy, sd15 or sdxl")
-
-
-def train_category_lora(config: CategoryLora, *, stop: StopToken | None = None) -> list[str]:
-    """Train, export and sample on the connected cluster; returns the adapter folders (or URLs).
-
-    Raises:
-        InpaintError: unusable data or settings, or `stop` ended it (the message says how to go on).
-    """
-    return run(config, stop=stop)
+    chosen: dict[Preset, dict[str, Any]] = {
+        "toy": {
+            "unet_learning_rate": 2e-3,
+            "text_encoder_learning_rate": 2e-3,
+            "token_learning_rate": 1e-2,
+            "caption_dropout": 0.2,
+            "lora": LoraSettings(rank=6),
+            "loss": LossSettings(debiased=True),
+            "train": TrainSettings(samples=7200, global_batch=16, max_micro_batch=8, checkpoint_every=2400),
+        },
+        "sd15": {
+            "base": "stable-diffusion-v1-5/stable-diffusion-inpainting",
+            "lora": LoraSettings(rank=16),
+            "train": on_gpus,
+            "validation": held_out,
+        },
+        "sdxl": {
+            "base": "diffusers/stable-diffusion-xl-1.0-inpainting-0.1",
+            "lora": LoraSettings(rank=16),
+            "train": replace(on_gpus, max_micro_batch=2, gradient_checkpointing=True),
+            "validation": held_out,
+        },
+    }
+    if name not in chosen:
+        raise InpaintError(f"preset {name!r}: give toy, sd15 or sdxl")
+    return CategoryLora(data=data, output=output, preset=name, **chosen[name])

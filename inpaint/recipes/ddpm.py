@@ -26,11 +26,9 @@ from inpaint.diffusion.unet import MaskedUNet, UNetSettings
 from inpaint.diffusion.unet import preset as unet_preset
 from inpaint.errors import InpaintError
 from inpaint.paint.ddpm_painter import DdpmPainter, ModelCard
-from inpaint.stopping import StopToken
 from inpaint.train.checkpoint import CheckpointStore
 from inpaint.train.pixel import PixelInpainting
 from inpaint.train.recipe import CHECKPOINTS, Recipe, Trained
-from inpaint.train.run import run
 from inpaint.train.settings import Precision, RateSchedule, TrainSettings, may_change
 
 MODEL, WEIGHTS = "model.json", "model.safetensors"
@@ -168,15 +166,6 @@ def preset_of(image_size: int, *, data: str, output: str) -> TrainDdpm:
     if image_size == 64:
         return replace(config, learning_rate=2e-4)
     return config
-
-
-def train_ddpm(config: TrainDdpm, *, stop: StopToken | None = None) -> list[str]:
-    """Train on the connected cluster; the model is in `config.output` from the first checkpoint on. Returns that.
-
-    Raises:
-        InpaintError: unusable data or settings, or `stop` ended it (the message says how to go on).
-    """
-    return run(config, stop=stop)
 
 
 def load_ddpm(run: str, *, device: str | torch.device | None = None, max_batch: int = 16) -> DdpmPainter:

@@ -13,11 +13,12 @@ from inpaint.models.adapter import apply_adapter
 from inpaint.models.base import load_base
 from inpaint.paint.painter import Painter
 from inpaint.paint.paste import comparison
-from inpaint.recipes.category_lora import PROMPT_FORMAT, Adapters, CategoryLora, preset_of, train_category_lora
+from inpaint.recipes.category_lora import PROMPT_FORMAT, Adapters, CategoryLora, preset_of
 from inpaint.stopping import StopToken
 from inpaint.toy.catalogue import CATEGORIES, CATEGORY_INIT_WORDS, Scene, write_catalogue
 from inpaint.toy.detectors import Detectors
 from inpaint.toy.measure import CategoryResult, held_out, measure_category
+from inpaint.train.run import run
 from inpaint.train.settings import plain as settings_of
 
 CATALOGUE_SEED = 11
@@ -72,7 +73,7 @@ def run_demo(demo: Demo, *, stop: StopToken | None = None, announce: Callable[[s
     """Train, paint and measure."""
     config = training_of(demo)
     announce(f"training a LoRA for each of {', '.join(demo.categories)} on {demo.images} images")
-    folders = dict(zip(sorted(demo.categories), train_category_lora(config, stop=stop), strict=True))
+    folders = dict(zip(sorted(demo.categories), run(config, stop=stop), strict=True))
     detectors = Detectors.fit()
     scenes = held_out(demo.held_out)
     adapted, plain = {}, {}

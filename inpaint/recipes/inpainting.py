@@ -17,7 +17,8 @@ from inpaint.paint.crop import resize_hole, resize_image
 from inpaint.paint.ddpm_painter import OnFrame, ReverseProcess
 from inpaint.paint.photos import Fill, check_name, read_photo, write_pictures, write_png
 from inpaint.paint.request import DdpmRequest
-from inpaint.recipes.ddpm import load_ddpm, preset_of, train_ddpm
+from inpaint.recipes.ddpm import load_ddpm, preset_of
+from inpaint.train.run import run
 
 _seed = 0
 
@@ -97,7 +98,7 @@ def train_inpainting(
         seed=_seed,
     )
     config = replace(defaults, train=settings, learning_rate=lr, checkpoint_epochs=save_every_n_epochs, resume=True)
-    return train_ddpm(config)[0]
+    return run(config)[0]
 
 
 def inpaint_image(

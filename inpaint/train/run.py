@@ -67,7 +67,7 @@ def _rows(recipe: Recipe, stop: StopToken) -> tuple[Manifest, Manifest | None]:
     """What is trained on, and what is held out."""
     rows = _read(recipe, recipe.data, "data", stop)
     if recipe.validation.data is not None:
-        return rows, _read(recipe, recipe.validation.data, "validation data", stop)
+        return rows, _read(recipe, recipe.validation.data, "validation_data", stop)
     if recipe.validation.share:
         return rows.split(recipe.validation.share, recipe.train.seed)
     return rows, None

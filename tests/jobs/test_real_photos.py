@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
+import inpaint
 from inpaint.data.plan import Plan
 from inpaint.data.rows import Manifest
-from inpaint.recipes.category_lora import preset_of, train_category_lora
+from inpaint.recipes.category_lora import preset_of
 from tests.jobs.conftest import ROOT, run
 from tests.photos import PHOTOS, photo_rows, write_photo_csv
 
@@ -27,7 +28,7 @@ def test_real_photos_go_through_the_whole_job(ray_cluster: None, tmp_path: Path)
     output = tmp_path / "run"
     config = preset_of("toy", data=str(data), output=str(output))
     one_epoch = replace(config.train, epochs=1, global_batch=8, max_micro_batch=4)
-    train_category_lora(replace(config, card_samples=0, train=one_epoch))
+    inpaint.run(replace(config, card_samples=0, train=one_epoch))
     assert (output / "data" / "quarantine.jsonl").read_text() == ""
     manifest = Manifest.load(output / "manifest.parquet")
     assert sorted(row.image for row in manifest.rows()) == sorted(path for path, _ in rows)

@@ -15,8 +15,9 @@ import pytest
 import torch
 
 from inpaint.errors import ClusterTooSmall, InpaintError, ResumeMismatch
-from inpaint.recipes.category_lora import preset_of, train_category_lora
+from inpaint.recipes.category_lora import preset_of
 from inpaint.toy.catalogue import write_catalogue
+from inpaint.train.run import run
 from tests.jobs.conftest import ROOT, RayHead, checkpoint, difference
 
 SAMPLES = 48
@@ -44,7 +45,7 @@ class Training:
         settings = replace(config.train, **{**SETTINGS, "epochs": None, **train})
         validation = replace(config.validation, samples=8, pictures=1)
         config = replace(config, card_samples=0, resume=resume, train=settings, validation=validation)
-        train_category_lora(replace(config, **changed))
+        run(replace(config, **changed))
 
     def checkpoint(self, samples: int) -> dict[str, torch.Tensor]:
         """Trained parameters and Adam's moments, by kind and name."""
