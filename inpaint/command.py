@@ -63,4 +63,5 @@ def parse(
         default, _ = tyro.cli(defaults, args=arguments, return_unknown_args=True, add_help=False)
     program = getattr(sys.modules["__main__"].__spec__, "name", None)
     prog = None if program is None else f"python -m {program}"
-    return tyro.cli(config, prog=prog, description=description, default=default, args=arguments)
+    as_said = (tyro.conf.EnumChoicesFromValues,)
+    return tyro.cli(config, prog=prog, description=description, default=default, args=arguments, config=as_said)

@@ -3,6 +3,7 @@
 import os
 import signal
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any
 
 import pytest
@@ -11,6 +12,12 @@ import tyro
 from inpaint.command import command, parse
 from inpaint.errors import InpaintError
 from inpaint.stopping import StopToken, stop_on_signals
+
+
+class Size(StrEnum):
+    """Whose values are not its names."""
+
+    VERY_LARGE = "very-large"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +30,8 @@ class Job:
     """Chooses the number."""
     how_many: int = 1
     """A number."""
+    size: Size | None = None
+    """A word."""
 
 
 def defaults(*, kind: str = "plain") -> Job:
@@ -47,6 +56,10 @@ def test_help_has_the_chosen_defaults(capsys: pytest.CaptureFixture[str]) -> Non
     assert run(lambda config, stop: "", "--kind", "fancy", "--help", defaults=defaults) == 0
     text = capsys.readouterr().out
     assert "Words." in text and "(required)" in text and "(default: 9)" in text
+
+
+def test_words_are_said_as_they_are_stored() -> None:
+    assert parse(Job, None, ["--data", "x", "--size", "very-large"]).size is Size.VERY_LARGE
 
 
 def test_what_the_job_returns_is_said(capsys: pytest.CaptureFixture[str]) -> None:
