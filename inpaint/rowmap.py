@@ -166,8 +166,8 @@ def map_rows(
                     finished += 1
                     if on_progress is not None:
                         on_progress(finished, len(todo))
-                if stop is not None and finished < len(todo):
-                    stop.check()
+                if stop is not None and stop.requested and finished < len(todo):
+                    raise InpaintError(f"stopped as asked after {finished} of {len(todo)}; run it again, it goes on")
         finally:
             done_list.save()
             quarantine.write(bad, f"{output}/{QUARANTINE}")

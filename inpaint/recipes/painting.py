@@ -92,7 +92,14 @@ def _paint_data(config: PaintPhotos, data: str, stop: StopToken | None) -> str:
     read_models(config.settings)  # what is wrong with them is told before the files are read
     cluster.connect()
     with ProgressBar("reading") as bar:
-        manifest, bad = read_manifest(source, max_bad_fraction=1.0, progress=bar.show, stop=stop)
+        manifest, bad = read_manifest(
+            source,
+            max_bad_fraction=1.0,
+            quarantine=f"{config.output}/{QUARANTINE}",
+            memory=f"{config.output}/inspected.parquet",
+            progress=bar.show,
+            stop=stop,
+        )
     with ProgressBar("painting") as bar:
         report = paint_manifest(
             manifest,
