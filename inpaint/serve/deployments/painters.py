@@ -18,8 +18,7 @@ from inpaint.serve.adapters.cache import AdapterFiles
 from inpaint.serve.deployments.metrics import PainterMetrics
 from inpaint.serve.deployments.router import AdapterRouter, PainterLoad
 from inpaint.serve.deployments.scaling import WORK
-from inpaint.serve.engine.engine import Engine, EngineStats
-from inpaint.serve.engine.loop_thread import EngineBroken
+from inpaint.serve.engine.engine import Engine, EngineBroken, EngineStats
 from inpaint.serve.service import Painted, PaintOrder, Preview
 
 if TYPE_CHECKING:

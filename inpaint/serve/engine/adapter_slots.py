@@ -41,7 +41,6 @@ class AdapterSlots:
         }
         self._ranks = {0: 0}
         self._tokens: dict[int, tuple[dict[str, Tensor], ...]] = {}
-        self._installed: dict[str, Gathered] = {}
 
     def pack(self, adapter: Adapter) -> PackedAdapter:
         """Checks an adapter against the base and lays it out; reads nothing that the loop changes.
@@ -77,7 +76,5 @@ class AdapterSlots:
         return self._pools[prefix].gather(uses_U, self._ranks, fixed=fixed)
 
     def install(self, prefix: str, gathered: Gathered) -> None:
-        """Let the model's layers add this from now on. Costs nothing where it does so already."""
-        if self._installed.get(prefix) is not gathered:
-            self._pools[prefix].layout.install(*gathered)
-            self._installed[prefix] = gathered
+        """Let the model's layers add this from now on."""
+        self._pools[prefix].layout.install(*gathered)

@@ -3,7 +3,8 @@
 Guaranteed: the picture of an order does not depend on what shares its ticks and is the one that `Painter` gives with
 the adapter applied (1e-3 in [0, 1] before paste-back, float32); kept pixels come back bit for bit, or the order fails;
 an order whose generator is closed or whose time is up leaves before the next tick; what one order does wrong fails that
-order alone; and what `inpaint.serve.engine.scheduler` guarantees.
+order alone; who asks the loop for something after its end is told so; and what `inpaint.serve.engine.scheduler`
+guarantees.
 Not covered: a limit of the queue (whoever admits orders counts them).
 
 The loop's thread owns all state; other threads post to its mail. Photos are read, pictures pasted back and adapters
@@ -11,12 +12,17 @@ loaded by threads of their own.
 """
 
 import asyncio
+import contextlib
+import queue
+import sys
+import threading
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
+from typing import TypeVar
 
 import torch
 
@@ -25,11 +31,16 @@ from inpaint.models.base import Base
 from inpaint.paint.crop import WorkingImage
 from inpaint.serve.engine.adapter_slots import PackedAdapter
 from inpaint.serve.engine.executor import AdapterSource, Event, Executor, PaintJob, paste
-from inpaint.serve.engine.loop_thread import EngineBroken, LoopThread
 from inpaint.serve.engine.scheduler import Picture, Scheduler
 from inpaint.serve.engine.settings import EngineSettings
 from inpaint.serve.engine.side_stream import StreamEvent
 from inpaint.serve.service import DeadlinePassed, Painted, PaintOrder, Preview
+
+T = TypeVar("T")
+
+
+class EngineBroken(RuntimeError):
+    """The engine's loop has ended or is stuck; nothing that it was given will be painted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,33 +72,34 @@ class EngineStats:
     seconds: dict[str, float] = field(default_factory=dict)
     """By stage (`executor.STAGES`), of the loop's time; `load` is the loaders'. On a GPU what the loop waits."""
 
-    @property
-    def rows_per_tick(self) -> float:
-        """Mean; 0 before the first tick."""
-        return self.unet_rows / self.ticks if self.ticks else 0.0
 
-
-class Engine(LoopThread):
+class Engine:
     """Paints orders with one base, which it changes in place and must have for itself. `start` it first."""
 
     def __init__(self, base: Base, settings: EngineSettings, source: AdapterSource) -> None:
-        super().__init__()
         self.base, self.settings = base, settings
         self._executor = Executor(base, settings, source)
         self._scheduler: Scheduler[PaintJob] = Scheduler(settings)
         self._encoding: list[tuple[list[PaintJob], StreamEvent]] = []
         self._counts: Counter[str] = Counter()
-        self._is_closing = False
         self._threads = ThreadPoolExecutor(settings.threads, thread_name_prefix="engine-pictures")
         self._loaders = ThreadPoolExecutor(settings.loaders, thread_name_prefix="engine-adapters")
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._mail: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
+        self._post_lock = threading.Lock()
+        self._is_closing = self._has_ended = False
+        self._error: BaseException | None = None
+
+    def start(self) -> None:
+        """Starts the loop."""
+        self._thread.start()
 
     def close(self, drain: bool) -> None:
         """Ends the loop and waits for it; with `drain` what was ordered is painted first, else it fails.
 
         Blocks: call it off the asyncio loop that reads the pictures.
         """
-        if not self.has_ended:
-            self._post(partial(self._close, drain))
+        self._mail.put(partial(self._close, drain))
         self._thread.join()
         self._threads.shutdown(wait=False, cancel_futures=True)
         self._loaders.shutdown(wait=False, cancel_futures=True)
@@ -100,17 +112,37 @@ class Engine(LoopThread):
             InpaintError: it cannot be painted on this base, or an adapter of it cannot be loaded (AdapterGone).
             EngineBroken: the loop has ended.
         """
-        job = PaintJob.of(order)
+        loop, events = asyncio.get_running_loop(), asyncio.Queue[Event]()
+
+        def tell(event: Event) -> None:
+            # A closed asyncio loop means that nobody waits any more.
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(events.put_nowait, event)
+
+        job = PaintJob.of(order, tell)
         self._post(partial(self._receive, job))
         event: Event | None = None
         try:
             while not isinstance(event, Painted):
-                event = await job.events.get()
+                event = await events.get()
                 if isinstance(event, BaseException):
                     raise event
                 yield event
         finally:
-            self._mail.put(partial(self._cancel, job))
+            self._mail.put(partial(self._leaves, job, "cancelled"))
+
+    async def check(self, timeout_s: float) -> None:
+        """Lets the loop do a step of the U-Net.
+
+        Raises:
+            EngineBroken: the loop has ended, or did not come to it in time.
+        """
+        answer: Future[None] = Future()
+        self._post(partial(self._answer, answer))
+        try:
+            await asyncio.wait_for(asyncio.wrap_future(answer), timeout_s)
+        except TimeoutError as error:
+            raise EngineBroken(f"the engine's loop did no forward in {timeout_s} s") from error
 
     def resident(self) -> frozenset[str]:
         """Digests of the adapters that are loaded."""
@@ -131,58 +163,85 @@ class Engine(LoopThread):
             seconds=dict(self._executor.seconds),
         )
 
-    async def check(self, timeout_s: float) -> None:
-        """Lets the loop do a step of the U-Net.
+    # Between the threads.
 
-        Raises:
-            EngineBroken: the loop has ended, or did not come to it in time.
-        """
-        answer: Future[None] = Future()
-        self._post(partial(self._answer, answer))
-        try:
-            await asyncio.wait_for(asyncio.wrap_future(answer), timeout_s)
-        except TimeoutError as error:
-            raise EngineBroken(f"the engine's loop did no forward in {timeout_s} s") from error
+    def _post(self, message: Callable[[], object]) -> None:
+        """For the loop to do, if need be after its last turn. Raises EngineBroken where it never will."""
+        with self._post_lock:
+            if self._has_ended:
+                raise self._broken()
+            self._mail.put(message)
+
+    def _later(
+        self,
+        threads: ThreadPoolExecutor,
+        work: Callable[[], T],
+        then: Callable[[T], None],
+        failed: Callable[[BaseException], None],
+    ) -> None:
+        """Work in another thread, and `then(its result)` or `failed(its error)` on the loop."""
+
+        def post(future: "Future[T]") -> None:
+            if not future.cancelled():
+                error = future.exception()
+                self._mail.put(partial(then, future.result()) if error is None else partial(failed, error))
+
+        threads.submit(work).add_done_callback(post)
+
+    def _broken(self) -> EngineBroken:
+        reason = "was closed" if self._error is None else f"ended with {self._error!r}"
+        return EngineBroken(f"the engine's loop {reason}: start another engine")
 
     # What is posted to the loop.
 
     def _receive(self, job: PaintJob) -> None:
-        if self._is_closing or self.has_ended:
-            job.tell(self.broken())
-            return
         try:
+            if self._is_closing:
+                raise self._broken()
             self._scheduler.add(job)
-        except InpaintError as error:
+        except (EngineBroken, InpaintError) as error:
             job.tell(error)
+
+    def _answer(self, answer: "Future[None]") -> None:
+        if answer.set_running_or_notify_cancel():
+            if self._has_ended:
+                answer.set_exception(self._broken())
+            else:
+                self._executor.check()
+                answer.set_result(None)
 
     def _close(self, drain: bool) -> None:
         self._is_closing = True
         if not drain:
-            self._fail(list(self._scheduler), self.broken())
-
-    def _answer(self, answer: "Future[None]") -> None:
-        if not answer.set_running_or_notify_cancel():
-            return
-        if self.has_ended:
-            answer.set_exception(self.broken())
-            return
-        self._executor.runner.check()
-        answer.set_result(None)
+            self._fail(list(self._scheduler), self._broken())
 
     # The loop.
 
-    def _take_turns(self) -> None:
-        with torch.inference_mode(), self._executor.runner.attention():
-            super()._take_turns()
+    def _run(self) -> None:
+        try:
+            with torch.inference_mode(), self._executor.runner.attention():
+                while not self._is_closing or len(self._scheduler):
+                    self._read_mail(self._turn())
+        finally:
+            self._error = sys.exception()
+            with self._post_lock:
+                self._has_ended = True
+            self._close(drain=False)
+            while not self._mail.empty():
+                self._mail.get()()
 
-    def _is_done(self) -> bool:
-        return self._is_closing and not len(self._scheduler)
-
-    def _give_up(self) -> None:
-        self._fail(list(self._scheduler), self.broken())
+    def _read_mail(self, patience: float | None) -> None:
+        """Does what was posted; waits up to `patience` seconds for the first, None: as long as it takes."""
+        try:
+            message = self._mail.get(timeout=patience) if patience != 0.0 else self._mail.get_nowait()
+            while True:
+                message()
+                message = self._mail.get_nowait()
+        except queue.Empty:
+            return
 
     def _turn(self) -> float | None:
-        """Some of all that there is to do; waits for the first deadline where there was nothing."""
+        """Some of all that there is to do. Seconds that the next turn may wait for mail; None: as long as it takes."""
         for job in self._scheduler.expired(time.monotonic()):
             self._fail([job], DeadlinePassed(f"order {job.order.id} took longer than {job.order.timeout_s} s"))
         self._admit()
@@ -217,45 +276,35 @@ class Engine(LoopThread):
         """Encodes text and pictures of the next jobs."""
         jobs = self._scheduler.to_encode()
         if jobs:
-            try:
+            with self._failing(jobs):
                 self._encoding.append((jobs, self._executor.encode(jobs)))
-            except torch.OutOfMemoryError as error:
-                self._fail(jobs, error)
-        while self._encoding and self._encoding[0][1].is_past():
+        while self._encoding and self._encoding[0][1].query():
             self._scheduler.encoded(self._encoding.pop(0)[0])
         return bool(jobs or self._encoding)
 
     def _step(self) -> bool:
-        """One step of the next bucket."""
-        bucket = self._scheduler.next_bucket(time.monotonic())
-        if bucket is None:
-            return False
-        try:
-            latents_BChw, clean_BChw = self._executor.advance(bucket)
-        except torch.OutOfMemoryError as error:
-            self._fail(bucket.jobs, error)
-            return True
-        self._counts["ticks"] += 1
-        self._counts["unet_rows"] += bucket.rows
-        for picture in self._scheduler.stepped(bucket):
-            place = bucket.jobs.index(picture.job)
-            picture.content = (latents_BChw if picture.index is None else clean_BChw)[place : place + 1]
-        return True
+        """One step of the next batch."""
+        jobs = self._scheduler.to_step(time.monotonic())
+        if jobs:
+            with self._failing(jobs):
+                latents_BChw, clean_BChw = self._executor.advance(jobs)
+                self._counts["ticks"] += 1
+                self._counts["unet_rows"] += sum(job.unet_rows for job in jobs)
+                for picture in self._scheduler.stepped(jobs):
+                    place = jobs.index(picture.job)
+                    picture.content = (latents_BChw if picture.index is None else clean_BChw)[place : place + 1]
+        return bool(jobs)
 
     def _decode(self) -> bool:
         """Decodes the next pictures; they are pasted back by other threads."""
         pictures = self._scheduler.to_decode()
-        if not pictures:
-            return False
-        try:
-            images_B3HW, done = self._executor.decode(pictures)
-        except torch.OutOfMemoryError as error:
-            self._fail([picture.job for picture in pictures], error)
-            return True
-        for picture, image_3HW in zip(pictures, images_B3HW, strict=True):
-            work = partial(paste, picture, image_3HW, done)
-            self._later(self._threads, work, partial(self._pasted, picture), partial(self._fail, [picture.job]))
-        return True
+        if pictures:
+            with self._failing([picture.job for picture in pictures]):
+                images_B3HW, done = self._executor.decode(pictures)
+                for picture, image_3HW in zip(pictures, images_B3HW, strict=True):
+                    work = partial(paste, picture, image_3HW, done)
+                    self._later(self._threads, work, partial(self._pasted, picture), partial(self._fail, [picture.job]))
+        return bool(pictures)
 
     def _pasted(self, picture: Picture[PaintJob], event: Event) -> None:
         picture.content = event
@@ -266,13 +315,18 @@ class Engine(LoopThread):
             # Last, so that who gets it sees an engine that has let the order go.
             picture.job.tell(ready.content)
 
+    @contextlib.contextmanager
+    def _failing(self, jobs: list[PaintJob]) -> Iterator[None]:
+        """Where memory runs out, these jobs end and the loop goes on."""
+        try:
+            yield
+        except torch.OutOfMemoryError as error:
+            self._fail(jobs, error)
+
     def _fail(self, jobs: Sequence[PaintJob], error: BaseException) -> None:
         for job in jobs:
             if self._leaves(job, "failed"):
                 job.tell(error)
-
-    def _cancel(self, job: PaintJob) -> None:
-        self._leaves(job, "cancelled")
 
     def _leaves(self, job: PaintJob, why: str) -> bool:
         """Takes a job out before its end; False where it is not here any more."""

@@ -4,13 +4,13 @@ pictures decoded and pasted back.
 `read`, `load` and `paste` may be called from any thread; all else belongs to the engine's loop.
 """
 
-import asyncio
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,9 +21,10 @@ from inpaint.models.latents import decode
 from inpaint.models.low_rank import Uses
 from inpaint.paint.crop import WorkingImage, pasted, working_image
 from inpaint.paint.denoise import DenoisingRow, start_rows
+from inpaint.paint.request import PaintRequest, SamplingSettings
 from inpaint.serve.engine.adapter_slots import PackedAdapter
 from inpaint.serve.engine.prompt_encoder import Prompt, PromptEncoder
-from inpaint.serve.engine.scheduler import Bucket, Job, Picture
+from inpaint.serve.engine.scheduler import Job, Picture
 from inpaint.serve.engine.settings import EngineSettings
 from inpaint.serve.engine.side_stream import SideStream, StreamEvent
 from inpaint.serve.engine.unet_runner import UNetRunner
@@ -44,23 +45,21 @@ class AdapterSource(Protocol):
 
 @dataclass(eq=False, kw_only=True)
 class PaintJob(Job):
-    """An order on its way, and where its pictures go."""
+    """An order on its way."""
 
     order: PaintOrder
-    loop: asyncio.AbstractEventLoop
-    events: "asyncio.Queue[Event]"
-    """Of that loop."""
+    tell: Callable[[Event], None]
+    """Hands an event to who asked; from any thread."""
     image: WorkingImage | None = None
     row: DenoisingRow | None = None
 
     @classmethod
-    def of(cls, order: PaintOrder) -> "PaintJob":
-        """Call it on the asyncio loop that will read its events."""
+    def of(cls, order: PaintOrder, tell: Callable[[Event], None]) -> "PaintJob":
+        """One that comes now."""
         now, sampling = time.monotonic(), order.request.sampling
         return cls(
             order=order,
-            loop=asyncio.get_running_loop(),
-            events=asyncio.Queue(),
+            tell=tell,
             arrived=now,
             deadline=float("inf") if order.timeout_s is None else now + order.timeout_s,
             digests=tuple(use.digest for use in order.adapters),
@@ -69,26 +68,21 @@ class PaintJob(Job):
             previews=order.previews,
         )
 
-    def tell(self, event: Event) -> None:
-        """Hand an event to who asked; from any thread."""
-        # A closed asyncio loop means that nobody waits any more.
-        with contextlib.suppress(RuntimeError):
-            self.loop.call_soon_threadsafe(self.events.put_nowait, event)
-
     @property
     def uses(self) -> Uses:
         """(slot, weight) of its adapters."""
         return tuple(zip(self.slots, (use.weight for use in self.order.adapters), strict=True))
 
     @property
-    def prompts(self) -> list[Prompt]:
-        """Its texts: the prompt, and the negative prompt where there is guidance."""
-        request = self.order.request
-        adapters = tuple((use.digest, use.weight) for use in self.order.adapters)
-        prompt = Prompt(request.prompt, adapters, self.uses)
-        if not request.sampling.is_guided:
-            return [prompt]
-        return [prompt, Prompt(request.negative_prompt, adapters, self.uses, is_negative=True)]
+    def prompt(self) -> Prompt:
+        return Prompt(self.order.request.prompt, self.order.adapters, self.uses)
+
+    @property
+    def negative(self) -> Prompt | None:
+        """None where there is no guidance."""
+        if not self.order.request.sampling.is_guided:
+            return None
+        return Prompt(self.order.request.negative_prompt, self.order.adapters, self.uses, is_negative=True)
 
 
 class Executor:
@@ -100,7 +94,7 @@ class Executor:
         self.encoder = PromptEncoder(base, self.runner.slots, cached=settings.prompt_cache)
         self.side = SideStream(base.device)
         self.seconds = dict.fromkeys(STAGES, 0.0)
-        self._last_step = StreamEvent()
+        self._last_step = self.side.mark()
 
     def read(self, order: PaintOrder) -> WorkingImage:
         """The photo at its working shape. Raises InpaintError for what cannot be painted here."""
@@ -118,17 +112,16 @@ class Executor:
         """Gives jobs of one shape their rows; they may step once the event is past."""
         with self.side.work() as done:
             with self._timed("text"):
-                prompts = [job.prompts for job in jobs]
-                texts = iter(self.encoder.encode([prompt for each in prompts for prompt in each]))
-                found = [[next(texts) for _ in each] for each in prompts]
+                prompts = [prompt for job in jobs for prompt in (job.prompt, job.negative) if prompt is not None]
+                texts = self.encoder.encode(prompts)
             with self._timed("prepare"):
                 rows = start_rows(
                     self.base,
                     self.runner.schedule,
                     [job.order.request for job in jobs],
                     [job.image for job in jobs if job.image is not None],
-                    [text[0] for text in found],
-                    [text[1] if len(text) == 2 else None for text in found],
+                    [texts[job.prompt] for job in jobs],
+                    [None if job.negative is None else texts[job.negative] for job in jobs],
                 )
                 for job, row in zip(jobs, rows, strict=True):
                     assert row.left == job.steps, "the scheduler counts the steps that the sampler takes"
@@ -137,12 +130,14 @@ class Executor:
                     job.row = row
         return done
 
-    def advance(self, bucket: Bucket[PaintJob]) -> tuple[Tensor, Tensor]:
-        """One step of a bucket: the latents after it, and the clean ones that it predicted, each B x C x h x w."""
+    def advance(self, jobs: list[PaintJob]) -> tuple[Tensor, Tensor]:
+        """One step of jobs of one shape: their latents after it, and the clean ones predicted, each B x C x h x w."""
         started, before = time.perf_counter(), self.runner.unet_seconds
-        batch = self.runner.advance(bucket.shape, [job.row for job in bucket.jobs if job.row is not None])
+        shape = jobs[0].shape
+        assert shape is not None
+        batch = self.runner.advance(shape, [job.row for job in jobs if job.row is not None])
         # The host is one step ahead of the device at most: who comes and goes does so soon.
-        self._last_step.wait()
+        self._last_step.synchronize()
         self._last_step = self.side.mark()
         in_unet = self.runner.unet_seconds - before
         self.seconds["unet"] += in_unet
@@ -155,6 +150,26 @@ class Executor:
             latents_BChw = torch.cat([self.side.borrow(picture.content) for picture in pictures])
             return self.side.to_host(decode(self.base, latents_BChw)), done
 
+    def check(self) -> None:
+        """Encodes a small blank picture and takes a step with it, to see that the base can."""
+        info = self.base.info
+        side = info.default_size if self.runner.settings.compile else info.size_multiple
+        request = PaintRequest(
+            image=np.zeros((side, side, 3), dtype=np.uint8),
+            hole=np.ones((side, side), dtype=bool),
+            prompt="",
+            seed=0,
+            sampling=SamplingSettings(steps=1, guidance_scale=1.0, size=side),
+        )
+        job = PaintJob.of(PaintOrder(id="check", request=request), lambda event: None)
+        job.image = self.read(job.order)
+        self.encode([job]).synchronize()
+        assert job.row is not None
+        stack = self.runner.stack([job.row])
+        self.runner.step(stack)
+        if not torch.isfinite(stack.batch.latents_BChw).all():
+            raise AssertionError("the U-Net gives numbers that are not finite")
+
     @contextlib.contextmanager
     def _timed(self, stage: str) -> Iterator[None]:
         started = time.perf_counter()
@@ -166,7 +181,7 @@ class Executor:
 
 def paste(picture: Picture[PaintJob], image_3HW: Tensor, done: StreamEvent) -> Preview | Painted:
     """What is handed over: the photo with what was painted in its hole."""
-    done.wait()
+    done.synchronize()
     job, index = picture.job, picture.index
     assert job.image is not None and job.started is not None
     image = pasted(job.order.request, job.image.window, image_3HW.permute(1, 2, 0).numpy())
@@ -182,9 +197,8 @@ def paste(picture: Picture[PaintJob], image_3HW: Tensor, done: StreamEvent) -> P
     )
 
 
-def _tensors_of(row: DenoisingRow) -> Iterator[Tensor | None]:
+def _tensors_of(row: DenoisingRow) -> Iterator[Tensor]:
     """All that a row holds on the device."""
-    yield from (row.latents_Chw, row.clean_Chw, row.noise_Chw, row.hole_1hw, row.known_Chw)
-    for text in (row.text, row.negative):
-        if text is not None:
-            yield from (text.embeds_BLD, text.pooled_BP)
+    texts = [row.text] if row.negative is None else [row.text, row.negative]
+    for holder in (row, *texts):
+        yield from (value for value in vars(holder).values() if isinstance(value, Tensor))

@@ -8,7 +8,7 @@ D width, T reserved tokens used.
 import copy
 import re
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +23,7 @@ from inpaint.models.low_rank import Uses
 from inpaint.models.prompts import Conditioning, encode_ids, tokenize, zero_empty_negatives
 from inpaint.models.tokens import vectors_of
 from inpaint.serve.engine.adapter_slots import AdapterSlots
+from inpaint.serve.service import AdapterUse
 
 _MARK = "\ue000"
 """A private-use character: reserved tokens are written with it, and it is taken out of prompts."""
@@ -35,10 +36,9 @@ class Prompt:
     """A text to encode."""
 
     text: str
-    adapters: tuple[tuple[str, float], ...] = ()
-    """(digest, weight) of each."""
+    adapters: tuple[AdapterUse, ...] = ()
     uses: Uses = field(default=(), compare=False)
-    """The same with the slots that they lie in."""
+    """(slot, weight) of each: where it lies now."""
     is_negative: bool = False
 
 
@@ -78,20 +78,20 @@ class PromptEncoder:
             encoder.set_input_embeddings(table)
             self._tables.append(table)
 
-    def encode(self, prompts: Sequence[Prompt]) -> list[Conditioning]:
+    def encode(self, prompts: Iterable[Prompt]) -> dict[Prompt, Conditioning]:
         """One row of conditioning for each; those not remembered are encoded in one call. Without gradients."""
-        found = {prompt: self._known[prompt] for prompt in prompts if prompt in self._known}
-        fresh = [prompt for prompt in dict.fromkeys(prompts) if prompt not in found]
+        wanted = dict.fromkeys(prompts)
+        # Rows with adapters first: the others then cost nothing more.
+        fresh = sorted((prompt for prompt in wanted if prompt not in self._known), key=lambda one: not one.adapters)
         if fresh:
-            # Rows with adapters first: the others then cost nothing more.
-            fresh.sort(key=lambda prompt: not prompt.adapters)
-            found.update(zip(fresh, self._encoded(fresh), strict=True))
-        for prompt in prompts:
-            self._known[prompt] = found[prompt]
+            self._known.update(zip(fresh, self._encoded(fresh), strict=True))
+        found = {}
+        for prompt in wanted:
+            found[prompt] = self._known[prompt]
             self._known.move_to_end(prompt)
         while len(self._known) > self.cached:
             self._known.popitem(last=False)
-        return [found[prompt] for prompt in prompts]
+        return found
 
     @torch.no_grad()
     def _encoded(self, prompts: list[Prompt]) -> list[Conditioning]:
@@ -129,15 +129,10 @@ class PromptEncoder:
         meant = {normalise(token): token for token in reversed(vectors)}
         pattern, text = _any_of(meant), normalise(text)
         # What lies behind more tokens than the window has is cut off anyway.
-        found: set[str] = set()
-        for match in pattern.finditer(text):
-            if len(found | {meant[match[0]]}) > RESERVED:
-                text = text[: match.start()]
-                break
-            found.add(meant[match[0]])
+        found = list(dict.fromkeys(meant[match[0]] for match in pattern.finditer(text)))[:RESERVED]
         used = [token for token in vectors if token in found]
-        numbers = {token: number for number, token in enumerate(used)}
-        text = pattern.sub(lambda match: f"{_MARK}{numbers[meant[match[0]]]}{_MARK}", text)
+        written = {token: f"{_MARK}{number}{_MARK}" for number, token in enumerate(used)}
+        text = pattern.sub(lambda match: written.get(meant[match[0]], ""), text)
         return text, [vectors[token] for token in used]
 
 

@@ -8,7 +8,6 @@ Pure: no torch, no threads, and time is an argument. The engine asks, does what 
 """
 
 import enum
-from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
@@ -54,10 +53,10 @@ class Job:
     """Wanted, spread evenly over the steps."""
 
     stage: Stage = Stage.WAITING
+    slots: tuple[int, ...] = ()
+    """Of its adapters, once it is let in."""
     shape: tuple[int, int] | None = None
     """Working height and width, once its photo is read."""
-    slots: tuple[int, ...] = ()
-    """Of its adapters, once they are loaded."""
     passed: int = 0
     """Younger jobs that were let in before it, while it waited for slots."""
     started: float | None = None
@@ -67,12 +66,8 @@ class Job:
     rows_seen: int = 0
     """U-Net rows of all its batches."""
     previewed: int = 0
-    pictures: "deque[Picture[Any]]" = field(default_factory=deque)
+    pictures: "list[Picture[Any]]" = field(default_factory=list)
     """Not yet handed over, in their order."""
-
-    def preview_is_due(self) -> bool:
-        """Whether a preview is wanted of the step just taken, which is not the last."""
-        return self.previewed < self.previews and self.step >= (self.previewed + 1) * self.steps / (self.previews + 1)
 
 
 J = TypeVar("J", bound=Job)
@@ -91,19 +86,6 @@ class Picture(Generic[J]):
     """The engine's: the latents to decode, then what is handed over."""
 
 
-@dataclass(frozen=True, eq=False)
-class Bucket(Generic[J]):
-    """Jobs of one shape that take a step together, oldest first."""
-
-    shape: tuple[int, int]
-    jobs: list[J]
-
-    @property
-    def rows(self) -> int:
-        """U-Net rows of the step."""
-        return sum(job.unet_rows for job in self.jobs)
-
-
 class Scheduler(Generic[J]):
     """Jobs in, batches out."""
 
@@ -116,7 +98,7 @@ class Scheduler(Generic[J]):
         """All others, by age: few, for they are let in as there is room."""
         self._turns: list[tuple[int, int]] = []
         """Shapes whose jobs step or are ready to, the one that has waited longest first."""
-        self._undecoded: deque[Picture[J]] = deque()
+        self._undecoded: list[Picture[J]] = []
 
     def __len__(self) -> int:
         return len(self._waiting) + len(self._active)
@@ -130,9 +112,10 @@ class Scheduler(Generic[J]):
 
     def add(self, job: J) -> None:
         """A job comes. Raises InpaintError for one with more adapters than there are slots."""
-        most = self.settings.slots
-        if len(set(job.digests)) > most:
-            raise InpaintError(f"{len(job.digests)} adapters in one order: this service takes at most {most}")
+        if len(set(job.digests)) > self.settings.slots:
+            raise InpaintError(
+                f"{len(job.digests)} adapters in one order: this service takes at most {self.settings.slots}"
+            )
         self._waiting[job] = None
 
     def remove(self, job: J) -> None:
@@ -142,7 +125,7 @@ class Scheduler(Generic[J]):
             return
         del self._active[job]
         self.table.release(job.digests)
-        self._undecoded = deque(picture for picture in self._undecoded if picture.job is not job)
+        self._undecoded = [picture for picture in self._undecoded if picture.job is not job]
         job.pictures.clear()
 
     def expired(self, now: float) -> list[J]:
@@ -156,7 +139,7 @@ class Scheduler(Generic[J]):
     def admit(self) -> list[tuple[J, list[str]]]:
         """Lets jobs in while there is room: each must now be read, and these of its adapters be loaded."""
         room = self.settings.max_rows + self.settings.ahead_rows - sum(job.unet_rows for job in self._active)
-        admitted: list[tuple[J, list[str]]] = []
+        admitted: dict[J, list[str]] = {}
         blocked: list[J] = []
         for job in self._waiting:
             if room < job.unet_rows or any(other.passed >= MAX_PASSED for other in blocked):
@@ -168,12 +151,12 @@ class Scheduler(Generic[J]):
             for other in blocked:
                 other.passed += 1
             room -= job.unet_rows
-            job.stage = Stage.PREPARING
-            admitted.append((job, missing))
+            job.stage, job.slots = Stage.PREPARING, self.table.slots_of(job.digests)
+            admitted[job] = missing
         if admitted:
-            self._active = dict.fromkeys(sorted([*self._active, *(job for job, _ in admitted)], key=_age))
-            self._waiting = {job: None for job in self._waiting if job.stage is Stage.WAITING}
-        return admitted
+            self._active = dict.fromkeys(sorted([*self._active, *admitted], key=lambda job: job.arrived))
+            self._waiting = {job: None for job in self._waiting if job not in admitted}
+        return list(admitted.items())
 
     def waiting_for(self, digest: str) -> list[J]:
         """Jobs that cannot go on without this adapter."""
@@ -185,7 +168,7 @@ class Scheduler(Generic[J]):
         ready = [job for job in read if self.table.is_loaded(job.digests)]
         jobs = [job for job in ready if job.shape == ready[0].shape][: self.settings.side_rows]
         for job in jobs:
-            job.stage, job.slots = Stage.ENCODING, self.table.slots_of(job.digests)
+            job.stage = Stage.ENCODING
         return jobs
 
     def encoded(self, jobs: list[J]) -> None:
@@ -198,13 +181,13 @@ class Scheduler(Generic[J]):
         """Of all jobs that step, or are ready to, the oldest job's first."""
         return list(dict.fromkeys(job.shape for job in self._at(Stage.READY, Stage.RUNNING) if job.shape is not None))
 
-    def next_bucket(self, now: float) -> Bucket[J] | None:
-        """The jobs that take a step together now: those that did before, and the oldest others while there is room."""
+    def to_step(self, now: float) -> list[J]:
+        """Jobs of one shape that take a step together now, oldest first: those that did before, and others that are
+        ready while there is room."""
         shapes = self.shapes()
-        self._turns = [shape for shape in self._turns if shape in shapes]
-        self._turns += [shape for shape in shapes if shape not in self._turns]
+        self._turns = list(dict.fromkeys([*(shape for shape in self._turns if shape in shapes), *shapes]))
         if not shapes:
-            return None
+            return []
         self._turns.append(shape := self._turns.pop(0))
         alike = [job for job in self._at(Stage.RUNNING, Stage.READY) if job.shape == shape]
         room = self.settings.max_rows - sum(job.unet_rows for job in alike if job.stage is Stage.RUNNING)
@@ -214,18 +197,18 @@ class Scheduler(Generic[J]):
                 if room < 0:
                     break
                 job.stage, job.started = Stage.RUNNING, now
-        return Bucket(shape, [job for job in alike if job.stage is Stage.RUNNING])
+        return [job for job in alike if job.stage is Stage.RUNNING]
 
-    def stepped(self, bucket: Bucket[J]) -> list[Picture[J]]:
-        """All jobs of the bucket have taken their step: the previews and ends that are to be decoded because of it."""
-        rows, due = bucket.rows, []
-        for job in bucket.jobs:
+    def stepped(self, batch: list[J]) -> list[Picture[J]]:
+        """All jobs of the batch have taken their step: the previews and ends that are to be decoded because of it."""
+        rows, due = sum(job.unet_rows for job in batch), []
+        for job in batch:
             job.step += 1
             job.rows_seen += rows
             if job.step == job.steps:
                 job.stage = Stage.DECODING
                 due.append(Picture(job, None))
-            elif job.preview_is_due():
+            elif job.previewed < job.previews and job.step >= (job.previewed + 1) * job.steps / (job.previews + 1):
                 due.append(Picture(job, job.previewed))
                 job.previewed += 1
         for picture in due:
@@ -235,11 +218,9 @@ class Scheduler(Generic[J]):
 
     def to_decode(self) -> list[Picture[J]]:
         """The oldest pictures of one shape."""
-        if not self._undecoded:
-            return []
-        shape = self._undecoded[0].job.shape
-        taken = [picture for picture in self._undecoded if picture.job.shape == shape][: self.settings.side_rows]
-        self._undecoded = deque(picture for picture in self._undecoded if picture not in taken)
+        alike = [picture for picture in self._undecoded if picture.job.shape == self._undecoded[0].job.shape]
+        taken = alike[: self.settings.side_rows]
+        self._undecoded = [picture for picture in self._undecoded if picture not in taken]
         return taken
 
     def finished(self, picture: Picture[J]) -> list[Picture[J]]:
@@ -247,14 +228,10 @@ class Scheduler(Generic[J]):
         picture.is_finished = True
         job, ready = picture.job, []
         while job.pictures and job.pictures[0].is_finished:
-            ready.append(job.pictures.popleft())
+            ready.append(job.pictures.pop(0))
         if ready and ready[-1].index is None:
             self.remove(job)
         return ready
 
     def _at(self, *stages: Stage) -> list[J]:
         return [job for job in self._active if job.stage in stages]
-
-
-def _age(job: Job) -> float:
-    return job.arrived

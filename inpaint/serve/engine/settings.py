@@ -1,30 +1,28 @@
 """What the painting engine is told."""
 
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal, Self
 
-from pydantic import ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from inpaint.errors import InpaintError
 
 
-@dataclass(frozen=True, kw_only=True)
-class EngineSettings:
+class EngineSettings(BaseModel):
     """Sizes and ways of working; memory is base + `slots` x `max_rank` + what these rows and caches hold."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
-    max_rows: int = 16
-    """Most U-Net rows per tick, at least 2; an order with guidance takes two."""
-    ahead_rows: int = 8
+    max_rows: int = Field(default=16, ge=2)
+    """Most U-Net rows per tick; an order with guidance takes two."""
+    ahead_rows: int = Field(default=8, ge=0)
     """U-Net rows whose orders are read and encoded while they wait for a place in a tick."""
-    side_rows: int = 4
+    side_rows: int = Field(default=4, ge=1)
     """Most pictures that are encoded, and most that are decoded, between two ticks."""
-    slots: int = 64
+    slots: int = Field(default=64, ge=1)
     """Adapters that can be resident."""
-    max_rank: int = 16
+    max_rank: int = Field(default=16, ge=1)
     """Largest rank of an adapter."""
-    prompt_cache: int = 256
+    prompt_cache: int = Field(default=256, ge=1)
     """Texts whose embeddings are remembered."""
     batch_sizes: tuple[int, ...] = ()
     """Numbers of U-Net rows that ticks are padded to, rising to `max_rows`; needed with `compile`."""
@@ -34,21 +32,16 @@ class EngineSettings:
     """Keep U-Net and VAE in that memory format, which convolutions on CPUs like; not yet measured on a GPU."""
     attention: Literal["auto", "flash", "efficient", "cudnn", "math"] = "auto"
     """The kernel of torch's scaled dot product attention."""
-    threads: int = 2
+    threads: int = Field(default=2, ge=1)
     """That resize photos and paste back."""
-    loaders: int = 1
+    loaders: int = Field(default=1, ge=1)
     """Threads that load adapters."""
 
-    def __post_init__(self) -> None:
-        for name in ("side_rows", "slots", "max_rank", "prompt_cache", "threads", "loaders"):
-            if getattr(self, name) < 1:
-                raise InpaintError(f"{name} {getattr(self, name)}: give at least 1")
-        if self.max_rows < 2 or self.ahead_rows < 0:
-            raise InpaintError(
-                f"max_rows {self.max_rows}, ahead_rows {self.ahead_rows}: give at least 2 (for guidance) and 0"
-            )
+    @model_validator(mode="after")
+    def _check_batch_sizes(self) -> Self:
         sizes = self.batch_sizes
         if sizes and (list(sizes) != sorted(set(sizes)) or sizes[0] < 1 or sizes[-1] != self.max_rows):
             raise InpaintError(f"batch_sizes {sizes}: give rising numbers that end with max_rows {self.max_rows}")
         if self.compile and not sizes:
             raise InpaintError("compile: give batch_sizes, or every new number of rows is compiled anew")
+        return self

@@ -4,8 +4,15 @@ Guaranteed: an adapter in use is never evicted; a resident one costs nothing to 
 the others makes room. Pure: what lies in a slot is `inpaint.serve.engine.adapter_slots`' business.
 """
 
-from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass
+class _Lent:
+    slot: int
+    users: int = 0
+    is_loaded: bool = False
 
 
 class SlotTable:
@@ -14,21 +21,18 @@ class SlotTable:
     def __init__(self, slots: int) -> None:
         self.evictions = 0
         self._free = list(range(slots, 0, -1))
-        self._slot_of: dict[str, int] = {}
-        self._loaded: set[str] = set()
-        self._users: dict[str, int] = {}
-        self._idle: OrderedDict[str, None] = OrderedDict()
-        """Loaded and unused, least recently used first."""
+        self._lent: dict[str, _Lent] = {}
+        """By digest; in use or loaded, and what was released longest ago comes first."""
 
     @property
     def resident(self) -> frozenset[str]:
         """Digests that are loaded; from any thread."""
-        return frozenset(self._loaded.copy())
+        return frozenset(digest for digest, lent in self._lent.copy().items() if lent.is_loaded)
 
     @property
     def in_use(self) -> int:
-        """How many adapters are lent."""
-        return len(self._users)
+        """How many adapters jobs have now; from any thread."""
+        return sum(lent.users > 0 for lent in self._lent.copy().values())
 
     def acquire(self, digests: Sequence[str]) -> list[str] | None:
         """Lend a slot for each of them, all or none.
@@ -36,48 +40,42 @@ class SlotTable:
         Returns:
             Those that must be loaded for it; None where too many slots are in use: try again later.
         """
-        wanted = list(dict.fromkeys(digests))
-        missing = [digest for digest in wanted if digest not in self._slot_of]
-        room = len(self._free) + sum(digest not in wanted for digest in self._idle)
-        if len(missing) > room:
+        wanted = dict.fromkeys(digests)
+        missing = [digest for digest in wanted if digest not in self._lent]
+        idle = [digest for digest, lent in self._lent.items() if not lent.users and digest not in wanted]
+        if len(missing) > len(self._free) + len(idle):
             return None
-        for digest in wanted:
-            self._idle.pop(digest, None)
-            self._users[digest] = self._users.get(digest, 0) + 1
         for digest in missing:
-            self._slot_of[digest] = self._free.pop() if self._free else self._evict()
+            if not self._free:
+                self._free.append(self._lent.pop(idle.pop(0)).slot)
+                self.evictions += 1
+            self._lent[digest] = _Lent(self._free.pop())
+        for digest in wanted:
+            self._lent[digest].users += 1
         return missing
-
-    def _evict(self) -> int:
-        digest, _ = self._idle.popitem(last=False)
-        assert digest not in self._users
-        self.evictions += 1
-        self._loaded.remove(digest)
-        return self._slot_of.pop(digest)
 
     def release(self, digests: Sequence[str]) -> None:
         """Give back what `acquire` lent; the adapters stay resident until their slot is needed."""
         for digest in dict.fromkeys(digests):
-            self._users[digest] -= 1
-            if self._users[digest]:
-                continue
-            del self._users[digest]
-            if digest in self._loaded:
-                self._idle[digest] = None
+            lent = self._lent.pop(digest)
+            lent.users -= 1
+            if lent.users or lent.is_loaded:
+                self._lent[digest] = lent
             else:
-                self._free.append(self._slot_of.pop(digest))
+                self._free.append(lent.slot)
 
     def loaded(self, digest: str) -> int | None:
         """An adapter has been loaded: the slot to put it in now; None where nobody waits for it any more."""
-        if digest not in self._users or digest in self._loaded:
+        lent = self._lent.get(digest)
+        if lent is None or lent.is_loaded:
             return None
-        self._loaded.add(digest)
-        return self._slot_of[digest]
+        lent.is_loaded = True
+        return lent.slot
 
     def is_loaded(self, digests: Sequence[str]) -> bool:
-        """Whether all of them are."""
-        return self._loaded.issuperset(digests)
+        """Whether all of these lent adapters are."""
+        return all(self._lent[digest].is_loaded for digest in digests)
 
     def slots_of(self, digests: Sequence[str]) -> tuple[int, ...]:
         """Of lent adapters."""
-        return tuple(self._slot_of[digest] for digest in digests)
+        return tuple(self._lent[digest].slot for digest in digests)

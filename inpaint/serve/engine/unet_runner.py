@@ -1,7 +1,9 @@
 """Steps of the U-Net: rows of one shape, each with its own adapters and text, advanced together.
 
-What is worked out once for a batch (its adapters' matrices, its text's keys and values) is kept for as long as the same
-rows go on together; batches of several shapes take turns without losing it.
+What is worked out once for a batch (its adapters' matrices, its text's keys and values, which no timestep changes) is
+kept for as long as the same rows go on together; batches of several shapes take turns without losing it.
+
+Shapes: U rows, N tokens, L text tokens, H heads.
 """
 
 import time
@@ -11,15 +13,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from inpaint.diffusion.samplers import Sampler, trajectory
 from inpaint.diffusion.schedule import NoiseSchedule, schedule_of
 from inpaint.models.base import Base
-from inpaint.models.prompts import Conditioning
 from inpaint.paint.denoise import Batch, BatchSettings, DenoisingRow
 from inpaint.serve.engine.adapter_slots import AdapterSlots, Gathered
-from inpaint.serve.engine.attention import TextKeyValueCache, TextKeyValues
 from inpaint.serve.engine.settings import EngineSettings
 
 _BACKENDS = {
@@ -29,6 +30,34 @@ _BACKENDS = {
     "math": SDPBackend.MATH,
 }
 
+KeyValue = tuple[Tensor, Tensor]
+"""Of the text in one layer, each U x H x L x d."""
+
+
+class TextAttention:
+    """A diffusers attention processor for cross-attention to keys and values that were put there before."""
+
+    def __init__(self, layer: Any) -> None:
+        """Args: layer: a diffusers `Attention`, changed in place."""
+        self._layer = layer
+        self.key_value: KeyValue | None = None
+        layer.set_processor(self)
+
+    def project(self, text_ULD: Tensor) -> KeyValue:
+        """Keys and values of a batch's text, by the adapters installed now."""
+        layer = self._layer
+        key, value = (
+            project(text_ULD).unflatten(-1, (layer.heads, -1)).transpose(1, 2) for project in (layer.to_k, layer.to_v)
+        )
+        return key, value
+
+    def __call__(self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor, **_: object) -> Tensor:
+        """U x N x C -> U x N x C; the text is not read."""
+        assert self.key_value is not None
+        query_UHNd = attn.to_q(hidden_states).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+        mixed_UHNd = functional.scaled_dot_product_attention(query_UHNd, *self.key_value)
+        return attn.to_out[0](mixed_UHNd.transpose(1, 2).flatten(2))
+
 
 @dataclass(frozen=True, eq=False)
 class Stack:
@@ -36,7 +65,7 @@ class Stack:
 
     batch: Batch
     adapters: Gathered
-    text: TextKeyValues
+    text: list[KeyValue]
 
 
 class UNetRunner:
@@ -45,19 +74,25 @@ class UNetRunner:
     def __init__(self, base: Base, settings: EngineSettings) -> None:
         self.base, self.settings = base, settings
         self.schedule: NoiseSchedule = schedule_of(base.scheduler).to(base.device)
-        if settings.channels_last:
-            for module in (base.unet, base.vae):
-                module.to(memory_format=torch.channels_last)
+        memory_format = torch.channels_last if settings.channels_last else torch.contiguous_format
+        for module in (base.unet, base.vae):
+            module.to(memory_format=memory_format)
         self.slots = AdapterSlots(base, slots=settings.slots, max_rank=settings.max_rank)
         self.unet: Callable[..., Any] = torch.compile(base.unet, dynamic=False) if settings.compile else base.unet
         self.unet_seconds = 0.0
         """Spent in calls of the U-Net; on a GPU what the host waits, not the device."""
-        self._text = TextKeyValueCache(base.unet)
-        self._batch_settings = BatchSettings(
-            sizes=settings.batch_sizes,
-            memory_format=torch.channels_last if settings.channels_last else torch.contiguous_format,
-        )
+        # Only the plain kind, which all supported bases have: what else diffusers' processor handles is not there.
+        self._attentions = [
+            TextAttention(module)
+            for name, module in base.unet.named_modules()
+            if name.endswith(".attn2")
+            and not any((module.norm_q, module.norm_k, module.norm_cross, module.group_norm))
+            and not module.residual_connection
+        ]
+        self._batch_settings = BatchSettings(sizes=settings.batch_sizes, memory_format=memory_format)
         self._stacks: dict[tuple[int, int], Stack] = {}
+        self._installed: list[KeyValue] | None = None
+        """The text of the stack that the U-Net is set up for."""
 
     def advance(self, shape: tuple[int, int], rows: list[DenoisingRow]) -> Batch:
         """One step of all rows of a shape; those that stepped before and are not among them have left."""
@@ -76,45 +111,23 @@ class UNetRunner:
         """Rows that go on together, and what their adapters and texts come to."""
         batch = Batch(self.base, self.schedule, rows, self._batch_settings)
         adapters = self.slots.gather("unet", batch.unet_uses, fixed=self.settings.compile)
+        self._installed = None
         self.slots.install("unet", adapters)
-        return Stack(batch, adapters, self._text.compute(batch.text_ULD))
+        return Stack(batch, adapters, [attention.project(batch.text_ULD) for attention in self._attentions])
 
     def step(self, stack: Stack) -> None:
         """One step of all its rows."""
-        self.slots.install("unet", stack.adapters)
-        self._text.install(stack.text)
+        if self._installed is not stack.text:
+            self.slots.install("unet", stack.adapters)
+            for attention, key_value in zip(self._attentions, stack.text, strict=True):
+                attention.key_value = key_value
+            self._installed = stack.text
         stack.batch.advance(self._timed_unet)
 
     def forget(self, present: Collection[tuple[int, int]]) -> None:
         """Free what is kept for shapes that have no rows any more."""
         for shape in self._stacks.keys() - present:
             del self._stacks[shape]
-
-    def check(self) -> None:
-        """A step of one row of the smallest shape, to see that the U-Net can."""
-        base, info = self.base, self.base.info
-        side = (info.default_size if self.settings.compile else info.size_multiple) // info.downsample
-        blank_Chw = torch.zeros(base.vae.config.latent_channels, side, side, device=base.device)
-        text_1LD = torch.zeros(1, 1, int(base.unet.config.cross_attention_dim), device=base.device, dtype=base.dtype)
-        pooled_1P = None
-        if info.is_xl:
-            pooled_1P = text_1LD.new_zeros(1, base.text_encoders[1].config.projection_dim)
-        row = DenoisingRow(
-            trajectory=trajectory(self.schedule, Sampler.DDIM, 1),
-            generator=torch.Generator(),
-            latents_Chw=blank_Chw,
-            clean_Chw=blank_Chw,
-            noise_Chw=blank_Chw,
-            hole_1hw=blank_Chw[:1],
-            known_Chw=blank_Chw,
-            text=Conditioning(text_1LD, pooled_1P),
-            negative=None,
-            guidance_scale=1.0,
-        )
-        stack = self.stack([row])
-        self.step(stack)
-        if not torch.isfinite(stack.batch.latents_BChw).all():
-            raise AssertionError("the U-Net gives numbers that are not finite")
 
     def attention(self) -> AbstractContextManager[None]:
         """The context to step in."""

@@ -11,6 +11,7 @@ from inpaint.models.locate import TOY_BASE
 from inpaint.models.prompts import encode_negative_prompts, encode_prompts
 from inpaint.serve.engine.adapter_slots import AdapterSlots
 from inpaint.serve.engine.prompt_encoder import Prompt, PromptEncoder
+from inpaint.serve.service import AdapterUse
 from tests.adapters import made_up
 from tests.tiny import tiny_sdxl_inpaint
 
@@ -39,7 +40,7 @@ def prompt(text: str, slot: int = 0, weight: float = 1.0, **how: bool) -> Prompt
     """With the adapter of a slot."""
     if slot == 0:
         return Prompt(text, **how)
-    return Prompt(text, ((f"digest {slot}", weight),), ((slot, weight),), **how)
+    return Prompt(text, (AdapterUse(name="a", digest=f"digest {slot}", weight=weight),), ((slot, weight),), **how)
 
 
 @pytest.fixture(params=["toy", "sdxl"])
@@ -58,7 +59,7 @@ def test_rows_are_encoded_together_as_alone(base):
     adapters = {slot: made_up(base, slot, rank=1 + slot, tokens=TOKENS) for slot in (1, 2)}
     prompts = [prompt(text, slot) for text in PROMPTS for slot in (0, *adapters)]
     prompts.append(prompt("", 2, is_negative=True))
-    found = dict(zip(prompts, encoder(base, *adapters.values()).encode(prompts), strict=True))
+    found = encoder(base, *adapters.values()).encode(prompts)
     for slot in (0, *adapters):
         alone = load_base(base)
         if slot:
@@ -82,8 +83,9 @@ def test_texts_are_remembered_up_to_a_bound():
     texts = encoder(str(TOY_BASE), cached=2)
     calls = []
     texts.base.text_encoders[0].register_forward_pre_hook(lambda *_: calls.append(1))
-    first = texts.encode([prompt("a red box")])
-    assert texts.encode([prompt("a red box")])[0] is first[0] and len(calls) == 1
+    red = prompt("a red box")
+    first = texts.encode([red])
+    assert texts.encode([red])[red] is first[red] and len(calls) == 1
     texts.encode([prompt("a blue box"), prompt("a blue ball"), prompt("a blue ball")])
     assert len(calls) == 2, "one call for all that are new"
     texts.encode([prompt("a blue ball")])
@@ -94,6 +96,6 @@ def test_texts_are_remembered_up_to_a_bound():
 
 def test_weights_and_adapters_are_told_apart():
     texts = encoder(str(TOY_BASE), made_up(TOY_BASE, 1))
-    plain, half, whole = texts.encode([prompt("box"), prompt("box", 1, 0.5), prompt("box", 1)])
+    plain, half, whole = texts.encode([prompt("box"), prompt("box", 1, 0.5), prompt("box", 1)]).values()
     assert not torch.allclose(half.embeds_BLD, whole.embeds_BLD, atol=1e-3)
     assert not torch.allclose(plain.embeds_BLD, half.embeds_BLD, atol=1e-3)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inpaint.errors import InpaintError
-from inpaint.serve.engine.scheduler import MAX_PASSED, Bucket, Job, Picture, Scheduler, Stage
+from inpaint.serve.engine.scheduler import MAX_PASSED, Job, Picture, Scheduler, Stage
 from inpaint.serve.engine.settings import EngineSettings
 
 SHAPES = [(64, 64), (64, 96), (128, 128)]
@@ -86,10 +86,9 @@ class Simulation:
         if jobs := self.scheduler.to_encode():
             assert len(jobs) <= self.scheduler.settings.side_rows and len({one.shape for one in jobs}) == 1
             self.later(lambda: self.scheduler.encoded(jobs))
-        bucket = self.scheduler.next_bucket(self.now)
-        if bucket is not None:
-            self.check(bucket)
-            self.scheduler.stepped(bucket)
+        if batch := self.scheduler.to_step(self.now):
+            self.check(batch)
+            self.scheduler.stepped(batch)
         if pictures := self.scheduler.to_decode():
             assert len(pictures) <= self.scheduler.settings.side_rows
             assert all(picture.job in self.scheduler for picture in pictures)
@@ -116,19 +115,20 @@ class Simulation:
         if slot is not None:
             self.slots[slot] = digest
 
-    def check(self, bucket: Bucket[Job]) -> None:
-        assert 0 < bucket.rows <= self.scheduler.settings.max_rows
-        ages = [one.arrived for one in bucket.jobs]
+    def check(self, batch: list[Job]) -> None:
+        shape, rows = batch[0].shape, sum(one.unet_rows for one in batch)
+        assert shape is not None and 0 < rows <= self.scheduler.settings.max_rows
+        ages = [one.arrived for one in batch]
         assert ages == sorted(ages)
-        for one in bucket.jobs:
-            assert one in self.scheduler and one.deadline > self.now and one.shape == bucket.shape
+        for one in batch:
+            assert one in self.scheduler and one.deadline > self.now and one.shape == shape
             assert tuple(self.slots[slot] for slot in one.slots) == one.digests, "an adapter in use was evicted"
-        left_out = [one for one in self.scheduler if one.stage is Stage.READY and one.shape == bucket.shape]
-        newest = max((one.arrived for one in bucket.jobs if one.started == self.now), default=-1.0)
+        left_out = [one for one in self.scheduler if one.stage is Stage.READY and one.shape == shape]
+        newest = max((one.arrived for one in batch if one.started == self.now), default=-1.0)
         assert all(one.arrived >= newest for one in left_out), "a younger job took an older one's place"
         if left_out:
-            assert bucket.rows + left_out[0].unet_rows > self.scheduler.settings.max_rows, "there was room"
-        self.check_turn(bucket.shape)
+            assert rows + left_out[0].unet_rows > self.scheduler.settings.max_rows, "there was room"
+        self.check_turn(shape)
 
     def check_turn(self, shape: tuple[int, int]) -> None:
         """No shape steps twice while another one waits all that time."""
@@ -173,7 +173,7 @@ def test_a_job_that_waits_for_a_slot_is_passed_so_often_and_then_waited_for(othe
         waits.add(younger := job(1 + number, digests=others))
         passed += younger in prepare(waits)
         while younger.stage in (Stage.READY, Stage.RUNNING):
-            waits.stepped(waits.next_bucket(0.0))
+            waits.stepped(waits.to_step(0.0))
         if younger.stage is Stage.DECODING:
             waits.finished(younger.pictures[0])
     assert passed == blocked.passed == MAX_PASSED
@@ -187,10 +187,10 @@ def test_no_more_is_held_than_fits_and_the_next_few() -> None:
         full.add(job(number, unet_rows=2))
     assert len(prepare(full)) == 3
     assert not full.admit()
-    bucket = full.next_bucket(1.0)
-    assert [one.arrived for one in bucket.jobs] == [0, 1] and bucket.jobs[0].started == 1.0
-    full.remove(bucket.jobs[0])
-    assert [one.arrived for one in full.next_bucket(2.0).jobs] == [1, 2], "its place is taken at once"
+    batch = full.to_step(1.0)
+    assert [one.arrived for one in batch] == [0, 1] and batch[0].started == 1.0
+    full.remove(batch[0])
+    assert [one.arrived for one in full.to_step(2.0)] == [1, 2], "its place is taken at once"
 
 
 def test_a_removed_or_expired_job_steps_no_more_and_its_pictures_are_not_decoded() -> None:
@@ -199,11 +199,11 @@ def test_a_removed_or_expired_job_steps_no_more_and_its_pictures_are_not_decoded
     for one in jobs:
         leaving.add(one)
     prepare(leaving)
-    assert len(leaving.stepped(leaving.next_bucket(1.0))) == 2
+    assert len(leaving.stepped(leaving.to_step(1.0))) == 2
     assert leaving.next_deadline() == 5.0
     assert leaving.expired(4.9) == [] and leaving.expired(5.0) == [jobs[0]]
     leaving.remove(jobs[0])
-    assert leaving.next_bucket(5.0).jobs == [jobs[1]]
+    assert leaving.to_step(5.0) == [jobs[1]]
     assert [picture.job for picture in leaving.to_decode()] == [jobs[1]]
     assert leaving.next_deadline() == float("inf")
 
@@ -213,9 +213,9 @@ def test_pictures_are_handed_over_in_order_whichever_is_pasted_first() -> None:
     ordered = scheduler()
     ordered.add(one)
     prepare(ordered)
-    pictures = [picture for _ in range(3) for picture in ordered.stepped(ordered.next_bucket(0.0))]
+    pictures = [picture for _ in range(3) for picture in ordered.stepped(ordered.to_step(0.0))]
     assert [picture.index for picture in pictures] == [0, 1, None]
-    assert ordered.next_bucket(0.0) is None
+    assert ordered.to_step(0.0) == []
     assert ordered.finished(pictures[2]) == [] and one in ordered
     assert ordered.finished(pictures[0]) == pictures[:1]
     assert ordered.finished(pictures[1]) == pictures[1:] and one not in ordered
@@ -227,7 +227,7 @@ def test_previews_are_spread_over_the_steps(steps: int, previews: int, after: li
     spread = scheduler()
     spread.add(one)
     prepare(spread)
-    shown = [one.step for _ in range(steps) for p in spread.stepped(spread.next_bucket(0.0)) if p.index is not None]
+    shown = [one.step for _ in range(steps) for p in spread.stepped(spread.to_step(0.0)) if p.index is not None]
     assert shown == after
 
 

@@ -9,33 +9,39 @@ import torch
 from inpaint.models.base import load_base
 from inpaint.paint.crop import working_image
 from inpaint.paint.denoise import DenoisingRow, start_rows
+from inpaint.serve.engine.executor import Executor
 from inpaint.serve.engine.prompt_encoder import Prompt, PromptEncoder
 from inpaint.serve.engine.settings import EngineSettings
 from inpaint.serve.engine.unet_runner import UNetRunner
 from tests.adapters import made_up
-from tests.unit.serve.engines import request, varied
+from tests.unit.serve.engines import Adapters, request, varied
 
 USES: list[tuple[tuple[int, float], ...]] = [((1, 1.0),), (), ((2, 0.5), (1, -1.0)), ((3, 1.0),)]
 GUIDANCE = [1.0, 3.0, 3.0, 1.0]
 
 
 @pytest.fixture(scope="module")
-def texts(runner: UNetRunner) -> PromptEncoder:
-    return PromptEncoder(runner.base, runner.slots, cached=8)
+def executor() -> Executor:
+    executor = Executor(load_base("toy"), EngineSettings(slots=3, max_rank=4, prompt_cache=8), Adapters())
+    adapter, slots = made_up("toy", 0, rank=3), executor.runner.slots
+    for i in range(3):
+        slots.put(1 + i, slots.pack(varied(adapter, i)))
+    return executor
 
 
 @pytest.fixture(scope="module")
-def runner() -> UNetRunner:
-    runner = UNetRunner(load_base("toy"), EngineSettings(slots=3, max_rank=4))
-    adapter = made_up("toy", 0, rank=3)
-    for i in range(3):
-        runner.slots.put(1 + i, runner.slots.pack(varied(adapter, i)))
-    return runner
+def texts(executor: Executor) -> PromptEncoder:
+    return executor.encoder
+
+
+@pytest.fixture(scope="module")
+def runner(executor: Executor) -> UNetRunner:
+    return executor.runner
 
 
 def rows(runner: UNetRunner, texts: PromptEncoder) -> list[DenoisingRow]:
     asked = [request(i, guidance_scale=scale, steps=2) for i, scale in enumerate(GUIDANCE)]
-    prompt, negative = texts.encode([Prompt("a red box"), Prompt("", is_negative=True)])
+    prompt, negative = texts.encode([Prompt("a red box"), Prompt("", is_negative=True)]).values()
     negatives = [negative if scale > 1 else None for scale in GUIDANCE]
     scenes = [working_image(runner.base.info, one) for one in asked]
     made = start_rows(runner.base, runner.schedule, asked, scenes, [prompt] * len(asked), negatives)
@@ -107,14 +113,14 @@ def test_what_a_shape_without_rows_kept_is_freed(runner, texts):
 
 
 @torch.inference_mode()
-def test_the_check_is_a_real_step_and_disturbs_nobody(runner, texts, alone):
+def test_the_check_is_a_real_step_and_disturbs_nobody(executor, runner, texts, alone):
     row = rows(runner, texts)[0]
     runner.advance((0, 0), [row])
-    runner.check()
+    executor.check()
     torch.testing.assert_close(runner.advance((0, 0), [row]).latents_BChw[0], alone[0], atol=1e-3, rtol=1e-3)
     bias = runner.base.unet.conv_out.bias
     before = bias.clone()
     bias.fill_(float("nan"))
     with pytest.raises(AssertionError, match="not finite"):
-        runner.check()
+        executor.check()
     bias.copy_(before)
