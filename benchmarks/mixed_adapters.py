@@ -25,10 +25,11 @@ import torch
 import tyro
 
 from benchmarks.harness import emit, progress
+from benchmarks.random_base import build_architecture
 from inpaint.diffusion.samplers import Sampler, trajectory
 from inpaint.export.adapter_folder import load_adapter
 from inpaint.models.adapter import Adapter, AdapterCard
-from inpaint.models.base import Base, build_architecture, load_base
+from inpaint.models.base import Base, load_base
 from inpaint.models.locate import TOY_BASE
 from inpaint.models.prompts import Conditioning, unet_kwargs
 from inpaint.paint.denoise import DenoisingRow

@@ -9,12 +9,11 @@ import torch
 from diffusers import StableDiffusionInpaintPipeline, StableDiffusionXLInpaintPipeline
 from torch import Tensor
 
+from benchmarks.random_base import ARCHITECTURES, build_architecture
 from inpaint.errors import InpaintError
 from inpaint.export.adapter_folder import load_adapter, save_adapter
 from inpaint.models.adapter import Adapter, AdapterCard
-from inpaint.models.architectures import ARCHITECTURES
-from inpaint.models.base import Base, build_architecture
-from inpaint.models.info import read_base_info
+from inpaint.models.base import Base, read_base_info
 from inpaint.models.locate import TOY_BASE
 from inpaint.toy.catalogue import render
 from inpaint.toy.measure import HELD_OUT_SEED

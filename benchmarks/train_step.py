@@ -31,15 +31,15 @@ import tyro
 
 from benchmarks.bare_loop import time_bare
 from benchmarks.harness import emit, paired_ratio, progress
+from benchmarks.random_base import build_architecture
 from benchmarks.unet_speed import measure_unet_speed
 from inpaint import cluster
 from inpaint.data.pipeline import read_manifest
 from inpaint.data.plan import Plan
 from inpaint.data.reading import read_batch
 from inpaint.data.rows import Manifest
-from inpaint.models.architectures import ARCHITECTURES, Modules
-from inpaint.models.base import Base, build_architecture
-from inpaint.models.info import info_of
+from inpaint.models.base import Base, info_of
+from inpaint.models.layers import Modules
 from inpaint.recipes.category_lora import CategoryLora
 from inpaint.toy.base import IMAGE_SIZE, build_scheduler, build_text_encoder, build_unet, build_vae
 from inpaint.toy.catalogue import CATEGORIES, CATEGORY_INIT_WORDS, write_catalogue
@@ -118,14 +118,9 @@ def _toy(device: torch.device, dtype: torch.dtype) -> Base:
         encoder, vae, unet = build_text_encoder(tokenizer), build_vae(), build_unet()
     for module in (encoder, vae, unet):
         module.to(device, dtype).eval()
-    return Base(
-        info=info_of("toy", "random-0", Modules([encoder], vae, unet)),
-        tokenizers=[tokenizer],
-        text_encoders=[encoder],
-        vae=vae,
-        unet=unet,
-        scheduler=build_scheduler(),
-    )
+    modules = Modules(text_encoders=[encoder], vae=vae, unet=unet)
+    info = info_of(modules, name="toy", revision="random-0")
+    return Base(info=info, tokenizers=[tokenizer], scheduler=build_scheduler(), **vars(modules))
 
 
 def subject_of(settings: Settings, folder: Path) -> Subject:
@@ -134,7 +129,8 @@ def subject_of(settings: Settings, folder: Path) -> Subject:
     toy = settings.architecture == "toy"
     if not (use_gpu or toy):
         progress(f"{settings.architecture} on a CPU: minutes per step and many GB; it is meant for a GPU")
-    resolution = settings.resolution or (IMAGE_SIZE if toy else ARCHITECTURES[settings.architecture].resolution)
+    default = IMAGE_SIZE if toy else build_architecture(settings.architecture, device="meta").info.default_size
+    resolution = settings.resolution or default
     batch = settings.batch or BATCH[settings.architecture]
     data = write_catalogue(folder / "data", seed=0, count=IMAGES, size=resolution)
     train = TrainSettings(

@@ -8,7 +8,7 @@ import torch
 
 from inpaint.export.adapter_folder import load_adapter, save_adapter
 from inpaint.models.adapter import Adapter, AdapterCard
-from inpaint.models.info import read_base_info
+from inpaint.models.base import read_base_info
 from inpaint.models.locate import TOY_BASE
 
 SHIPPED = TOY_BASE.parent / "adapters"

@@ -19,7 +19,7 @@ from diffusers import (
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from inpaint.models.info import BaseInfo
+from inpaint.models.base import BaseInfo
 
 SIZE = 32
 WIDTH = 16

@@ -8,7 +8,7 @@ from PIL import Image
 
 from inpaint.export.adapter_folder import CARD_FILE, EMBEDS_FILES, parse_card
 from inpaint.models.adapter import AdapterCard
-from inpaint.models.info import BaseInfo
+from inpaint.models.base import BaseInfo
 
 LICENCES = {
     "stable-diffusion-v1-5/stable-diffusion-inpainting": "CreativeML Open RAIL-M",

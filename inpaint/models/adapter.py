@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 
 from inpaint.errors import InpaintError
-from inpaint.models.base import Base
-from inpaint.models.info import BaseInfo
+from inpaint.models.base import Base, BaseInfo
 from inpaint.models.lora import load_lora
-from inpaint.models.tokens import load_tokens, vectors_of
+from inpaint.models.prompts import load_tokens, vectors_of
 
 NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 """What an adapter and its categories may be called: they stand in file names, URLs, prompts and logs."""
@@ -89,7 +88,7 @@ def apply_adapter(base: Base, adapter: Adapter) -> None:
     card = adapter.card
     load_lora(base, adapter.lora, rank=card.rank, alpha=card.alpha)
     if adapter.embeds:
-        load_tokens(base, {token: [e[token] for e in adapter.embeds] for token in adapter.embeds[0]})
+        load_tokens(base, adapter.embeds)
     base.to(base.device)
 
 

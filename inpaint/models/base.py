@@ -1,10 +1,10 @@
-"""Bases: pretrained Stable Diffusion and SDXL (inpaint) pipelines in memory, with their weights or random ones.
+"""Bases: pretrained Stable Diffusion and SDXL (inpaint) pipelines, in memory or known without their weights.
 
 Guaranteed: safetensors only, one dtype for all weights whatever is on disk, no network but for a hub id.
 Not covered: other families (Flux, SD 3, ...), IP adapters and safety checkers.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,29 +13,53 @@ from typing import Any
 import diffusers
 import torch
 import transformers
-from diffusers import AutoencoderKL, SchedulerMixin, UNet2DConditionModel
+from diffusers import SchedulerMixin
 
 from inpaint.errors import InpaintError
-from inpaint.models.architectures import ARCHITECTURES, Architecture, Modules
+from inpaint.models.architectures import Architecture
 from inpaint.models.folder import DiffusersFolder
-from inpaint.models.info import BaseInfo, info_of
+from inpaint.models.layers import Modules, adaptable_layers, adapted_models, disk_name
 from inpaint.models.locate import locate
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 """Precisions by the names that settings have for them."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class BaseInfo:
+    """What is known of a base without its weights."""
+
+    name: str
+    """What the user called it: a folder, a hub id, a file, or `toy`."""
+    revision: str
+    """Hub commit, or sha256 over the files that are loaded: the same string means the same weights."""
+    in_channels: int
+    """U-Net input channels: 9 (latents, hole, masked image's latents) or 4 (latents alone)."""
+    default_size: int
+    """The side, in pixels, that the U-Net was trained at."""
+    size_multiple: int
+    """Working heights and widths, in pixels, must be multiples of this."""
+    downsample: int
+    """Pixels per latent, along each side."""
+    is_xl: bool
+    """SDXL: two text encoders, and the U-Net is told the image's size."""
+    layers: Mapping[str, tuple[int, int]]
+    """Layer that can carry a LoRA, by its name on disk (`unet.<module>`) -> its (outputs, inputs)."""
+    text_widths: tuple[int, ...]
+    """Width of the token embeddings of each text encoder."""
+    guidance_scale: float
+    """What the base prefers where nobody says otherwise."""
+    steps: int
+    """The same of sampling steps."""
+
+
 @dataclass(kw_only=True)
-class Base:
+class Base(Modules):
     """A loaded base. All modules are in eval mode, on one device, in one dtype; parameters still require grad."""
 
     info: BaseInfo
     tokenizers: list[Any]
     """CLIP tokenizers; SDXL has two."""
-    text_encoders: list[Any]
-    """CLIPTextModel, and for SDXL also CLIPTextModelWithProjection."""
-    vae: AutoencoderKL
-    unet: UNet2DConditionModel
     scheduler: SchedulerMixin
     """As stored; we use its `alphas_cumprod` and config (see `inpaint.diffusion.schedule`)."""
     zero_empty_negative: bool = False
@@ -76,57 +100,62 @@ def load_base(
     source, found = locate(str(name), revision, weights=True)
     with _no_progress_bars():
         modules = source.load(dtype)
-    return _assembled(source, info_of(str(name), found, modules, **source.preferences()), modules).to(device)
+    return assembled(source, modules, name=str(name), revision=found).to(device)
 
 
-def build_architecture(
-    name: str, *, device: str | torch.device, dtype: torch.dtype = torch.float32, seed: int = 0
-) -> Base:
-    """A base with random weights, made on `device` in `dtype`: no fp32 copy, none on the CPU.
-
-    Args:
-        name: one of `ARCHITECTURES`.
-        device: `meta` gives the shapes alone, at once and without memory.
-
-    Raises:
-        InpaintError: an unknown name.
-    """
-    if name not in ARCHITECTURES:
-        raise InpaintError(f"architecture {name!r}: give one of {', '.join(ARCHITECTURES)}")
-    with _random_weights(torch.device(device), dtype, seed):
-        modules = ARCHITECTURES[name].blank()
-    return _assembled(ARCHITECTURES[name], info_of(name, f"random-{seed}", modules), modules)
+def read_base_info(name: str, revision: str | None = None) -> BaseInfo:
+    """The same as `load_base(name).info`, from configuration files or a header alone. Raises InpaintError, too."""
+    source, found = locate(name, revision, weights=False)
+    with torch.device("meta"):
+        modules = source.blank()
+    return info_of(modules, name=name, revision=found, **source.preferences())
 
 
-def _assembled(source: DiffusersFolder | Architecture, info: BaseInfo, modules: Modules) -> Base:
-    encoders, vae, unet = modules
-    if info.is_xl and unet.dtype == torch.float16 and vae.config.force_upcast:
+def assembled(source: DiffusersFolder | Architecture, modules: Modules, *, name: str, revision: str) -> Base:
+    """A base from its modules, and what needs no weights from where they came from. Raises as `info_of`."""
+    info = info_of(modules, name=name, revision=revision, **source.preferences())
+    if info.is_xl and modules.unet.dtype == torch.float16 and modules.vae.config.force_upcast:
         # SDXL's VAE overflows in fp16; diffusers' pipelines cast it up at each use.
-        vae.float()
-    for module in (*encoders, vae, unet):
+        modules.vae.float()
+    for module in (*modules.text_encoders, modules.vae, modules.unet):
         module.eval()
     return Base(
         info=info,
-        tokenizers=list(source.tokenizers()),
-        text_encoders=encoders,
-        vae=vae,
-        unet=unet,
+        tokenizers=source.tokenizers(),
         scheduler=source.scheduler(),
         zero_empty_negative=source.zero_empty_negative,
+        **vars(modules),
     )
 
 
-@contextmanager
-def _random_weights(device: torch.device, dtype: torch.dtype, seed: int) -> Iterator[None]:
-    """Within, modules are made on `device` in `dtype`, with numbers drawn from `seed`."""
-    before = torch.get_default_dtype()
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), device:
-        torch.manual_seed(seed)
-        torch.set_default_dtype(dtype)
-        try:
-            yield
-        finally:
-            torch.set_default_dtype(before)
+def info_of(modules: Modules, *, name: str, revision: str, guidance_scale: float = 7.5, steps: int = 25) -> BaseInfo:
+    """What modules are, whether or not they have weights. Raises InpaintError for a U-Net of other inputs than ours."""
+    vae, unet = modules.vae.config, modules.unet.config
+    if unet.in_channels not in (4, 9):
+        raise InpaintError(
+            f"{name}: its U-Net takes {unet.in_channels} input channels; supported are 9 (inpainting) and 4 (text to "
+            "image)"
+        )
+    if unet.time_cond_proj_dim is not None:
+        raise InpaintError(f"{name}: a distilled U-Net that takes its guidance scale as input (LCM) is not supported")
+    downsample = 2 ** (len(vae.block_out_channels) - 1)
+    return BaseInfo(
+        name=name,
+        revision=revision,
+        in_channels=unet.in_channels,
+        default_size=unet.sample_size * downsample,
+        size_multiple=downsample * 2 ** (len(unet.block_out_channels) - 1),
+        downsample=downsample,
+        is_xl=len(modules.text_encoders) == 2,
+        layers={
+            disk_name(prefix, path): (layer.out_features, layer.in_features)
+            for prefix, model in adapted_models(modules).items()
+            for path, layer in adaptable_layers(model, prefix).items()
+        },
+        text_widths=tuple(encoder.config.hidden_size for encoder in modules.text_encoders),
+        guidance_scale=float(guidance_scale),
+        steps=int(steps),
+    )
 
 
 @contextmanager

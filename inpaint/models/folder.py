@@ -4,8 +4,6 @@ Guaranteed: safetensors only; no pickle is ever opened.
 """
 
 import json
-import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +15,15 @@ from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers
 from transformers import CLIPTextConfig
 
 from inpaint.errors import InpaintError
-from inpaint.models.architectures import Modules
+from inpaint.models.layers import Modules
 
-FAMILIES: dict[str, tuple[str, ...]] = {
-    "StableDiffusionPipeline": ("text_encoder",),
-    "StableDiffusionInpaintPipeline": ("text_encoder",),
-    "StableDiffusionXLPipeline": ("text_encoder", "text_encoder_2"),
-    "StableDiffusionXLInpaintPipeline": ("text_encoder", "text_encoder_2"),
-}
-"""Supported pipeline classes -> their text encoders' folders; each has a tokenizer of the same suffix."""
-PREFERENCES_FILE = "inpaint.json"
-"""Optional, no part of a base's revision: `{"guidance_scale": ..., "steps": ...}`, where nobody says otherwise."""
+FAMILIES = (
+    "StableDiffusionPipeline",
+    "StableDiffusionInpaintPipeline",
+    "StableDiffusionXLPipeline",
+    "StableDiffusionXLInpaintPipeline",
+)
+"""Supported pipeline classes."""
 _CLASSES: dict[str, tuple[str, ...]] = {
     "text_encoder": ("CLIPTextModel",),
     "text_encoder_2": ("CLIPTextModelWithProjection",),
@@ -37,56 +33,74 @@ _CLASSES: dict[str, tuple[str, ...]] = {
     "unet": ("UNet2DConditionModel",),
     "scheduler": tuple(s.name for s in KarrasDiffusionSchedulers),
 }
-WEIGHT_STEMS = {
+"""Part -> its supported classes; those in _2 are SDXL's."""
+PREFERENCES_FILE = "inpaint.json"
+"""Optional, no part of a base's revision: `{"guidance_scale": ..., "steps": ...}`, where nobody says otherwise."""
+WEIGHTS = {
     "text_encoder": "model",
     "text_encoder_2": "model",
     "vae": "diffusion_pytorch_model",
     "unet": "diffusion_pytorch_model",
 }
-"""Component -> the name of its weights file without suffix, as `save_pretrained` writes it."""
-_PICKLES = (".bin", ".ckpt", ".pt", ".pth")
+"""Part -> how the names of its weights' files begin, as `save_pretrained` writes them."""
+VARIANTS: dict[str | None, tuple[str, ...]] = {
+    None: (".safetensors", "-?????-of-?????.safetensors", ".safetensors.index.json"),
+    "fp16": (
+        ".fp16.safetensors",
+        ".fp16-?????-of-?????.safetensors",
+        "-?????-of-?????.fp16.safetensors",
+        ".safetensors.index.fp16.json",
+    ),
+}
+"""Variant of the weights -> how these names end, the one that is preferred first."""
+PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 
 
-@dataclass(frozen=True)
 class DiffusersFolder:
-    """A supported base on this machine, perhaps without its weights. Made by `open_folder`."""
+    """A supported base on this machine, perhaps without its weights."""
 
-    path: Path
-    index: dict[str, Any]
-    """`model_index.json`."""
+    def __init__(self, path: Path) -> None:
+        """Reads and checks `model_index.json`.
 
-    @property
-    def encoders(self) -> tuple[str, ...]:
-        """The text encoders' folders."""
-        return FAMILIES[self.index["_class_name"]]
-
-    @property
-    def zero_empty_negative(self) -> bool:
+        Raises:
+            InpaintError: not a pipeline in diffusers format, or not of a supported family with parts of known classes.
+        """
+        if not (path / "model_index.json").is_file():
+            raise InpaintError(f"{path}: no model_index.json, so not a pipeline in diffusers format (save_pretrained)")
+        self.path, index = path, _read_json(path / "model_index.json")
+        family = index.get("_class_name")
+        if family not in FAMILIES:
+            raise InpaintError(f"{path}: {family} is not supported; supported are {', '.join(FAMILIES)}")
+        is_xl = "XL" in family
+        self.zero_empty_negative = is_xl and bool(index.get("force_zeros_for_empty_prompt", True))
         """As `Base.zero_empty_negative`."""
-        return len(self.encoders) == 2 and bool(self.index.get("force_zeros_for_empty_prompt", True))
+        parts = {part: index.get(part) for part in _CLASSES if is_xl or not part.endswith("_2")}
+        self._classes = {part: named[1] if named else "missing" for part, named in parts.items()}
+        for part, class_name in self._classes.items():
+            if class_name not in _CLASSES[part]:
+                known = ", ".join(_CLASSES[part])
+                raise InpaintError(f"{path}: {part} is {class_name}, which is not supported; supported are {known}")
 
     def used_files(self) -> list[Path]:
         """All files that loading reads. Raises InpaintError where there are no safetensors."""
-        plain = [self.path / "model_index.json", self.path / "scheduler" / "scheduler_config.json"]
-        for part in (*self.encoders, "vae", "unet"):
-            plain += [self.path / part / "config.json", *_weights(self.path / part, WEIGHT_STEMS[part])[1]]
-        for part in self._tokenizer_folders():
-            plain += [p for p in (self.path / part).glob("*") if p.suffix in (".json", ".txt")]
-        return sorted(plain)
+        used = [self.path / "model_index.json", self.path / "scheduler" / "scheduler_config.json"]
+        for part in self._classes.keys() & WEIGHTS.keys():
+            used += [self.path / part / "config.json", *self._weights(part)[1]]
+        for part in self._parts("tokenizer"):
+            used += [path for path in (self.path / part).glob("*") if path.suffix in (".json", ".txt")]
+        return sorted(used)
 
     def preferences(self) -> dict[str, Any]:
         """`guidance_scale` and `steps` as far as the base states them. Raises InpaintError for anything else."""
         path = self.path / PREFERENCES_FILE
-        if not path.is_file():
-            return {}
-        given = _read_json(path)
+        given = _read_json(path) if path.is_file() else {}
         if given.keys() <= {"guidance_scale", "steps"} and all(type(v) in (int, float) for v in given.values()):
             return given
         raise InpaintError(f'{path}: give {{"guidance_scale": 7.5, "steps": 25}}, or one of the two')
 
     def tokenizers(self) -> list[Any]:
         """CLIP tokenizers."""
-        return [self._plain(part, transformers) for part in self._tokenizer_folders()]
+        return [self._plain(part, transformers) for part in self._parts("tokenizer")]
 
     def scheduler(self) -> SchedulerMixin:
         """As stored."""
@@ -94,62 +108,59 @@ class DiffusersFolder:
 
     def blank(self) -> Modules:
         """The modules from their configurations alone, on torch's default device."""
-        encoders = [self._class(part)(CLIPTextConfig(**self._config(part))) for part in self.encoders]
-        vae, unet = (
-            AutoencoderKL.from_config(self._config("vae")),
-            UNet2DConditionModel.from_config(self._config("unet")),
+
+        def config(part: str) -> dict[str, Any]:
+            return _read_json(self.path / part / "config.json")
+
+        return Modules(
+            text_encoders=[
+                getattr(transformers, self._classes[part])(CLIPTextConfig(**config(part)))
+                for part in self._parts("text_encoder")
+            ],
+            vae=AutoencoderKL.from_config(config("vae")),
+            unet=UNet2DConditionModel.from_config(config("unet")),
         )
-        return Modules(encoders, vae, unet)
 
     def load(self, dtype: torch.dtype) -> Modules:
         """The modules with their weights in `dtype`: plain safetensors if there, else the fp16 variant."""
 
-        def weights(part: str) -> dict[str, Any]:
-            return {"use_safetensors": True, "variant": _weights(self.path / part, WEIGHT_STEMS[part])[0]}
+        def loaded(model: Any, part: str, **how: torch.dtype) -> Any:
+            variant, _ = self._weights(part)
+            return model.from_pretrained(self.path / part, use_safetensors=True, variant=variant, **how)
 
-        encoders = [
-            self._class(part).from_pretrained(self.path / part, dtype=dtype, **weights(part)) for part in self.encoders
-        ]
-        vae = AutoencoderKL.from_pretrained(self.path / "vae", torch_dtype=dtype, **weights("vae"))
-        unet = UNet2DConditionModel.from_pretrained(self.path / "unet", torch_dtype=dtype, **weights("unet"))
-        return Modules(encoders, vae, unet)
+        return Modules(
+            text_encoders=[
+                loaded(getattr(transformers, self._classes[part]), part, dtype=dtype)
+                for part in self._parts("text_encoder")
+            ],
+            vae=loaded(AutoencoderKL, "vae", torch_dtype=dtype),
+            unet=loaded(UNet2DConditionModel, "unet", torch_dtype=dtype),
+        )
 
-    def _tokenizer_folders(self) -> list[str]:
-        return [part.replace("text_encoder", "tokenizer") for part in self.encoders]
-
-    def _class(self, part: str) -> Any:
-        return getattr(transformers, self.index[part][1])
-
-    def _config(self, part: str) -> dict[str, Any]:
-        return _read_json(self.path / part / "config.json")
+    def _parts(self, kind: str) -> list[str]:
+        return [part for part in self._classes if part.startswith(kind)]
 
     def _plain(self, part: str, library: Any) -> Any:
-        """A component without weights."""
+        """A part without weights."""
         if not (self.path / part).is_dir():
             raise InpaintError(f"{self.path}: the folder {part}/ is missing")
-        return getattr(library, self.index[part][1]).from_pretrained(self.path / part)
+        return getattr(library, self._classes[part]).from_pretrained(self.path / part)
 
-
-def open_folder(path: Path) -> DiffusersFolder:
-    """Read and check `model_index.json`.
-
-    Raises:
-        InpaintError: not a pipeline in diffusers format, or not of a supported family with components of known classes.
-    """
-    if not (path / "model_index.json").is_file():
-        raise InpaintError(f"{path}: no model_index.json, so not a pipeline in diffusers format (save_pretrained)")
-    index = _read_json(path / "model_index.json")
-    family = index.get("_class_name")
-    if family not in FAMILIES:
-        raise InpaintError(f"{path}: {family} is not supported; supported are {', '.join(FAMILIES)}")
-    encoders = FAMILIES[family]
-    for part in (*encoders, *(e.replace("text_encoder", "tokenizer") for e in encoders), "vae", "unet", "scheduler"):
-        _, class_name = index.get(part) or (None, None)
-        if class_name not in _CLASSES[part]:
+    def _weights(self, part: str) -> tuple[str | None, list[Path]]:
+        """The variant of a part's safetensors and its files. Raises InpaintError; pickles are refused by name."""
+        folder, stem = self.path / part, WEIGHTS[part]
+        for variant, ends in VARIANTS.items():
+            found = [path for end in ends for path in folder.glob(stem + end)]
+            if any(path.suffix == ".safetensors" for path in found):
+                return variant, found
+        pickled = sorted(path.name for path in folder.glob("*") if path.suffix in PICKLES)
+        if pickled:
             raise InpaintError(
-                f"{path}: {part} is {class_name}, which is not supported; supported are {', '.join(_CLASSES[part])}"
+                f"{folder}: has only pickled weights ({', '.join(pickled)}), which are not opened, for a pickle can "
+                "run any code. Convert a base you trust: `DiffusionPipeline.from_pretrained(OLD, use_safetensors=False)"
+                ".save_pretrained(NEW)`"
             )
-    return DiffusersFolder(path, index)
+        raise InpaintError(f"{folder}: {stem}.safetensors (or its fp16 variant) is missing")
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -159,26 +170,3 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise InpaintError(f"{path} is missing: copy the whole folder of the base") from None
     except (ValueError, TypeError) as error:
         raise InpaintError(f"{path}: not valid JSON ({error})") from error
-
-
-def _weights(folder: Path, stem: str) -> tuple[str | None, list[Path]]:
-    """The variant of a component's safetensors and its files: plain if there, else `fp16`.
-
-    Raises:
-        InpaintError: no safetensors; pickled weights are refused by name.
-    """
-    shard = r"-\d+-of-\d+"
-    for variant, infix in ((None, ""), ("fp16", r"\.fp16")):
-        weights = rf"({infix}|{infix}{shard}|{shard}{infix})\.safetensors"
-        names = re.compile(rf"{stem}({weights}|\.safetensors\.index{infix}\.json)")
-        found = [path for path in folder.glob("*") if names.fullmatch(path.name)]
-        if any(path.suffix == ".safetensors" for path in found):
-            return variant, found
-    pickled = sorted(path.name for path in folder.glob("*") if path.suffix in _PICKLES)
-    if pickled:
-        raise InpaintError(
-            f"{folder}: has only pickled weights ({', '.join(pickled)}), which are not opened, for a pickle can run "
-            "any code. Convert a base you trust: `DiffusionPipeline.from_pretrained(OLD, use_safetensors=False)"
-            ".save_pretrained(NEW)`"
-        )
-    raise InpaintError(f"{folder}: {stem}.safetensors (or its fp16 variant) is missing")

@@ -1,34 +1,35 @@
-"""The layers of a base that a LoRA can change, and what they are called on disk: the one place that knows."""
+"""The modules of a base, which of their layers a LoRA can change, and what these are called on disk."""
 
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any
 
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import nn
 
-UNET_TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
+_UNET_TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
 """Attention projections and both feed-forward layers of every transformer block."""
-TEXT_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
+_TEXT_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
 """Attention projections and both MLP layers of every CLIP layer."""
 
 
-class HasModels(Protocol):
-    """A `Base`, or its `Modules`."""
+@dataclass(kw_only=True)
+class Modules:
+    """What has weights in a base."""
 
-    @property
-    def unet(self) -> nn.Module: ...
+    text_encoders: list[Any]
+    """CLIPTextModel, and for SDXL also CLIPTextModelWithProjection."""
+    vae: AutoencoderKL
+    unet: UNet2DConditionModel
 
-    @property
-    def text_encoders(self) -> list[Any]: ...
 
-
-def adapted_models(base: HasModels) -> dict[str, nn.Module]:
-    """The base's models that can carry LoRA layers, by the prefix that diffusers gives them."""
+def adapted_models(base: Modules) -> dict[str, nn.Module]:
+    """The models that can carry LoRA layers, by the prefix that diffusers gives them."""
     return {"unet": base.unet, **dict(zip(("text_encoder", "text_encoder_2"), base.text_encoders, strict=False))}
 
 
 def adaptable_layers(model: nn.Module, prefix: str) -> dict[str, nn.Linear]:
-    """The linear layers of a U-Net (`unet`) or CLIP text model (`text_encoder...`) by their path in it."""
-    targets = UNET_TARGETS if prefix == "unet" else TEXT_TARGETS
-    ends = tuple(f".{target}" for target in targets)
+    """The linear layers of one of `adapted_models` that a LoRA can change, by their path in it."""
+    ends = tuple(f".{target}" for target in (_UNET_TARGETS if prefix == "unet" else _TEXT_TARGETS))
     return {
         path: module
         for path, module in model.named_modules()

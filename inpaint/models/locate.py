@@ -1,7 +1,6 @@
 """Where a base's files are, on this machine or the hub, and the revision that they make."""
 
 import hashlib
-import os
 import re
 from functools import lru_cache
 from pathlib import Path
@@ -9,14 +8,11 @@ from pathlib import Path
 from huggingface_hub import errors, snapshot_download
 
 from inpaint.errors import InpaintError
-from inpaint.models.folder import PREFERENCES_FILE, WEIGHT_STEMS, DiffusersFolder, open_folder
+from inpaint.models.folder import PICKLES, PREFERENCES_FILE, VARIANTS, WEIGHTS, DiffusersFolder
 from inpaint.models.single_file import SingleFile, open_file
 
 TOY_BASE = Path(__file__).resolve().parent.parent / "toy" / "weights" / "base"
 """The base shipped with the package, which the name `toy` stands for."""
-_FILE = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
-_PLAIN = (".safetensors", "-?????-of-?????.safetensors")
-_FP16 = (".fp16.safetensors", ".fp16-?????-of-?????.safetensors", "-?????-of-?????.fp16.safetensors")
 
 
 def locate(name: str, revision: str | None, *, weights: bool) -> tuple[DiffusersFolder | SingleFile, str]:
@@ -32,9 +28,16 @@ def locate(name: str, revision: str | None, *, weights: bool) -> tuple[Diffusers
     path = _local(name)
     if path is None:
         folder = _download(name, revision, weights=weights)
-        return open_folder(folder), folder.name
-    source = open_folder(path) if path.is_dir() else open_file(path)
-    found = _revision(source, path)
+        return DiffusersFolder(folder), folder.name
+    source: DiffusersFolder | SingleFile
+    if path.is_dir():
+        source = DiffusersFolder(path)
+        # Over the names and hashes of the files that are used.
+        lines = (f"{file.relative_to(path).as_posix()}\0{_sha256(file)}\n" for file in source.used_files())
+        found = hashlib.sha256("".join(lines).encode()).hexdigest()
+    else:
+        # A file's own, as Civitai shows it.
+        source, found = open_file(path), _sha256(path)
     if revision is not None and revision != found:
         raise InpaintError(f"base {name}: revision {revision} is wanted, but what is in {path} is {found}")
     return source, found
@@ -55,35 +58,24 @@ def _local(name: str) -> Path | None:
     path = TOY_BASE if name == "toy" else Path(name).expanduser()
     if path.exists():
         return path
-    if re.fullmatch(r"[A-Za-z0-9][\w-]*/[\w][\w.-]*", name) and path.suffix not in _FILE:
+    if re.fullmatch(r"[A-Za-z0-9][\w-]*/[\w][\w.-]*", name) and path.suffix not in (".safetensors", *PICKLES):
         return None
     raise InpaintError(f"base {name}: no such folder or file, and not a hub id (owner/name) nor 'toy'")
 
 
-def _revision(source: DiffusersFolder | SingleFile, path: Path) -> str:
-    """A file's own sha256, as Civitai shows it; for a folder sha256 over names and hashes of the files that are used.
-
-    Files are hashed once per process, and again where size or time of change differ.
-    """
-    hashes = {file: _sha256(str(file), *_stamp(file)) for file in source.used_files()}
-    if isinstance(source, SingleFile):
-        return hashes[path]
-    lines = (f"{file.relative_to(path).as_posix()}\0{digest}\n" for file, digest in hashes.items())
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
-
-
-def _stamp(file: Path) -> tuple[int, int]:
+def _sha256(file: Path) -> str:
+    """Read once per process, and again where size or time of change differ."""
     try:
-        stat = os.stat(file)
+        stat = file.stat()
     except FileNotFoundError:
         raise InpaintError(f"{file} is missing: copy the whole base") from None
-    return stat.st_size, stat.st_mtime_ns
+    return _hashed(file, stat.st_size, stat.st_mtime_ns)
 
 
 @lru_cache(maxsize=4096)
-def _sha256(path: str, size: int, mtime_ns: int) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _hashed(file: Path, size: int, mtime_ns: int) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _download(name: str, revision: str | None, *, weights: bool) -> Path:
@@ -94,11 +86,11 @@ def _download(name: str, revision: str | None, *, weights: bool) -> Path:
     if not weights:
         return _snapshot(name, revision, ["model_index.json", PREFERENCES_FILE, "*/config.json"])
     patterns = ["model_index.json", PREFERENCES_FILE, "*/*.json", "*/*.txt"]
-    patterns += [f"{part}/{stem}{end}" for part, stem in WEIGHT_STEMS.items() for end in _PLAIN]
+    patterns += [f"{part}/{stem}{end}" for part, stem in WEIGHTS.items() for end in VARIANTS[None]]
     folder = _snapshot(name, revision, patterns)
-    for part, stem in WEIGHT_STEMS.items():
+    for part, stem in WEIGHTS.items():
         if (folder / part).is_dir() and not any((folder / part).glob("*.safetensors")):
-            folder = _snapshot(name, revision, [f"{part}/{stem}{end}" for end in _FP16])
+            folder = _snapshot(name, revision, [f"{part}/{stem}{end}" for end in VARIANTS["fp16"]])
     return folder
 
 
@@ -112,12 +104,7 @@ def _snapshot(name: str, revision: str | None, patterns: list[str]) -> Path:
         raise InpaintError(f"base {name}: the hub has no revision {revision} of it") from error
     except errors.RepositoryNotFoundError as error:
         raise InpaintError(f"base {name}: neither a folder here nor a public repository on the hub") from error
-    except (
-        errors.LocalEntryNotFoundError,
-        errors.IncompleteSnapshotError,
-        errors.OfflineModeIsEnabled,
-        errors.HfHubHTTPError,
-    ) as error:
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, errors.HfHubHTTPError) as error:
         raise InpaintError(
             f"base {name}: the hub cannot be reached and the base is not in the local cache. Download it where there "
             f"is a network (`hf download {name}`) and give the folder as base, set HF_HOME to a filled cache, or use "

@@ -1,17 +1,23 @@
-"""Prompts -> text conditioning, as Stable Diffusion 1.5 and SDXL do it; equal to diffusers' `encode_prompt`.
+"""Prompts -> text conditioning, equal to diffusers' `encode_prompt`; and tokens of one's own in them.
 
-Shapes: B prompts, L tokens (77), D embedding width (both encoders' side by side for SDXL), P pooled width.
+A category has one new token, whose embedding row is all that is trained of the embedding (textual inversion, Gal et al.
+2022). It is added to the tokenizer exactly as diffusers' `load_textual_inversion` adds it, so that a prompt is
+tokenised alike in training and in a plain diffusers pipeline.
+
+Shapes: B prompts, L tokens (77), D embedding width (both encoders' side by side for SDXL), P pooled width, N new
+tokens.
 """
 
 import warnings
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from inpaint.errors import InpaintError
 from inpaint.models.base import Base
-from inpaint.models.tokens import vectors_of
 
 
 @dataclass(frozen=True)
@@ -22,16 +28,12 @@ class Conditioning:
     pooled_BP: Tensor | None
     """The second encoder's projected text embedding; SDXL only."""
 
-    def __len__(self) -> int:
-        return self.embeds_BLD.shape[0]
-
-    def __getitem__(self, rows: slice | list[int]) -> "Conditioning":
-        return Conditioning(self.embeds_BLD[rows], None if self.pooled_BP is None else self.pooled_BP[rows])
-
     def split(self) -> list["Conditioning"]:
         """Its rows, each of its own memory."""
-        pooled = [None] * len(self) if self.pooled_BP is None else list(self.pooled_BP[:, None].clone().unbind())
-        return [Conditioning(row[None].clone(), pool) for row, pool in zip(self.embeds_BLD, pooled, strict=True)]
+        embeds = [row_1LD.clone() for row_1LD in self.embeds_BLD.split(1)]
+        if self.pooled_BP is None:
+            return [Conditioning(embeds_1LD, None) for embeds_1LD in embeds]
+        return [Conditioning(e, p.clone()) for e, p in zip(embeds, self.pooled_BP.split(1), strict=True)]
 
 
 def encode_prompts(base: Base, prompts: list[str]) -> Conditioning:
@@ -75,8 +77,9 @@ def unet_kwargs(conditioning: Conditioning, height: int, width: int) -> dict[str
     """
     kwargs: dict[str, Any] = {"encoder_hidden_states": conditioning.embeds_BLD}
     if conditioning.pooled_BP is not None:
-        ids_B6 = conditioning.pooled_BP.new_tensor([[height, width, 0, 0, height, width]]).repeat(len(conditioning), 1)
-        kwargs["added_cond_kwargs"] = {"text_embeds": conditioning.pooled_BP, "time_ids": ids_B6}
+        pooled_BP = conditioning.pooled_BP
+        ids_B6 = pooled_BP.new_tensor([[height, width, 0, 0, height, width]]).repeat(len(pooled_BP), 1)
+        kwargs["added_cond_kwargs"] = {"text_embeds": pooled_BP, "time_ids": ids_B6}
     return kwargs
 
 
@@ -105,3 +108,71 @@ def _expand_multi_vector_tokens(tokenizer: Any, prompt: str) -> str:
     for token in set(tokenizer.tokenize(prompt)) & set(added):
         prompt = prompt.replace(token, " ".join(vectors_of(token, added)))
     return prompt
+
+
+def vectors_of(token: str, known: Container[str]) -> list[str]:
+    """The names of a token's vectors: its own, and `TOKEN_1`, `TOKEN_2`, ... as far as they are known (diffusers)."""
+    names = [token]
+    while f"{token}_{len(names)}" in known:
+        names.append(f"{token}_{len(names)}")
+    return names
+
+
+class ExtendedEmbedding(nn.Module):
+    """A frozen embedding table with trainable fp32 rows appended."""
+
+    def __init__(self, frozen: nn.Embedding, rows_ND: Tensor) -> None:
+        super().__init__()
+        self.frozen = frozen.requires_grad_(False)
+        self.rows = nn.Parameter(rows_ND.float())
+
+    @property
+    def weight(self) -> Tensor:
+        return torch.cat([self.frozen.weight, self.rows.to(self.frozen.weight.dtype)])
+
+    def forward(self, ids_BL: Tensor) -> Tensor:
+        known = self.frozen.num_embeddings
+        old_BLD = self.frozen(ids_BL.clamp(max=known - 1))
+        new_BLD = nn.functional.embedding((ids_BL - known).clamp(min=0), self.rows).to(old_BLD.dtype)
+        return torch.where((ids_BL >= known)[..., None], new_BLD, old_BLD)
+
+
+def add_tokens(base: Base, init_words: Mapping[str, str]) -> None:
+    """Add each token to every tokenizer, its row started at the mean embedding of its `init_words`.
+
+    Raises:
+        InpaintError: the token is in the vocabulary already, or its words give no token.
+    """
+    for tokenizer, encoder in zip(base.tokenizers, base.text_encoders, strict=True):
+        embedding = encoder.get_input_embeddings()
+        known = embedding.num_embeddings
+        rows = []
+        for token, words in init_words.items():
+            ids = tokenizer(words, add_special_tokens=False).input_ids
+            if not ids:
+                raise InpaintError(f"token {token}: the init words {words!r} give no token; name a word, as in 'food'")
+            rows.append(embedding.weight[ids].float().mean(0))
+        if len(tokenizer) != known:
+            raise InpaintError(
+                f"base {base.info.name}: the tokenizer has {len(tokenizer)} tokens, the embedding {known}"
+            )
+        if tokenizer.add_tokens(list(init_words)) != len(init_words):
+            raise InpaintError(
+                f"base {base.info.name}: one of {sorted(init_words)} is a token already; rename the category"
+            )
+        encoder.set_input_embeddings(ExtendedEmbedding(embedding, torch.stack(rows)))
+
+
+def token_parameters(base: Base) -> dict[str, nn.Parameter]:
+    """The new rows (N D, in the order they were added) by the name they have in checkpoints."""
+    embeddings = [encoder.get_input_embeddings() for encoder in base.text_encoders]
+    named = zip(("tokens", "tokens_2"), embeddings, strict=False)
+    return {name: embedding.rows for name, embedding in named if isinstance(embedding, ExtendedEmbedding)}
+
+
+@torch.no_grad()
+def load_tokens(base: Base, embeds: Sequence[Mapping[str, Tensor]]) -> None:
+    """Add tokens with trained rows: token -> vector (D), one mapping per text encoder."""
+    add_tokens(base, dict.fromkeys(embeds[0], "a"))
+    for own, parameter in zip(embeds, token_parameters(base).values(), strict=True):
+        parameter.copy_(torch.stack([own[token] for token in embeds[0]]))

@@ -19,7 +19,8 @@ from diffusers.loaders import single_file_utils as loader
 from torch import Tensor, nn
 
 from inpaint.errors import InpaintError
-from inpaint.models.architectures import Architecture, Modules
+from inpaint.models.architectures import Architecture
+from inpaint.models.layers import Modules
 
 _FIRST_CONVOLUTION = "model.diffusion_model.input_blocks.0.0.weight"
 _SDXL, _SD15 = "conditioner.embedders.1.model.", "cond_stage_model.transformer."
@@ -38,10 +39,6 @@ class SingleFile(Architecture):
     """A supported checkpoint. Made by `open_file`."""
 
     path: Path
-
-    def used_files(self) -> list[Path]:
-        """The file."""
-        return [self.path]
 
     def load(self, dtype: torch.dtype) -> Modules:
         """The modules with their weights in `dtype`.
@@ -96,9 +93,9 @@ def open_file(path: Path) -> SingleFile:
             shape = file.get_slice(_FIRST_CONVOLUTION).get_shape() if _FIRST_CONVOLUTION in names else [0, 0]
     except safetensors.SafetensorError as error:
         raise InpaintError(f"base {path}: not a safetensors file ({error})") from error
-    xl, sd15 = (any(name.startswith(prefix) for name in names) for prefix in (_SDXL, _SD15))
+    is_xl, is_sd15 = (any(name.startswith(prefix) for name in names) for prefix in (_SDXL, _SD15))
     what = next((text for prefix, text in _OTHERS.items() if any(name.startswith(prefix) for name in names)), None)
-    if what or shape[1] not in (4, 9) or not (xl or sd15):
+    if what or shape[1] not in (4, 9) or not (is_xl or is_sd15):
         what = what or (f"a U-Net of {shape[1]} input channels" if shape[1] else "no such checkpoint")
         raise InpaintError(
             f"base {path}: it is {what}. A single file must be a whole checkpoint of Stable Diffusion 1.5 or SDXL "
@@ -108,4 +105,4 @@ def open_file(path: Path) -> SingleFile:
     noise: dict[str, Any] = {"prediction_type": "v_prediction"} if "v_pred" in names else {}
     if "ztsnr" in names:
         noise |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
-    return SingleFile(path=path, xl=xl, in_channels=int(shape[1]), noise=noise)
+    return SingleFile(path=path, is_xl=is_xl, in_channels=int(shape[1]), noise=noise)

@@ -18,7 +18,7 @@ from inpaint.paint.paste import paste_back
 from inpaint.paint.request import PaintRequest
 
 if TYPE_CHECKING:  # a DDPM and HTTP start sooner without diffusers
-    from inpaint.models.info import BaseInfo
+    from inpaint.models.base import BaseInfo
 
 LONGEST = 2.0
 """A window is at most this many times as long as wide, where the photo is: what bases were trained on."""

@@ -76,8 +76,7 @@ class Painter:
         return [results[i] for i in range(len(requests))]
 
     def _paint_batch(self, requests: list[PaintRequest], images: list[WorkingImage]) -> list[np.ndarray]:
-        text = encode_prompts(self.base, [r.prompt for r in requests])
-        texts = [text[i : i + 1] for i in range(len(requests))]
+        texts = encode_prompts(self.base, [r.prompt for r in requests]).split()
         rows = start_rows(self.base, self.schedule, requests, images, texts, self._negatives(requests))
         running = rows
         while running:
@@ -95,8 +94,8 @@ class Painter:
         negatives: list[Conditioning | None] = [None] * len(requests)
         if guided:
             encoded = encode_negative_prompts(self.base, [requests[i].negative_prompt for i in guided])
-            for number, index in enumerate(guided):
-                negatives[index] = encoded[number : number + 1]
+            for index, negative in zip(guided, encoded.split(), strict=True):
+                negatives[index] = negative
         return negatives
 
 

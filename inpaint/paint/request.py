@@ -11,7 +11,7 @@ from inpaint.diffusion.schedule import NoiseSchedule
 from inpaint.errors import InpaintError
 
 if TYPE_CHECKING:  # a DDPM and HTTP start sooner without diffusers
-    from inpaint.models.info import BaseInfo
+    from inpaint.models.base import BaseInfo
 
 
 @dataclass(frozen=True, kw_only=True)

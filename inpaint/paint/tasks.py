@@ -19,7 +19,6 @@ from inpaint.errors import BadRow, InpaintError
 from inpaint.export.adapter_folder import load_adapter
 from inpaint.models.adapter import Adapter, AdapterCard, apply_adapter, check_adapter
 from inpaint.models.base import DTYPES, load_base
-from inpaint.models.info import read_base_info
 from inpaint.models.locate import absolute_name
 from inpaint.paint.painter import Painter
 from inpaint.paint.request import SamplingSettings

@@ -17,11 +17,10 @@ from inpaint.diffusion.objective import LossSettings
 from inpaint.export.adapter_folder import save_adapter
 from inpaint.export.card import write_card
 from inpaint.models.adapter import AdapterCard, adapter_from, check_adapter
-from inpaint.models.base import Base, load_base
-from inpaint.models.info import read_base_info
+from inpaint.models.base import Base, load_base, read_base_info
 from inpaint.models.locate import absolute_name
 from inpaint.models.lora import LoraSettings, inject_lora, lora_parameters
-from inpaint.models.tokens import add_tokens, token_parameters
+from inpaint.models.prompts import add_tokens, token_parameters
 from inpaint.paint.batch import paint_manifest
 from inpaint.paint.tasks import PaintSettings
 from inpaint.progress import ProgressBar

@@ -10,7 +10,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 
 from inpaint.errors import InpaintError
-from inpaint.models.info import BaseInfo
+from inpaint.models.base import BaseInfo
 from inpaint.serve.adapters.cache import AdapterFiles
 from inpaint.serve.adapters.registry import Registry
 from inpaint.serve.admission import Admission

@@ -15,7 +15,7 @@ import numpy as np
 
 from inpaint.errors import InpaintError
 from inpaint.models.adapter import AdapterCard
-from inpaint.models.info import BaseInfo
+from inpaint.models.base import BaseInfo
 from inpaint.paint.request import PaintRequest
 
 

@@ -4,7 +4,7 @@ The unit is one U-Net row at the base's own size: one denoising step of one pict
 guidance are 50, and at twice the side 200. Encoding and decoding are left out: that is a few rows' worth.
 """
 
-from inpaint.models.info import BaseInfo
+from inpaint.models.base import BaseInfo
 from inpaint.paint.crop import working_shape_of
 from inpaint.paint.request import PaintRequest
 

@@ -8,7 +8,7 @@ import yaml
 from pydantic import ValidationError
 from ray.serve.schema import ServeDeploySchema
 
-from inpaint.models.info import read_base_info
+from inpaint.models.base import read_base_info
 from inpaint.serve.apps.ddpm import DdpmArgs, build
 from inpaint.serve.apps.paint import PaintArgs
 from inpaint.serve.deployments.painters import Painters

@@ -26,7 +26,7 @@ from inpaint.data.storage import open_root
 from inpaint.errors import InpaintError
 from inpaint.export.adapter_folder import CARD_FILE
 from inpaint.models.adapter import check_adapter, check_card, check_name
-from inpaint.models.info import BaseInfo
+from inpaint.models.base import BaseInfo
 from inpaint.serve.adapters.cache import AdapterCache, Incomplete
 from inpaint.serve.service import ServedAdapter
 

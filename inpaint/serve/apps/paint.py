@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 
-from inpaint.models.info import BaseInfo
+from inpaint.models.base import BaseInfo
 from inpaint.models.locate import TOY_BASE, absolute_name
 from inpaint.serve.adapters.registry import RegistrySettings
 from inpaint.serve.admission import AdmissionSettings

@@ -13,7 +13,7 @@ from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import DeploymentStatus
 
 from inpaint.errors import InpaintError
-from inpaint.models.info import read_base_info
+from inpaint.models.base import read_base_info
 from inpaint.serve.adapters.cache import AdapterFiles
 from inpaint.serve.adapters.registry import Registry
 from inpaint.serve.admission import Admission

@@ -16,7 +16,7 @@ from pydantic.config import JsonDict
 from pydantic_core import PydanticCustomError
 from starlette.responses import JSONResponse, Response
 
-from inpaint.models.info import BaseInfo
+from inpaint.models.base import BaseInfo
 from inpaint.paint.request import SamplingSettings
 from inpaint.serve.dialects.a1111_info import SAMPLERS, check_checkpoint, info, infotext
 from inpaint.serve.dialects.adapters import as_trained, choose

@@ -8,7 +8,7 @@ from starlette.requests import Request
 
 from inpaint.diffusion.samplers import Sampler
 from inpaint.errors import InpaintError
-from inpaint.models.info import BaseInfo
+from inpaint.models.base import BaseInfo
 from inpaint.serve.dialects.adapters import unknown
 from inpaint.serve.dialects.painting import PaintCall
 from inpaint.serve.http.body import parse_json

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Generic, TypeVar
 import numpy as np
 
 from inpaint.diffusion.samplers import Sampler
-from inpaint.models.info import BaseInfo
+from inpaint.models.base import BaseInfo
 from inpaint.paint.request import PaintRequest, SamplingSettings
 from inpaint.serve.dialects.adapters import ChosenAdapter, different
 from inpaint.serve.http.endpoint import Call, Encoded, Endpoint

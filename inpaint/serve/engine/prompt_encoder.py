@@ -20,8 +20,7 @@ from torch.nn.utils.rnn import pad_sequence
 from inpaint.models.base import Base
 from inpaint.models.layers import adapted_models
 from inpaint.models.low_rank import Uses
-from inpaint.models.prompts import Conditioning, encode_ids, tokenize, zero_empty_negatives
-from inpaint.models.tokens import vectors_of
+from inpaint.models.prompts import Conditioning, encode_ids, tokenize, vectors_of, zero_empty_negatives
 from inpaint.serve.engine.adapter_slots import AdapterSlots
 from inpaint.serve.service import AdapterUse
 

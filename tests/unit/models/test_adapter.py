@@ -16,11 +16,9 @@ from inpaint.errors import InpaintError
 from inpaint.export.adapter_folder import load_adapter, save_adapter
 from inpaint.export.card import write_card
 from inpaint.models.adapter import Adapter, AdapterCard, adapter_from, apply_adapter, check_adapter
-from inpaint.models.base import Base, load_base
-from inpaint.models.info import BaseInfo, read_base_info
+from inpaint.models.base import Base, BaseInfo, load_base, read_base_info
 from inpaint.models.lora import LoraSettings, inject_lora, lora_parameters
-from inpaint.models.prompts import encode_prompts, tokenize
-from inpaint.models.tokens import add_tokens, token_parameters
+from inpaint.models.prompts import add_tokens, encode_prompts, token_parameters, tokenize
 from inpaint.paint.painter import Painter
 from inpaint.paint.request import PaintRequest
 from tests.adapters import without_tokens

@@ -3,20 +3,20 @@
 import pytest
 import torch
 from torch import nn
+from transformers import CLIPTextConfig
 
+from benchmarks.random_base import ARCHITECTURES, build_architecture
 from inpaint.errors import InpaintError
 from inpaint.models import architectures
-from inpaint.models.architectures import ARCHITECTURES
-from inpaint.models.base import build_architecture
 from inpaint.models.lora import LoraSettings, inject_lora, lora_parameters
-from inpaint.models.prompts import tokenize
-from inpaint.models.tokens import add_tokens
+from inpaint.models.prompts import add_tokens, tokenize
 
 SD15_UNET = 859_520_964
 SDXL_UNET = 2_567_463_684
 CLIP_L = 123_060_480
 BIGG = 694_659_840
 VAE = 83_653_863
+VOCABULARY = 49408
 INPAINT_CHANNELS = 5 * 320 * 9
 """Weights of the five more channels that the first convolution (3 x 3, to 320) of an inpainting U-Net takes in."""
 
@@ -39,7 +39,7 @@ def test_parameter_counts_are_the_published_ones(name: str, unet: int, text: lis
     assert [parameters(encoder) for encoder in base.text_encoders] == text
     assert parameters(base.vae) == VAE
     assert base.info.in_channels == ARCHITECTURES[name].in_channels
-    assert base.info.default_size == ARCHITECTURES[name].resolution
+    assert base.info.default_size == (1024 if base.info.is_xl else 512)
     modules = (base.unet, base.vae, *base.text_encoders)
     assert {p.device.type for module in modules for p in module.parameters()} == {"meta"}
     assert {p.dtype for module in modules for p in module.parameters()} == {torch.bfloat16}
@@ -55,10 +55,10 @@ def test_lora_of_the_sdxl_architecture() -> None:
 
 def test_the_tokenizer_has_the_true_vocabulary() -> None:
     tokenizer = architectures.clip_tokenizer()
-    assert len(tokenizer) == architectures.CLIP_VOCABULARY
+    assert len(tokenizer) == VOCABULARY
     assert (tokenizer.bos_token_id, tokenizer.eos_token_id) == (49406, 49407)
     ids_BL = tokenize(tokenizer, ["a red bottle", "on marble"])
-    assert ids_BL.shape == (2, architectures.CLIP_WINDOW)
+    assert ids_BL.shape == (2, 77)
     assert ids_BL[0, 0] == 49406
     assert tokenizer.decode(ids_BL[0], skip_special_tokens=True).strip() == "a red bottle"
     # As in openai/CLIP's own notebook.
@@ -74,16 +74,16 @@ def test_weights_are_a_function_of_the_seed(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(
         architectures, "sd15_unet", lambda n: unet(sample_size=8, in_channels=n, mid_block_type=None, **small, **blocks)
     )
-    text = architectures.text_config(width=8, layers=1, heads=1, activation="gelu")
+    text = CLIPTextConfig(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
     monkeypatch.setattr(architectures, "clip_l", lambda: architectures.CLIPTextModel(text))
-    monkeypatch.setattr(architectures, "vae", lambda *, xl: architectures.AutoencoderKL())
+    monkeypatch.setattr(architectures, "vae", lambda *, is_xl: architectures.AutoencoderKL())
     state = torch.random.get_rng_state()
     first, again, other = (build_architecture("sd15-inpaint", device="cpu", seed=seed) for seed in (0, 0, 1))
     assert torch.equal(state, torch.random.get_rng_state())
     assert torch.equal(first.unet.conv_in.weight, again.unet.conv_in.weight)
     assert not torch.equal(first.unet.conv_in.weight, other.unet.conv_in.weight)
     add_tokens(first, {"CDP_COS": "product"})
-    assert len(first.tokenizers[0]) == architectures.CLIP_VOCABULARY + 1
+    assert len(first.tokenizers[0]) == VOCABULARY + 1
 
 
 def test_an_unknown_architecture_names_the_known_ones() -> None:

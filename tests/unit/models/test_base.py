@@ -11,9 +11,8 @@ from diffusers import UNet2DConditionModel
 
 from inpaint.errors import InpaintError
 from inpaint.models import locate
-from inpaint.models.base import load_base
-from inpaint.models.folder import open_folder
-from inpaint.models.info import read_base_info
+from inpaint.models.base import load_base, read_base_info
+from inpaint.models.folder import DiffusersFolder
 from inpaint.models.lora import LoraSettings, inject_lora, lora_parameters
 
 
@@ -120,7 +119,7 @@ def test_weights_in_shards_are_loaded_and_make_the_revision(copied, sd_folder, v
     unet = UNet2DConditionModel.from_pretrained(sd_folder / "unet")
     shutil.rmtree(copied / "unet")
     unet.save_pretrained(copied / "unet", variant=variant, max_shard_size="60KB")
-    used = {path.name for path in open_folder(copied).used_files()}
+    used = {path.name for path in DiffusersFolder(copied).used_files()}
     assert used >= {path.name for path in (copied / "unet").iterdir()} and len(used) > 10
     assert torch.equal(load_base(copied).unet.conv_out.weight, unet.conv_out.weight)
 

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from inpaint.models.base import Base, build_architecture, load_base
+from benchmarks.random_base import build_architecture
+from inpaint.models.base import Base, load_base
 from inpaint.models.layers import adapted_models
 from inpaint.models.lora import LoraSettings, inject_lora, load_lora, lora_parameters
 from inpaint.models.low_rank import LoraPool, Uses, adapt

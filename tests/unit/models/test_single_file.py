@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import CLIPTextModel, CLIPTextModelWithProjection
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
+from benchmarks.random_base import build_architecture
 from inpaint.errors import InpaintError
 from inpaint.models import architectures, locate
-from inpaint.models.base import Base, build_architecture, load_base
-from inpaint.models.info import read_base_info
+from inpaint.models.base import Base, load_base, read_base_info
 from tests.tiny import WIDTH, tiny_unet, tiny_vae
 from tests.unit.models.ldm import save_single_file
 
@@ -24,14 +24,15 @@ SECOND = 24
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     """The architectures with all their kinds of layers, and few of each."""
 
-    def text(width: int) -> architectures.CLIPTextConfig:
-        return architectures.text_config(width=width, layers=2, heads=2, activation="gelu")
+    def text(width: int) -> CLIPTextConfig:
+        sizes = {"hidden_size": width, "intermediate_size": 4 * width, "projection_dim": width}
+        return CLIPTextConfig(**sizes, num_hidden_layers=2, num_attention_heads=2)
 
     xl = {"addition_embed_type": "text_time", "addition_time_embed_dim": 4, "cross_attention_dim": WIDTH + SECOND}
     xl |= {"projection_class_embeddings_input_dim": 6 * 4 + SECOND, "use_linear_projection": True}
     monkeypatch.setattr(architectures, "clip_l", lambda: CLIPTextModel(text(WIDTH)))
     monkeypatch.setattr(architectures, "open_clip_bigg", lambda: CLIPTextModelWithProjection(text(SECOND)))
-    monkeypatch.setattr(architectures, "vae", lambda *, xl: tiny_vae())
+    monkeypatch.setattr(architectures, "vae", lambda *, is_xl: tiny_vae())
     monkeypatch.setattr(architectures, "sd15_unet", tiny_unet)
     monkeypatch.setattr(architectures, "sdxl_unet", lambda channels: tiny_unet(channels, **xl))
 

@@ -15,7 +15,7 @@ from inpaint.data.storage import Root, open_root
 from inpaint.errors import InpaintError
 from inpaint.export.adapter_folder import CARD_FILE, LORA_FILE, save_adapter
 from inpaint.models.adapter import Adapter
-from inpaint.models.info import BaseInfo, read_base_info
+from inpaint.models.base import BaseInfo, read_base_info
 from inpaint.serve.adapters.cache import AdapterCache, AdapterFiles
 from inpaint.serve.adapters.registry import Registry, RegistrySettings
 from inpaint.serve.service import AdapterGone
