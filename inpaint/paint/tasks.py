@@ -18,7 +18,7 @@ from inpaint.data.storage import local_copy
 from inpaint.errors import BadRow, InpaintError
 from inpaint.export.adapter_folder import load_adapter
 from inpaint.models.adapter import Adapter, AdapterCard, apply_adapter, check_adapter
-from inpaint.models.base import DTYPES, load_base
+from inpaint.models.base import DTYPES, load_base, read_base_info
 from inpaint.models.locate import absolute_name
 from inpaint.paint.painter import Painter
 from inpaint.paint.request import SamplingSettings
