@@ -31,7 +31,7 @@ from inpaint import cluster
 from inpaint.data.pipeline import read_manifest
 from inpaint.data.random_shapes import RandomShapes
 from inpaint.data.rows import Manifest
-from inpaint.diffusion.repaint import PixelSampler, PixelSampling
+from inpaint.diffusion.ddpm import PixelSampler, PixelSampling
 from inpaint.diffusion.unet import Known, parameter_count
 from inpaint.evaluate.classical import FILLS, mean_colour
 from inpaint.evaluate.metrics import hole_psnr, hole_ssim

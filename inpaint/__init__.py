@@ -46,8 +46,7 @@ _HOMES = {
     "inpaint.data.random_shapes": ("RandomShapes", "HoleKind"),
     "inpaint.diffusion.blocks": ("TimeEmbedding", "ResidualBlock", "SelfAttention", "Level"),
     "inpaint.diffusion.unet": ("UNet", "MaskedUNet", "UNetSettings", "Known"),
-    "inpaint.diffusion.ddpm": ("Noise", "NoiseSettings"),
-    "inpaint.diffusion.repaint": ("PixelSampling", "PixelSampler", "fill"),
+    "inpaint.diffusion.ddpm": ("Noise", "NoiseSettings", "PixelSampling", "PixelSampler", "fill"),
     "inpaint.diffusion.schedule": ("NoiseSchedule", "add_noise"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}

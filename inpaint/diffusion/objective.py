@@ -36,11 +36,13 @@ class Noised:
     noisy_BChw: Tensor
 
 
+@dataclass(eq=False)
 class HoleDiffusion:
     """Noises samples and takes their loss. All randomness is a function of (seed, position)."""
 
-    def __init__(self, schedule: NoiseSchedule, loss: LossSettings, *, seed: int) -> None:
-        self.schedule, self.loss, self.seed = schedule, loss, seed
+    schedule: NoiseSchedule
+    loss: LossSettings
+    seed: int
 
     def noise(self, clean_BChw: Tensor, positions_B: Tensor, *, validating: bool = False) -> Noised:
         """Args: validating: draw a fixed set's own noise, and timesteps spread evenly over any run of positions."""
@@ -59,11 +61,7 @@ class HoleDiffusion:
         """The weighted loss of each sample (B,), float32, of what the model says at `noised`, in the hole alone."""
         goal_BChw = target(self.schedule, noised.clean_BChw, noised.noise_BChw, noised.timesteps_B)
         loss_B = hole_loss(output_BChw, goal_BChw, area_B1hw)
-        if self.loss.min_snr_gamma is not None:
-            loss_B = loss_B * min_snr_weight(self.schedule, noised.timesteps_B, self.loss.min_snr_gamma)
-        if self.loss.debiased:
-            loss_B = loss_B * debiased_weight(self.schedule, noised.timesteps_B)
-        return loss_B
+        return loss_B * timestep_weight(self.schedule, noised.timesteps_B, self.loss)
 
 
 def van_der_corput(positions_B: Tensor) -> Tensor:
@@ -84,18 +82,17 @@ def hole_loss(output_BChw: Tensor, target_BChw: Tensor, area_B1hw: Tensor) -> Te
     return (error_B1hw * area_B1hw).sum((1, 2, 3)) / area_B1hw.sum((1, 2, 3)).clamp(min=1e-6)
 
 
-def debiased_weight(schedule: NoiseSchedule, timesteps_B: Tensor) -> Tensor:
-    """Loss weight 1 / sqrt(SNR) for noise prediction, 1 / (SNR + 1) for v (Yu et al. 2023, "Debias the training of
-    diffusion models"; for v as kohya's trainer does it).
+def timestep_weight(schedule: NoiseSchedule, timesteps_B: Tensor, loss: LossSettings) -> Tensor:
+    """Loss weight of each row: the product of what `loss` asks for, 1 where that is nothing.
 
-    The error of the predicted noise is smallest where noise is most; unweighted, those timesteps hardly count.
+    Min-SNR (Hang et al. 2023, section 3.4): min(SNR, gamma) / SNR for noise prediction, / (SNR + 1) for v. Debiased (Yu
+    et al. 2023, "Debias the training of diffusion models"; for v as kohya's trainer does it): 1 / sqrt(SNR), for v
+    1 / (SNR + 1); the error of predicted noise is smallest where noise is most, and would hardly count.
     """
-    ratio_B = snr(schedule, timesteps_B)
-    return ratio_B.clamp(min=1e-3).rsqrt() if schedule.prediction_type == "epsilon" else 1 / (ratio_B + 1)
-
-
-def min_snr_weight(schedule: NoiseSchedule, timesteps_B: Tensor, gamma: float) -> Tensor:
-    """Loss weight min(SNR, gamma) / SNR for noise prediction, / (SNR + 1) for v (Hang et al. 2023, section 3.4)."""
-    ratio_B = snr(schedule, timesteps_B)
-    divisor_B = ratio_B if schedule.prediction_type == "epsilon" else ratio_B + 1
-    return torch.clamp(ratio_B, max=gamma) / divisor_B
+    snr_B, of_noise = snr(schedule, timesteps_B), schedule.prediction_type == "epsilon"
+    weight_B = torch.ones_like(snr_B)
+    if loss.min_snr_gamma is not None:
+        weight_B = weight_B * snr_B.clamp(max=loss.min_snr_gamma) / (snr_B if of_noise else snr_B + 1)
+    if loss.debiased:
+        weight_B = weight_B * (snr_B.clamp(min=1e-3).rsqrt() if of_noise else 1 / (snr_B + 1))
+    return weight_B

@@ -2,13 +2,13 @@
 
 Notation: a_t = `alphas_cumprod[t]`, x_t = sqrt(a_t) x_0 + sqrt(1 - a_t) e (Ho 2020, eq. 4) and
 v = sqrt(a_t) e - sqrt(1 - a_t) x_0 (Salimans 2022, sec. 4). Shapes: B rows, T training timesteps, S sampling steps;
-`clean`, `noise`, `noisy` and `output` are B x anything. Results are float32, whatever the inputs' precision, for
-1 - a_t needs it.
+`clean`, `noise` and `output` are B x anything. Results are float32, whatever the inputs' precision, for 1 - a_t needs
+it.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -17,13 +17,6 @@ from inpaint.errors import InpaintError
 
 PredictionType = Literal["epsilon", "v_prediction"]
 Spacing = Literal["leading", "trailing", "linspace"]
-
-
-class SchedulerLike(Protocol):
-    """What we read from a diffusers scheduler."""
-
-    alphas_cumprod: Tensor
-    config: Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -52,8 +45,13 @@ class NoiseSchedule:
     def to(self, device: torch.device | str) -> "NoiseSchedule":
         return replace(self, alphas_cumprod_T=self.alphas_cumprod_T.to(device))
 
+    def check_steps(self, steps: int) -> None:
+        """Raises InpaintError where there are not as many timesteps."""
+        if not 1 <= steps <= self.train_timesteps:
+            raise InpaintError(f"steps {steps}: this base can be sampled in 1 to {self.train_timesteps} steps")
 
-def schedule_of(scheduler: SchedulerLike) -> NoiseSchedule:
+
+def schedule_of(scheduler: Any) -> NoiseSchedule:
     """The schedule of a diffusers scheduler of any kind, as `DDIMScheduler.from_config(scheduler.config)` reads it.
 
     One difference: where the config says nothing about `clip_sample`, nothing is clipped. DDIMScheduler's own default
@@ -62,7 +60,7 @@ def schedule_of(scheduler: SchedulerLike) -> NoiseSchedule:
     Raises:
         InpaintError: a prediction type or timestep spacing that is not supported.
     """
-    config = scheduler.config
+    config: Mapping[str, Any] = scheduler.config
     # diffusers notes which settings are its class's defaults, and hands only the others to another class.
     defaults = config.get("_use_default_values", ())
     stated = {name: value for name, value in config.items() if name not in defaults and not name.startswith("_")}
@@ -86,43 +84,23 @@ def schedule_of(scheduler: SchedulerLike) -> NoiseSchedule:
     )
 
 
-def alphas_at(schedule: NoiseSchedule, timesteps_B: Tensor, ndim: int) -> Tensor:
-    """a_t per row, shaped B x 1 x ... with `ndim` dimensions; a negative timestep means "before the first"."""
-    alphas_B = schedule.alphas_cumprod_T.to(timesteps_B.device)[timesteps_B.clamp(min=0)]
-    alphas_B = torch.where(timesteps_B < 0, schedule.final_alpha_cumprod, alphas_B)
-    return alphas_B.reshape(-1, *[1] * (ndim - 1))
-
-
 def add_noise(schedule: NoiseSchedule, clean: Tensor, noise: Tensor, timesteps_B: Tensor) -> Tensor:
     """x_t (Ho 2020, eq. 4)."""
-    a = alphas_at(schedule, timesteps_B, clean.ndim)
+    a = _alphas_at(schedule, timesteps_B, clean.ndim)
     return a.sqrt() * clean + (1 - a).sqrt() * noise
-
-
-def velocity(schedule: NoiseSchedule, clean: Tensor, noise: Tensor, timesteps_B: Tensor) -> Tensor:
-    """v (Salimans 2022, sec. 4)."""
-    a = alphas_at(schedule, timesteps_B, clean.ndim)
-    return a.sqrt() * noise - (1 - a).sqrt() * clean
 
 
 def target(schedule: NoiseSchedule, clean: Tensor, noise: Tensor, timesteps_B: Tensor) -> Tensor:
     """What the model is trained to output at x_t: the noise, or v."""
-    return noise if schedule.prediction_type == "epsilon" else velocity(schedule, clean, noise, timesteps_B)
-
-
-def predicted_clean_and_noise(
-    schedule: NoiseSchedule, output: Tensor, noisy: Tensor, timesteps_B: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The x_0 and e that a model output stands for (Song 2020, eq. 9; Salimans 2022, sec. 4). Nothing is clipped."""
-    a = alphas_at(schedule, timesteps_B, noisy.ndim)
     if schedule.prediction_type == "epsilon":
-        return (noisy - (1 - a).sqrt() * output) / a.sqrt(), output
-    return a.sqrt() * noisy - (1 - a).sqrt() * output, a.sqrt() * output + (1 - a).sqrt() * noisy
+        return noise
+    a = _alphas_at(schedule, timesteps_B, clean.ndim)
+    return a.sqrt() * noise - (1 - a).sqrt() * clean
 
 
 def snr(schedule: NoiseSchedule, timesteps_B: Tensor) -> Tensor:
-    """Signal-to-noise ratio a_t / (1 - a_t) per row (Kingma 2021, eq. 2), as min-SNR weights need it."""
-    a_B = alphas_at(schedule, timesteps_B, 1)
+    """Signal-to-noise ratio a_t / (1 - a_t) per row (Kingma 2021, eq. 2)."""
+    a_B = _alphas_at(schedule, timesteps_B, 1)
     return a_B / (1 - a_B)
 
 
@@ -130,20 +108,10 @@ def sampling_timesteps(schedule: NoiseSchedule, steps: int) -> Tensor:
     """Timesteps (S, int64, falling) that `steps` sampling steps visit, as `DDIMScheduler.set_timesteps` gives them.
 
     Raises:
-        InpaintError: more steps than the model has timesteps for.
+        InpaintError: more steps than the model has timesteps for, also because of the base's offset.
     """
-    if not 1 <= steps <= schedule.train_timesteps:
-        raise InpaintError(f"steps {steps}: this base can be sampled in 1 to {schedule.train_timesteps} steps")
-    return spaced(schedule, schedule.timestep_spacing or "leading", steps)
-
-
-def spaced(schedule: NoiseSchedule, spacing: Spacing, steps: int) -> Tensor:
-    """`steps` of the training timesteps (S, int64, falling), spaced as Lin 2023, table 2, says.
-
-    Raises:
-        InpaintError: the base's offset moves the first beyond the last timestep there is.
-    """
-    count = schedule.train_timesteps
+    schedule.check_steps(steps)
+    count, spacing = schedule.train_timesteps, schedule.timestep_spacing or "leading"
     if spacing == "leading":
         timesteps_S = torch.arange(steps) * (count // steps) + schedule.steps_offset
     elif spacing == "linspace":
@@ -155,3 +123,8 @@ def spaced(schedule: NoiseSchedule, spacing: Spacing, steps: int) -> Tensor:
             f"steps {steps}: with this base's steps_offset at most {count - schedule.steps_offset} steps"
         )
     return timesteps_S.flip(0)
+
+
+def _alphas_at(schedule: NoiseSchedule, timesteps_B: Tensor, ndim: int) -> Tensor:
+    """a_t per row, shaped B x 1 x ... with `ndim` dimensions."""
+    return schedule.alphas_cumprod_T.to(timesteps_B.device)[timesteps_B].reshape(-1, *[1] * (ndim - 1))

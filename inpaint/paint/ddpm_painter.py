@@ -12,8 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from inpaint.diffusion.ddpm import Noise, NoiseSettings
-from inpaint.diffusion.repaint import OnStep, fill
+from inpaint.diffusion.ddpm import Noise, NoiseSettings, OnStep, fill
 from inpaint.diffusion.unet import Known, MaskedUNet, UNetSettings
 from inpaint.errors import InpaintError
 from inpaint.paint.crop import batches_of, resize_hole, resize_image, working_shape
@@ -73,7 +72,7 @@ class DdpmPainter:
         self.unet = MaskedUNet(card.unet)
         self.unet.load_state_dict(weights)
         self.unet.to(self.device).eval().requires_grad_(False)
-        self.schedule = card.noise.schedule().to(self.device)
+        self.schedule = card.noise.schedule()
 
     def paint(self, requests: Sequence[DdpmRequest], on_frame: OnFrame | None = None) -> list[np.ndarray]:
         """The originals with their holes painted, H x W x 3 uint8, in the requests' order.

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from inpaint.diffusion.repaint import PixelSampling
+from inpaint.diffusion.ddpm import PixelSampling
 from inpaint.diffusion.samplers import Sampler, Trajectory, trajectory
 from inpaint.diffusion.schedule import NoiseSchedule
 from inpaint.errors import InpaintError

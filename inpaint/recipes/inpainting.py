@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from inpaint.diffusion.repaint import PixelSampling
+from inpaint.diffusion.ddpm import PixelSampling
 from inpaint.errors import InpaintError
 from inpaint.paint.crop import resize_hole, resize_image
 from inpaint.paint.ddpm_painter import OnFrame, ReverseProcess

@@ -7,7 +7,7 @@ import tyro
 
 from inpaint.data.pipeline import read_manifest
 from inpaint.data.sources import CsvSource, FolderSource
-from inpaint.diffusion.repaint import PixelSampling
+from inpaint.diffusion.ddpm import PixelSampling
 from inpaint.errors import InpaintError
 from inpaint.paint.batch import paint_manifest
 from inpaint.paint.photos import Fill, check_name, comparison_name, read_photo, write_pictures

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from inpaint.diffusion import keyed
-from inpaint.diffusion.ddpm import NoiseSettings
+from inpaint.diffusion.ddpm import NoiseSettings, PixelSampling, fill
 from inpaint.diffusion.objective import HoleDiffusion, LossSettings
-from inpaint.diffusion.repaint import PixelSampling, fill
 from inpaint.diffusion.unet import MaskedUNet
 from inpaint.paint.paste import comparison
 from inpaint.train.objective import (

@@ -18,8 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from inpaint.diffusion.ddpm import NoiseSettings
-from inpaint.diffusion.repaint import PixelSampling
+from inpaint.diffusion.ddpm import NoiseSettings, PixelSampling
 from inpaint.diffusion.unet import MaskedUNet, UNetSettings
 from inpaint.export.adapter_folder import load_adapter, save_adapter
 from inpaint.models.adapter import apply_adapter

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 from starlette.responses import Response
 
-from inpaint.diffusion.repaint import PixelSampler, PixelSampling
+from inpaint.diffusion.ddpm import PixelSampler, PixelSampling
 from inpaint.paint.ddpm_painter import DdpmPainter
 from inpaint.paint.paste import assert_kept
 from inpaint.paint.request import DdpmRequest

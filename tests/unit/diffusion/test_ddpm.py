@@ -2,12 +2,14 @@
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 
-from inpaint.diffusion.ddpm import Noise, NoiseSettings, ddim_step, ddpm_step, renoise
-from inpaint.diffusion.repaint import PixelSampler, PixelSampling, fill
+from inpaint.diffusion.ddpm import Noise, NoiseSettings, PixelSampler, PixelSampling, fill
+from inpaint.diffusion.samplers import step, visiting
+from inpaint.diffusion.schedule import NoiseSchedule
 from inpaint.errors import InpaintError
 
 BETAS = {Noise.LINEAR: "linear", Noise.COSINE: "squaredcos_cap_v2"}
@@ -19,6 +21,12 @@ def config(noise: Noise, prediction: str) -> dict:
     return {**betas, "prediction_type": prediction, "clip_sample": True, "timestep_spacing": "trailing"}
 
 
+def path_of(schedule: NoiseSchedule, visited: list[int], *, ancestral: bool) -> torch.Tensor:
+    """The table of a run through `visited` to the clean picture."""
+    a = schedule.alphas_cumprod_T[visited].double().numpy()
+    return torch.from_numpy(visiting(schedule, np.array(visited), np.append(a[1:], 1.0), ancestral=ancestral).table_SK)
+
+
 @pytest.mark.parametrize(("noise", "prediction"), CASES)
 def test_a_ddim_run_is_diffusers(noise: Noise, prediction: str) -> None:
     theirs = DDIMScheduler(**config(noise, prediction))
@@ -27,9 +35,9 @@ def test_a_ddim_run_is_diffusers(noise: Noise, prediction: str) -> None:
     assert torch.allclose(schedule.alphas_cumprod_T, theirs.alphas_cumprod, atol=1e-6)
     ours = expected = torch.randn(2, 3, 4, 4)
     visited = theirs.timesteps.tolist()
-    for t, s in zip(visited, [*visited[1:], -1], strict=True):
+    for line, t in zip(path_of(schedule, visited, ancestral=False), visited, strict=True):
         output = torch.randn(2, 3, 4, 4)
-        ours = ddim_step(schedule, output, ours, torch.full((2,), t), torch.full((2,), s))
+        ours, _ = step(line[None], output, ours, clip_range=1.0)
         expected = theirs.step(output, t, expected).prev_sample
         assert torch.allclose(ours, expected, atol=2e-4)
 
@@ -41,10 +49,10 @@ def test_a_ddpm_step_is_diffusers(noise: Noise, prediction: str) -> None:
     schedule = NoiseSettings(noise=noise, prediction_type=prediction).schedule()
     noisy, output = torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4)
     visited = theirs.timesteps.tolist()
-    for t, s in zip(visited, [*visited[1:], -1], strict=True):
+    for line, t in zip(path_of(schedule, visited, ancestral=True), visited, strict=True):
         drawn = torch.randn(noisy.shape, generator=torch.Generator().manual_seed(t))
         expected = theirs.step(output, t, noisy, generator=torch.Generator().manual_seed(t)).prev_sample
-        ours = ddpm_step(schedule, output, noisy, torch.full((2,), t), torch.full((2,), s), drawn)
+        ours, _ = step(line[None], output, noisy, noise=drawn, clip_range=1.0)
         assert torch.allclose(ours, expected, atol=2e-4), t
 
 
@@ -55,17 +63,6 @@ def test_linear_noise_in_closed_form() -> None:
         expected *= 1 - (1e-4 + (0.02 - 1e-4) * t / 999)
         assert alphas[t].item() == pytest.approx(expected, rel=1e-6)
     assert alphas[-1].item() == pytest.approx(4.0358e-5, rel=1e-3)
-
-
-def test_noise_added_in_two_parts_has_the_variance_of_one() -> None:
-    schedule = NoiseSettings().schedule()
-    early, late = torch.tensor([100]), torch.tensor([600])
-    generator = torch.Generator().manual_seed(0)
-    a = schedule.alphas_cumprod_T
-    x_100 = a[100].sqrt() * 0.5 + (1 - a[100]).sqrt() * torch.randn(1, 200_000, generator=generator)
-    x_600 = renoise(schedule, x_100, early, late, torch.randn(1, 200_000, generator=generator))
-    assert x_600.mean().item() == pytest.approx(a[600].sqrt().item() * 0.5, abs=0.01)
-    assert x_600.var().item() == pytest.approx((1 - a[600]).item(), abs=0.01)
 
 
 def test_moves_resample_every_stretch_and_cost_what_is_said() -> None:
@@ -111,20 +108,23 @@ def test_kept_pixels_end_as_they_are_and_a_perfect_model_finds_the_rest(sampler:
     assert len(seen) == sampling.evaluations
 
 
-def test_the_network_sees_known_pixels_noised_to_its_timestep() -> None:
-    """Enforced at each step: outside the hole x_t is q(x_t | known), whatever the network says."""
+@pytest.mark.parametrize("sampler", PixelSampler)
+@pytest.mark.parametrize("jumps", [1, 3])
+def test_the_network_sees_pictures_as_noisy_as_its_timestep(sampler: PixelSampler, jumps: int) -> None:
+    """Outside the hole by force, whatever the network says; inside it also after noise was added again."""
     schedule = NoiseSettings().schedule()
     known, hole = torch.full((1, 3, 64, 64), 0.5), torch.zeros(1, 1, 64, 64)
     hole[:, :, :32] = 1
     spread = []
 
-    def wild(noisy: torch.Tensor, timesteps_B: torch.Tensor) -> torch.Tensor:
+    def model(noisy: torch.Tensor, timesteps_B: torch.Tensor) -> torch.Tensor:
         a = schedule.alphas_cumprod_T[timesteps_B[0]]
-        kept = (noisy[:, :, 32:] - a.sqrt() * 0.5) / (1 - a).sqrt()
-        spread.append((kept.mean().item(), kept.std().item()))
-        return torch.full_like(noisy, 3.0)
+        noise = (noisy - a.sqrt() * 0.5) / (1 - a).sqrt()
+        spread.extend((part.mean().item(), part.std().item()) for part in (noise[:, :, 32:], noise[:, :, :32]))
+        return torch.where(hole > 0, noise, 3.0)
 
-    fill(wild, schedule, known, hole, PixelSampling(steps=8), lambda: torch.randn(1, 3, 64, 64))
+    sampling = PixelSampling(steps=8, sampler=sampler, jump_length=3, jump_count=jumps)
+    fill(model, schedule, known, hole, sampling, lambda: torch.randn(1, 3, 64, 64))
     for mean, std in spread:
         assert mean == pytest.approx(0, abs=0.06)
         assert std == pytest.approx(1, abs=0.06)

@@ -4,47 +4,40 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler, PNDMScheduler
 
-from inpaint.diffusion.schedule import (
-    add_noise,
-    predicted_clean_and_noise,
-    sampling_timesteps,
-    schedule_of,
-    snr,
-    target,
-    velocity,
-)
+from inpaint.diffusion.samplers import step, visiting
+from inpaint.diffusion.schedule import add_noise, sampling_timesteps, schedule_of, snr, target
 from inpaint.errors import InpaintError
 from tests.tiny import tiny_scheduler
 
 PREDICTION_TYPES = ["epsilon", "v_prediction"]
 
 
-def rows(count: int = 3) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    clean, noise, output = torch.randn(3, count, 4, 5, 6, generator=generator)
-    return clean, noise, output
+def rows() -> tuple[torch.Tensor, torch.Tensor]:
+    clean, noise = torch.randn(2, 3, 4, 5, 6, generator=torch.Generator().manual_seed(0))
+    return clean, noise
 
 
 def test_noise_and_velocity_per_row_are_diffusers():
-    scheduler = tiny_scheduler()
+    scheduler = tiny_scheduler("v_prediction")
     schedule = schedule_of(scheduler)
-    clean, noise, _ = rows()
+    clean, noise = rows()
     timesteps = torch.tensor([0, 500, 999])
     assert torch.equal(add_noise(schedule, clean, noise, timesteps), scheduler.add_noise(clean, noise, timesteps))
     wanted = scheduler.get_velocity(clean, noise, timesteps)
-    assert torch.equal(velocity(schedule, clean, noise, timesteps), wanted)
+    assert torch.equal(target(schedule, clean, noise, timesteps), wanted)
 
 
 @pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
-def test_a_perfect_output_gives_back_clean_and_noise(prediction_type):
+def test_a_perfect_output_gives_back_clean_and_the_next_noisy_sample(prediction_type):
     schedule = schedule_of(tiny_scheduler(prediction_type))
-    clean, noise, _ = rows()
-    timesteps = torch.tensor([1, 400, 800])
+    clean, noise = rows()
+    timesteps, following = torch.tensor([1, 400, 800]), torch.tensor([0, 350, 10])
     noisy = add_noise(schedule, clean, noise, timesteps)
     output = target(schedule, clean, noise, timesteps)
-    found_clean, found_noise = predicted_clean_and_noise(schedule, output, noisy, timesteps)
+    path = visiting(schedule, timesteps.numpy(), schedule.alphas_cumprod_T[following].double().numpy())
+    found, found_clean = step(torch.from_numpy(path.table_SK), output, noisy)
     torch.testing.assert_close(found_clean, clean, atol=1e-4, rtol=0)
-    torch.testing.assert_close(found_noise, noise, atol=1e-4, rtol=0)
+    torch.testing.assert_close(found, add_noise(schedule, clean, noise, following), atol=1e-4, rtol=0)
 
 
 def test_snr_is_signal_over_noise():

@@ -9,8 +9,7 @@ import torch
 from PIL import Image
 
 import inpaint
-from inpaint.diffusion.ddpm import NoiseSettings
-from inpaint.diffusion.repaint import PixelSampler, PixelSampling
+from inpaint.diffusion.ddpm import NoiseSettings, PixelSampler, PixelSampling
 from inpaint.diffusion.unet import Known, MaskedUNet, UNetSettings
 from inpaint.errors import InpaintError
 from inpaint.paint.ddpm_painter import DdpmPainter, ModelCard, ReverseProcess

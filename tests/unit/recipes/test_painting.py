@@ -9,7 +9,7 @@ import pytest
 import tyro
 from PIL import Image
 
-from inpaint.diffusion.repaint import PixelSampling
+from inpaint.diffusion.ddpm import PixelSampling
 from inpaint.errors import BadRow, InpaintError
 from inpaint.paint.paste import kept_pixels_changed
 from inpaint.paint.request import SamplingSettings

@@ -12,8 +12,7 @@ import torch
 from PIL import Image
 from starlette.testclient import TestClient
 
-from inpaint.diffusion.ddpm import NoiseSettings
-from inpaint.diffusion.repaint import PixelSampling
+from inpaint.diffusion.ddpm import NoiseSettings, PixelSampling
 from inpaint.diffusion.unet import MaskedUNet, UNetSettings
 from inpaint.errors import InpaintError
 from inpaint.paint.ddpm_painter import DdpmPainter, ModelCard

@@ -102,9 +102,14 @@ def test_loss_weights_follow_their_formulas() -> None:
         alphas = schedule.alphas_cumprod_T[timesteps].double()
         ratio = alphas / (1 - alphas)
         expected = ratio.clamp(max=5.0) / (ratio + plus)
-        assert torch.allclose(objective.min_snr_weight(schedule, timesteps, 5.0).double(), expected, rtol=1e-4)
+        found = objective.timestep_weight(schedule, timesteps, LossSettings(min_snr_gamma=5.0)).double()
+        assert torch.allclose(found, expected, rtol=1e-4)
         debiased = ratio**-0.5 if prediction == "epsilon" else 1 / (ratio + 1)
-        assert torch.allclose(objective.debiased_weight(schedule, timesteps).double(), debiased, rtol=1e-3)
+        found = objective.timestep_weight(schedule, timesteps, LossSettings(debiased=True)).double()
+        assert torch.allclose(found, debiased, rtol=1e-3)
+        both = objective.timestep_weight(schedule, timesteps, LossSettings(debiased=True, min_snr_gamma=5.0)).double()
+        assert torch.allclose(both, expected * debiased, rtol=1e-3)
+        assert torch.equal(objective.timestep_weight(schedule, timesteps, LossSettings()), torch.ones(3))
 
 
 def test_settings_change_the_loss(folders: dict[int, Path]) -> None:
