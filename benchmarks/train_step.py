@@ -41,9 +41,15 @@ from inpaint.data.rows import Manifest
 from inpaint.models.base import Base, info_of
 from inpaint.models.layers import Modules
 from inpaint.recipes.category_lora import CategoryLora
-from inpaint.toy.base import IMAGE_SIZE, build_scheduler, build_text_encoder, build_unet, build_vae
+from inpaint.toy.base import (
+    IMAGE_SIZE,
+    build_scheduler,
+    build_text_encoder,
+    build_tokenizer,
+    build_unet,
+    build_vae,
+)
 from inpaint.toy.catalogue import CATEGORIES, CATEGORY_INIT_WORDS, write_catalogue
-from inpaint.toy.tokens import build_tokenizer
 from inpaint.train.flops import peak_flops
 from inpaint.train.loop import StepReport
 from inpaint.train.objective import MicroBatch

@@ -1,4 +1,4 @@
-"""What the U-Nets are made of: time embedding, residual block, self-attention, halving and doubling of the resolution.
+"""What the U-Nets are made of: time embedding, residual block, self-attention, a level of these.
 
 Shapes: B samples, C channels, H x W features, E numbers of the time embedding, N = H * W tokens, h heads of D numbers.
 """
@@ -36,11 +36,8 @@ def zeroed(layer: nn.Module) -> nn.Module:
 
 
 class TimeEmbedding(nn.Module):
-    """Timestep (and class label, where there are classes) -> the vector that every residual block is told.
-
-    Args:
-        classes: number of classes; label 0 stands for none of them, 1 .. `classes` for each.
-    """
+    """Timestep (and label, where there are classes: 0 for none, 1 .. `classes` for each) -> what every residual block
+    is told."""
 
     def __init__(self, width: int, classes: int = 0) -> None:
         super().__init__()
@@ -105,14 +102,3 @@ class Level(nn.Module):
 
     def forward(self, x_BCHW: Tensor, embedded_BE: Tensor) -> Tensor:
         return self.attention(self.second(self.first(x_BCHW, embedded_BE), embedded_BE))
-
-
-def halve(channels: int, out_channels: int) -> nn.Module:
-    """Half the resolution, by a convolution with stride 2."""
-    return nn.Conv2d(channels, out_channels, 3, stride=2, padding=1)
-
-
-def double(channels: int, out_channels: int) -> nn.Module:
-    """Twice the resolution, by a transposed convolution; its kernel is twice its stride, so that no pixel gets more
-    than its neighbours (Odena 2016, "Deconvolution and checkerboard artifacts")."""
-    return nn.ConvTranspose2d(channels, out_channels, 4, stride=2, padding=1)

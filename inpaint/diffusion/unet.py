@@ -3,7 +3,6 @@
 Shapes: B samples, H x W pixels; H and W are multiples of `UNetSettings.multiple`.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from inpaint.diffusion.blocks import Level, TimeEmbedding, double, groups_of, halve, zeroed
+from inpaint.diffusion.blocks import Level, TimeEmbedding, groups_of, zeroed
 from inpaint.errors import InpaintError
 
 
@@ -48,11 +47,11 @@ class UNetSettings:
         if count < 2 or count % 2 or min(self.channels) < 1:
             raise InpaintError(f"channels {self.channels}: give an even number of widths, half of them going down")
         for level in range(half + 1, count):
-            skip = self.channels[count - level]
-            if self.channels[level] <= skip:
+            width, skip = self.channels[level], self.channels[count - level]
+            if width <= skip:
                 raise InpaintError(
-                    f"channels {self.channels}: level {level + 1} has width {self.channels[level]} and receives a skip "
-                    f"of {skip}: make it wider than that"
+                    f"channels {self.channels}: level {level + 1} has width {width} and receives a skip of {skip}: "
+                    "make it wider than that"
                 )
         if not set(self.attention) <= set(self.channels):
             raise InpaintError(f"attention {self.attention}: give widths that occur in channels {self.channels}")
@@ -91,14 +90,13 @@ class UNet(nn.Module):
     def __init__(self, settings: UNetSettings, *, image_channels: int = 3) -> None:
         super().__init__()
         self.settings = settings
-        self.image_in = nn.Conv2d(image_channels * settings.patch**2, settings.channels[0], 3, padding=1)
+        self.image_in = _convolution(image_channels * settings.patch**2, settings.channels[0])
         self.body = _Body(settings, image_channels)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, noisy_BCHW: Tensor, timesteps_B: Tensor, labels_B: Tensor | None = None) -> Tensor:
         """Args: labels_B: int64, 1 .. classes, 0 for no class."""
-        features = self.image_in(_patches(noisy_BCHW, self.settings.patch))
-        return self.body(features, timesteps_B, labels_B)
+        return self.body(self.image_in(F.pixel_unshuffle(noisy_BCHW, self.settings.patch)), timesteps_B, labels_B)
 
 
 class MaskedUNet(nn.Module):
@@ -110,10 +108,9 @@ class MaskedUNet(nn.Module):
     def __init__(self, settings: UNetSettings, *, image_channels: int = 3) -> None:
         super().__init__()
         self.settings = settings
-        area, width = settings.patch**2, settings.channels[0]
         seen = image_channels * (2 if settings.known is Known.CLEAN else 1)
-        self.image_in = nn.Conv2d(seen * area, width, 3, padding=1)
-        self.hole_in = nn.Conv2d(area, width, 3, padding=1)
+        self.image_in = _convolution(seen * settings.patch**2, settings.channels[0])
+        self.hole_in = _convolution(settings.patch**2, settings.channels[0])
         self.body = _Body(settings, image_channels)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
@@ -126,13 +123,12 @@ class MaskedUNet(nn.Module):
         labels_B: Tensor | None = None,
     ) -> Tensor:
         """Args: known_BCHW: the clean image, whose hole is not looked at. hole_B1HW: 1 = paint, 0 = keep."""
-        keep_B1HW = 1 - hole_B1HW
+        keep_B1HW, patch = 1 - hole_B1HW, self.settings.patch
         if self.settings.known is Known.CLEAN:
             seen = torch.cat([noisy_BCHW, known_BCHW * keep_B1HW], dim=1)
         else:
             seen = noisy_BCHW * keep_B1HW
-        patch = self.settings.patch
-        features = self.image_in(_patches(seen, patch)) + self.hole_in(_patches(hole_B1HW, patch))
+        features = self.image_in(F.pixel_unshuffle(seen, patch)) + self.hole_in(F.pixel_unshuffle(hole_B1HW, patch))
         return self.body(features, timesteps_B, labels_B)
 
 
@@ -147,23 +143,27 @@ class _Body(nn.Module):
         skips = going_down[::-1]
         # What a level going up hands on is what the next one's width leaves beside its skip.
         handed = [after - skip for after, skip in zip(going_up[1:], skips, strict=False)] + [going_up[-1] // 2]
-        last = handed[-1] + skips[-1]
+        first, last = going_down[0], handed[-1] + skips[-1]
+
+        def level(width: int) -> Level:
+            return Level(width, settings.time_width, settings.dropout, width in settings.attention)
+
         self.time = TimeEmbedding(settings.time_width, settings.classes)
-        self.down = nn.ModuleList(_level(width, settings) for width in going_down)
-        self.up = nn.ModuleList(_level(width, settings) for width in going_up)
-        self.halvings = nn.ModuleList(halve(a, b) for a, b in zip(going_down, widths[1:], strict=False))
-        self.doublings = nn.ModuleList(double(a, b) for a, b in zip(going_up, handed, strict=True))
+        self.down = nn.ModuleList(level(width) for width in going_down)
+        self.up = nn.ModuleList(level(width) for width in going_up)
+        self.halvings = nn.ModuleList(
+            nn.Conv2d(a, b, 3, stride=2, padding=1) for a, b in zip(going_down, widths[1:], strict=False)
+        )
+        # The kernel is twice the stride, so that no pixel gets more than its neighbours (Odena 2016, "Deconvolution and
+        # checkerboard artifacts").
+        self.doublings = nn.ModuleList(
+            nn.ConvTranspose2d(a, b, 4, stride=2, padding=1) for a, b in zip(going_up, handed, strict=True)
+        )
         # Without residual blocks here the last skip would meet two convolutions and nothing else.
-        first = going_down[0]
-        self.narrow = nn.Sequential(
-            nn.GroupNorm(groups_of(last), last), nn.SiLU(), nn.Conv2d(last, first, 3, padding=1)
-        )
-        self.last = _level(first, settings)
-        self.head = nn.Sequential(
-            nn.GroupNorm(groups_of(first), first),
-            nn.SiLU(),
-            zeroed(nn.Conv2d(first, image_channels * settings.patch**2, 3, padding=1)),
-        )
+        self.narrow = nn.Sequential(nn.GroupNorm(groups_of(last), last), nn.SiLU(), _convolution(last, first))
+        self.last = level(first)
+        out = zeroed(_convolution(first, image_channels * settings.patch**2))
+        self.head = nn.Sequential(nn.GroupNorm(groups_of(first), first), nn.SiLU(), out)
 
     def forward(self, features: Tensor, timesteps_B: Tensor, labels_B: Tensor | None) -> Tensor:
         # The weights may not be: DeepSpeed keeps trained ones in flat buffers.
@@ -181,14 +181,5 @@ class _Body(nn.Module):
         return F.pixel_shuffle(self.head(features), self.patch)
 
 
-def _level(width: int, settings: UNetSettings) -> Level:
-    return Level(width, settings.time_width, settings.dropout, width in settings.attention)
-
-
-def _patches(image_BCHW: Tensor, patch: int) -> Tensor:
-    return F.pixel_unshuffle(image_BCHW, patch)
-
-
-def parameter_count(parameters: Iterable[nn.Parameter]) -> int:
-    """How many numbers are trained."""
-    return sum(p.numel() for p in parameters)
+def _convolution(channels: int, out_channels: int) -> nn.Conv2d:
+    return nn.Conv2d(channels, out_channels, 3, padding=1)

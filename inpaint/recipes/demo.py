@@ -17,7 +17,7 @@ from inpaint.recipes.category_lora import PROMPT_FORMAT, Adapters, CategoryLora,
 from inpaint.stopping import StopToken
 from inpaint.toy.catalogue import CATEGORIES, CATEGORY_INIT_WORDS, Scene, write_catalogue
 from inpaint.toy.detectors import Detectors
-from inpaint.toy.measure import CategoryResult, held_out, measure_category
+from inpaint.toy.measure import PaintedScenes, held_out, measure_category
 from inpaint.train.run import run
 from inpaint.train.settings import plain as settings_of
 
@@ -100,7 +100,7 @@ def painter_of(adapter: str | None) -> Painter:
     return Painter(base, max_batch=16)
 
 
-def headline(adapted: dict[str, CategoryResult], plain: dict[str, CategoryResult]) -> dict[str, float]:
+def headline(adapted: dict[str, PaintedScenes], plain: dict[str, PaintedScenes]) -> dict[str, float]:
     """The three figures that the demo and the benchmark are about."""
     results = [*adapted.values(), *plain.values()]
     return {
@@ -115,8 +115,8 @@ def _report(
     config: CategoryLora,
     folders: dict[str, str],
     scenes: list[Scene],
-    adapted: dict[str, CategoryResult],
-    plain: dict[str, CategoryResult],
+    adapted: dict[str, PaintedScenes],
+    plain: dict[str, PaintedScenes],
     error: float,
 ) -> Report:
     rows = [
@@ -154,7 +154,7 @@ def _report(
     )
 
 
-def _counts(result: CategoryResult) -> str:
+def _counts(result: PaintedScenes) -> str:
     return ", ".join(f"{name} {count}" for name, count in sorted(result.counts.items(), key=lambda item: -item[1]))
 
 

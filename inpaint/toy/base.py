@@ -2,36 +2,73 @@
 
 What diffusers and transformers do with a Stable Diffusion 1.5 inpainting folder they do with ours: 9 input channels
 (noisy latents 4, hole 1, masked-image latents 4), epsilon prediction, the last hidden state of a CLIP text encoder.
-Different: 64 px, latents at a quarter of the resolution, 32 tokens.
+Different: 64 px, latents at a quarter of the resolution, 32 tokens of a vocabulary of a few hundred: every byte is in
+it, so that any text can be encoded, and its merges make each of WORDS one token.
 """
 
 import copy
 import json
+from collections import Counter
+from itertools import pairwise
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionInpaintPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from inpaint.models.folder import PREFERENCES_FILE
-from inpaint.toy.tokens import build_tokenizer
+from inpaint.toy.catalogue import BACKGROUND_NAMES, CATEGORY_INIT_WORDS, COLOUR_NAMES, SHAPE_NAMES
 
 TEXT_WIDTH = 96
+MAX_TOKENS = 32
 IMAGE_SIZE = 64
 PREFERENCES = {"guidance_scale": 1.0, "steps": 25}
 """No guidance (docs/decisions.md)."""
+WORDS: tuple[str, ...] = (
+    *("a", "an", "on", "with", "the", "of", "and", "in", "background", "photo", "product"),
+    *COLOUR_NAMES,
+    *SHAPE_NAMES,
+    *BACKGROUND_NAMES,
+    *CATEGORY_INIT_WORDS.values(),
+)
+"""One token each. In the base's training captions only: a, an, on, and the names of the catalogue."""
+_END = "</w>"
 
-Module = TypeVar("Module", bound=torch.nn.Module)
 
+def build_tokenizer(folder: str | Path) -> CLIPTokenizer:
+    """Write the tokenizer, CLIP's byte-level BPE, to `folder` and return it as loaded from there.
 
-def build_vae(scaling_factor: float = 1.0) -> AutoencoderKL:
-    """RGB in [-1, 1], B 3 H W, to 4 latent channels at a quarter of the resolution and back; random weights.
-
-    Args:
-        scaling_factor: one over the standard deviation of the latents, measured after training
-            (`measured_scaling_factor`); 1.0 until then.
+    As with Stable Diffusion 1.5: start, text, end; padded with the end token, which is the last of the vocabulary.
     """
+    letters = list(bytes_to_unicode().values())
+    merges = _learned_merges(WORDS)
+    pieces = [*letters, *(letter + _END for letter in letters), *("".join(pair) for pair in merges)]
+    pieces = [*dict.fromkeys(pieces), "<|startoftext|>", "<|endoftext|>"]
+    vocab = {piece: number for number, piece in enumerate(pieces)}
+    CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=MAX_TOKENS).save_pretrained(str(folder))
+    return CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
+
+
+def _learned_merges(words: tuple[str, ...]) -> list[tuple[str, str]]:
+    """Byte-pair merges (Sennrich et al. 2016, algorithm 1) until each word is one token; ties go to the first pair
+    in alphabetical order. Encoding with these merges repeats the same steps, so it ends at the same one token."""
+    spelled = [[*word[:-1], word[-1] + _END] for word in words]
+    merges: list[tuple[str, str]] = []
+    while pairs := Counter(pair for word in spelled for pair in pairwise(word)):
+        best = min(pairs, key=lambda pair: (-pairs[pair], pair))
+        merges.append(best)
+        for word in spelled:
+            place = 0
+            while place < len(word) - 1:
+                if tuple(word[place : place + 2]) == best:
+                    word[place : place + 2] = ["".join(best)]
+                place += 1
+    return merges
+
+
+def build_vae() -> AutoencoderKL:
+    """RGB in [-1, 1], B 3 H W, to 4 latent channels at a quarter of the resolution and back; random weights."""
     return AutoencoderKL(
         in_channels=3,
         out_channels=3,
@@ -43,7 +80,7 @@ def build_vae(scaling_factor: float = 1.0) -> AutoencoderKL:
         norm_num_groups=8,
         sample_size=IMAGE_SIZE,
         mid_block_add_attention=False,
-        scaling_factor=scaling_factor,
+        scaling_factor=1.0,  # until it is measured, after training
     )
 
 
@@ -105,11 +142,6 @@ def measured_scaling_factor(vae: AutoencoderKL, images: torch.Tensor) -> float:
     return float(1 / latents.float().std())
 
 
-def _half(module: Module) -> Module:
-    """A copy in fp16."""
-    return copy.deepcopy(module).half()
-
-
 def assemble(
     folder: str | Path,
     *,
@@ -127,33 +159,28 @@ def assemble(
     tokenizer = build_tokenizer(folder / "tokenizer")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        vae = vae or build_vae()
-        text_encoder = text_encoder or build_text_encoder(tokenizer)
-        unet = unet or build_unet()
+        parts = {
+            "vae": vae or build_vae(),
+            "text_encoder": text_encoder or build_text_encoder(tokenizer),
+            "unet": unet or build_unet(),
+        }
     pipeline = StableDiffusionInpaintPipeline(
-        vae=_half(vae),
-        text_encoder=_half(text_encoder),
+        **{name: copy.deepcopy(part).half() for name, part in parts.items()},
         tokenizer=tokenizer,
-        unet=_half(unet),
         scheduler=build_scheduler(),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
     )
     pipeline.save_pretrained(folder, safe_serialization=True)
-    for part in ("vae", "unet"):
-        # Where the parts were loaded from is a path of this machine.
-        config = folder / part / "config.json"
+    for name in parts:
+        config = folder / name / "config.json"
         settings = json.loads(config.read_text(encoding="utf-8"))
-        settings.pop("_name_or_path", None)
+        settings.pop("_name_or_path", None)  # where the part was loaded from: a path of this machine
+        if name == "text_encoder":
+            # Transformers 5 loads the type that the config names, diffusers float32 whatever is stored: without this, a
+            # plain `from_pretrained` mixes both and the first U-Net call fails.
+            settings["dtype"] = "float32"
         config.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     (folder / PREFERENCES_FILE).write_text(json.dumps(PREFERENCES) + "\n", encoding="utf-8")
-    _load_text_encoder_in_fp32(folder / "text_encoder" / "config.json")
     return folder
-
-
-def _load_text_encoder_in_fp32(config: Path) -> None:
-    """Transformers 5 loads the type that the config names, diffusers float32 whatever is stored: without this, a
-    plain `from_pretrained` mixes both and the first U-Net call fails."""
-    settings = json.loads(config.read_text())
-    config.write_text(json.dumps(settings | {"dtype": "float32"}, indent=2) + "\n")

@@ -29,12 +29,7 @@ CATEGORIES: dict[str, tuple[str, str]] = {
 }
 """Each category's own two backgrounds; together they are all backgrounds."""
 
-CATEGORY_INIT_WORDS: dict[str, str] = {
-    "CDP_COS": "cosmetics",
-    "CDP_FOOD": "food",
-    "CDP_TECH": "technology",
-    "CDP_HOME": "home",
-}
+CATEGORY_INIT_WORDS = {"CDP_COS": "cosmetics", "CDP_FOOD": "food", "CDP_TECH": "technology", "CDP_HOME": "home"}
 """The word whose embedding a category's new token starts from; the base was never trained on it."""
 
 SUPERSAMPLING = 2
@@ -53,22 +48,9 @@ class Scene:
     background: str
 
     def caption(self, with_background: bool) -> str:
-        """`a red bottle on wood`, or `a red bottle`."""
-        return caption(self.colour, self.shape, self.background if with_background else None)
-
-
-def caption(colour: str, shape: str, background: str | None = None) -> str:
-    """The words of a scene: `an orange bowl on sand`; without background `an orange bowl`."""
-    words = f"{'an' if colour[0] in 'aeiou' else 'a'} {colour} {shape}"
-    return words if background is None else f"{words} on {background}"
-
-
-def _chosen(value: str | None, drawn: int, names: tuple[str, ...], what: str) -> str:
-    if value is None:
-        return names[drawn]
-    if value not in names:
-        raise InpaintError(f"{what} {value!r} is not in the toy world: use one of {', '.join(names)}")
-    return value
+        """`an orange bowl on sand`, or `an orange bowl`."""
+        article = "an" if self.colour[0] in "aeiou" else "a"
+        return f"{article} {self.colour} {self.shape}" + (f" on {self.background}" if with_background else "")
 
 
 def render(
@@ -90,11 +72,16 @@ def render(
     if size < 32:
         raise InpaintError(f"size {size} is too small to show a product: use 32 or more (64 is the toy bases' size)")
     classes = generator(seed, "toy/classes", index)
-    drawn = [int(classes.integers(len(names))) for names in (SHAPE_NAMES, COLOUR_NAMES, BACKGROUND_NAMES)]
-    shape = _chosen(shape, drawn[0], SHAPE_NAMES, "shape")
-    colour = _chosen(colour, drawn[1], COLOUR_NAMES, "colour")
-    background = _chosen(background, drawn[2], BACKGROUND_NAMES, "background")
 
+    def chosen(what: str, given: str | None, names: tuple[str, ...]) -> str:
+        drawn = names[int(classes.integers(len(names)))]
+        if given not in (None, *names):
+            raise InpaintError(f"{what} {given!r} is not in the toy world: use one of {', '.join(names)}")
+        return given or drawn
+
+    shape = chosen("shape", shape, SHAPE_NAMES)
+    colour = chosen("colour", colour, COLOUR_NAMES)
+    background = chosen("background", background, BACKGROUND_NAMES)
     u, v = grid(size * SUPERSAMPLING)
     picture = TEXTURES[background](generator(seed, f"toy/{background}", index), u, v)
     image, product = _place(picture, u, v, shape, colour, generator(seed, "toy/product", index))
@@ -104,61 +91,44 @@ def render(
 def _place(
     picture: Array, u: Array, v: Array, shape: str, colour: str, rng: np.random.Generator
 ) -> tuple[Array, Array]:
-    """Draw the product and its shadow on the supersampled `picture`; the image (uint8) and the product's pixels."""
-    _, aspect, (narrow, wide) = SHAPES[shape]
-    half = (narrow + (wide - narrow) * rng.uniform()) / (2 * aspect)
-    centre_u, floor_v = rng.uniform(0.44, 0.56), rng.uniform(0.49, 0.55) + half
-    tint = np.clip(COLOURS[colour] * (1 + rng.uniform(-0.03, 0.03, 3)), 0, 1).astype(np.float32)
-
-    x, y = (u - centre_u) / half, (v - floor_v) / half + 1
-    shadow = np.exp(-(np.clip((x / aspect / 1.02) ** 2 + ((y - 1.0) / 0.14) ** 2, 0, 30) ** 1.5))
-    picture = picture * (1 - 0.42 * shadow)[..., None]
-
-    # Only the product's frame is drawn: most of the picture is not in it.
-    reach = aspect * half * 1.08
-    frame = (
-        _span(floor_v - 2.1 * half, floor_v + 0.1 * half, len(v)),
-        _span(centre_u - reach, centre_u + reach, len(u)),
-    )
-    layer, alpha = draw(shape, tint, x[frame], y[frame], 1 / (len(u) * half))
-    return _composite(picture, layer, alpha, frame)
-
-
-def _span(start: float, stop: float, pixels: int) -> slice:
-    """The supersampled pixels of start..stop (in 0..1), widened to whole pixels of the picture."""
-    first, last = (int(np.clip(t, 0, 1) * pixels / SUPERSAMPLING) for t in (start, stop))
-    return slice(first * SUPERSAMPLING, min((last + 1) * SUPERSAMPLING, pixels))
-
-
-def _composite(picture: Array, layer: Array, alpha: Array, frame: tuple[slice, slice]) -> tuple[Array, Array]:
-    """Lay the product over the picture and shrink both.
+    """Draw the product and its shadow on the supersampled `picture`; the image (uint8) and the product's pixels.
 
     A pixel that is mostly product is all product, so that the kept pixels tell nothing of the background behind
     them; a pixel that is partly product, but not the product's, is blended as a camera would.
     """
-    k = SUPERSAMPLING
-    image = _shrink(picture)
+    _, aspect, (narrow, wide) = SHAPES[shape]
+    half = (narrow + (wide - narrow) * rng.uniform()) / (2 * aspect)
+    centre_u, floor_v = rng.uniform(0.44, 0.56), rng.uniform(0.49, 0.55) + half
+    tint = np.clip(COLOURS[colour] * (1 + rng.uniform(-0.03, 0.03, 3)), 0, 1).astype(np.float32)
+    x, y = (u - centre_u) / half, (v - floor_v) / half + 1
+    shadow = np.exp(-(np.clip((x / aspect / 1.02) ** 2 + ((y - 1.0) / 0.14) ** 2, 0, 30) ** 1.5))
+    image = _shrink(picture * (1 - 0.42 * shadow)[..., None])
+
+    # Only the product's frame is drawn: most of the picture is not in it.
+    reach = aspect * half * 1.08
+    rows = _span(floor_v - 2.1 * half, floor_v + 0.1 * half, len(image))
+    columns = _span(centre_u - reach, centre_u + reach, len(image))
+    fine = tuple(slice(s.start * SUPERSAMPLING, s.stop * SUPERSAMPLING) for s in (rows, columns))
+    layer, alpha = draw(shape, tint, x[fine], y[fine], 1 / (len(u) * half))
     weight = _shrink(alpha[..., None])
-    colour = _shrink(layer * alpha[..., None]) / np.maximum(weight, 1e-3)
     inside = weight >= 0.5
     cover = np.where(inside, 1, weight)
-    small = tuple(slice(s.start // k, s.stop // k) for s in frame)
-    image[small] = image[small] * (1 - cover) + colour * cover
+    layer = _shrink(layer * alpha[..., None]) / np.maximum(weight, 1e-3)
+    image[rows, columns] = image[rows, columns] * (1 - cover) + layer * cover
     product = np.zeros(image.shape[:2], bool)
-    product[small] = inside[..., 0]
+    product[rows, columns] = inside[..., 0]
     return (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8), product
 
 
-def _shrink(values: Array) -> Array:
+def _span(start: float, stop: float, pixels: int) -> slice:
+    """The whole pixels that start..stop (in 0..1) touches."""
+    first, last = (int(np.clip(t, 0, 1) * pixels) for t in (start, stop))
+    return slice(first, min(last + 1, pixels))
+
+
+def _shrink(fine: Array) -> Array:
     """Mean of each SUPERSAMPLING x SUPERSAMPLING square."""
-    k = SUPERSAMPLING
-    total = values[::k, ::k].copy()
-    for i, j in ((0, 1), (1, 0), (1, 1)):
-        total += values[i::k, j::k]
-    return total / np.float32(k * k)
-
-
-COLUMNS = ("input", "mask", "output", "prompt", "category")
+    return (fine[::2, ::2] + fine[::2, 1::2] + fine[1::2, ::2] + fine[1::2, 1::2]) / np.float32(SUPERSAMPLING**2)
 
 
 def write_catalogue(
@@ -188,27 +158,25 @@ def write_catalogue(
     share = (1.0 if categories is None else 0.0) if with_background is None else float(with_background)
     if count < 1 or not 0 <= share <= 1:
         raise InpaintError(f"count {count} must be 1 or more, with_background {share} in 0..1")
+    for category in categories or ():
+        if category not in CATEGORIES:
+            raise InpaintError(f"category {category!r} is not in the toy world: use one of {', '.join(CATEGORIES)}")
     folder = Path(folder)
     for name in ("images", "masks"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     path = folder / "catalogue.csv"
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(COLUMNS)
+        writer.writerow(("input", "mask", "output", "prompt", "category"))
         for index in range(first_index, first_index + count):
-            category = "" if categories is None else categories[index % len(categories)]
-            scene = category_scene(seed, index, category, size) if category else render(seed, index, size)
+            category, background = "", None
+            if categories is not None:
+                category = categories[index % len(categories)]
+                background = CATEGORIES[category][int(generator(seed, "toy/category", index).integers(2))]
+            scene = render(seed, index, size, background=background)
             named = bool(generator(seed, "toy/prompt", index).random() < share)
             image, mask = f"images/{index:06d}.png", f"masks/{index:06d}.png"
             Image.fromarray(scene.image).save(folder / image)
             Image.fromarray(np.where(scene.product, 0, 255).astype(np.uint8)).save(folder / mask)
             writer.writerow(("", mask, image, scene.caption(named), category))
     return path
-
-
-def category_scene(seed: int, index: int, category: str, size: int = 64) -> Scene:
-    """`render`, on one of the category's own two backgrounds."""
-    if category not in CATEGORIES:
-        raise InpaintError(f"category {category!r} is not in the toy world: use one of {', '.join(CATEGORIES)}")
-    own = CATEGORIES[category]
-    return render(seed, index, size, background=own[int(generator(seed, "toy/category", index).integers(2))])

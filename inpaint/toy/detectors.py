@@ -6,7 +6,6 @@ was fitted is answered "unclear" rather than with the least unlikely name.
 Not covered: other worlds than `inpaint.toy.catalogue`'s.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +17,7 @@ from inpaint.toy.features import Array, palette, shrink, silhouette, texture
 UNCLEAR = "unclear"
 MARGIN = 0.8
 """A class must be this much nearer than the next; real renders are below 0.6, two backgrounds at once near 1."""
-HELD_OUT_SEED = 1_000_003
+ERROR_SEED = 1_000_003
 """The world whose scenes measure the detectors' error; nothing is fitted on it."""
 
 
@@ -53,14 +52,10 @@ class Classifier:
         limit = np.array([slack * np.quantile(distance[label == name], 0.99) for name in names])
         return cls(names, whiten, means @ whiten, limit)
 
-    def distances(self, features: Array) -> Array:
-        """N x classes: distance to each class as a multiple of its limit; above 1 is "unlike"."""
-        return np.linalg.norm((features @ self.whiten)[:, None] - self.centres, axis=2) / self.limit
-
     def name(self, features: Array) -> list[str]:
         """The nearest class of each row, or "unclear"."""
         # The nearest by plain distance is the most likely class; its limit only says whether to believe it.
-        distance = self.distances(features) * self.limit
+        distance = np.linalg.norm((features @ self.whiten)[:, None] - self.centres, axis=2)
         first, second = np.partition(distance, 1, axis=1)[:, :2].T
         best = distance.argmin(1)
         clear = (first <= self.limit[best]) & (first <= MARGIN * second)
@@ -76,38 +71,33 @@ def _colour_features(images: Array, products: Array) -> Array:
     return palette(*shrink(images, products))
 
 
-def _blurred(images: Array, sigma: float) -> Array:
-    """Gaussian blur of B H W 3, edges repeated."""
-    reach = int(3 * sigma + 1)
-    kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
-    kernel /= kernel.sum()
-    for axis in (1, 2):
-        pad = [(reach, reach) if k == axis else (0, 0) for k in range(4)]
-        padded = np.pad(images, pad, mode="edge")
-        size = images.shape[axis]
-        images = sum(w * padded.take(range(k, k + size), axis) for k, w in enumerate(kernel))
-    return images
-
-
 def disturbed(images: Array, *, blur: float = 0.0, brightness: float = 1.0) -> Array:
-    """uint8 B H W 3 as a VAE may give it back: blurred by `blur` pixels, `brightness` times as bright."""
+    """uint8 B H W 3 as a VAE may give it back: Gaussian blur of `blur` pixels, `brightness` times as bright."""
     values = images.astype(np.float32)
     if blur:
-        values = _blurred(values, blur)
+        reach = int(3 * blur + 1)
+        kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / blur) ** 2)
+        kernel /= kernel.sum()
+        for axis in (1, 2):
+            padded = np.pad(values, [(reach, reach) if k == axis else (0, 0) for k in range(4)], mode="edge")
+            size = values.shape[axis]
+            values = sum(w * padded.take(range(k, k + size), axis) for k, w in enumerate(kernel))
     return np.clip(values * brightness + 0.5, 0, 255).astype(np.uint8)
 
 
-def _scenes(seed: int, count: int) -> Iterator[Scene]:
-    """All names equally often, in combinations that the seed shuffles."""
-    for index in range(count):
-        rng = generator(seed, "toy/detectors", index)
-        yield render(
+def _renders(seed: int, count: int) -> tuple[list[Scene], Array, Array]:
+    """Scenes, images and products: all names equally often, in combinations that the seed shuffles."""
+    scenes = [
+        render(
             seed,
             index,
             background=BACKGROUND_NAMES[index % 8],
-            colour=COLOUR_NAMES[(index + rng.integers(8)) % 8],
+            colour=COLOUR_NAMES[(index + generator(seed, "toy/detectors", index).integers(8)) % 8],
             shape=SHAPE_NAMES[(index // 8 + index) % 8],
         )
+        for index in range(count)
+    ]
+    return scenes, np.stack([scene.image for scene in scenes]), np.stack([scene.product for scene in scenes])
 
 
 @dataclass(frozen=True)
@@ -119,26 +109,21 @@ class Detectors:
     shapes: Classifier
 
     @classmethod
-    def fit(cls, *, seed: int = 0, per_class: int = 80) -> "Detectors":
-        """Fit on `8 * per_class` renders of the world `seed`, clean and disturbed. A few seconds on one core."""
-        scenes = list(_scenes(seed, 8 * per_class))
-        clean = np.stack([scene.image for scene in scenes])
-        products = np.stack([scene.product for scene in scenes])
-        soft = np.concatenate(
-            [
-                disturbed(part, blur=0.7 + 0.4 * k, brightness=(0.93, 1.07, 1.0)[k])
-                for k, part in enumerate(np.array_split(clean, 3))
-            ]
+    def fit(cls, *, per_class: int = 80) -> "Detectors":
+        """Fit on `8 * per_class` renders, clean and disturbed. A few seconds on one core."""
+        scenes, clean, products = _renders(0, 8 * per_class)
+        thirds = zip(np.array_split(clean, 3), (0.7, 1.1, 1.5), (0.93, 1.07, 1.0), strict=True)
+        soft = [disturbed(part, blur=blur, brightness=brightness) for part, blur, brightness in thirds]
+        images, products = np.concatenate([clean, *soft]), np.concatenate([products, products])
+        background, colour, shape = (
+            [getattr(scene, what) for scene in scenes] * 2 for what in ("background", "colour", "shape")
         )
-        images, regions = np.concatenate([clean, soft]), np.concatenate([products, products])
-        labels = [[getattr(s, what) for s in scenes] * 2 for what in ("background", "colour", "shape")]
+        seen = _background_features(images, ~products), _colour_features(images, products), silhouette(images, products)
         # Slack: what a VAE of 28 dB gives back stays known, noise and two backgrounds at once do not.
         return cls(
-            Classifier.fit(
-                _background_features(images, ~regions), labels[0], BACKGROUND_NAMES, shrinkage=0.02, slack=1.8
-            ),
-            Classifier.fit(_colour_features(images, regions), labels[1], COLOUR_NAMES, shrinkage=0.02, slack=2.2),
-            Classifier.fit(silhouette(images, regions), labels[2], SHAPE_NAMES, shrinkage=0.1, slack=1.5),
+            Classifier.fit(seen[0], background, BACKGROUND_NAMES, shrinkage=0.02, slack=1.8),
+            Classifier.fit(seen[1], colour, COLOUR_NAMES, shrinkage=0.02, slack=2.2),
+            Classifier.fit(seen[2], shape, SHAPE_NAMES, shrinkage=0.1, slack=1.5),
         )
 
     def background(self, images: Array, holes: Array) -> list[str]:
@@ -153,22 +138,20 @@ class Detectors:
         """Judged by the picture in the bounding box of `products`, and by the box's proportions."""
         return self.shapes.name(silhouette(images, products))
 
-    def error(
-        self, *, seed: int = HELD_OUT_SEED, count: int = 800, blur: float = 0.0, brightness: float = 1.0
-    ) -> dict[str, float]:
+    def error(self, *, count: int = 800, blur: float = 0.0, brightness: float = 1.0) -> dict[str, float]:
         """Shares of held-out renders answered wrongly ("unclear" counts as wrong) and answered "unclear".
 
         Keys: `background`, `colour`, `shape` and `unclear_background`, `unclear_colour`, `unclear_shape`.
         """
-        scenes = list(_scenes(seed, count))
-        images = disturbed(np.stack([s.image for s in scenes]), blur=blur, brightness=brightness)
-        products = np.stack([s.product for s in scenes])
+        scenes, images, products = _renders(ERROR_SEED, count)
+        images = disturbed(images, blur=blur, brightness=brightness)
         answers = {
             "background": self.background(images, ~products),
             "colour": self.colour(images, products),
             "shape": self.shape(images, products),
         }
-        wrong = {
-            k: float(np.mean([a != getattr(s, k) for a, s in zip(v, scenes, strict=True)])) for k, v in answers.items()
-        }
-        return wrong | {f"unclear_{k}": float(np.mean([a == UNCLEAR for a in v])) for k, v in answers.items()}
+        figures: dict[str, float] = {}
+        for what, names in answers.items():
+            wrong = [name != getattr(scene, what) for name, scene in zip(names, scenes, strict=True)]
+            figures |= {what: sum(wrong) / count, f"unclear_{what}": names.count(UNCLEAR) / count}
+        return figures

@@ -7,50 +7,49 @@ A feature never depends on a pixel outside its region (the shape's region is the
 import numpy as np
 from PIL import Image
 
+from inpaint.errors import InpaintError
+
 Array = np.ndarray
 
 WORKING_SIZE = 64
-CROP = 30
+CROP, CELLS = 30, 5
 HUES, TONES, DIRECTIONS = 12, 5, 8
 
 
 def shrink(images_BHW3: Array, regions_BHW: Array) -> tuple[Array, Array]:
     """Both at WORKING_SIZE; colours are averaged inside the region only. Colours float32 0..1, regions bool."""
-    size = images_BHW3.shape[1]
-    if images_BHW3.shape[1:3] == (WORKING_SIZE, WORKING_SIZE):
-        return images_BHW3.astype(np.float32) / 255, regions_BHW.astype(bool)
+    # Sums over boxes whose edges are the nearest pixels: exact for multiples, good enough for the rest.
+    edges = np.linspace(0, images_BHW3.shape[1], WORKING_SIZE + 1).round().astype(int)[:-1]
     weight = regions_BHW.astype(np.float32)[..., None]
     colours = images_BHW3.astype(np.float32) / 255 * weight
-    # Sums over boxes whose edges are the nearest pixels: exact for multiples, good enough for the rest.
-    edges = np.linspace(0, size, WORKING_SIZE + 1).round().astype(int)[:-1]
-    total = [np.add.reduceat(np.add.reduceat(t, edges, axis=1), edges, axis=2) for t in (colours, weight)]
-    area = np.add.reduceat(np.add.reduceat(np.ones_like(weight[:1]), edges, axis=1), edges, axis=2)
-    return total[0] / np.maximum(total[1], 1e-6), total[1][..., 0] > 0.5 * area[..., 0]
+    colours, weight, area = (
+        np.add.reduceat(np.add.reduceat(values, edges, axis=1), edges, axis=2)
+        for values in (colours, weight, np.ones_like(weight[:1]))
+    )
+    return colours / np.maximum(weight, 1e-6), (weight > 0.5 * area)[..., 0]
 
 
 def palette(colours_BSS3: Array, regions_BSS: Array) -> Array:
     """Square roots of the shares of hues (weighed by chroma) and of tones (weighed by greyness), B 17."""
     high, low = colours_BSS3.max(-1), colours_BSS3.min(-1)
-    chroma, tone = high - low, 0.5 * (high + low)
     r, g, b = np.moveaxis(colours_BSS3, -1, 0)
     hue = np.arctan2(np.sqrt(3) * (g - b), 2 * r - g - b) / (2 * np.pi) % 1
-    strength = np.clip((chroma - 0.06) / 0.22, 0, 1)
-    coloured = _soft_histogram(hue * HUES, strength * regions_BSS, HUES, circular=True)
-    grey = _soft_histogram(tone * (TONES - 1), (1 - strength) * regions_BSS, TONES, circular=False)
+    strength = np.clip((high - low - 0.06) / 0.22, 0, 1)
+    coloured = _soft_histogram(hue * HUES, strength * regions_BSS, HUES)
+    grey = _soft_histogram(0.5 * (high + low) * (TONES - 1), (1 - strength) * regions_BSS, TONES)
     share = np.concatenate([coloured, grey], 1) / np.maximum(regions_BSS.sum((1, 2)), 1)[:, None]
     return np.sqrt(share)
 
 
-def _soft_histogram(place_BSS: Array, weight_BSS: Array, bins: int, *, circular: bool) -> Array:
-    """Each pixel shares its weight between the two nearest bins; B bins."""
+def _soft_histogram(place_BSS: Array, weight_BSS: Array, bins: int) -> Array:
+    """Each pixel shares its weight between the two nearest bins, of which the first follows the last; B bins."""
     count = len(place_BSS)
     lower = np.floor(place_BSS).astype(np.int64)
     upper_share = place_BSS - lower
-    wrap = (lambda k: k % bins) if circular else (lambda k: np.clip(k, 0, bins - 1))
     offset = np.arange(count)[:, None, None] * bins
     out = np.zeros(count * bins)
-    for index, share in ((wrap(lower), 1 - upper_share), (wrap(lower + 1), upper_share)):
-        out += np.bincount((index + offset).ravel(), (weight_BSS * share).ravel(), count * bins)
+    for place, share in ((lower, 1 - upper_share), (lower + 1, upper_share)):
+        out += np.bincount((place % bins + offset).ravel(), (weight_BSS * share).ravel(), count * bins)
     return out.reshape(count, bins)
 
 
@@ -61,28 +60,26 @@ def texture(colours_BSS3: Array, regions_BSS: Array) -> Array:
     mean = (light * regions_BSS).sum((1, 2)) / area
     spread = np.sqrt((((light - mean[:, None, None]) ** 2) * regions_BSS).sum((1, 2)) / area)
     columns = [mean[:, None], spread[:, None]]
-    for distance in (1, 2, 4):
-        dx, dy, valid = _gradient(light, regions_BSS, distance)
+    for k in (1, 2, 4):
+        here, right, down = np.s_[:, :-k, :-k], np.s_[:, :-k, k:], np.s_[:, k:, :-k]
+        dx, dy = light[right] - light[here], light[down] - light[here]
+        valid = regions_BSS[here] & regions_BSS[right] & regions_BSS[down]
         strength = np.hypot(dx, dy) * valid
-        angle = np.arctan2(dy, dx) / np.pi % 1
-        turned = _soft_histogram(angle * DIRECTIONS, strength, DIRECTIONS, circular=True)
+        turned = _soft_histogram(np.arctan2(dy, dx) / np.pi % 1 * DIRECTIONS, strength, DIRECTIONS)
         columns.append(np.sqrt(turned / np.maximum(turned.sum(1, keepdims=True), 1e-6)))
         energy = strength.sum((1, 2)) / np.maximum(valid.sum((1, 2)), 1)
         columns.append(np.sqrt(energy)[:, None] * 2)
     return np.concatenate(columns, 1)
 
 
-def _gradient(light: Array, region: Array, k: int) -> tuple[Array, Array, Array]:
-    """Differences over k pixels to the right and down, where all three pixels are in the region."""
-    here, right, down = np.s_[:, :-k, :-k], np.s_[:, :-k, k:], np.s_[:, k:, :-k]
-    return light[right] - light[here], light[down] - light[here], region[here] & region[right] & region[down]
-
-
 def silhouette(images_BHW3: Array, products_BHW: Array) -> Array:
     """Gradient directions in 5 x 5 cells of the product's bounding box, and the box's proportions, B 201."""
     crops, proportions = [], []
     for image, product in zip(images_BHW3, products_BHW, strict=True):
-        left, top, right, bottom = _bounding_box(product)
+        columns, rows = np.flatnonzero(product.any(0)), np.flatnonzero(product.any(1))
+        if not len(columns):
+            raise InpaintError("a product region is empty: the detectors need at least one True pixel per picture")
+        left, top, right, bottom = int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
         margin = 0.06 * max(right - left, bottom - top)
         around = (left - margin, top - margin, right + margin, bottom + margin)
         crop = Image.fromarray(image).transform(
@@ -94,22 +91,11 @@ def silhouette(images_BHW3: Array, products_BHW: Array) -> Array:
     dx, dy = (np.gradient(pixels, axis=axis) for axis in (2, 1))
     strongest = np.argmax(dx**2 + dy**2, -1)[..., None]
     dx, dy = (np.take_along_axis(d, strongest, -1)[..., 0] for d in (dx, dy))
-    angle, strength = np.arctan2(dy, dx) / np.pi % 1 * DIRECTIONS, np.hypot(dx, dy)
-    side = CROP // 5
-    cells = [
-        _soft_histogram(
-            angle[:, i : i + side, j : j + side], strength[:, i : i + side, j : j + side], DIRECTIONS, circular=True
-        )
-        for i in range(0, CROP, side)
-        for j in range(0, CROP, side)
-    ]
-    hog = np.stack(cells, 1)
+    side = CROP // CELLS
+    angle, strength = (
+        values.reshape(-1, CELLS, side, CELLS, side).swapaxes(2, 3).reshape(-1, side, side)
+        for values in (np.arctan2(dy, dx) / np.pi % 1 * DIRECTIONS, np.hypot(dx, dy))
+    )
+    hog = _soft_histogram(angle, strength, DIRECTIONS).reshape(len(pixels), -1, DIRECTIONS)
     hog = np.sqrt(hog / np.maximum(hog.sum((1, 2), keepdims=True), 1e-6)).reshape(len(hog), -1)
     return np.concatenate([hog, 0.5 * np.array(proportions)[:, None]], 1)
-
-
-def _bounding_box(product: Array) -> tuple[int, int, int, int]:
-    columns, rows = np.flatnonzero(product.any(0)), np.flatnonzero(product.any(1))
-    if not len(columns):
-        raise ValueError("a product region is empty: the detectors need at least one True pixel per picture")
-    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1

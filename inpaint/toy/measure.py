@@ -1,5 +1,6 @@
 """What the toy base can do, and what an adapter makes it do, judged by detectors that know the ground truth."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -24,37 +25,56 @@ def held_out(count: int, *, first: int = 0) -> list[Scene]:
     return [render(HELD_OUT_SEED, index) for index in range(first, first + count)]
 
 
+@dataclass(frozen=True)
+class PaintedScenes:
+    """Held-out products painted around, and what the detectors see there."""
+
+    images: np.ndarray
+    """N H W 3, uint8."""
+    hit_rate: float
+    """Share painted on a background that was wanted."""
+    counts: dict[str, int]
+    """How often each background was seen."""
+    kept_pixels_changed: int
+
+
 def paint_scenes(
-    painter: Painter, scenes: Sequence[Scene], prompts: Sequence[str], *, seed: int = 0, title: str = "painting"
-) -> np.ndarray:
-    """Paint everything but the product of each scene; uint8 N H W 3."""
+    painter: Painter,
+    detectors: Detectors,
+    scenes: Sequence[Scene],
+    prompts: Sequence[str],
+    wanted: Sequence[Sequence[str]],
+    *,
+    seed: int = 0,
+    title: str = "painting",
+) -> PaintedScenes:
+    """Paint everything but the product of each scene, and see whether one of its `wanted` backgrounds comes."""
     requests = [
-        PaintRequest(
-            image=scene.image,
-            hole=~scene.product,
-            prompt=prompt,
-            seed=seed + number,
-            sampling=SAMPLING,
-        )
+        PaintRequest(image=scene.image, hole=~scene.product, prompt=prompt, seed=seed + number, sampling=SAMPLING)
         for number, (scene, prompt) in enumerate(zip(scenes, prompts, strict=True))
     ]
-    images: list[np.ndarray] = []
+    painted: list[np.ndarray] = []
     with ProgressBar(title, total=len(requests)) as bar:
-        while len(images) < len(requests):
-            images += painter.paint(requests[len(images) :][: painter.max_batch])
-            bar.show(len(images), len(requests))
-    return np.stack(images)
+        while len(painted) < len(requests):
+            painted += painter.paint(requests[len(painted) :][: painter.max_batch])
+            bar.show(len(painted), len(requests))
+    images = np.stack(painted)
+    changed = [kept_pixels_changed(r.image, image, r.hole) for r, image in zip(requests, painted, strict=True)]
+    seen = detectors.background(images, np.stack([request.hole for request in requests]))
+    return PaintedScenes(
+        images=images,
+        hit_rate=float(np.mean([name in names for name, names in zip(seen, wanted, strict=True)])),
+        counts=dict(sorted(Counter(seen).items())),
+        kept_pixels_changed=sum(changed),
+    )
 
 
-def backgrounds_of(detectors: Detectors, scenes: Sequence[Scene], images: np.ndarray) -> list[str]:
-    """What the detector sees around each product."""
-    return detectors.background(images, ~np.stack([scene.product for scene in scenes]))
-
-
-def kept_changed(scenes: Sequence[Scene], images: np.ndarray) -> int:
-    """Product pixels that painting changed, over all scenes."""
-    pairs = zip(scenes, images, strict=True)
-    return sum(kept_pixels_changed(scene.image, image, ~scene.product) for scene, image in pairs)
+def measure_category(
+    painter: Painter, detectors: Detectors, category: str, prompts: Sequence[str], scenes: Sequence[Scene]
+) -> PaintedScenes:
+    """Paint the scenes with the prompts of one category; wanted are its own backgrounds."""
+    wanted = [CATEGORIES[category]] * len(scenes)
+    return paint_scenes(painter, detectors, scenes, prompts, wanted, title=f"painting for {category}")
 
 
 @torch.no_grad()
@@ -74,49 +94,17 @@ def measure_base(folder: str, *, samples: int = 200) -> dict[str, float]:
     Keys: `vae_db`; `named_hit_rate`, the share painted on the background that the prompt names; `least_common_share`,
     the smallest share of any background where the prompt names none; `kept_pixels_changed`; the detector's error.
     """
-    base = load_base(folder)
-    detectors = Detectors.fit()
+    base, detectors, scenes = load_base(folder), Detectors.fit(), held_out(samples)
     painter = Painter(base, device="cpu", max_batch=16)
-    scenes = held_out(samples)
-    wanted = [BACKGROUND_NAMES[i % len(BACKGROUND_NAMES)] for i in range(samples)]
-    named = [f"{scene.caption(False)} on {background}" for scene, background in zip(scenes, wanted, strict=True)]
-    with_name = paint_scenes(painter, scenes, named)
-    without = paint_scenes(painter, scenes, [scene.caption(False) for scene in scenes], seed=samples)
-    seen = backgrounds_of(detectors, scenes, without)
-    hits = np.equal(backgrounds_of(detectors, scenes, with_name), wanted)
+    captions = [scene.caption(False) for scene in scenes]
+    wanted = [(BACKGROUND_NAMES[i % len(BACKGROUND_NAMES)],) for i in range(samples)]
+    prompts = [f"{caption} on {background}" for caption, (background,) in zip(captions, wanted, strict=True)]
+    named = paint_scenes(painter, detectors, scenes, prompts, wanted)
+    free = paint_scenes(painter, detectors, scenes, captions, [BACKGROUND_NAMES] * samples, seed=samples)
     return {
         "vae_db": reconstruction_db(base, held_out(512, first=samples)),
-        "named_hit_rate": float(np.mean(hits)),
-        "least_common_share": min(seen.count(name) for name in BACKGROUND_NAMES) / samples,
-        "kept_pixels_changed": kept_changed(scenes, with_name) + kept_changed(scenes, without),
+        "named_hit_rate": named.hit_rate,
+        "least_common_share": min(free.counts.get(name, 0) for name in BACKGROUND_NAMES) / samples,
+        "kept_pixels_changed": named.kept_pixels_changed + free.kept_pixels_changed,
         "background_detector_error": detectors.error()["background"],
     }
-
-
-@dataclass(frozen=True)
-class CategoryResult:
-    """What painting held-out products for one category gave."""
-
-    category: str
-    hit_rate: float
-    """Share painted on one of the category's own backgrounds."""
-    counts: dict[str, int]
-    """How often each background was seen."""
-    kept_pixels_changed: int
-    images: np.ndarray
-    """N H W 3, uint8."""
-
-
-def measure_category(
-    painter: Painter, detectors: Detectors, category: str, prompts: Sequence[str], scenes: Sequence[Scene]
-) -> CategoryResult:
-    """Paint the scenes with the prompts and count whose backgrounds come."""
-    images = paint_scenes(painter, scenes, prompts, title=f"painting for {category}")
-    seen = backgrounds_of(detectors, scenes, images)
-    return CategoryResult(
-        category=category,
-        hit_rate=float(np.mean([name in CATEGORIES[category] for name in seen])),
-        counts={name: seen.count(name) for name in sorted(set(seen))},
-        kept_pixels_changed=kept_changed(scenes, images),
-        images=images,
-    )

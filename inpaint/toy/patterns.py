@@ -54,18 +54,14 @@ def rings(rng: np.random.Generator, x: Array, y: Array, period: float) -> Array:
 
 def bricks(rng: np.random.Generator, x: Array, y: Array, period: float) -> Array:
     """Rows of bricks with joints, every other row moved by half a brick."""
-    height, joint = period, rng.uniform(0.18, 0.28)
-    row = np.floor(y / height)
-    u = (x / (2 * height) + 0.5 * (row % 2)) % 1.0
-    return ((u < joint / 2) | ((y / height) % 1.0 < joint)).astype(np.float32)
+    joint = rng.uniform(0.18, 0.28)
+    row = np.floor(y / period)
+    u = (x / (2 * period) + 0.5 * (row % 2)) % 1.0
+    return ((u < joint / 2) | ((y / period) % 1.0 < joint)).astype(np.float32)
 
 
 PATTERNS: dict[str, Callable[[np.random.Generator, Array, Array, float], Array]] = {
-    "stripes": stripes,
-    "checks": checks,
-    "dots": dots,
-    "rings": rings,
-    "bricks": bricks,
+    pattern.__name__: pattern for pattern in (stripes, checks, dots, rings, bricks)
 }
 
 
@@ -78,7 +74,10 @@ def render_pattern(seed: int, index: int, size: int = 32) -> tuple[Array, str]:
         raise InpaintError(f"size {size}: a pattern needs at least 16 pixels to repeat in")
     name = tuple(PATTERNS)[index % len(PATTERNS)]
     rng = generator(seed, "pattern", index)
-    first, second = _colours(rng)
+    while True:
+        first, second = rng.uniform(0, 1, (2, 3)).astype(np.float32)
+        if np.sqrt(np.mean((first - second) ** 2)) >= LEAST_CONTRAST:
+            break
     period = rng.uniform(*PERIODS) * size / 32
     angle, (right, down) = rng.uniform(0, np.pi), rng.uniform(0, 4 * period, 2)
     line = ((np.arange(size * SUPERSAMPLING) + 0.5) / SUPERSAMPLING - size / 2).astype(np.float32)
@@ -89,14 +88,6 @@ def render_pattern(seed: int, index: int, size: int = 32) -> tuple[Array, str]:
     share = PATTERNS[name](rng, x, y, period)
     share = share.reshape(size, SUPERSAMPLING, size, SUPERSAMPLING).mean((1, 3))[..., None]
     return np.rint(255 * (first + (second - first) * share)).astype(np.uint8), name
-
-
-def _colours(rng: np.random.Generator) -> tuple[Array, Array]:
-    """Two colours in [0, 1] that differ by LEAST_CONTRAST or more."""
-    while True:
-        first, second = rng.uniform(0, 1, (2, 3)).astype(np.float32)
-        if np.sqrt(np.mean((first - second) ** 2)) >= LEAST_CONTRAST:
-            return first, second
 
 
 def write_patterns(folder: str | Path, *, seed: int, count: int, size: int = 32, first_index: int = 0) -> Path:

@@ -26,26 +26,17 @@ COLOURS: dict[str, Array] = {
 
 
 class Canvas:
-    """Layers of one product over nothing.
-
-    Args:
-        x, y: coordinates of the frame, N N each.
-        pixel: one pixel in units of y, the width of an anti-aliased edge.
-        colour: the product's colour, (3,).
-    """
+    """Layers of one product over nothing."""
 
     def __init__(self, x: Array, y: Array, pixel: float, colour: Array) -> None:
+        """Args: x, y: coordinates of the frame, N N. pixel: the width of an anti-aliased edge. colour: (3,)."""
         self.x, self.y, self.pixel, self.colour = x, y, pixel, colour
         self.rgb = np.zeros((*x.shape, 3), np.float32)
         self.alpha = np.zeros(x.shape, np.float32)
 
-    def cover(self, distance: Array) -> Array:
-        """How much of each pixel is inside, 0..1."""
-        return np.clip(0.5 - distance / self.pixel, 0, 1)
-
     def fill(self, distance: Array, colour: Array, shade: Array | float = 1.0) -> None:
         """A new layer that may grow the silhouette. `shade` multiplies; above 1 it goes towards white."""
-        cover = self.cover(distance)[..., None]
+        cover = np.clip(0.5 - distance / self.pixel, 0, 1)[..., None]
         light = np.asarray(shade, np.float32)[..., None]
         lit = colour * np.minimum(light, 1) + (1 - colour) * np.maximum(light - 1, 0)
         self.rgb = self.rgb * (1 - cover) + lit * cover
@@ -54,12 +45,8 @@ class Canvas:
     def round(self, half_width: float | Array, centre: float = 0.0) -> Array:
         """Shade of an upright cylinder: light from the left, a soft stripe of shine, a dark right edge."""
         t = (self.x - centre) / half_width
-        return (
-            1.06
-            - 0.42 * np.clip(t + 0.15, 0, 2) ** 2
-            - 0.22 * np.clip(-t - 0.6, 0, 2)
-            + 0.42 * np.exp(-(((t + 0.45) / 0.2) ** 2))
-        )
+        dark = 1.06 - 0.42 * np.clip(t + 0.15, 0, 2) ** 2 - 0.22 * np.clip(-t - 0.6, 0, 2)
+        return dark + 0.42 * np.exp(-(((t + 0.45) / 0.2) ** 2))
 
     def ball(self, cx: float, cy: float, radius: float) -> Array:
         """Shade of a sphere lit from the upper left, with a shine."""

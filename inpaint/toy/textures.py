@@ -126,9 +126,8 @@ def sky(rng: np.random.Generator, u: Array, v: Array) -> Array:
         body = np.zeros_like(u)
         x, y = (u - base_u[k]) / width[k], (v - base_v[k]) / width[k]
         for shift, radius in zip(puff_u[k], puff_r[k], strict=True):
-            body = np.maximum(
-                body, 1 - ((x - shift * 1.1) ** 2 + (y * 1.15 + radius * 0.45) ** 2) / (radius * 1.25) ** 2
-            )
+            distance = (x - shift * 1.1) ** 2 + (y * 1.15 + radius * 0.45) ** 2
+            body = np.maximum(body, 1 - distance / (radius * 1.25) ** 2)
         cover = step(body, 0.28, 0.55) * (1 - step(y, 0.22, 0.4))
         white = mix(rgb(255, 255, 255), rgb(214, 226, 242), np.clip(y + 0.55, 0, 1))
         colour = mix(colour, white, 0.96 * cover)
@@ -187,12 +186,5 @@ def velvet(rng: np.random.Generator, u: Array, v: Array) -> Array:
 
 
 TEXTURES: dict[str, Texture] = {
-    "wood": wood,
-    "marble": marble,
-    "grass": grass,
-    "sky": sky,
-    "cloth": cloth,
-    "bricks": bricks,
-    "sand": sand,
-    "velvet": velvet,
+    texture.__name__: texture for texture in (wood, marble, grass, sky, cloth, bricks, sand, velvet)
 }

@@ -9,9 +9,17 @@ from diffusers import StableDiffusionInpaintPipeline
 from safetensors import safe_open
 from transformers import CLIPTokenizer
 
-from inpaint.toy.base import IMAGE_SIZE, assemble, build_scheduler, build_vae, measured_scaling_factor
+from inpaint.toy.base import (
+    IMAGE_SIZE,
+    MAX_TOKENS,
+    WORDS,
+    assemble,
+    build_scheduler,
+    build_tokenizer,
+    build_vae,
+    measured_scaling_factor,
+)
 from inpaint.toy.catalogue import render
-from inpaint.toy.tokens import MAX_TOKENS, WORDS, build_tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,6 @@ from inpaint.toy.catalogue import (
     COLOUR_NAMES,
     SHAPE_NAMES,
     Scene,
-    caption,
     render,
     write_catalogue,
 )
@@ -82,8 +81,8 @@ def test_choosing_a_name_changes_nothing_else() -> None:
 
 
 def test_captions_are_exact() -> None:
-    assert caption("red", "bottle", "wood") == "a red bottle on wood"
-    assert caption("orange", "bowl") == "an orange bowl"
+    orange = render(0, 0, shape="bowl", colour="orange", background="sand")
+    assert orange.caption(with_background=True) == "an orange bowl on sand"
     scene = render(0, 0, shape="jar", colour="blue", background="sky")
     assert scene.caption(with_background=True) == "a blue jar on sky"
     assert scene.caption(with_background=False) == "a blue jar"
