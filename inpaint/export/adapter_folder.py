@@ -6,6 +6,7 @@ what diffusers' `load_lora_weights` and `load_textual_inversion` read; `adapter.
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -20,6 +21,10 @@ from inpaint.models.adapter import Adapter, AdapterCard
 LORA_FILE = "pytorch_lora_weights.safetensors"
 EMBEDS_FILES = ("learned_embeds.safetensors", "learned_embeds_2.safetensors")
 CARD_FILE = "adapter.json"
+
+
+class AdapterIncomplete(InpaintError):
+    """An adapter's folder does not hold what its card lists: it is still being copied, or a file is damaged."""
 
 
 def save_adapter(folder: str | Path, adapter: Adapter) -> Path:
@@ -48,41 +53,46 @@ def parse_card(data: bytes, where: str | Path) -> AdapterCard:
 
 
 def load_adapter(where: str | Path) -> Adapter:
-    """Read and verify an adapter folder.
+    """Read and verify the adapter folder at a path or an object-store URL. Raises InpaintError, as `read_adapter`."""
+    root = open_root(where)
+    return read_adapter(lambda name: _read(root, name), where)
+
+
+def read_adapter(read: Callable[[str], bytes | None], where: str | Path) -> Adapter:
+    """Verify an adapter. Whether it fits a base is for `inpaint.models.adapter.check_adapter` to say.
 
     Args:
-        where: its path or an object-store URL.
+        read: the bytes of one file of its folder; None where there is no such file.
+        where: what errors call the folder.
 
     Raises:
-        InpaintError: no such folder, or a file is missing or does not match its sha256. Whether it fits a base is
-            for `inpaint.models.adapter.check_adapter` to say.
+        AdapterIncomplete: a file is missing or does not match its sha256.
+        InpaintError: no such folder, or no adapter.
     """
-    root = open_root(where)
-    data = _read(root, CARD_FILE)
+    data = read(CARD_FILE)
     if data is None:
         raise InpaintError(f"{where}: no {CARD_FILE}, so not an adapter of ours; train one with train_category_lora")
     card = parse_card(data, f"{where}/{CARD_FILE}")
     known = (LORA_FILE, *EMBEDS_FILES)
-    strange = sorted(set(card.files) - set(known))
+    strange = sorted(set(card.files) - set(known)) if isinstance(card.files, dict) else [str(card.files)]
     if strange:
-        raise InpaintError(f"{where}: {CARD_FILE} lists {strange[0]}; only {', '.join(known)} are read")
+        raise InpaintError(f"{where}: {CARD_FILE} lists {strange[0][:80]}; only {', '.join(known)} are read")
     if LORA_FILE not in card.files:
         raise InpaintError(f"{where}: {CARD_FILE} lists {sorted(card.files)}, but not {LORA_FILE}")
-    tensors = {name: _tensors(root, name, digest) for name, digest in card.files.items()}
+    tensors = {name: _tensors(read(name), digest, f"{where}/{name}") for name, digest in card.files.items()}
     embeds = tuple(tensors[name] for name in EMBEDS_FILES if name in tensors)
     return Adapter(card=card, lora=tensors[LORA_FILE], embeds=embeds)
 
 
-def _tensors(root: Root, name: str, digest: str) -> dict[str, Tensor]:
-    data = _read(root, name)
+def _tensors(data: bytes | None, digest: str, where: str) -> dict[str, Tensor]:
     if data is None:
-        raise InpaintError(f"{root.join(name)} is missing: copy the whole adapter folder")
+        raise AdapterIncomplete(f"{where} is missing: copy the whole adapter folder")
     if hashlib.sha256(data).hexdigest() != digest:
-        raise InpaintError(f"{root.join(name)}: its bytes do not match the sha256 in {CARD_FILE}: copy it again")
+        raise AdapterIncomplete(f"{where}: its bytes do not match the sha256 in {CARD_FILE}: copy it again")
     try:
         return safetensors.torch.load(data)
     except safetensors.SafetensorError as error:
-        raise InpaintError(f"{root.join(name)}: not a safetensors file ({error})") from error
+        raise InpaintError(f"{where}: not a safetensors file ({error})") from error
 
 
 def _read(root: Root, name: str) -> bytes | None:

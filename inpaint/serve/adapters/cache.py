@@ -9,34 +9,29 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow.fs as pafs
 
 from inpaint.data.storage import Root
 from inpaint.errors import InpaintError
-from inpaint.export.adapter_folder import CARD_FILE, EMBEDS_FILES, LORA_FILE, load_adapter, parse_card
+from inpaint.export.adapter_folder import (
+    CARD_FILE,
+    EMBEDS_FILES,
+    LORA_FILE,
+    AdapterIncomplete,
+    load_adapter,
+    parse_card,
+    read_adapter,
+)
 from inpaint.models.adapter import Adapter, AdapterCard
 from inpaint.serve.service import AdapterGone
 
-ADAPTER_FILES = (LORA_FILE, *EMBEDS_FILES)
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _MAX_CARD_BYTES = 1 << 20
 
-
-class Incomplete(InpaintError):
-    """The registry's folder does not hold what its card lists: it is still being copied, or a file is damaged."""
-
-
-@dataclass(frozen=True)
-class AdapterFiles:
-    """One version of an adapter, on its way to a cache."""
-
-    digest: str
-    files: dict[str, bytes]
-    """`adapter.json` and the safetensors files."""
+AdapterFiles = dict[str, bytes]
+"""One version of an adapter, on its way to a cache: `adapter.json` and the safetensors files."""
 
 
 class AdapterCache:
@@ -62,40 +57,42 @@ class AdapterCache:
         """As `load`, with the reason.
 
         Raises:
-            Incomplete: a file is missing or does not match its sha256, or the registry has another version.
+            AdapterIncomplete: a file is missing or does not match its sha256, or the registry has another version.
             InpaintError: the files are what the card says, but no adapter, or too large.
             OSError: the registry cannot be read.
         """
-        adapter = self._copy(digest)
-        return self.put(self._download(name, digest)) if adapter is None else adapter
+        return self._copy(digest) or self.put(self._download(name, digest), name)
 
     def files(self, name: str, digest: str) -> AdapterFiles:
         """The bytes of that version. Raises AdapterGone."""
         self.load(name, digest)
-        return AdapterFiles(digest, {path.name: path.read_bytes() for path in (self.folder / digest).iterdir()})
+        return {path.name: path.read_bytes() for path in (self.folder / digest).iterdir()}
 
-    def put(self, version: AdapterFiles) -> Adapter:
-        """Keep a version, verified. Raises InpaintError for bytes that are no adapter, or not what the digest names."""
-        digest, files = version.digest, version.files
-        if _sha256(files.get(CARD_FILE, b"")) != digest or set(files) - {CARD_FILE, *ADAPTER_FILES}:
-            raise InpaintError(f"adapter files {digest[:12]}: they are not those of that digest")
+    def put(self, files: AdapterFiles, where: str = "files") -> Adapter:
+        """Keep a version, verified, by the digest of its card; errors call it `where`.
+
+        Raises:
+            InpaintError: the bytes are no adapter.
+        """
+        if not files.keys() <= {CARD_FILE, LORA_FILE, *EMBEDS_FILES}:
+            raise InpaintError(f"{where}: {', '.join(files)[:80]}: these are not the files of an adapter")
+        adapter = read_adapter(files.get, where)
         new = Path(tempfile.mkdtemp(prefix=".new-", dir=self.folder))
         try:
             for name, data in files.items():
                 (new / name).write_bytes(data)
-            adapter = load_adapter(new)
-            self._keep(new, digest)
-            return adapter
+            self._keep(new, _sha256(files[CARD_FILE]))
         finally:
             shutil.rmtree(new, ignore_errors=True)
+        return adapter
 
     def read_card(self, name: str) -> tuple[AdapterCard, str]:
-        """The card that lies in the registry now, and its digest. Raises Incomplete for none, OSError."""
+        """The card that lies in the registry now, and its digest. Raises AdapterIncomplete, OSError."""
         data = self._read(f"{name}/{CARD_FILE}", _MAX_CARD_BYTES)
         try:
             return parse_card(data, CARD_FILE), _sha256(data)
         except InpaintError as error:
-            raise Incomplete(str(error)) from error
+            raise AdapterIncomplete(str(error)) from error
 
     def _copy(self, digest: str) -> Adapter | None:
         """What is kept, verified again; None where it is not here."""
@@ -113,30 +110,23 @@ class AdapterCache:
             return None
 
     def _download(self, name: str, digest: str) -> AdapterFiles:
-        card_bytes = self._read(f"{name}/{CARD_FILE}", _MAX_CARD_BYTES)
-        if _sha256(card_bytes) != digest:
-            raise Incomplete(f"{name} has been replaced in the registry: send the request again")
-        listed = parse_card(card_bytes, CARD_FILE).files
-        if not isinstance(listed, Mapping) or set(listed) - set(ADAPTER_FILES):
-            raise InpaintError(f"{CARD_FILE} lists {str(listed)[:80]}: only {', '.join(ADAPTER_FILES)} are read")
-        files, left = {CARD_FILE: card_bytes}, self.max_adapter_bytes
-        for file, wanted in listed.items():
-            files[file] = self._read(f"{name}/{file}", left)
-            left -= len(files[file])
-            if _sha256(files[file]) != wanted:
-                raise Incomplete(f"{file} does not match its sha256 in {CARD_FILE}: still being copied, or damaged")
-        return AdapterFiles(digest, files)
+        """What the registry has now; `put` sees whether it is whole."""
+        files = {CARD_FILE: self._read(f"{name}/{CARD_FILE}", _MAX_CARD_BYTES)}
+        if _sha256(files[CARD_FILE]) != digest:
+            raise AdapterIncomplete(f"{name} has been replaced in the registry: send the request again")
+        paths = [self.root.join(f"{name}/{file}") for file in (LORA_FILE, *EMBEDS_FILES)]
+        infos = [info for info in self.root.filesystem.get_file_info(paths) if info.type == pafs.FileType.File]
+        size = sum(info.size for info in infos)
+        if size > self.max_adapter_bytes:
+            raise InpaintError(
+                f"{name} has {size:,} bytes: this service takes {self.max_adapter_bytes:,}; raise max_adapter_bytes"
+            )
+        return files | {info.base_name: self._read(f"{name}/{info.base_name}", size) for info in infos}
 
     def _read(self, relative: str, limit: int) -> bytes:
-        path = self.root.join(relative)
-        info = self.root.filesystem.get_file_info(path)
-        if info.type != pafs.FileType.File:
-            raise Incomplete(f"{relative} is missing: still being copied?")
-        if info.size > limit:
-            raise InpaintError(f"{relative} has {info.size:,} bytes: this service takes {limit:,}; raise the limit")
-        with self.root.filesystem.open_input_stream(path) as stream:
-            data: bytes = stream.read(limit + 1)
-        return data
+        """No more than `limit` bytes of a file of the registry: one that grows meanwhile is found damaged."""
+        with self.root.filesystem.open_input_stream(self.root.join(relative)) as stream:
+            return bytes(stream.read(limit))
 
     def _keep(self, folder: Path, digest: str) -> None:
         """Take over a verified copy, and let the oldest go."""

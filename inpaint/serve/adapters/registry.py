@@ -6,28 +6,26 @@ all others are untouched; what has not changed costs its share of a listing, nev
 Not covered: a folder whose files are replaced by others of equal size within the clock tick of the file system.
 """
 
+import asyncio
 import hashlib
 import logging
 import os
 import tempfile
-import threading
 import time
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
-from typing import ClassVar
 
 import pyarrow.fs as pafs
-from pydantic import ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from inpaint.data.storage import open_root
 from inpaint.errors import InpaintError
-from inpaint.export.adapter_folder import CARD_FILE
+from inpaint.export.adapter_folder import CARD_FILE, AdapterIncomplete
 from inpaint.models.adapter import check_adapter, check_card, check_name
 from inpaint.models.base import BaseInfo
-from inpaint.serve.adapters.cache import AdapterCache, Incomplete
+from inpaint.serve.adapters.cache import AdapterCache
 from inpaint.serve.service import ServedAdapter
 
 _LOG = logging.getLogger(__name__)
@@ -36,31 +34,23 @@ _CLOCK_TICK_NS = 2_000_000_000
 """Files as young as this may change once more without a change of their time: object stores count in seconds."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class RegistrySettings:
+class RegistrySettings(BaseModel):
     """Where adapters come from."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     root: str
     """Folder or bucket URL whose subfolders are adapters, and nothing else: all of it is listed at each poll."""
     cache: str | None = None
     """Local folder for copies; unset: one in the temporary folder, per user and registry."""
-    cache_bytes: int = 20 << 30
+    cache_bytes: int = Field(default=20 << 30, ge=1)
     """Most bytes of copies."""
-    poll_s: float = 2.0
+    poll_s: float = Field(default=2.0, gt=0)
     """Seconds between two looks."""
-    max_rank: int = 64
+    max_rank: int = Field(default=64, ge=1)
     """Largest rank served."""
-    max_adapter_bytes: int = 2 << 30
+    max_adapter_bytes: int = Field(default=2 << 30, ge=1)
     """Largest adapter served."""
-
-    def __post_init__(self) -> None:
-        if self.poll_s <= 0 or self.max_rank < 1 or self.cache_bytes < 1 or self.max_adapter_bytes < 1:
-            raise InpaintError(
-                f"poll_s {self.poll_s}, max_rank {self.max_rank}, cache_bytes {self.cache_bytes}, max_adapter_bytes "
-                f"{self.max_adapter_bytes}: all must be positive"
-            )
 
     def open_cache(self) -> AdapterCache:
         """What reads adapters by digest, here or in a painter. Raises InpaintError for a URL that is none."""
@@ -77,31 +67,28 @@ _Listed = frozenset[tuple[str, int, int]]
 """What a listing says of one folder: (file, bytes, time of change in ns) of each."""
 
 
+@dataclass
+class _Folder:
+    """What is known of one folder."""
+
+    seen: _Listed = frozenset()
+    """As it was looked at; empty: to be looked at again."""
+    served: ServedAdapter | None = None
+    """The newest version that was good."""
+    refused: str = ""
+    """Why a newer one is not served."""
+
+
 class Registry:
-    """Adapters served now. All methods may be called from any thread; `poll` from one at a time."""
+    """Adapters served now. `poll` or `watch` it from one place; all else may be called from any thread."""
 
     def __init__(self, settings: RegistrySettings, base: BaseInfo, cache: AdapterCache | None = None) -> None:
         self.settings = settings
         self.base = base
         self.cache = cache or settings.open_cache()
-        self._seen: dict[str, _Listed] = {}
-        self._good: dict[str, ServedAdapter] = {}
-        self._reasons: dict[str, str] = {}
-        self._served: Mapping[str, ServedAdapter] = MappingProxyType({})
-        self._refused: Mapping[str, str] = MappingProxyType({})
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="registry", daemon=True)
-
-    def start(self) -> None:
-        """Look once, then go on looking in a thread."""
-        self.poll()
-        self._thread.start()
-
-    def close(self) -> None:
-        """Stop looking."""
-        self._stop.set()
-        if self._thread.is_alive():
-            self._thread.join()
+        self._folders: dict[str, _Folder] = {}
+        self._served: Mapping[str, ServedAdapter] = {}
+        self._refused: Mapping[str, str] = {}
 
     def catalogue(self) -> Mapping[str, ServedAdapter]:
         """Name -> what is served under it now."""
@@ -111,6 +98,12 @@ class Registry:
         """Name -> why its newest version is not served; an older one may be."""
         return self._refused
 
+    async def watch(self) -> None:
+        """Look again and again, in another thread."""
+        while True:
+            await asyncio.sleep(self.settings.poll_s)
+            await asyncio.to_thread(self.poll)
+
     def poll(self) -> None:
         """Look once. Where the registry cannot be listed, all stays as it was."""
         try:
@@ -118,29 +111,20 @@ class Registry:
         except OSError as error:
             _LOG.warning("registry %s cannot be listed, so nothing changes: %s", self.settings.root, error)
             return
-        for name in {*self._good, *self._reasons, *self._seen} - listing.keys():
-            for table in (self._good, self._reasons, self._seen):
-                table.pop(name, None)
-        changed = [name for name, seen in listing.items() if self._seen.get(name) != seen]
-        if changed:
-            with ThreadPoolExecutor(min(_READERS, len(changed)), "registry") as pool:
-                looks = {pool.submit(self._look, name): name for name in changed}
-                published = time.monotonic()
-                for look in as_completed(looks):
-                    name = looks[look]
-                    self._seen.pop(name, None)
-                    newest_ns = max(changed_ns for _, _, changed_ns in listing[name])
-                    # Files this young may still change unseen: look again next time.
-                    if look.result() and time.time_ns() - newest_ns > _CLOCK_TICK_NS:
-                        self._seen[name] = listing[name]
-                    if time.monotonic() - published > 0.5:
-                        self._publish()
-                        published = time.monotonic()
+        self._folders = {name: self._folders.get(name, _Folder()) for name in listing}
+        changed = [name for name, folder in self._folders.items() if folder.seen != listing[name]]
+        published = time.monotonic()
+        with ThreadPoolExecutor(_READERS, "registry") as pool:
+            looks = {pool.submit(self._look, name, self._folders[name]): name for name in changed}
+            for look in as_completed(looks):
+                name = looks[look]
+                # Files this young may still change unseen: look again next time.
+                is_settled = time.time_ns() - max(changed_ns for _, _, changed_ns in listing[name]) > _CLOCK_TICK_NS
+                self._folders[name].seen = listing[name] if look.result() and is_settled else frozenset()
+                if time.monotonic() - published > 0.5:
+                    self._publish()
+                    published = time.monotonic()
         self._publish()
-
-    def _watch(self) -> None:
-        while not self._stop.wait(self.settings.poll_s):
-            self.poll()
 
     def _list(self) -> dict[str, _Listed]:
         root = self.cache.root
@@ -152,31 +136,29 @@ class Registry:
                 files.setdefault(name, []).append((file, info.size, info.mtime_ns))
         return {n: frozenset(found) for n, found in files.items() if any(file == CARD_FILE for file, _, _ in found)}
 
-    def _look(self, name: str) -> bool:
+    def _look(self, name: str, folder: _Folder) -> bool:
         """Serve or refuse what lies there; False where it could not even be read, for a reason that may pass."""
         try:
             check_name(name)
             card, digest = self.cache.read_card(name)
-            served = self._good.get(name)
-            if served is None or served.digest != digest:
+            if folder.served is None or folder.served.digest != digest:
                 check_card(card, self.base, max_rank=self.settings.max_rank)
                 check_adapter(self.cache.fetch(name, digest), self.base, max_rank=self.settings.max_rank)
-                self._good[name] = ServedAdapter(name=name, digest=digest, card=card)
+                folder.served = ServedAdapter(name=name, digest=digest, card=card)
                 _LOG.info("adapter %s at %s is served", name, digest[:12])
-            self._reasons.pop(name, None)
+            folder.refused = ""
             return True
         except (InpaintError, OSError) as error:
-            kind = "not complete yet" if isinstance(error, (Incomplete, OSError)) else "refused"
+            kind = "not complete yet" if isinstance(error, (AdapterIncomplete, OSError)) else "refused"
             reason = f"{kind}: {error}"
-            if self._reasons.get(name) != reason:
+            if folder.refused != reason:
                 _LOG.warning("adapter %s %s", name, reason)
-            self._reasons[name] = reason
+            folder.refused = reason
             return not isinstance(error, OSError)
 
     def _publish(self) -> None:
-        served, conflicts = settle(self._good.copy().values())
-        self._served = MappingProxyType(served)
-        self._refused = MappingProxyType({**self._reasons, **conflicts})
+        self._served, conflicts = settle(folder.served for folder in self._folders.values() if folder.served)
+        self._refused = {name: folder.refused for name, folder in self._folders.items() if folder.refused} | conflicts
 
 
 def settle(entries: Iterable[ServedAdapter]) -> tuple[dict[str, ServedAdapter], dict[str, str]]:

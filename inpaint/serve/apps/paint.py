@@ -55,7 +55,7 @@ class PaintArgs(BaseModel):
         """With the folder that `toy` stands for, and no rank that the engine's slots cannot hold."""
         root = str(SHIPPED_ADAPTERS) if self.registry.root == "toy" else self.registry.root
         max_rank = min(self.registry.max_rank, self.engine.max_rank)
-        return dataclasses.replace(self.registry, root=root, max_rank=max_rank)
+        return self.registry.model_copy(update={"root": root, "max_rank": max_rank})
 
     def served(self, info: BaseInfo) -> BaseInfo:
         """What clients hear of the base."""

@@ -38,14 +38,14 @@ class IngressReplica:
         context = serve.get_replica_context()
         info = read_base_info(args.base, args.base_revision)
         self._registry = Registry(args.registry_settings, info)
-        self._registry.start()
+        self._registry.poll()
         self._admission = Admission(args.admission)
         self._metrics = IngressMetrics(context.replica_tag)
         self._http = args.http
         self._names = context.app_name, painters.deployment_name, context.deployment
         self._painters = painters.options(method_name="paint", stream=True)
         self._dispatcher = Dispatcher(args.served(info), self._registry, self._admission, self._call)
-        self._watching = asyncio.create_task(self._watch())
+        self._watching = [asyncio.create_task(self._registry.watch()), asyncio.create_task(self._watch())]
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Serve after the constructor."""
