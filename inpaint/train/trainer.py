@@ -79,37 +79,14 @@ def fit(
         return started
     stop = stop or StopToken()
     stop.check()
-    scaling, threads = _scaling(settings, side_by_side)
     with output_folder(output) as folder:
         rows.save(folder / TRAIN_ROWS)
         if held_out is not None:
             held_out.save(folder / VALIDATION_ROWS)
         recipe.begin(folder)
     channel = open_channel()
-    reading = PlannedReading(recipe, output, total)
-    trainer = TorchTrainer(
-        _work,
-        train_loop_config={
-            "recipe": recipe,
-            "start": started,
-            "total": total,
-            "output": output,
-            "channel": channel,
-            "threads": threads,
-        },
-        # Placeholders: what is read is decided by `PlannedReading`, once Ray Train knows the world size.
-        datasets=dict.fromkeys(reading.names, lambda: ray.data.range(1)),
-        dataset_config=reading,
-        scaling_config=scaling,
-        run_config=ray.train.RunConfig(
-            # A fresh name each time: Ray Train then never looks for a snapshot of its own to restore.
-            name=f"{name}-{datetime.now(UTC):%Y%m%d-%H%M%S-%f}",
-            storage_path=f"{output}/ray_train",
-            failure_config=ray.train.FailureConfig(max_failures=settings.max_failures),
-            worker_runtime_env={"env_vars": _environment(threads, use_gpu=scaling.use_gpu)},
-            logging_config=ray.train.LoggingConfig(log_level="WARNING"),
-        ),
-    )
+    work = {"recipe": recipe, "start": started, "total": total, "output": output, "channel": channel}
+    trainer = _trainer(work, f"{name}-{datetime.now(UTC):%Y%m%d-%H%M%S-%f}", side_by_side)
     with (
         output_folder(f"{output}/tensorboard") as logs,
         RunConsole(name, logs, start=started.samples, total=total) as console,
@@ -125,6 +102,28 @@ def fit(
     ended = store.progress()
     assert ended is not None, "a finished run has a checkpoint"
     return ended
+
+
+def _trainer(work: dict[str, Any], name: str, side_by_side: int) -> TorchTrainer:
+    """Args: name: a fresh one each time; Ray Train then never looks for a snapshot of its own to restore."""
+    recipe, output = work["recipe"], work["output"]
+    scaling, threads = _scaling(recipe.train, side_by_side)
+    reading = PlannedReading(recipe, output, work["total"])
+    return TorchTrainer(
+        _work,
+        train_loop_config={**work, "threads": threads},
+        # Placeholders: what is read is decided by `PlannedReading`, once Ray Train knows the world size.
+        datasets=dict.fromkeys(reading.names, lambda: ray.data.range(1)),
+        dataset_config=reading,
+        scaling_config=scaling,
+        run_config=ray.train.RunConfig(
+            name=name,
+            storage_path=f"{output}/ray_train",
+            failure_config=ray.train.FailureConfig(max_failures=recipe.train.max_failures),
+            worker_runtime_env={"env_vars": _environment(threads, use_gpu=scaling.use_gpu)},
+            logging_config=ray.train.LoggingConfig(log_level="WARNING"),
+        ),
+    )
 
 
 def check_cluster(settings: TrainSettings) -> None:
