@@ -8,7 +8,6 @@ Not covered: joining a batch that has begun. Its requests go through the same st
 import asyncio
 import time
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from inpaint.errors import InpaintError
@@ -23,12 +22,6 @@ Work = Callable[[Sequence[RequestT], Callable[[], None]], list[ResultT]]
 
 class _Abandoned(Exception):
     """Nobody waits for the batch any more."""
-
-
-@dataclass(eq=False)
-class _Waiting(Generic[RequestT, ResultT]):
-    request: RequestT
-    done: "asyncio.Future[ResultT]"
 
 
 class Batcher(Generic[RequestT, ResultT]):
@@ -48,7 +41,7 @@ class Batcher(Generic[RequestT, ResultT]):
         self._work, self._kind = work, kind
         self.max_batch, self.max_waiting = max_batch, max_waiting
         self._ticks = 0
-        self._waiting: list[_Waiting[RequestT, ResultT]] = []
+        self._waiting: dict[asyncio.Future[ResultT], RequestT] = {}
         self._loop: asyncio.Task[None] | None = None
         self._seconds_per_request = 1.0
 
@@ -62,15 +55,14 @@ class Batcher(Generic[RequestT, ResultT]):
         if len(self._waiting) >= self.max_waiting:
             wait = self._seconds_per_request * len(self._waiting)
             raise Overloaded(f"{len(self._waiting)} requests are waiting, which is the limit", wait)
-        waiting: _Waiting[RequestT, ResultT] = _Waiting(request, asyncio.get_running_loop().create_future())
-        self._waiting.append(waiting)
+        result = asyncio.get_running_loop().create_future()
+        self._waiting[result] = request
         if self._loop is None:
             self._loop = asyncio.create_task(self._run())
         try:
-            return await waiting.done
+            return await result
         finally:
-            if waiting in self._waiting:
-                self._waiting.remove(waiting)
+            self._waiting.pop(result, None)
 
     async def check(self, probe: RequestT, timeout_s: float) -> None:
         """See real work done: the next tick of the batch that is running, else the probe.
@@ -88,47 +80,37 @@ class Batcher(Generic[RequestT, ResultT]):
     async def _run(self) -> None:
         try:
             while self._waiting:
-                await self._do(self._take())
+                # The oldest, and those that can share its batch.
+                kind = self._kind(next(iter(self._waiting.values())))
+                alike = [result for result, request in self._waiting.items() if self._kind(request) == kind]
+                await self._do({result: self._waiting.pop(result) for result in alike[: self.max_batch]})
         finally:
             self._loop = None
 
-    def _take(self) -> list[_Waiting[RequestT, ResultT]]:
-        """The oldest, and those that can share its batch."""
-        kind = self._kind(self._waiting[0].request)
-        batch = [one for one in self._waiting if self._kind(one.request) == kind][: self.max_batch]
-        self._waiting = [one for one in self._waiting if one not in batch]
-        return batch
-
-    async def _do(self, batch: list[_Waiting[RequestT, ResultT]]) -> None:
+    async def _do(self, batch: dict[asyncio.Future[ResultT], RequestT]) -> None:
         def tick() -> None:
             self._ticks += 1
-            if all(one.done.cancelled() for one in batch):
+            if all(result.cancelled() for result in batch):
                 raise _Abandoned
 
         began = time.monotonic()
         try:
-            results = await asyncio.to_thread(self._work, [one.request for one in batch], tick)
+            done = await asyncio.to_thread(self._work, list(batch.values()), tick)
         except _Abandoned:
             return
-        except InpaintError as error:
-            if len(batch) > 1:
-                # One of them is at fault: the others are done without it.
-                for one in batch:
-                    await self._do([one])
-                return
-            self._tell(batch[0], error)
-            return
         except BaseException as error:
-            for one in batch:
-                self._tell(one, error)
-            if not isinstance(error, Exception):
-                raise
-            return
+            if isinstance(error, InpaintError) and len(batch) > 1:
+                # One of them is at fault: the others are done without it.
+                for result, request in batch.items():
+                    await self._do({result: request})
+                return
+            for result in batch:
+                if not result.done():
+                    result.set_exception(error)
+            if isinstance(error, Exception):
+                return
+            raise
         self._seconds_per_request = (time.monotonic() - began) / len(batch)
-        for one, result in zip(batch, results, strict=True):
-            if not one.done.done():
-                one.done.set_result(result)
-
-    def _tell(self, one: _Waiting[RequestT, ResultT], error: BaseException) -> None:
-        if not one.done.done():
-            one.done.set_exception(error)
+        for result, value in zip(batch, done, strict=True):
+            if not result.done():
+                result.set_result(value)

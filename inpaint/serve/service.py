@@ -9,14 +9,16 @@ a client that were not checked.
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from inpaint.errors import InpaintError
-from inpaint.models.adapter import AdapterCard
-from inpaint.models.base import BaseInfo
-from inpaint.paint.request import PaintRequest
+
+if TYPE_CHECKING:  # HTTP starts sooner without torch and diffusers
+    from inpaint.models.adapter import AdapterCard
+    from inpaint.models.base import BaseInfo
+    from inpaint.paint.request import PaintRequest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +39,7 @@ class PaintOrder:
 
     id: str
     """Of the HTTP request, with the picture's number where there are several."""
-    request: PaintRequest
+    request: "PaintRequest"
     """With tokens in its prompt."""
     adapters: tuple[AdapterUse, ...] = ()
     previews: int = 0
@@ -97,14 +99,14 @@ class ServedAdapter:
 
     name: str
     digest: str
-    card: AdapterCard
+    card: "AdapterCard"
 
 
 class Service(Protocol):
     """What the HTTP dialects need of the service behind them."""
 
     @property
-    def base(self) -> BaseInfo:
+    def base(self) -> "BaseInfo":
         """The base that all orders are painted with."""
         ...
 

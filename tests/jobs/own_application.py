@@ -1,21 +1,20 @@
 """An HTTP application of one's own, as the guide in docs/architecture.md says: photos are enlarged."""
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 from typing import Annotated
 
 import numpy as np
 from fastapi import FastAPI
 from pydantic import BaseModel
 from ray import serve
-from starlette.responses import Response
 
 from inpaint.serve.batcher import Batcher
 from inpaint.serve.deployments.model import Model
 from inpaint.serve.http.application import build_http
-from inpaint.serve.http.endpoint import Call, Encoded, Endpoint
+from inpaint.serve.http.endpoint import Call, Endpoint, Picture
 from inpaint.serve.http.images import read_photo
 from inpaint.serve.http.limits import HttpSettings
-from inpaint.serve.http.receipt import Receipt, encode
+from inpaint.serve.http.receipt import Receipt
 from inpaint.serve.http.record import HttpMetrics, Record
 from inpaint.serve.http.resources import Resources
 from inpaint.serve.http.schema import PictureFields, Upload, Within
@@ -37,7 +36,7 @@ class EnlargeFields(PictureFields):
     """Times larger."""
 
 
-class EnlargeEndpoint(Endpoint[EnlargeFields, EnlargeCall, np.ndarray]):
+class EnlargeEndpoint(Endpoint[EnlargeFields, EnlargeCall]):
     """Enlarge a photo"""
 
     path = "/enlarge"
@@ -50,18 +49,16 @@ class EnlargeEndpoint(Endpoint[EnlargeFields, EnlargeCall, np.ndarray]):
         )
 
     def read(self, fields: EnlargeFields) -> EnlargeCall:
-        photo, encoding = read_photo(fields.image, "image", self.settings, 1).image, fields.encoding(95, self.settings)
-        return Call(request=(photo, fields.factor), encoding=encoding, model="nearest", pixels=photo[..., 0].size)
+        photo = read_photo(fields.image, "image", self.settings, 1).image
+        return Call(
+            request=(photo, fields.factor),
+            receipt=Receipt(base="nearest", base_revision="1", seed=0, sampling={"factor": fields.factor}),
+            encoding=fields.encoding(95, self.settings),
+            pixels=photo[..., 0].size,
+        )
 
-    async def submit(self, call: EnlargeCall, record: Record) -> AsyncGenerator[np.ndarray, None]:
-        yield await self.batcher.submit(call.request)
-
-    def encode(self, call: EnlargeCall, result: np.ndarray) -> bytes:
-        receipt = Receipt(base="nearest", base_revision="1", seed=0, sampling={"factor": call.request[1]})
-        return encode(result, call.encoding, receipt)
-
-    def answer(self, call: EnlargeCall, results: Sequence[Encoded[np.ndarray]]) -> Response:
-        return Response(results[0].data, media_type=call.encoding.media_type)
+    async def submit(self, call: EnlargeCall, record: Record) -> AsyncGenerator[Picture, None]:
+        yield Picture(image=await self.batcher.submit(call.request))
 
 
 class EnlargeApplication:

@@ -16,7 +16,6 @@ import numpy as np
 from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
-from starlette.responses import Response
 
 from inpaint.diffusion.ddpm import PixelSampler, PixelSampling
 from inpaint.paint.ddpm_painter import DdpmPainter
@@ -27,11 +26,11 @@ from inpaint.serve.batcher import Batcher
 from inpaint.serve.deployments.model import Model
 from inpaint.serve.http.application import build_http
 from inpaint.serve.http.body import FORM
-from inpaint.serve.http.endpoint import Call, Encoded, Endpoint
+from inpaint.serve.http.endpoint import Call, Endpoint, Picture
 from inpaint.serve.http.errors import bad, shown
 from inpaint.serve.http.images import check_area, hole_where_white, read_photo
 from inpaint.serve.http.limits import HttpSettings
-from inpaint.serve.http.receipt import Receipt, encode
+from inpaint.serve.http.receipt import Receipt
 from inpaint.serve.http.record import HttpMetrics, Record
 from inpaint.serve.http.resources import Resources
 from inpaint.serve.http.schema import PictureFields, Upload, Within, Word
@@ -83,7 +82,7 @@ class FillFields(PictureFields):
         return PixelSampling(**self.model_dump(include={f.name for f in dataclasses.fields(PixelSampling)}))
 
 
-class FillEndpoint(Endpoint[FillFields, Call[DdpmRequest], np.ndarray]):
+class FillEndpoint(Endpoint[FillFields, Call[DdpmRequest]]):
     """Fill a photo's hole"""
 
     path = "/fill"
@@ -96,12 +95,13 @@ class FillEndpoint(Endpoint[FillFields, Call[DdpmRequest], np.ndarray]):
 
     def read(self, fields: FillFields) -> Call[DdpmRequest]:
         """Black pixels of the mask are the hole."""
-        card, settings = self.application.painter.card, self.settings
+        application, settings = self.application, self.settings
+        card = application.painter.card
         if fields.label and fields.label not in card.classes:
             raise bad("label", f"{shown(fields.label)}; the model's classes are: {', '.join(card.classes) or 'none'}")
         photo = read_photo(fields.image, "image", settings, card.unet.multiple)
-        check_area(photo, 1, "image", settings)
-        keep = hole_where_white(fields.mask, "mask", photo, settings, alpha_paints=False)
+        check_area(photo.image.shape, 1, "image", settings)
+        keep = hole_where_white(fields.mask, photo, settings)
         request = DdpmRequest(
             image=photo.image,
             hole=~keep,
@@ -111,30 +111,23 @@ class FillEndpoint(Endpoint[FillFields, Call[DdpmRequest], np.ndarray]):
             guidance_scale=fields.guidance_scale,
             feather=fields.feather,
         )
-        encoding = fields.encoding(fields.quality, settings)
-        return Call(model=self.application.name, pixels=keep.size, request=request, encoding=encoding)
-
-    async def submit(self, call: Call[DdpmRequest], record: Record) -> AsyncGenerator[np.ndarray, None]:
-        """One picture; a photo without a hole is its own."""
-        request = call.request
-        yield await self.application.batcher.submit(request) if request.hole.any() else request.image
-
-    def encode(self, call: Call[DdpmRequest], result: np.ndarray) -> bytes:
-        request, application = call.request, self.application
-        assert_kept(request.image, result, request.hole)
         beside = {name: getattr(request, name) for name in ("label", "guidance_scale", "feather")}
-        sampling = {**dataclasses.asdict(request.sampling), **beside}
-        name, revision = application.name, application.revision
-        return encode(
-            result, call.encoding, Receipt(base=name, base_revision=revision, seed=request.seed, sampling=sampling)
+        return Call(
+            request=request,
+            receipt=Receipt(
+                base=application.name,
+                base_revision=application.revision,
+                seed=request.seed,
+                sampling={**dataclasses.asdict(request.sampling), **beside},
+            ),
+            encoding=fields.encoding(fields.quality, settings),
+            pixels=keep.size,
         )
 
-    def headers(self, call: Call[DdpmRequest]) -> dict[str, str]:
-        seed, revision = str(call.request.seed), self.application.revision
-        return {"x-kept-pixels-changed": "0", "x-seed": seed, "x-base-revision": revision}
-
-    def answer(self, call: Call[DdpmRequest], results: Sequence[Encoded[np.ndarray]]) -> Response:
-        return Response(results[0].data, media_type=call.encoding.media_type)
+    async def submit(self, call: Call[DdpmRequest], record: Record) -> AsyncGenerator[Picture, None]:
+        """One picture; a photo without a hole is its own."""
+        request = call.request
+        yield Picture(image=await self.application.batcher.submit(request) if request.hole.any() else request.image)
 
 
 class DdpmApplication:
@@ -185,7 +178,10 @@ def batcher_of(
     """Requests with the same sampling and working shape share the network's calls."""
 
     def work(requests: Sequence[DdpmRequest], tick: Callable[[], None]) -> list[np.ndarray]:
-        return painter.paint(requests, lambda done, total, pictures: tick())
+        pictures = painter.paint(requests, lambda done, total, pictures: tick())
+        for request, picture in zip(requests, pictures, strict=True):
+            assert_kept(request.image, picture, request.hole)
+        return pictures
 
     return Batcher(work, lambda r: (r.sampling, painter.shape_of(r)), max_batch=max_batch, max_waiting=max_waiting)
 

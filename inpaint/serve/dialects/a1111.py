@@ -17,14 +17,15 @@ from pydantic_core import PydanticCustomError
 from starlette.responses import JSONResponse, Response
 
 from inpaint.models.base import BaseInfo
+from inpaint.paint.crop import resize_hole, resize_image
 from inpaint.paint.request import SamplingSettings
 from inpaint.serve.dialects.a1111_info import SAMPLERS, check_checkpoint, info, infotext
 from inpaint.serve.dialects.adapters import as_trained, choose
-from inpaint.serve.dialects.painting import PaintCall, PaintEndpoint, PaintEvent, TextFields, in_order, largest_size
+from inpaint.serve.dialects.painting import PaintCall, PaintEndpoint, TextFields, largest_size
 from inpaint.serve.http.body import JSON
-from inpaint.serve.http.endpoint import Encoded
+from inpaint.serve.http.endpoint import Picture
 from inpaint.serve.http.errors import Dialect, Problem, bad, shown
-from inpaint.serve.http.images import Photo, hole_where_white, read_photo, resized
+from inpaint.serve.http.images import Photo, hole_where_white, read_photo
 from inpaint.serve.http.receipt import Encoding
 from inpaint.serve.http.schema import LARGEST_SEED, Fields, Limits, Upload, Within, read_fields
 
@@ -43,12 +44,11 @@ _HARMLESS: dict[str, tuple[Any, ...]] = {
 """Fields without effect here -> values that have none in A1111 either; other values are named in `info.ignored`."""
 
 
-def _error_response(problem: Problem, request_id: str) -> Response:
-    content = {"error": problem.code, "detail": str(problem), "body": "", "errors": str(problem)}
-    return JSONResponse(content, problem.status, problem.headers)
+def _error(problem: Problem, request_id: str) -> dict[str, Any]:
+    return {"error": problem.code, "detail": str(problem), "body": "", "errors": str(problem)}
 
 
-DIALECT = Dialect(name="a1111", prefix="/sdapi/", challenge='Basic realm="inpaint"', error_response=_error_response)
+DIALECT = Dialect(name="a1111", prefix="/sdapi/", challenge='Basic realm="inpaint"', error=_error)
 
 
 def _one(value: Any) -> Any:
@@ -65,9 +65,15 @@ def _served(value: str) -> str:
     return value
 
 
-_Sampler = Annotated[str, AfterValidator(_served)]
+def _no_script(value: Any) -> Any:
+    if value:
+        name = next(iter(value)) if isinstance(value, dict) else value
+        raise PydanticCustomError("no_such_script", f"{shown(name)}: no scripts or extensions are served here")
+    return value
 
 
+_SamplerName = Annotated[str, AfterValidator(_served)]
+_Scripts = Annotated[Any, AfterValidator(_no_script)]
 _EXAMPLE: JsonDict = {
     "init_images": ["iVBORw0..."],
     "mask": "iVBORw0...",
@@ -97,8 +103,8 @@ class Img2ImgFields(TextFields):
     """n_iter x batch_size pictures, with consecutive seeds."""
     cfg_scale: Annotated[float, Within(0, 100)] | None = None
     denoising_strength: Annotated[float, Within(0, 1, above=True)] = 0.75
-    sampler_name: _Sampler | None = None
-    sampler_index: _Sampler | None = None
+    sampler_name: _SamplerName | None = None
+    sampler_index: _SamplerName | None = None
     """Read where there is no sampler_name."""
     mask_blur: Annotated[float, Within(0, "max_feather")] = 4
     """A feather of so many pixels inside the hole: kept pixels stay as they are, where A1111 blurs across."""
@@ -113,9 +119,9 @@ class Img2ImgFields(TextFields):
     """Below strength 1 all are painted as 1 (original)."""
     override_settings: dict[str, Any] | None = None
     """`sd_model_checkpoint` must be the base; others have no effect."""
-    script_name: Any = None
+    script_name: _Scripts = None
     """Refused, as are all extensions."""
-    alwayson_scripts: Any = None
+    alwayson_scripts: _Scripts = None
     """Refused."""
     include_init_images: Any = None
     """Without effect."""
@@ -127,9 +133,9 @@ class Img2ImgFields(TextFields):
         return (self.width, self.height) if self.width and self.height else None
 
     @property
-    def side(self) -> int | None:
-        """Of the square with the area at which is painted, where the request says so."""
-        return round((self.sides[0] * self.sides[1]) ** 0.5) if self.inpaint_full_res and self.sides else None
+    def side(self) -> int:
+        """Of the square with the area at which is painted; 0 where the request does not say so."""
+        return round((self.sides[0] * self.sides[1]) ** 0.5) if self.inpaint_full_res and self.sides else 0
 
     def sampling(self, largest: int) -> SamplingSettings:
         """As the painter has them. Args: largest: working size that is still served; beyond, the base's own."""
@@ -138,7 +144,7 @@ class Img2ImgFields(TextFields):
             steps=self.steps,
             strength=self.denoising_strength,
             guidance_scale=self.cfg_scale,
-            size=self.side if (self.side or 0) <= largest else None,
+            size=self.side if 0 < self.side <= largest else None,
             padding=self.inpaint_full_res_padding if self.inpaint_full_res else None,
             feather=round(self.mask_blur),
         )
@@ -162,8 +168,7 @@ class Img2ImgEndpoint(PaintEndpoint[Img2ImgFields]):
 
     def read(self, fields: Img2ImgFields) -> PaintCall[Img2ImgFields]:
         """Names first, then pictures."""
-        settings, base = self.settings, self.service.base
-        _refuse_extensions(fields)
+        settings, base = self.settings, self.base
         check_checkpoint(fields.override_settings or {}, "override_settings.sd_model_checkpoint", base)
         prompt, tags = _without_tags(fields.prompt, self.limits)
         catalogue = self.service.catalogue()
@@ -173,13 +178,15 @@ class Img2ImgEndpoint(PaintEndpoint[Img2ImgFields]):
         if n > settings.max_pictures:
             message = f"n_iter x batch_size is {n}, the limit is {settings.max_pictures}"
             raise bad("batch_size", message, "out_of_range")
-        photo, hole = self._photo_and_hole(fields)
+        photo = read_photo(fields.init_images, "init_images", settings, base.size_multiple)
+        hole = self._hole(fields, photo)
+        shape = self._shape(fields, hole.shape)
         return self.call(
             fields,
             prompt=prompt,
             chosen=chosen,
-            photo=photo,
-            hole=hole,
+            image=resize_image(photo.image, shape),
+            hole=resize_hole(hole, shape),
             sampling=fields.sampling(largest_size(base)),
             seed=None if fields.seed < 0 else fields.seed,
             n=n,
@@ -187,40 +194,43 @@ class Img2ImgEndpoint(PaintEndpoint[Img2ImgFields]):
             warnings=_ignored(fields, prompt, base),
         )
 
-    def _photo_and_hole(self, fields: Img2ImgFields) -> tuple[Photo, np.ndarray]:
-        settings = self.settings
-        photo = read_photo(fields.init_images, "init_images", settings, self.service.base.size_multiple)
+    def _hole(self, fields: Img2ImgFields, photo: Photo) -> np.ndarray:
         if fields.mask is not None:
-            white = hole_where_white(fields.mask, "mask", photo, settings, alpha_paints=True)
-            hole = ~white if fields.inpainting_mask_invert else white
-        elif photo.transparent is not None and photo.transparent.any():
-            hole = photo.transparent
-        else:
-            hole = np.ones(photo.image.shape[:2], dtype=bool)
+            white = hole_where_white(fields.mask, photo, self.settings, alpha_paints=True)
+            return ~white if fields.inpainting_mask_invert else white
+        if photo.transparent is not None and photo.transparent.any():
+            return photo.transparent
+        return np.ones(photo.image.shape[:2], dtype=bool)
+
+    def _shape(self, fields: Img2ImgFields, shape: tuple[int, ...]) -> tuple[int, int]:
+        """Height and width of the answer."""
+        old_height, old_width = shape
         if fields.inpaint_full_res or fields.sides is None:
-            return photo, hole
+            return old_height, old_width
         width, height = fields.sides
-        old_height, old_width = hole.shape
         same_aspect = abs(width * old_height - height * old_width) <= max(old_height, old_width)
         if fields.resize_mode != 0 and not same_aspect:
             message = f"{fields.resize_mode}; only 0 (stretch) is served where the aspect changes: use inpaint_full_res"
             raise bad("resize_mode", message)
-        if width * height > settings.max_pixels or max(width, height) > settings.max_aspect * min(width, height):
-            limits = f"{settings.max_pixels:,} pixels and an aspect of {settings.max_aspect:g}"
-            raise bad("width", f"{width} x {height}; the limits are {limits}", "out_of_range")
-        return resized(photo, hole, width, height)
+        pixels, aspect = self.settings.max_pixels, self.settings.max_aspect
+        if width * height > pixels or max(width, height) > aspect * min(width, height):
+            message = f"{width} x {height}; the limits are {pixels:,} pixels and an aspect of {aspect:g}"
+            raise bad("width", message, "out_of_range")
+        return height, width
 
     def infotext(self, call: PaintCall[Img2ImgFields], seed: int) -> str:
-        return infotext(call, seed, self.service.base)
+        return infotext(call, seed)
 
-    def answer(self, call: PaintCall[Img2ImgFields], results: Sequence[Encoded[PaintEvent]]) -> Response:
+    def answer(self, call: PaintCall[Img2ImgFields], pictures: Sequence[Picture]) -> Response:
         """All pictures in base64, and what A1111 says of them."""
         fields = call.fields
-        told = {**info(call, self.service.base), "batch_size": fields.batch_size}
         parameters = fields.model_dump(exclude={"init_images", "mask"}, exclude_unset=True)
-        parameters |= {"init_images": None, "mask": None}
-        images = [one.base64 for one in in_order(results)] if fields.send_images else []
-        return JSONResponse({"images": images, "parameters": parameters, "info": json.dumps(told)})
+        told = {
+            "images": [one.base64 for one in pictures] if fields.send_images else [],
+            "parameters": {**parameters, "init_images": None, "mask": None},
+            "info": json.dumps({**info(call), "batch_size": fields.batch_size}),
+        }
+        return JSONResponse(told)
 
 
 def _without_tags(prompt: str, limits: Limits) -> tuple[str, list[tuple[str, float]]]:
@@ -234,30 +244,18 @@ def _without_tags(prompt: str, limits: Limits) -> tuple[str, list[tuple[str, flo
     return _TAG.sub("", prompt).strip(" \n,") if tags else prompt, tags
 
 
-def _refuse_extensions(fields: Img2ImgFields) -> None:
-    if fields.script_name:
-        raise bad("script_name", f"{shown(fields.script_name)}: no scripts are served here", "no_such_script")
-    scripts = fields.alwayson_scripts
-    if scripts:
-        name = next(iter(scripts)) if isinstance(scripts, dict) else scripts
-        raise bad("alwayson_scripts", f"{shown(name)}: no extensions are served here", "no_such_script")
-
-
 def _ignored(fields: Img2ImgFields, prompt: str, base: BaseInfo) -> list[str]:
     """What was given and has no effect."""
-    options = sorted((fields.override_settings or {}).keys() - {"sd_model_checkpoint"})
-    ignored = [f"override_settings.{_name(name)}" for name in options]
+    options = (fields.override_settings or {}).keys() - {"sd_model_checkpoint"}
+    extra = [name for name, value in (fields.model_extra or {}).items() if value not in _HARMLESS.get(name, ())]
+    names = [*(f"override_settings.{name}" for name in sorted(options)), *sorted(extra)]
+    strange = [ascii(name)[1:-1][:60] for name in names]
     if _ATTENTION.search(prompt):
-        ignored.append("(word:weight) in the prompt: read as plain text")
+        strange.append("(word:weight) in the prompt: read as plain text")
     if fields.inpainting_fill != 1 and fields.denoising_strength < 1:
-        ignored.append(f"inpainting_fill {fields.inpainting_fill}: painted as 1 (original)")
-    if (fields.side or 0) > largest_size(base):
-        ignored.append(f"width, height: far from what the base was trained at, painted at {base.default_size}")
+        strange.append(f"inpainting_fill {fields.inpainting_fill}: painted as 1 (original)")
+    if fields.side > largest_size(base):
+        strange.append(f"width, height: far from what the base was trained at, painted at {base.default_size}")
     if fields.resize_mode and fields.inpaint_full_res:
-        ignored.append("resize_mode")
-    strange = fields.model_extra or {}
-    return ignored + [_name(n) for n in sorted(strange) if n not in _HARMLESS or strange[n] not in _HARMLESS[n]]
-
-
-def _name(given: str) -> str:
-    return ascii(given)[1:-1][:60]
+        strange.append("resize_mode")
+    return strange

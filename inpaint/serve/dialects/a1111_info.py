@@ -28,9 +28,10 @@ SAMPLERS: dict[Sampler, tuple[str, ...]] = {
 """Our samplers -> A1111's name, then its aliases."""
 
 
-def infotext(call: PaintCall[Any], seed: int, base: BaseInfo) -> str:
+def infotext(call: PaintCall[Any], seed: int) -> str:
     """A picture's settings as A1111 writes them and its PNG Info tab reads them."""
-    request, sampling = call.request, call.request.sampling
+    request, receipt = call.request, call.receipt
+    sampling = request.sampling
     height, width = request.hole.shape
     pairs = {
         "Steps": sampling.steps,
@@ -38,22 +39,22 @@ def infotext(call: PaintCall[Any], seed: int, base: BaseInfo) -> str:
         "CFG scale": f"{sampling.guidance_scale:g}",
         "Seed": seed,
         "Size": f"{width}x{height}",
-        "Model hash": base.revision[:10],
-        "Model": base.name,
+        "Model hash": receipt.base_revision[:10],
+        "Model": receipt.base,
         "Denoising strength": f"{sampling.strength:g}",
         "Mask blur": sampling.feather,
     }
-    if call.adapters:
-        hashes = ", ".join(f"{use.name}: {use.digest[:12]}" for use in call.adapters)
+    if receipt.adapters:
+        hashes = ", ".join(f"{use.name}: {use.digest[:12]}" for use in receipt.adapters)
         pairs["Lora hashes"] = f'"{hashes}"'
-    tags = "".join(f" <lora:{use.name}:{use.weight:g}>" for use in call.adapters)
+    tags = "".join(f" <lora:{use.name}:{use.weight:g}>" for use in receipt.adapters)
     negative = f"\nNegative prompt: {request.negative_prompt}" if request.negative_prompt else ""
     return f"{request.prompt}{tags}{negative}\n" + ", ".join(f"{name}: {value}" for name, value in pairs.items())
 
 
-def info(call: PaintCall[Any], base: BaseInfo) -> dict[str, Any]:
+def info(call: PaintCall[Any]) -> dict[str, Any]:
     """What an answer's `info` says, before it is written as JSON."""
-    request, sampling = call.request, call.request.sampling
+    request, receipt, sampling = call.request, call.receipt, call.request.sampling
     seeds = [request.seed + number for number in range(call.n)]
     height, width = request.hole.shape
     return {
@@ -64,13 +65,13 @@ def info(call: PaintCall[Any], base: BaseInfo) -> dict[str, Any]:
         "width": width, "height": height,
         "sampler_name": SAMPLERS[sampling.sampler][0], "cfg_scale": sampling.guidance_scale, "steps": sampling.steps,
         "restore_faces": False, "face_restoration_model": None,
-        "sd_model_name": base.name, "sd_model_hash": base.revision[:10],
+        "sd_model_name": receipt.base, "sd_model_hash": receipt.base_revision[:10],
         "denoising_strength": sampling.strength,
         "extra_generation_params": {}, "index_of_first_image": 0, "styles": [], "clip_skip": 1,
-        "infotexts": [infotext(call, seed, base) for seed in seeds],
+        "infotexts": [infotext(call, seed) for seed in seeds],
         "is_using_inpainting_conditioning": True,
         "ignored": list(call.warnings),
-        "adapters": [vars(use) for use in call.adapters],
+        "adapters": [vars(use) for use in receipt.adapters],
         "kept_pixels_changed": 0,
     }  # fmt: skip
 

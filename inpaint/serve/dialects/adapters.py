@@ -60,12 +60,8 @@ def unknown(name: str, known: Sequence[str], field: str) -> Problem:
     folded = {candidate.casefold(): candidate for candidate in sorted(known)}
     near = [folded[match] for match in difflib.get_close_matches(name[:64].casefold(), folded, n=3, cutoff=0.5)]
     hint = f"nearest: {', '.join(near)}" if near else "none is near"
-    return Problem(
-        f"{field}: {shown(name)} is not served; {hint}; GET /catalogue lists all {len(folded)}",
-        status=404,
-        code="model_not_found",
-        field=field,
-    )
+    message = f"{shown(name)} is not served; {hint}; GET /catalogue lists all {len(folded)}"
+    return bad(field, message, "model_not_found", 404)
 
 
 def as_trained(prompt: str, chosen: Sequence[ChosenAdapter], field: str) -> str:

@@ -17,13 +17,13 @@ from fastapi import APIRouter
 from pydantic import ConfigDict
 from starlette.responses import JSONResponse, Response
 
+from inpaint.paint.crop import resize_hole, resize_image
 from inpaint.serve.dialects.adapters import as_trained, categories, choose, unknown
-from inpaint.serve.dialects.painting import PaintCall, PaintEndpoint, PaintEvent, PaintFields, in_order
+from inpaint.serve.dialects.painting import PaintCall, PaintEndpoint, PaintFields
 from inpaint.serve.http.body import FORM
-from inpaint.serve.http.endpoint import Encoded, sse
+from inpaint.serve.http.endpoint import Picture, sse
 from inpaint.serve.http.errors import Dialect, Problem, bad, shown
-from inpaint.serve.http.images import Photo, hole_where_transparent, read_photo, resized, transparent_hole
-from inpaint.serve.http.limits import HttpSettings
+from inpaint.serve.http.images import hole_where_transparent, read_photo
 from inpaint.serve.http.schema import Prompt, Upload, Within, Word
 from inpaint.serve.service import Painted, Service
 
@@ -37,17 +37,12 @@ _USAGE = {
 }
 
 
-def _error(problem: Problem) -> dict[str, Any]:
+def _error(problem: Problem, request_id: str) -> dict[str, Any]:
     kind = _TYPES.get(problem.status, "server_error" if problem.status >= 500 else "invalid_request_error")
     return {"error": {"message": str(problem), "type": kind, "param": problem.field, "code": problem.code}}
 
 
-DIALECT = Dialect(
-    name="openai",
-    prefix="/v1/",
-    challenge="Bearer",
-    error_response=lambda problem, _: JSONResponse(_error(problem), problem.status, problem.headers),
-)
+DIALECT = Dialect(name="openai", prefix="/v1/", challenge="Bearer", error=_error)
 
 
 class EditFields(PaintFields):
@@ -86,24 +81,21 @@ class EditEndpoint(PaintEndpoint[EditFields]):
 
     def read(self, fields: EditFields) -> PaintCall[EditFields]:
         """Names first, then pictures."""
-        settings, base = self.settings, self.service.base
+        settings, base = self.settings, self.base
         model = fields.model or base.name
         chosen = [] if model == base.name else [choose(model, self.service.catalogue(), "model", also=base.name)]
         prompt = as_trained(fields.prompt, chosen, "prompt")
         if fields.response_format == "url":
             raise bad("response_format", "url: pictures are not stored here; ask for b64_json", "url_refused")
         photo = read_photo(fields.image, "image", settings, base.size_multiple)
-        if fields.mask is None:
-            hole = transparent_hole(photo, "mask", "make what shall be painted transparent")
-        else:
-            hole = hole_where_transparent(fields.mask, "mask", photo, settings)
-        photo, hole = resized(photo, hole, *_fitting(fields.size, photo, base.size_multiple, settings))
+        hole = hole_where_transparent(fields.mask, photo, settings)
+        shape = self._fitting(fields.size, hole.shape)
         return self.call(
             fields,
             prompt=prompt,
             chosen=chosen,
-            photo=photo,
-            hole=hole,
+            image=resize_image(photo.image, shape),
+            hole=resize_hole(hole, shape),
             sampling=fields.sampling(),
             seed=fields.seed,
             n=fields.n,
@@ -113,23 +105,37 @@ class EditEndpoint(PaintEndpoint[EditFields]):
             warnings=_warnings(fields) + ([] if hole.any() else ["no pixel is transparent, so nothing is painted"]),
         )
 
-    def answer(self, call: PaintCall[EditFields], results: Sequence[Encoded[PaintEvent]]) -> Response:
-        data = [{"b64_json": one.base64, "seed": _seed(call, one)} for one in in_order(results)]
+    def answer(self, call: PaintCall[EditFields], pictures: Sequence[Picture]) -> Response:
+        data = [{"b64_json": one.base64, "seed": call.request.seed + one.number} for one in pictures]
         return JSONResponse({"created": int(time.time()), "data": data, **_described(call), "usage": _USAGE})
 
-    def event(self, call: PaintCall[EditFields], result: Encoded[PaintEvent]) -> bytes:
-        """A partial image, or one that is complete."""
-        number, event = result.result
-        shared = {"b64_json": result.base64, "created_at": int(time.time()), **_described(call), "index": number}
-        if isinstance(event, Painted):
-            kind, more = "image_edit.completed", {"usage": _USAGE, "seed": _seed(call, result)}
+    def event(self, call: PaintCall[EditFields], picture: Picture) -> bytes:
+        shared = {"b64_json": picture.base64, "created_at": int(time.time()), **_described(call)}
+        if isinstance(picture.about, Painted):
+            kind, more = "image_edit.completed", {"usage": _USAGE, "seed": call.request.seed + picture.number}
         else:
-            kind, more = "image_edit.partial_image", {"partial_image_index": event.index}
-        return sse(kind, {"type": kind, **shared, **more})
+            kind, more = "image_edit.partial_image", {"partial_image_index": picture.about.index}
+        return sse(kind, {"type": kind, **shared, "index": picture.number, **more})
 
-    def failed(self, problem: Problem) -> bytes:
-        """The event that the SDK raises."""
-        return sse("error", _error(problem))
+    def _fitting(self, size: str, shape: tuple[int, ...]) -> tuple[int, int]:
+        """Height and width of the answer."""
+        height, width = shape
+        if size == "auto":
+            return height, width
+        wanted = re.fullmatch(r"([1-9][0-9]{0,5})x([1-9][0-9]{0,5})", size, re.ASCII)
+        if wanted is None:
+            raise bad("size", f"{shown(size)}; give auto or WIDTHxHEIGHT in pixels")
+        scale = min(int(wanted[1]) / width, int(wanted[2]) / height)
+        wide, high = max(1, round(width * scale)), max(1, round(height * scale))
+        least, most, pixels = self.base.size_multiple, self.settings.max_side, self.settings.max_pixels
+        if min(wide, high) < least or max(wide, high) > most or wide * high > pixels:
+            raise bad(
+                "size",
+                f"{shown(size)} makes the photo {wide} x {high}; sides may have {least} to {most:,} pixels, and "
+                f"together {pixels:,}",
+                "out_of_range",
+            )
+        return high, wide
 
 
 def models_router(service: Service) -> APIRouter:
@@ -167,31 +173,7 @@ def _warnings(fields: EditFields) -> list[str]:
     return [f"{name} has no effect" for name in known] + [f"{shown(name)} is unknown" for name in strange]
 
 
-def _fitting(size: str, photo: Photo, smallest: int, settings: HttpSettings) -> tuple[int, int]:
-    """Width and height of the answer."""
-    height, width = photo.image.shape[:2]
-    if size == "auto":
-        return width, height
-    wanted = re.fullmatch(r"([1-9][0-9]{0,5})x([1-9][0-9]{0,5})", size, re.ASCII)
-    if wanted is None:
-        raise bad("size", f"{shown(size)}; give auto or WIDTHxHEIGHT in pixels")
-    scale = min(int(wanted[1]) / width, int(wanted[2]) / height)
-    wide, high = max(1, round(width * scale)), max(1, round(height * scale))
-    if min(wide, high) < smallest or max(wide, high) > settings.max_side or wide * high > settings.max_pixels:
-        raise bad(
-            "size",
-            f"{shown(size)} makes the photo {wide} x {high}; sides may have {smallest} to {settings.max_side:,} "
-            f"pixels, and together {settings.max_pixels:,}",
-            "out_of_range",
-        )
-    return wide, high
-
-
 def _described(call: PaintCall[EditFields]) -> dict[str, str]:
     height, width = call.request.hole.shape
     form = call.encoding.format
     return {"background": "opaque", "output_format": form, "quality": call.fields.quality, "size": f"{width}x{height}"}
-
-
-def _seed(call: PaintCall[EditFields], one: Encoded[PaintEvent]) -> int:
-    return call.request.seed + one.result[0]

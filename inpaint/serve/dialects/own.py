@@ -17,10 +17,10 @@ from pydantic import BeforeValidator, ConfigDict, JsonValue
 from starlette.responses import JSONResponse, Response
 
 from inpaint.serve.dialects.adapters import ChosenAdapter, as_trained, choose
-from inpaint.serve.dialects.painting import PaintCall, PaintEndpoint, PaintEvent, PaintFields, in_order
-from inpaint.serve.http.endpoint import Encoded, sse
+from inpaint.serve.dialects.painting import PaintCall, PaintEndpoint, PaintFields
+from inpaint.serve.http.endpoint import Picture, sse
 from inpaint.serve.http.errors import bad, shown
-from inpaint.serve.http.images import hole_where_white, read_photo, transparent_hole
+from inpaint.serve.http.images import hole_where_white, read_photo
 from inpaint.serve.http.schema import Fields, Upload, Within, Word
 from inpaint.serve.service import Painted, ServedAdapter, Service
 
@@ -83,38 +83,32 @@ class OwnEndpoint(PaintEndpoint[OwnFields]):
 
     def read(self, fields: OwnFields) -> PaintCall[OwnFields]:
         """Names first, then pictures."""
-        settings = self.settings
         chosen = _adapters(fields, self.service.catalogue())
         prompt = as_trained(fields.prompt, chosen, "prompt")
         if fields.answer == "image" and fields.n > 1:
             raise bad("answer", f"image, but n is {fields.n}: ask for json")
-        photo = read_photo(fields.image, "image", settings, self.service.base.size_multiple)
-        if fields.mask is None:
-            hole = transparent_hole(photo, "mask", "send a grey image, white = paint")
-        else:
-            hole = hole_where_white(fields.mask, "mask", photo, settings, alpha_paints=False)
+        photo = read_photo(fields.image, "image", self.settings, self.base.size_multiple)
         return self.call(
             fields,
             prompt=prompt,
             chosen=chosen,
-            photo=photo,
-            hole=hole,
+            image=photo.image,
+            hole=hole_where_white(fields.mask, photo, self.settings),
             sampling=fields.sampling(fields.size),
             seed=fields.seed,
             n=fields.n,
-            encoding=fields.encoding(fields.quality, settings),
+            encoding=fields.encoding(fields.quality, self.settings),
             previews=fields.previews if fields.stream else None,
             warnings=["previews have no effect without stream"] if fields.previews and not fields.stream else [],
         )
 
-    def answer(self, call: PaintCall[OwnFields], results: Sequence[Encoded[PaintEvent]]) -> Response:
+    def answer(self, call: PaintCall[OwnFields], pictures: Sequence[Picture]) -> Response:
         if call.n == 1 and call.fields.answer != "json":
-            return Response(results[0].data, media_type=call.encoding.media_type)
-        return JSONResponse({"images": [_described(call, r) for r in in_order(results)], "warnings": call.warnings})
+            return super().answer(call, pictures)
+        return JSONResponse({"images": [_described(call, one) for one in pictures], "warnings": call.warnings})
 
-    def event(self, call: PaintCall[OwnFields], result: Encoded[PaintEvent]) -> bytes:
-        """`preview` or `painted`."""
-        return sse("painted" if isinstance(result.result[1], Painted) else "preview", _described(call, result))
+    def event(self, call: PaintCall[OwnFields], picture: Picture) -> bytes:
+        return sse("painted" if isinstance(picture.about, Painted) else "preview", _described(call, picture))
 
 
 def catalogue_router(service: Service) -> APIRouter:
@@ -123,10 +117,18 @@ def catalogue_router(service: Service) -> APIRouter:
 
     @routes.get("/catalogue", summary="What is served, and what is refused and why")
     async def catalogue() -> dict[str, Any]:
-        about = ("name", "revision", "default_size", "size_multiple", "guidance_scale", "steps")
+        of_base = ("name", "revision", "default_size", "size_multiple", "guidance_scale", "steps")
+        of_card = ("tokens", "prompt_format", "resolution", "rank", "metrics")
         return {
-            "base": {name: getattr(service.base, name) for name in about},
-            "adapters": {name: _shown_adapter(adapter) for name, adapter in sorted(service.catalogue().items())},
+            "base": {about: getattr(service.base, about) for about in of_base},
+            "adapters": {
+                name: {
+                    "digest": adapter.digest,
+                    "categories": sorted(adapter.card.tokens),
+                    **{about: getattr(adapter.card, about) for about in of_card},
+                }
+                for name, adapter in sorted(service.catalogue().items())
+            },
             "refused": dict(service.refused()),
         }
 
@@ -147,13 +149,7 @@ def _adapters(fields: OwnFields, catalogue: Mapping[str, ServedAdapter]) -> list
     return [replace(one, category=category) if one is having[0] else one for one in chosen]
 
 
-def _described(call: PaintCall[OwnFields], encoded: Encoded[PaintEvent]) -> dict[str, Any]:
-    number, event = encoded.result
-    figures = {name: value for name, value in vars(event).items() if name != "image"}
-    return {"number": number, "seed": call.request.seed + number, "b64": encoded.base64, **figures}
-
-
-def _shown_adapter(adapter: ServedAdapter) -> dict[str, Any]:
-    card = adapter.card
-    about = {name: getattr(card, name) for name in ("tokens", "prompt_format", "resolution", "rank", "metrics")}
-    return {"digest": adapter.digest, "categories": sorted(card.tokens), **about}
+def _described(call: PaintCall[OwnFields], picture: Picture) -> dict[str, Any]:
+    figures = {name: value for name, value in vars(picture.about).items() if name != "image"}
+    number = picture.number
+    return {"number": number, "seed": call.request.seed + number, "b64": picture.base64, **figures}

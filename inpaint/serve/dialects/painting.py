@@ -12,17 +12,16 @@ from inpaint.diffusion.samplers import Sampler
 from inpaint.models.base import BaseInfo
 from inpaint.paint.request import PaintRequest, SamplingSettings
 from inpaint.serve.dialects.adapters import ChosenAdapter, different
-from inpaint.serve.http.endpoint import Call, Encoded, Endpoint
+from inpaint.serve.http.endpoint import Call, Endpoint, Picture
 from inpaint.serve.http.errors import bad
-from inpaint.serve.http.images import Photo, check_area
-from inpaint.serve.http.receipt import Encoding, Receipt, encode
+from inpaint.serve.http.images import check_area
+from inpaint.serve.http.receipt import Encoding, Receipt
 from inpaint.serve.http.record import Record
 from inpaint.serve.http.resources import Resources
-from inpaint.serve.http.schema import LARGEST_SEED, Fields, Limits, PictureFields, Prompt, Within
-from inpaint.serve.service import AdapterUse, Painted, PaintOrder, Preview, Service
+from inpaint.serve.http.schema import LARGEST_SEED, Fields, PictureFields, Prompt, Within
+from inpaint.serve.service import Painted, PaintOrder, Service
 
-PaintEvent = tuple[int, Preview | Painted]
-"""(which of a call's pictures, what came of it)."""
+_NOTHING_DONE: dict[str, Any] = dict.fromkeys(("kept_pixels_changed", "steps", "batch_rows", "queue_s", "paint_s"), 0)
 _SAMPLING = {field.name for field in dataclasses.fields(SamplingSettings)} - {"size"}
 
 
@@ -65,29 +64,18 @@ FieldsT = TypeVar("FieldsT", bound=TextFields)
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class PaintCall(Call[PaintRequest], Generic[FieldsT]):
-    """A checked request for `n` pictures that differ in their seed; `request` is the first one's."""
+    """A checked request for `n` pictures with the seeds seed, seed + 1, ...; `request` is the first one's."""
 
     fields: FieldsT
-    adapters: tuple[AdapterUse, ...]
     timeout_s: float
     previews: int
 
-    def orders(self, request_id: str) -> list[PaintOrder]:
-        """One per picture: seed, seed + 1, ..."""
-        return [
-            PaintOrder(
-                id=request_id if self.n == 1 else f"{request_id}-{number}",
-                request=dataclasses.replace(self.request, seed=self.request.seed + number),
-                adapters=self.adapters,
-                previews=self.previews,
-                timeout_s=self.timeout_s,
-            )
-            for number in range(self.n)
-        ]
 
+class PaintEndpoint(Endpoint[FieldsT, PaintCall[FieldsT]]):
+    """A path on which pictures are asked for: its dialect says what its fields mean, and writes the answer.
 
-class PaintEndpoint(Endpoint[FieldsT, PaintCall[FieldsT], PaintEvent]):
-    """A path on which pictures are asked for: its dialect says what its fields mean, and writes the answer."""
+    Pictures are `about` the `Painted` or `Preview` that came.
+    """
 
     n_field = "n"
     """Blamed where all pictures are too many pixels."""
@@ -95,13 +83,8 @@ class PaintEndpoint(Endpoint[FieldsT, PaintCall[FieldsT], PaintEvent]):
     """Blamed where adapters come twice or are too many."""
 
     def __init__(self, resources: Resources, service: Service) -> None:
-        super().__init__(resources)
-        self.service = service
-
-    @property
-    def limits(self) -> Limits:
-        base = self.service.base
-        return {**super().limits, "size_multiple": base.size_multiple, "largest_size": largest_size(base)}
+        self.service, self.base = service, service.base
+        super().__init__(resources, size_multiple=self.base.size_multiple, largest_size=largest_size(self.base))
 
     def call(
         self,
@@ -109,7 +92,7 @@ class PaintEndpoint(Endpoint[FieldsT, PaintCall[FieldsT], PaintEvent]):
         *,
         prompt: str,
         chosen: Sequence[ChosenAdapter],
-        photo: Photo,
+        image: np.ndarray,
         hole: np.ndarray,
         sampling: SamplingSettings,
         seed: int | None,
@@ -120,100 +103,74 @@ class PaintEndpoint(Endpoint[FieldsT, PaintCall[FieldsT], PaintEvent]):
         warnings: Sequence[str] = (),
     ) -> PaintCall[FieldsT]:
         """The call, and what all dialects check. Args: previews: per picture, of a stream; None: no stream."""
-        settings, base = self.settings, self.service.base
-        check_area(photo, n, self.n_field, settings)
-        adapters = different(chosen, self.adapters_field, settings.max_adapters)
+        check_area(hole.shape, n, self.n_field, self.settings)
+        adapters = different(chosen, self.adapters_field, self.settings.max_adapters)
+        if seed is None:
+            seed = secrets.randbelow(2**32)  # every client's numbers can hold it
+        if seed > LARGEST_SEED - n + 1:
+            raise bad("seed", f"{seed}; give 0 to {LARGEST_SEED - n + 1} for {n} pictures", "out_of_range")
+        request = PaintRequest(
+            image=image,
+            hole=hole,
+            prompt=prompt,
+            negative_prompt=fields.negative_prompt,
+            seed=seed,
+            sampling=sampling.resolved(self.base),
+        )
+        receipt = Receipt(
+            base=self.base.name,
+            base_revision=self.base.revision,
+            adapters=adapters,
+            seed=seed,
+            sampling=dataclasses.asdict(request.sampling),
+        )
         return PaintCall(
-            model=model or "+".join(use.name for use in adapters) or base.name,
+            request=request,
+            receipt=receipt,
+            encoding=encoding,
+            model=model or "+".join(use.name for use in adapters),
             n=n,
             pixels=hole.size,
             stream=previews is not None,
             warnings=tuple(warnings),
             fields=fields,
-            request=PaintRequest(
-                image=photo.image,
-                hole=hole,
-                prompt=prompt,
-                negative_prompt=fields.negative_prompt,
-                seed=_first_seed(seed, n),
-                sampling=sampling.resolved(base),
-            ),
-            adapters=adapters,
-            timeout_s=fields.timeout_s or settings.timeout_s,
+            timeout_s=fields.timeout_s or self.settings.timeout_s,
             previews=previews or 0,
-            encoding=encoding,
         )
 
-    async def submit(self, call: PaintCall[FieldsT], record: Record) -> AsyncGenerator[PaintEvent, None]:
-        """Previews and pictures as they come; each number ends with its picture."""
-        orders = call.orders(f"{record.id}-{secrets.token_hex(4)}")  # clients may give an id twice
+    async def submit(self, call: PaintCall[FieldsT], record: Record) -> AsyncGenerator[Picture, None]:
+        """Previews and pictures as they come; each number ends with its picture. Without a hole it is the photo."""
+        request = call.request
+        if not request.hole.any():
+            for number in range(call.n):
+                yield Picture(number=number, image=request.image, about=Painted(image=request.image, **_NOTHING_DONE))
+            return
+        name = f"{record.id}-{secrets.token_hex(4)}"  # clients may give an id twice
+        orders = [
+            PaintOrder(
+                id=name if call.n == 1 else f"{name}-{number}",
+                request=dataclasses.replace(request, seed=request.seed + number),
+                adapters=call.receipt.adapters,
+                previews=call.previews,
+                timeout_s=call.timeout_s,
+            )
+            for number in range(call.n)
+        ]
         unpainted = set(range(call.n))
-        async with aclosing(self._paint(orders)) as events:
+        async with aclosing(self.service.paint(orders)) as events:
             async for number, event in events:
                 if isinstance(event, Painted):
                     unpainted.remove(number)
-                    _check(event, orders[number])
+                    changed, shape, asked = event.kept_pixels_changed, event.image.shape, request.image.shape
+                    if changed or shape != asked:  # none goes out, also under `python -O`
+                        raise AssertionError(f"{name}: {changed} kept pixels were changed; {shape}, asked {asked}")
                     record.steps += event.steps
                     record.queue_s = max(record.queue_s, event.queue_s)
                     record.paint_s = max(record.paint_s, event.paint_s)
-                yield number, event
-        assert not unpainted, f"the service ended without pictures {sorted(unpainted)} of {record.id}"
-
-    async def _paint(self, orders: Sequence[PaintOrder]) -> AsyncGenerator[PaintEvent, None]:
-        if orders[0].request.hole.any():
-            async with aclosing(self.service.paint(orders)) as events:
-                async for event in events:
-                    yield event
-            return
-        for number, order in enumerate(orders):
-            nothing: dict[str, Any] = dict.fromkeys(("kept_pixels_changed", "steps", "batch_rows"), 0)
-            yield number, Painted(image=order.request.image, **nothing, queue_s=0.0, paint_s=0.0)
-
-    def encode(self, call: PaintCall[FieldsT], result: PaintEvent) -> bytes:
-        """The picture or preview with its receipt."""
-        number, event = result
-        base, seed = self.service.base, call.request.seed + number
-        sampling = dataclasses.asdict(call.request.sampling)
-        receipt = Receipt(
-            base=base.name, base_revision=base.revision, adapters=call.adapters, seed=seed, sampling=sampling
-        )
-        return encode(event.image, call.encoding, receipt, self.infotext(call, seed))
-
-    def infotext(self, call: PaintCall[FieldsT], seed: int) -> str:
-        """Text for the picture's `parameters` chunk."""
-        return ""
-
-    def headers(self, call: PaintCall[FieldsT]) -> dict[str, str]:
-        """What it is painted with; `submit` lets no picture out whose kept pixels were changed."""
-        return {
-            "x-kept-pixels-changed": "0",
-            "x-seed": str(call.request.seed),
-            "x-base-revision": self.service.base.revision,
-            "x-adapter-digest": ",".join(use.digest for use in call.adapters),
-        }
-
-
-def in_order(results: Sequence[Encoded[PaintEvent]]) -> list[Encoded[PaintEvent]]:
-    """A call's results as they are answered."""
-    return sorted(results, key=lambda one: one.result[0])
+                yield Picture(number=number, image=event.image, about=event)
+        assert not unpainted, f"the service ended without pictures {sorted(unpainted)} of {name}"
 
 
 def largest_size(base: BaseInfo) -> int:
     """Of a working size: four times the pixels that the base was trained at."""
     return 2 * base.default_size
-
-
-def _first_seed(seed: int | None, n: int) -> int:
-    """The first picture's; where the client gave none, 32 random bits, which every client can hold."""
-    if seed is None:
-        return secrets.randbelow(2**32)
-    if seed > LARGEST_SEED - n + 1:
-        raise bad("seed", f"{seed}; give 0 to {LARGEST_SEED - n + 1} for {n} pictures", "out_of_range")
-    return seed
-
-
-def _check(painted: Painted, order: PaintOrder) -> None:
-    """No picture with a changed kept pixel goes out, also under `python -O`."""
-    changed, shape, asked = painted.kept_pixels_changed, painted.image.shape, order.request.image.shape
-    if changed or shape != asked:
-        raise AssertionError(f"order {order.id}: {changed} kept pixels were changed; {shape}, asked {asked}")

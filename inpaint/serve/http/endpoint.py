@@ -1,37 +1,39 @@
-"""One path of an application, whatever it paints: read (bytes -> a checked call), submit, encode, answer.
+"""One path of an application, whatever it paints: read (bytes -> a checked call), submit, answer.
 
-An application says its fields (`schema.Fields`), what they mean (`read`), what is done (`submit`), how a result is
-written (`encode`) and how all of them are answered (`answer`). The rest is here.
+An application says its fields (`schema.Fields`), what they mean (`read`), what is done (`submit`) and, where it is more
+than a picture, how that is answered (`answer`, `event`). The rest is here.
 
-Guaranteed: `read`, `encode` and `answer` run in a thread, never on the event loop; `submit` runs in one task from
-beginning to end, so that it may use task-bound contexts, and is closed at once when the client goes; what a request
-keeps in memory is counted until its answer is out.
+Guaranteed: `read`, `answer`, `event` and encoding run in a thread, never on the event loop; `submit` runs in one task
+from beginning to end, so that it may use task-bound contexts, and is closed at once when the client goes; what a
+request keeps in memory is counted until its answer is out.
 """
 
 import asyncio
 import base64
 import json
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Generic, TypeVar
 
+import numpy as np
 from fastapi import FastAPI
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from inpaint.errors import InpaintError
 from inpaint.serve.http.body import FORM, JSON, parse_body
-from inpaint.serve.http.errors import Problem, problem_details, problem_of
-from inpaint.serve.http.limits import BYTES_PER_PIXEL, HttpSettings
-from inpaint.serve.http.receipt import Encoding
-from inpaint.serve.http.record import Record, record_of
+from inpaint.serve.http.errors import Dialect, problem_of
+from inpaint.serve.http.limits import BYTES_PER_PIXEL
+from inpaint.serve.http.receipt import Encoding, Receipt, encode
+from inpaint.serve.http.record import Record
 from inpaint.serve.http.resources import Resources
 from inpaint.serve.http.schema import FieldsT, Limits, file_fields, read_fields, request_body
 
 RequestT = TypeVar("RequestT")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -40,38 +42,45 @@ class Call(Generic[RequestT]):
 
     request: RequestT
     """What shall be done."""
+    receipt: Receipt
+    """Of the first picture; the next ones have the next seeds."""
     encoding: Encoding = Encoding()
     """How its pictures are written."""
-    model: str
-    """As the client named it, for the log."""
+    model: str = ""
+    """As the client named it, for the log; empty: the receipt's base."""
     n: int = 1
     """Pictures asked for."""
     pixels: int = 0
     """Of the photo: what the request keeps in memory is counted by them."""
     stream: bool = False
-    """Whether results are sent as events while others are still awaited."""
+    """Whether pictures are sent as events while others are still awaited."""
     warnings: tuple[str, ...] = ()
     """What was accepted without effect; told in `x-warnings`."""
 
 
 CallT = TypeVar("CallT", bound=Call[Any])
-ResultT = TypeVar("ResultT")
-T = TypeVar("T")
 
 
-@dataclass(frozen=True, eq=False)
-class Encoded(Generic[ResultT]):
-    """A result and its file."""
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Picture:
+    """What came of a call: one of its pictures, or what one looks like on the way."""
 
-    result: ResultT
-    data: bytes
+    number: int = 0
+    """Which of the call's."""
+    image: np.ndarray
+    """H x W x 3 uint8."""
+    about: Any = None
+    """What else its application knows of it."""
+    file: bytes = b""
+    """With its receipt, once the endpoint has encoded it."""
 
     @property
     def base64(self) -> str:
-        return base64.b64encode(self.data).decode("ascii")
+        """Of the file."""
+        return base64.b64encode(self.file).decode("ascii")
 
 
-class Endpoint(ABC, Generic[FieldsT, CallT, ResultT]):
+class Endpoint(ABC, Generic[FieldsT, CallT]):
     """`POST path`. Each subclass's docstring begins with its line in /docs."""
 
     path: ClassVar[str]
@@ -80,79 +89,79 @@ class Endpoint(ABC, Generic[FieldsT, CallT, ResultT]):
     answers: ClassVar[tuple[str, ...]] = ("image/png", "image/jpeg", "image/webp")
     """Content types of answers, for /docs."""
 
-    def __init__(self, resources: Resources) -> None:
-        self.resources = resources
-
-    @property
-    def settings(self) -> HttpSettings:
-        return self.resources.settings
-
-    @property
-    def limits(self) -> Limits:
-        """What bounds of the fields may name."""
-        return vars(self.settings)
+    def __init__(self, resources: Resources, **limits: int) -> None:
+        """Args: limits: what bounds of the fields may name beside the settings."""
+        self.resources, self.settings = resources, resources.settings
+        self.limits: Limits = {**vars(self.settings), **limits}
 
     @abstractmethod
     def read(self, fields: FieldsT) -> CallT:
         """Check what the fields mean together, and decode their pictures. Raises InpaintError."""
 
     @abstractmethod
-    def submit(self, call: CallT, record: Record) -> AsyncGenerator[ResultT, None]:
-        """Do it, and give results as they come; for the record, say what they took. Raises InpaintError."""
+    def submit(self, call: CallT, record: Record) -> AsyncGenerator[Picture, None]:
+        """Do it, and give pictures as they come; for the record, say what they took. Raises InpaintError.
 
-    @abstractmethod
-    def encode(self, call: CallT, result: ResultT) -> bytes:
-        """A result's file (`receipt.encode` for a picture)."""
+        A picture whose kept pixels were changed must not come out.
+        """
 
-    @abstractmethod
-    def answer(self, call: CallT, results: Sequence[Encoded[ResultT]]) -> Response:
-        """The answer with all results, in the order in which they came."""
+    def infotext(self, call: CallT, seed: int) -> str:
+        """Text for a picture's `parameters` chunk."""
+        return ""
 
-    def headers(self, call: CallT) -> dict[str, str]:
-        """Of every answer to a call, a stream's among them."""
-        return {}
+    def answer(self, call: CallT, pictures: Sequence[Picture]) -> Response:
+        """The answer with all pictures, by their numbers."""
+        return Response(pictures[0].file, media_type=call.encoding.media_type)
 
-    def event(self, call: CallT, result: Encoded[ResultT]) -> bytes:
-        """A result as a server-sent event, where the call asked for a stream."""
+    def event(self, call: CallT, picture: Picture) -> bytes:
+        """A picture as a server-sent event, where the call asked for a stream."""
         raise AssertionError(f"{self.path} has no stream")
-
-    def failed(self, problem: Problem) -> bytes:
-        """The last event of a stream that ends early."""
-        return sse("error", problem_details(problem))
 
     async def handle(self, request: Request) -> Response:
         """A request's way through all of it. Raises ClientDisconnect where the client has gone."""
-        record = record_of(request)
+        record: Record = request.state.record
         call = await self.resources.read(request, self._read)
-        record.model, record.n, record.pixels = call.model, call.n, call.pixels
+        record.model, record.n, record.pixels = call.model or call.receipt.base, call.n, call.pixels
         self.resources.hold(record, BYTES_PER_PIXEL * call.n * call.pixels)
-        headers = self.headers(call)
+        headers = {
+            "x-kept-pixels-changed": "0",
+            "x-seed": str(call.receipt.seed),
+            "x-base-revision": call.receipt.base_revision,
+            "x-adapter-digest": ",".join(use.digest for use in call.receipt.adapters),
+        }
         if call.warnings:
             headers["x-warnings"] = "; ".join(call.warnings).encode("ascii", "replace").decode()[:1000]
         if call.stream:
-            return EventStream(self._events(call, record), headers, self.failed)
-        results = await until_gone(request.receive, self._collect(call, record))
-        response = await self.resources.offload(self.answer, call, results)
+            headers["cache-control"] = "no-store"
+            return EventStream(self._events(call, record), headers=headers, media_type="text/event-stream")
+        pictures = await until_gone(request.receive, self._collect(call, record))
+        response = await self.resources.offload(self.answer, call, pictures)
         response.headers.update(headers)
         return response
 
     def _read(self, body: bytes, content_type: str) -> CallT:
-        values = parse_body(body, content_type, self.media_types, file_fields(self.fields), self.settings)
+        files, most = file_fields(self.fields), self.settings.max_parts
+        values = parse_body(body, content_type, self.media_types, files, most)
         return self.read(read_fields(self.fields, values, self.limits))
 
-    async def _encoded(self, call: CallT, record: Record) -> AsyncGenerator[Encoded[ResultT], None]:
-        async with aclosing(self.submit(call, record)) as results:
-            async for result in results:
-                yield Encoded(result, await self.resources.offload(self.encode, call, result))
+    async def _pictures(self, call: CallT, record: Record) -> AsyncGenerator[Picture, None]:
+        async with aclosing(self.submit(call, record)) as pictures:
+            async for picture in pictures:
+                yield await self.resources.offload(self._encoded, call, picture)
 
-    async def _collect(self, call: CallT, record: Record) -> list[Encoded[ResultT]]:
-        async with aclosing(self._encoded(call, record)) as results:
-            return [result async for result in results]
+    def _encoded(self, call: CallT, picture: Picture) -> Picture:
+        receipt = replace(call.receipt, seed=call.receipt.seed + picture.number)
+        file = encode(picture.image, call.encoding, receipt, self.infotext(call, receipt.seed))
+        return replace(picture, file=file)
+
+    async def _collect(self, call: CallT, record: Record) -> list[Picture]:
+        async with aclosing(self._pictures(call, record)) as pictures:
+            return sorted([picture async for picture in pictures], key=lambda picture: picture.number)
 
     async def _events(self, call: CallT, record: Record) -> AsyncGenerator[bytes, None]:
-        async with aclosing(self._encoded(call, record)) as results:
-            async for result in results:
-                yield await self.resources.offload(self.event, call, result)
+        async with aclosing(self._pictures(call, record)) as pictures:
+            async for picture in pictures:
+                yield await self.resources.offload(self.event, call, picture)
 
     def add_to(self, app: FastAPI) -> None:
         """Put the path into an application and its documentation."""
@@ -181,25 +190,17 @@ _REFUSALS: dict[int | str, dict[str, Any]] = {
 }
 
 
-class EventStream(Response):
+class EventStream(StreamingResponse):
     """Server-sent events. Nothing is sent before the first one: whatever goes wrong until then is a status."""
 
-    def __init__(
-        self, events: AsyncGenerator[bytes, None], headers: Mapping[str, str], failed: Callable[[Problem], bytes]
-    ) -> None:
-        """Args: failed: how a problem is told that comes up after the first event."""
-        super().__init__(headers={**headers, "cache-control": "no-store"}, media_type="text/event-stream")
-        # Its length is not known.
-        del self.headers["content-length"]
-        self._events = events
-        self._failed = failed
+    body_iterator: AsyncGenerator[bytes, None]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await until_gone(receive, self._pump(send))
+        await until_gone(receive, self._send_events(Request(scope), send))
 
-    async def _pump(self, send: Send) -> None:
+    async def _send_events(self, request: Request, send: Send) -> None:
         started = False
-        async with aclosing(self._events) as events:
+        async with aclosing(self.body_iterator) as events:
             try:
                 async for event in events:
                     if not started:
@@ -209,7 +210,8 @@ class EventStream(Response):
             except InpaintError as error:
                 if not started:
                     raise
-                last = self._failed(problem_of(error))
+                dialect: Dialect = request.state.dialect
+                last = sse("error", dialect.error(problem_of(error), request.state.record.id))
                 await send({"type": "http.response.body", "body": last, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
@@ -225,8 +227,12 @@ async def until_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
     Raises:
         ClientDisconnect: the client went first.
     """
-    working = asyncio.ensure_future(work)
-    watching = asyncio.ensure_future(_gone(receive))
+
+    async def gone() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    working, watching = asyncio.ensure_future(work), asyncio.ensure_future(gone())
     try:
         await asyncio.wait((working, watching), return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
@@ -237,8 +243,3 @@ async def until_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
         working.cancel()
         watching.cancel()
         await asyncio.gather(working, watching, return_exceptions=True)
-
-
-async def _gone(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass

@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
-from starlette.responses import JSONResponse, Response
-
 from inpaint.errors import BadRow, InpaintError
 from inpaint.serve.service import AdapterGone, DeadlinePassed, Overloaded
 
@@ -29,7 +27,7 @@ class Problem(InpaintError):
         status: HTTP status.
         code: short and fixed, so that programs can tell problems apart.
         field: the request's field at fault, as the client named it.
-        headers: for the answer beside those of the dialect.
+        headers: for the answer.
     """
 
     def __init__(
@@ -42,10 +40,37 @@ class Problem(InpaintError):
         headers: dict[str, str] | None = None,
     ) -> None:
         super().__init__(message)
-        self.status = status
-        self.code = code
-        self.field = field
-        self.headers = headers or {}
+        self.status, self.code, self.field, self.headers = status, code, field, headers or {}
+
+
+def bad(field: str, message: str, code: str = "invalid_value", status: int = 400) -> Problem:
+    """A Problem whose message begins with its field."""
+    return Problem(f"{field}: {message}", status=status, code=code, field=field)
+
+
+def overloaded(message: str, retry_after_s: float) -> Problem:
+    """A 429 that says when to come back, in whole seconds and at least one."""
+    wait = max(1, math.ceil(retry_after_s)) if math.isfinite(retry_after_s) else 60
+    return Problem(message, status=429, code="overloaded", headers={"retry-after": str(wait)})
+
+
+def problem_of(error: InpaintError) -> Problem:
+    """How the service's and the package's own errors are told."""
+    message = str(error)
+    match error:
+        case Problem():
+            return error
+        case Overloaded():
+            return overloaded(message, error.retry_after_s)
+        case DeadlinePassed():
+            return Problem(message, status=408, code="deadline_passed", headers={"x-should-retry": "false"})
+        case AdapterGone():
+            return Problem(message, status=409, code="adapter_gone", headers={"retry-after": "1"})
+        case BadRow():
+            return Problem(message, code=re.sub(r"\W+", "_", error.reason), field=error.field)
+    # The package's messages begin with the setting's name.
+    name = re.match(r"[a-z_]+", message)
+    return Problem(message, field=name.group() if name else None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,45 +83,12 @@ class Dialect:
     """Its paths begin with this."""
     challenge: str
     """`www-authenticate` of an answer to a request without a key."""
-    error_response: Callable[[Problem, str], Response]
-    """(problem, request's id) -> the answer."""
+    error: Callable[[Problem, str], dict[str, Any]]
+    """(problem, request's id) -> the answer's JSON, also of a stream's last event."""
+    media_type: str = "application/json"
 
 
-def bad(field: str, message: str, code: str = "invalid_value") -> Problem:
-    """A 400 that names its field."""
-    return Problem(f"{field}: {message}", code=code, field=field)
-
-
-def too_large(field: str, message: str) -> Problem:
-    """A 413: more bytes than are read."""
-    return Problem(f"{field}: {message}", status=413, code="too_large", field=field)
-
-
-def overloaded(message: str, retry_after_s: float) -> Problem:
-    """A 429 that says when to come back, in whole seconds and at least one."""
-    wait = max(1, math.ceil(retry_after_s)) if math.isfinite(retry_after_s) else 60
-    return Problem(message, status=429, code="overloaded", headers={"retry-after": str(wait)})
-
-
-def problem_of(error: InpaintError) -> Problem:
-    """How the service's and the package's own errors are told."""
-    if isinstance(error, Problem):
-        return error
-    if isinstance(error, Overloaded):
-        return overloaded(str(error), error.retry_after_s)
-    if isinstance(error, DeadlinePassed):
-        return Problem(str(error), status=408, code="deadline_passed", headers={"x-should-retry": "false"})
-    if isinstance(error, AdapterGone):
-        return Problem(str(error), status=409, code="adapter_gone", headers={"retry-after": "1"})
-    if isinstance(error, BadRow):
-        return Problem(str(error), code=re.sub(r"\W+", "_", str(error.reason)), field=error.field)
-    # The package's messages begin with the setting's name.
-    name = re.match(r"[a-z_]+", str(error))
-    return Problem(str(error), field=name.group() if name else None)
-
-
-def problem_details(problem: Problem) -> dict[str, Any]:
-    """A problem as RFC 9457 has it."""
+def _problem_details(problem: Problem, request_id: str) -> dict[str, Any]:
     return {
         "type": "about:blank",
         "title": HTTPStatus(problem.status).phrase,
@@ -104,22 +96,18 @@ def problem_details(problem: Problem) -> dict[str, Any]:
         "detail": str(problem),
         "code": problem.code,
         "field": problem.field,
+        "request_id": request_id,
     }
-
-
-def _error_response(problem: Problem, request_id: str) -> Response:
-    content = {**problem_details(problem), "request_id": request_id}
-    media_type = "application/problem+json"
-    return JSONResponse(content, status_code=problem.status, headers=problem.headers, media_type=media_type)
 
 
 OWN = Dialect(
     name="own",
     prefix="/",
     challenge='Bearer realm="inpaint", Basic realm="inpaint"',
-    error_response=_error_response,
+    error=_problem_details,
+    media_type="application/problem+json",
 )
-"""Of every path that belongs to no other dialect."""
+"""RFC 9457's problem details, for every path that belongs to no other dialect."""
 
 
 def shown(value: object) -> str:

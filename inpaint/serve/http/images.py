@@ -11,9 +11,11 @@ import numpy as np
 from PIL import Image
 
 from inpaint.data import decode
-from inpaint.paint.crop import resize_hole, resize_image
 from inpaint.serve.http.errors import bad
 from inpaint.serve.http.limits import HttpSettings
+
+MASK = "mask"
+"""The field's name in every dialect."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -35,15 +37,17 @@ def read_photo(data: bytes, field: str, settings: HttpSettings, smallest: int) -
 
 
 def hole_where_white(
-    data: bytes, field: str, photo: Photo, settings: HttpSettings, *, alpha_paints: bool
+    data: bytes | None, photo: Photo, settings: HttpSettings, *, alpha_paints: bool = False
 ) -> np.ndarray:
-    """H x W bool, True = paint: grey values from 128.
+    """H x W bool, True = paint: a mask's grey values from 128; without a mask, where the photo is transparent.
 
     Args:
         alpha_paints: a mask with transparent pixels is read by its alpha, opaque = paint, as A1111 does; else refused,
             for OpenAI's masks mean the opposite.
     """
-    mask = _opened(data, field, settings, 1)
+    if data is None:
+        return _transparent(photo, "send a grey image, white = paint")
+    mask = _opened(data, MASK, settings, 1)
     alpha = decode.alpha_of(mask)
     if alpha is None or np.asarray(alpha).min() == 255:
         values = decode.to_grey(mask)
@@ -51,48 +55,34 @@ def hole_where_white(
         values = alpha
     else:
         raise bad(
-            field,
+            MASK,
             "has transparent pixels, and here white is painted, not transparency: send a grey image, white = paint, "
             "or use /v1/images/edits, where transparency is painted",
             "ambiguous_mask",
         )
-    return _of_size(np.asarray(values) >= decode.PAINT, field, photo)
+    return _of_size(np.asarray(values) >= decode.PAINT, photo)
 
 
-def hole_where_transparent(data: bytes, field: str, photo: Photo, settings: HttpSettings) -> np.ndarray:
-    """H x W bool, True = paint: pixels whose alpha is 0."""
-    mask = _opened(data, field, settings, 1)
+def hole_where_transparent(data: bytes | None, photo: Photo, settings: HttpSettings) -> np.ndarray:
+    """H x W bool, True = paint: where alpha is 0, of a mask or, without one, of the photo."""
+    if data is None:
+        return _transparent(photo, "make what shall be painted transparent")
+    mask = _opened(data, MASK, settings, 1)
     alpha = decode.alpha_of(mask)
     if alpha is None:
         raise bad(
-            field,
+            MASK,
             f"a {mask.mode} image without an alpha channel, and here transparency (alpha 0) is what gets painted, not "
             "white: send a PNG with alpha, 0 where to paint and 255 elsewhere",
             "mask_without_alpha",
         )
-    return _of_size(np.asarray(alpha) == 0, field, photo)
+    return _of_size(np.asarray(alpha) == 0, photo)
 
 
-def transparent_hole(photo: Photo, field: str, way_out: str) -> np.ndarray:
-    """The photo's own transparent pixels, where a request has no mask (`field`). Raises Problem: it has no alpha."""
+def _transparent(photo: Photo, way_out: str) -> np.ndarray:
     if photo.transparent is None:
-        raise bad(field, f"missing, and the image has no alpha channel: {way_out}", "missing")
+        raise bad(MASK, f"missing, and the image has no alpha channel: {way_out}", "missing")
     return photo.transparent
-
-
-def resized(photo: Photo, hole: np.ndarray, width: int, height: int) -> tuple[Photo, np.ndarray]:
-    """Both stretched to width x height; the hole covers whatever touched it."""
-    image = resize_image(photo.image, (height, width))
-    return Photo(image=image, transparent=None), resize_hole(hole, (height, width))
-
-
-def check_area(photo: Photo, n: int, field: str, settings: HttpSettings) -> None:
-    """Raise Problem where all pictures together have too many pixels."""
-    height, width = photo.image.shape[:2]
-    most = settings.max_answer_pixels
-    if n * height * width > most:
-        message = f"{n} pictures of {width} x {height} = {n * height * width:,} pixels, the limit is {most:,}"
-        raise bad(field, message, "too_many_pixels")
 
 
 def _opened(data: bytes, field: str, settings: HttpSettings, smallest: int) -> Image.Image:
@@ -108,13 +98,22 @@ def _opened(data: bytes, field: str, settings: HttpSettings, smallest: int) -> I
     return decode.upright(image, field)
 
 
-def _of_size(hole: np.ndarray, field: str, photo: Photo) -> np.ndarray:
+def _of_size(hole: np.ndarray, photo: Photo) -> np.ndarray:
     height, width = photo.image.shape[:2]
     if hole.shape != (height, width):
         raise bad(
-            field,
+            MASK,
             f"{hole.shape[1]} x {hole.shape[0]} pixels, the image has {width} x {height} (each upright by its own "
             "EXIF): send a mask of the image's size",
             "other_size",
         )
     return hole
+
+
+def check_area(shape: tuple[int, ...], n: int, field: str, settings: HttpSettings) -> None:
+    """Raise Problem where `n` pictures of H x W pixels are too many pixels together."""
+    height, width = shape[:2]
+    most = settings.max_answer_pixels
+    if n * height * width > most:
+        message = f"{n} pictures of {width} x {height} = {n * height * width:,} pixels, the limit is {most:,}"
+        raise bad(field, message, "too_many_pixels")

@@ -6,7 +6,6 @@ Not covered: quotas, and encryption on the way (put TLS in front).
 """
 
 import base64
-import binascii
 import hashlib
 import hmac
 import ipaddress
@@ -30,10 +29,10 @@ NOBODY = "-"
 class ApiKeys:
     """The keys that are valid now."""
 
-    def __init__(self, settings: HttpSettings, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(self, settings: HttpSettings, environment: Mapping[str, str] = os.environ) -> None:
         """Raises InpaintError: a key is unusable, or there is none and the host is not a loopback address."""
         self._file = Path(settings.keys_file) if settings.keys_file else None
-        given = (os.environ if environment is None else environment).get(settings.keys_variable, "")
+        given = environment.get(settings.keys_variable, "")
         self._fixed = parse_keys(given.replace(",", "\n"), settings.keys_variable)
         self._state = _state(self._file)
         self._from_file = _read(self._file) if self._file else {}
@@ -108,7 +107,7 @@ def _shown(headers: Mapping[str, str]) -> list[bytes]:
         shown.append(value.strip().encode("utf-8", "replace"))
     elif scheme.lower() == "basic":
         # Broken base64 shows no key.
-        with suppress(binascii.Error, ValueError):
+        with suppress(ValueError):
             shown.append(base64.b64decode(value.strip(), validate=True).partition(b":")[2])
     if "x-api-key" in headers:
         shown.append(headers["x-api-key"].strip().encode("utf-8", "replace"))
@@ -123,19 +122,14 @@ def _read(path: Path) -> dict[str, bytes]:
 
 
 def _state(path: Path | None) -> tuple[int, ...] | None:
-    if path is None:
-        return None
-    try:
-        stat = path.stat()
-    except OSError:
-        return None
-    return stat.st_mtime_ns, stat.st_size, stat.st_ino
+    with suppress(OSError):
+        if path is not None:
+            stat = path.stat()
+            return stat.st_mtime_ns, stat.st_size, stat.st_ino
+    return None
 
 
 def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
+    with suppress(ValueError):
         return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
+    return host == "localhost"

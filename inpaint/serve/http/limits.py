@@ -79,9 +79,7 @@ class HttpSettings:
         if not 0 <= self.png_compress_level <= 9:
             raise InpaintError(f"png_compress_level {self.png_compress_level}: give 0 to 9")
         if self.timeout_s > self.max_timeout_s:
-            raise InpaintError(
-                f"timeout_s {self.timeout_s} is above max_timeout_s {self.max_timeout_s}: raise the latter"
-            )
+            raise InpaintError(f"timeout_s {self.timeout_s} is above max_timeout_s {self.max_timeout_s}: raise that")
         largest = self.max_body_bytes + BYTES_PER_PIXEL * self.max_answer_pixels
         if largest > self.max_held_bytes:
             raise InpaintError(f"max_held_bytes {self.max_held_bytes}: one request may need {largest}; raise it")

@@ -2,18 +2,11 @@
 
 import json
 import logging
-import re
 import time
-import uuid
 from dataclasses import asdict, dataclass, field
-
-from starlette.requests import Request
 
 logger = logging.getLogger("inpaint.serve.requests")
 """One line per request, a JSON object with the fields of `Record`."""
-
-GONE = 499
-"""Status in the log of a client that left before its answer; nobody receives it."""
 
 
 @dataclass(kw_only=True)
@@ -36,6 +29,7 @@ class Record:
     steps: int = 0
     """Denoising steps taken, all pictures together."""
     status: int = 0
+    """Of the answer; 499 where the client left before it, and nobody received one."""
     problem: str = ""
     """Code of the problem, where there was one."""
     bytes_in: int = 0
@@ -63,18 +57,4 @@ class HttpMetrics:
         """A request came: one more is in flight."""
 
     def ended(self, record: Record) -> None:
-        """It was answered, or its client left (status 499): one less is in flight."""
-
-
-def request_id(given: str | None) -> str:
-    """The client's id if it is sane (it goes into logs and headers), else a new one."""
-    if given is not None and re.fullmatch(r"[A-Za-z0-9._:-]{1,128}", given):
-        return given
-    return uuid.uuid4().hex
-
-
-def record_of(request: Request) -> Record:
-    """The record that the middleware opened for the request."""
-    record = request.state.record
-    assert isinstance(record, Record)
-    return record
+        """It was answered, or its client left: one less is in flight."""

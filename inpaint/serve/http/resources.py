@@ -1,16 +1,15 @@
 """What all requests of a process share: the limits, threads for their pictures, and the memory that they hold."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar, TypeVarTuple
 
 from starlette.requests import Request
 
-from inpaint.serve.http.body import read_body
-from inpaint.serve.http.errors import Problem, overloaded
+from inpaint.serve.http.errors import Problem, bad, overloaded
 from inpaint.serve.http.limits import HttpSettings
-from inpaint.serve.http.record import Record, record_of
+from inpaint.serve.http.record import Record
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -46,18 +45,35 @@ class Resources:
         record.held = 0
 
     async def read(self, request: Request, parse: Callable[[bytes, str], T]) -> T:
-        """The body as `parse(body, content type)` understands it, in a thread. Raises Problem."""
-        record = record_of(request)
-        coding = request.headers.get("content-encoding", "identity").strip().lower()
-        if coding not in ("", "identity"):
-            message = "content-encoding: bodies are read as they are; send it uncompressed"
-            raise Problem(message, status=415, code="unsupported_encoding", field="content-encoding")
-        declared = request.headers.get("content-length")
-        body = await read_body(self._counted(request, record), declared, self.settings)
-        return await self.offload(parse, body, request.headers.get("content-type", ""))
+        """The body as `parse(body, content type)` understands it, in a thread.
 
-    async def _counted(self, request: Request, record: Record) -> AsyncGenerator[bytes, None]:
-        async for chunk in request.stream():
-            record.bytes_in += len(chunk)
-            self.hold(record, len(chunk))
-            yield chunk
+        Raises:
+            Problem: of `parse`, 415 for a compressed body, 413 above `max_body_bytes`, 408 for one that took too long.
+        """
+        record: Record = request.state.record
+        headers, most = request.headers, self.settings.max_body_bytes
+
+        def check(length: int) -> None:
+            if length > most:
+                message = f"{length:,} bytes or more, the limit is {most:,}: scale the pictures down"
+                raise bad("body", message, "too_large", 413)
+
+        if headers.get("content-encoding", "").strip().lower() not in ("", "identity"):
+            message = "bodies are read as they are; send it uncompressed"
+            raise bad("content-encoding", message, "unsupported_encoding", 415)
+        # Only ever used to refuse sooner.
+        declared = headers.get("content-length", "")
+        if declared.isdecimal() and len(declared) < 20:
+            check(int(declared))
+        body = bytearray()
+        try:
+            async with asyncio.timeout(self.settings.body_timeout_s):
+                async for chunk in request.stream():
+                    record.bytes_in += len(chunk)
+                    self.hold(record, len(chunk))
+                    body += chunk
+                    check(len(body))
+        except TimeoutError as error:
+            message = f"the body had not arrived after {self.settings.body_timeout_s:g} s: send it again"
+            raise Problem(message, status=408, code="body_timeout") from error
+        return await self.offload(parse, bytes(body), headers.get("content-type", ""))

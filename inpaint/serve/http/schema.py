@@ -12,20 +12,17 @@ not given. The first field that cannot be read is told by name, with its value a
 """
 
 import base64
-import binascii
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, GetCoreSchemaHandler, ValidationError, model_validator
-from pydantic import GetJsonSchemaHandler as JsonHandler
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, model_validator
 from pydantic_core import PydanticCustomError, core_schema
 
-from inpaint.errors import InpaintError
-from inpaint.serve.http.errors import Problem, problem_of, shown
+from inpaint.serve.http.errors import Problem, shown
 from inpaint.serve.http.limits import HttpSettings
 from inpaint.serve.http.receipt import Encoding
 
@@ -67,14 +64,14 @@ class Within:
     high: float | str
     above: bool = False
 
-    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+    def __get_pydantic_core_schema__(self, source: Any, handler: Callable[[Any], Any]) -> core_schema.CoreSchema:
         kind = "whole number" if source is int else "number"
         return core_schema.with_info_wrap_validator_function(partial(self._read, kind), handler(source))
 
-    def __get_pydantic_json_schema__(self, schema: core_schema.CoreSchema, handler: JsonHandler) -> dict[str, Any]:
+    def __get_pydantic_json_schema__(self, schema: Any, handler: Callable[[Any], Any]) -> dict[str, Any]:
         return {**handler(schema), "exclusiveMinimum" if self.above else "minimum": self.low, "maximum": self.high}
 
-    def _read(self, kind: str, value: Any, read: Any, info: core_schema.ValidationInfo) -> Any:
+    def _read(self, kind: str, value: Any, read: Any, info: ValidationInfo) -> Any:
         low, high = _bound(self.low, info.context), _bound(self.high, info.context)
         least, most = (f"{bound:g}" if isinstance(bound, float) else f"{bound}" for bound in (low, high))
         give = f"more than {least} and at most {most}" if self.above else f"{least} to {most}"
@@ -89,26 +86,18 @@ class Within:
         return number
 
 
-@dataclass(frozen=True)
-class Text:
-    """At most so many characters, which can be written as UTF-8 and hold no NUL."""
+def _text(limit: str) -> tuple[Any, Any]:
+    """At most so many characters, none of them NUL."""
 
-    most: int | str = "max_field_chars"
-
-    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
-        return core_schema.with_info_before_validator_function(self._check, handler(source))
-
-    def __get_pydantic_json_schema__(self, schema: core_schema.CoreSchema, handler: JsonHandler) -> dict[str, Any]:
-        return {**handler(schema), "maxLength": self.most}
-
-    def _check(self, value: Any, info: core_schema.ValidationInfo) -> Any:
-        most = _bound(self.most, info.context)
+    def check(value: Any, info: ValidationInfo) -> Any:
+        most = _bound(limit, info.context)
         if isinstance(value, str) and len(value) > most:
             raise PydanticCustomError("too_long", f"{len(value):,} characters, the limit is {most:,}")
-        # A lone surrogate ("\ud800" in JSON) is a str that no tokenizer and no file can take.
-        if isinstance(value, str) and ("\0" in value or re.search("[\ud800-\udfff]", value)):
-            raise PydanticCustomError("invalid_value", "holds a NUL or half a surrogate pair: send plain Unicode text")
+        if isinstance(value, str) and "\0" in value:
+            raise PydanticCustomError("invalid_value", "holds a NUL character: send plain text")
         return value
+
+    return BeforeValidator(check), Field(json_schema_extra={"maxLength": limit})
 
 
 def _file(value: Any) -> bytes:
@@ -123,16 +112,16 @@ def _file(value: Any) -> bytes:
     comma = value.find(",", 0, _LONGEST_DATA_PREFIX) if value.startswith("data:") else -1
     try:
         return base64.b64decode("".join(value[comma + 1 :].split()), validate=True)
-    except (binascii.Error, ValueError) as error:
+    except ValueError as error:
         message = f"broken base64 ({error}): send the file's bytes in base64"
         raise PydanticCustomError("broken_base64", message) from error
 
 
 Upload = Annotated[bytes, BeforeValidator(_file)]
 """A file's bytes."""
-Word = Annotated[str, Text()]
+Word = Annotated[str, *_text("max_field_chars")]
 """A name or the like."""
-Prompt = Annotated[str, Text("max_prompt_chars")]
+Prompt = Annotated[str, *_text("max_prompt_chars")]
 
 
 class PictureFields(Fields):
@@ -168,9 +157,7 @@ def read_fields(model: type[FieldsT], values: Mapping[str, Any], limits: Limits)
 
 def _problem(error: ValidationError, model: type[Fields]) -> Problem:
     first = error.errors(include_url=False)[0]
-    kind, place, context = first["type"], [str(part) for part in first["loc"]], first.get("ctx", {})
-    if isinstance(context.get("error"), InpaintError):
-        return problem_of(context["error"])
+    kind, place = first["type"], [str(part) for part in first["loc"]]
     field, where, message = place[0] if place else "body", ".".join(place) or "body", first["msg"]
     if kind == "extra_forbidden":
         near = difflib.get_close_matches(field[:100], model.model_fields, n=1)

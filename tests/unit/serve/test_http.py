@@ -19,7 +19,7 @@ from inpaint.data import decode
 from inpaint.errors import InpaintError
 from inpaint.paint.request import SamplingSettings
 from inpaint.serve.dialects.paint_http import paint_http
-from inpaint.serve.http.endpoint import Encoded
+from inpaint.serve.http.endpoint import Picture
 from inpaint.serve.http.limits import HttpSettings
 from inpaint.serve.http.receipt import read_receipt
 from inpaint.serve.http.record import Record
@@ -345,7 +345,7 @@ def test_the_event_loop_neither_decodes_nor_encodes(client, dialect, monkeypatch
 
     monkeypatch.setattr(decode, "open_image", watched("open", decode.open_image))
     monkeypatch.setattr(Image.Image, "save", watched("save", Image.Image.save))
-    monkeypatch.setattr(Encoded, "base64", property(watched("base64", Encoded.base64.fget)))
+    monkeypatch.setattr(Picture, "base64", property(watched("base64", Picture.base64.fget)))
     image, mask = photo_png(), alpha_png() if dialect == "openai" else mask_png()
     threads.clear()
     assert ask(client, dialect, image=image, mask=mask).status_code == 200
