@@ -59,13 +59,12 @@ TOLD = pa.schema(
         ("high", pa.int32()),
         ("digest", pa.binary(32)),
         ("text", pa.string()),
+        ("reason", pa.string()),  # why it cannot be used
+        ("detail", pa.string()),
     ]
 )
-"""What a file told, one line per file of `FILES`."""
+"""What a file told, one line per file of `FILES`; all null where it is as it is remembered."""
 MEMORY = pa.schema([*FILES, *TOLD])
-"""What is remembered."""
-SEEN = pa.schema([*TOLD, ("reason", pa.string()), ("detail", pa.string())])
-"""The same, or why it cannot be used; all null where it is as it was remembered."""
 Places = dict[str, np.ndarray]
 """Column of a listing -> which file each row names in it, int32[rows]; -1: none."""
 
@@ -95,7 +94,7 @@ def files_of(listed: pa.Table) -> tuple[pa.Table, Places]:
 def inspect_files(files: pa.Table, limits: Limits, fetchers: Executor | None, remember: bool) -> pa.Table:
     """Open and decode files; `files` has the columns of `FILES` and the remembered `bytes` and `modified`.
 
-    Returns a table of `SEEN`, one line per file.
+    Returns a table of `TOLD`.
 
     Args:
         fetchers: fetch files ahead of the one that is decoded; None: each is read when it is its turn.
@@ -121,7 +120,7 @@ def inspect_files(files: pa.Table, limits: Limits, fetchers: Executor | None, re
         _told(Kind(line["kind"]), line["path"], found, data, limits)
         for line, (found, data) in zip(lines, fetched, strict=True)
     ]
-    return pa.Table.from_pylist(told, schema=SEEN)
+    return pa.Table.from_pylist(told, schema=TOLD)
 
 
 def _ahead(pool: Executor, call: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
@@ -136,7 +135,7 @@ def _ahead(pool: Executor, call: Callable[[Any], Any], items: Iterable[Any]) -> 
 
 
 def _told(kind: Kind, path: str, found: dict[str, Any], data: bytes | BadRow, limits: Limits) -> dict[str, Any]:
-    """A line of `SEEN`."""
+    """A line of `TOLD`."""
     try:
         if isinstance(data, BadRow):
             raise data
@@ -183,11 +182,10 @@ def recall(memory: str | None, files: pa.Table, limits: Limits) -> pa.Table | No
     return known.select(TOLD.names).take(pa.array(places, mask=places < 0))
 
 
-def together(seen: pa.Table, recalled: pa.Table) -> pa.Table:
-    """What files told now, or else what is remembered of them; `SEEN`."""
-    as_before = pc.and_(pc.is_null(seen["digest"]), pc.is_null(seen["reason"]))
-    columns = {name: pc.if_else(as_before, recalled[name], seen[name]) for name in TOLD.names}
-    return pa.table({**columns, "reason": seen["reason"], "detail": seen["detail"]}, schema=SEEN)
+def together(told: pa.Table, recalled: pa.Table) -> pa.Table:
+    """What files told now, or else what is remembered of them; `TOLD`."""
+    as_before = pc.and_(pc.is_null(told["digest"]), pc.is_null(told["reason"]))
+    return pa.table({name: pc.if_else(as_before, recalled[name], told[name]) for name in TOLD.names}, schema=TOLD)
 
 
 def remember(memory: str, files: pa.Table, told: pa.Table) -> None:
@@ -196,7 +194,7 @@ def remember(memory: str, files: pa.Table, told: pa.Table) -> None:
         for start in range(0, files.num_rows, PIECE):
             piece = told.slice(start, PIECE)
             known = pc.and_(pc.is_valid(piece["modified"]), pc.is_valid(piece["digest"]))
-            columns = [*files.slice(start, PIECE).columns, *piece.select(TOLD.names).columns]
+            columns = [*files.slice(start, PIECE).columns, *piece.columns]
             writer.write_table(pa.table(columns, schema=MEMORY).filter(known))
 
 

@@ -6,6 +6,7 @@ deals them in turn, so a step's positions are the next global batch for any W; a
 with weight 0, never a crash and never a shifted position. Not covered: a file whose content changed is read as it is.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -17,7 +18,7 @@ import ray.data
 
 from inpaint.data import quarantine as bad_rows
 from inpaint.data.decode import DEFAULT_LIMITS, Limits
-from inpaint.data.inspection import SEEN, files_of, inspect_files, recall, remember, rows_found, together
+from inpaint.data.inspection import files_of, inspect_files, recall, remember, rows_found, together
 from inpaint.data.plan import Plan, StepLayout
 from inpaint.data.quarantine import Quarantined
 from inpaint.data.ray_internals import set_pace, take_blocks_at_once
@@ -40,7 +41,7 @@ SMALL_PIXELS = 256**2
 MIN_TASKS = 16  # so that short runs are spread over the cores, too
 MAX_READ_TASKS = 1024
 MAX_FILES_PER_TASK = 64
-MAX_INSPECTING_TASKS = 128  # each costs the driver 10 ms: in very large sets they are larger
+MAX_INSPECTING_TASKS = 512  # in very large sets they are larger
 
 
 def batches(
@@ -201,27 +202,32 @@ def read_manifest(
     return Manifest(table, shares), bad
 
 
-def _inspect_all(files: pa.Table, recalled: pa.Table, limits: Limits, remember: bool) -> Iterator[tuple[int, pa.Table]]:
-    """What the files tell, in their order, a few at a time with the number of the first; from Ray Data tasks."""
+def _inspect_all(
+    files: pa.Table, recalled: pa.Table | None, limits: Limits, remember: bool
+) -> Iterator[tuple[int, pa.Table]]:
+    """What the files tell, in their order, a few at a time with the number of the first; from plain Ray tasks, which
+    cost the driver nothing while it waits."""
     count, remote = files.num_rows, _any_remote(files)
     times = [pa.nulls(count, pa.int64()) if recalled is None else recalled[name] for name in ("bytes", "modified")]
     stored = ray.put(files.append_column("bytes", times[0]).append_column("modified", times[1]))
     del times
     per_task = max(1, min(MAX_FILES_PER_TASK, count // MIN_TASKS), -(-count // MAX_INSPECTING_TASKS))
 
-    def inspect_task(task: dict[str, np.ndarray]) -> Iterator[pa.Table]:
+    @ray.remote(num_cpus=1)
+    def inspect_task(files: pa.Table, start: int) -> pa.Table:
         with ThreadPoolExecutor(FETCHERS_PER_TASK) as pool:
-            for index in task["id"]:
-                part = ray.get(stored).slice(int(index) * per_task, per_task)
-                yield inspect_files(part, limits, pool if remote else None, remember)
+            return inspect_files(files.slice(start, per_task), limits, pool if remote else None, remember)
 
-    dataset = _numbers(-(-count // per_task)).map_batches(inspect_task, batch_size=None)
-    _quiet(dataset)
-    dataset.context.execution_options = ray.data.ExecutionOptions(preserve_order=True)
-    start = 0
-    for seen in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
-        yield start, seen.cast(SEEN)
-        start += seen.num_rows
+    # A few more than run at a time: what a stop leaves runs to its end (Ray 2.60 crashes where a task that has just
+    # ended is cancelled), and where there are more than CPUs, an autoscaler brings some.
+    waiting: deque[tuple[int, ray.ObjectRef]] = deque()
+    for start in range(0, count, per_task):
+        waiting.append((start, inspect_task.remote(stored, start)))
+        if len(waiting) > max(MIN_TASKS, 2 * ray.cluster_resources().get("CPU", 1)):
+            first, task = waiting.popleft()
+            yield first, ray.get(task)
+    for start, task in waiting:
+        yield start, ray.get(task)
 
 
 def _any_remote(table: pa.Table) -> bool:

@@ -8,6 +8,14 @@ import ray.data
 
 from inpaint.data import ray_internals
 from inpaint.data.ray_internals import PAUSES_S, TRIED_ON, Pace, set_pace, take_blocks_at_once
+from tests.rules.sources import ROOT, modules
+
+
+@pytest.mark.parametrize("module", modules("inpaint/data"), ids=str)
+def test_what_is_private_to_ray_data_is_used_in_one_file(module):
+    if module.name != "ray_internals.py":
+        text = (ROOT / module).read_text()
+        assert "._internal" not in text and "_topology" not in text and "context._" not in text
 
 
 def test_the_version_is_the_one_that_was_tried():
