@@ -165,7 +165,7 @@ def saturation(target: Target, requests: Sequence[bytes], guess: float, seconds:
     if not looks:
         return Saturation(rate)
     (t0, first), (t1, last) = looks
-    rows, ticks = last.unet_rows - first.unet_rows, last.ticks - first.ticks
+    rows, ticks = last.rows - first.rows, last.ticks - first.ticks
     stages = {stage: (last.seconds[stage] - first.seconds[stage]) / (t1 - t0) for stage in last.seconds}
     return Saturation(rate, rows / (t1 - t0), rows / max(1, ticks), stages)
 

@@ -1,16 +1,34 @@
-"""Who may join the queue: bounded by work, not by requests, with a waiting time that is measured, not guessed."""
+"""Who may join the queue: bounded by work, not by requests, with a waiting time that is measured, not guessed.
+
+Painters are chosen and scaled for by work, too. Its unit is one U-Net row at the base's own size: one denoising step
+of one picture without guidance. So 25 steps with guidance are 50, and at twice the side 200. Encoding and decoding are
+left out: that is a few rows' worth.
+"""
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from inpaint.models.base import BaseInfo
+from inpaint.paint.crop import working_shape_of
+from inpaint.paint.request import PaintRequest
 from inpaint.serve.service import Overloaded
 
 SHORTEST_RETRY_S, LONGEST_RETRY_S = 1.0, 120.0
 """Bounds of Retry-After: the OpenAI SDK honours no more than 120 s."""
 _WINDOW_S = 2.0
 _NEWEST_WEIGHT = 0.5
+
+
+def work_of(request: PaintRequest, base: BaseInfo) -> float:
+    """U-Net rows that an order takes, weighed by their pixels; 0 without a hole."""
+    if not request.hole.any():
+        return 0.0
+    high, wide = working_shape_of(base, request)
+    rows = 2 if request.sampling.is_guided else 1
+    return request.sampling.steps_taken * rows * (high * wide) / base.default_size**2
 
 
 class AdmissionSettings(BaseModel):
@@ -24,6 +42,21 @@ class AdmissionSettings(BaseModel):
     """U-Net rows per second of a painter, until it is measured."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Capacity:
+    """What runs now."""
+
+    painters: int = 1
+    ingresses: int = 1
+    healthy: bool = True
+    """Whether painters run, or could be started."""
+
+    @property
+    def portion(self) -> float:
+        """Painters per ingress; one that is to be started counts."""
+        return max(1, self.painters) / max(1, self.ingresses)
+
+
 class Admission:
     """The work that one ingress has let in, and its fair portion of what the painters may have waiting.
 
@@ -32,8 +65,8 @@ class Admission:
 
     def __init__(self, settings: AdmissionSettings, clock: Callable[[], float] = time.monotonic) -> None:
         self.settings = settings
-        self.painters = 1
-        self.ingresses = 1
+        self.capacity = Capacity()
+        """To be kept up to date by whoever knows."""
         self.outstanding = 0.0
         """U-Net rows let in and not yet done."""
         self.admitted = 0.0
@@ -41,17 +74,18 @@ class Admission:
         self._clock = clock
         self._measured: float | None = None
         self._finished = self._busy_s = 0.0
-        self._busy_since: float | None = None
+        """Since the last measurement: rows done, and seconds with any outstanding."""
+        self._since = 0.0
 
     @property
     def limit(self) -> float:
         """Most U-Net rows that this ingress may have outstanding."""
-        return self.settings.queue_per_painter * max(1, self.painters) / max(1, self.ingresses)
+        return self.settings.queue_per_painter * self.capacity.portion
 
     @property
     def speed(self) -> float:
         """U-Net rows per second of what this ingress sends out, measured while it had work outstanding."""
-        return self._measured or self.settings.expected_speed * max(1, self.painters) / max(1, self.ingresses)
+        return self._measured or self.settings.expected_speed * self.capacity.portion
 
     def admit(self, work: float) -> None:
         """Let `work` rows in.
@@ -70,20 +104,19 @@ class Admission:
                 f"{work:.0f}; try again in {retry_after:.0f} s",
                 retry_after,
             )
-        if self._busy_since is None:
-            self._busy_since = self._clock()
+        if not self.outstanding:
+            self._since = self._clock()
         self.admitted += work
         self.outstanding += work
 
     def leave(self, work: float, *, done: bool) -> None:
         """`work` rows are done, or given up."""
         now = self._clock()
-        if self._busy_since is not None:
-            self._busy_s += now - self._busy_since
-            self._busy_since = now
-        self.outstanding = max(0.0, self.outstanding - work)
-        if self.outstanding < 1e-6:
-            self.outstanding, self._busy_since = 0.0, None
+        if self.outstanding:
+            self._busy_s += now - self._since
+            self._since = now
+        left = self.outstanding - work
+        self.outstanding = left if left > 1e-6 else 0.0
         if done:
             self._finished += work
         if self._busy_s >= _WINDOW_S and self._finished:

@@ -7,22 +7,14 @@ its settings are all decided the picture is the same; no preview comes twice. Cl
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from inpaint.errors import InpaintError
 from inpaint.models.base import BaseInfo
 from inpaint.serve.adapters.cache import AdapterFiles
 from inpaint.serve.adapters.registry import Registry
-from inpaint.serve.admission import Admission
-from inpaint.serve.service import (
-    AdapterGone,
-    DeadlinePassed,
-    Overloaded,
-    Painted,
-    PaintOrder,
-    Preview,
-)
-from inpaint.serve.work import work_of
+from inpaint.serve.admission import Admission, work_of
+from inpaint.serve.service import AdapterGone, DeadlinePassed, Overloaded, Painted, PaintOrder, Preview
 
 MOST_TRIES = 4
 """Painters that an order may lose before its client hears of it."""
@@ -35,32 +27,16 @@ class PainterLost(InpaintError):
     """The painter died, or cannot be reached: another one can paint the order."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Capacity:
-    """What runs now."""
-
-    painters: int = 1
-    ingresses: int = 1
-    healthy: bool = True
-    """Whether painters run, or could be started."""
-
-
 class Dispatcher:
     """Implements `service.Service` over painters that `call` reaches."""
 
     def __init__(self, base: BaseInfo, registry: Registry, admission: Admission, call: Call) -> None:
         self.base, self._registry, self._admission, self._call = base, registry, admission, call
         self.catalogue, self.refused = registry.catalogue, registry.refused
-        self._is_healthy = True
 
     async def healthy(self) -> bool:
-        """Whether a painter does, or can be started to do, real work."""
-        return self._is_healthy
-
-    def resize(self, capacity: Capacity) -> None:
-        """So many run now."""
-        self._is_healthy = capacity.healthy
-        self._admission.painters, self._admission.ingresses = capacity.painters, capacity.ingresses
+        """See `service.Service.healthy`."""
+        return self._admission.capacity.healthy
 
     async def paint(self, orders: Sequence[PaintOrder]) -> AsyncGenerator[tuple[int, Preview | Painted], None]:
         """See `service.Service.paint`."""
@@ -101,7 +77,7 @@ class Dispatcher:
 
     async def _somewhere(self, order: PaintOrder) -> AsyncGenerator[Preview | Painted, None]:
         """The order's events, from as many painters as it takes."""
-        next_preview, lost = 0, 0
+        lost, shown = 0, 0
         files: tuple[AdapterFiles, ...] = ()
         painted = False
         while not painted:
@@ -110,9 +86,9 @@ class Dispatcher:
                     async for event in events:
                         painted = isinstance(event, Painted)
                         if isinstance(event, Preview):
-                            if event.index < next_preview:
+                            if event.index < shown:
                                 continue
-                            next_preview = event.index + 1
+                            shown = event.index + 1
                         yield event
                 if not painted:
                     raise PainterLost(f"order {order.id}: the painter ended without a picture")
@@ -126,7 +102,5 @@ class Dispatcher:
             except AdapterGone:
                 if files:
                     raise
-                files = await asyncio.to_thread(self._files, order)
-
-    def _files(self, order: PaintOrder) -> tuple[AdapterFiles, ...]:
-        return tuple(self._registry.cache.files(use.name, use.digest) for use in order.adapters)
+                cache = self._registry.cache
+                files = tuple([await asyncio.to_thread(cache.files, use.name, use.digest) for use in order.adapters])

@@ -47,7 +47,7 @@ class PaintOrder:
     timeout_s: float | None = None
     """Given up when it takes longer than this."""
     work: float = 0.0
-    """U-Net rows that it takes, weighed by their pixels (`inpaint.serve.work`); the dispatcher fills it in."""
+    """U-Net rows that it takes, weighed by their pixels (`inpaint.serve.admission`); the dispatcher fills it in."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

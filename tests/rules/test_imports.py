@@ -33,12 +33,11 @@ MAY_IMPORT = {
 
 SERVE_MAY_IMPORT = {
     "service": set(),
-    "work": set(),
     "admission": {"service"},
     "batcher": {"service"},
     "adapters": {"service"},
     "engine": {"service"},
-    "dispatcher": {"adapters", "admission", "service", "work"},
+    "dispatcher": {"adapters", "admission", "service"},
     "http": {"service"},
     "dialects": {"http", "service"},
 }

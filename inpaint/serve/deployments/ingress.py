@@ -16,10 +16,10 @@ from inpaint.errors import InpaintError
 from inpaint.models.base import read_base_info
 from inpaint.serve.adapters.cache import AdapterFiles
 from inpaint.serve.adapters.registry import Registry
-from inpaint.serve.admission import Admission
-from inpaint.serve.deployments.metrics import IngressMetrics
+from inpaint.serve.admission import Admission, Capacity
+from inpaint.serve.deployments.metrics import IngressMetrics, RequestMetrics
 from inpaint.serve.dialects.paint_http import paint_http
-from inpaint.serve.dispatcher import Capacity, Dispatcher, PainterLost
+from inpaint.serve.dispatcher import Dispatcher, PainterLost
 from inpaint.serve.service import Painted, PaintOrder, Preview
 
 if TYPE_CHECKING:
@@ -40,16 +40,16 @@ class IngressReplica:
         self._registry = Registry(args.registry_settings, info)
         self._registry.poll()
         self._admission = Admission(args.admission)
-        self._metrics = IngressMetrics(context.replica_tag)
-        self._http = args.http
         self._names = context.app_name, painters.deployment_name, context.deployment
         self._painters = painters.options(method_name="paint", stream=True)
-        self._dispatcher = Dispatcher(args.served(info), self._registry, self._admission, self._call)
+        dispatcher = Dispatcher(args.served(info), self._registry, self._admission, self._call)
+        self._http = paint_http(dispatcher, args.http, RequestMetrics(context.replica_tag))
+        self._metrics = IngressMetrics(context.replica_tag)
         self._watching = [asyncio.create_task(self._registry.watch()), asyncio.create_task(self._watch())]
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Serve after the constructor."""
-        return paint_http(self._dispatcher, self._http, self._metrics)
+        return self._http
 
     async def _call(
         self, order: PaintOrder, files: tuple[AdapterFiles, ...]
@@ -71,12 +71,11 @@ class IngressReplica:
             raise
 
     async def _watch(self) -> None:
-        """Keep the dispatcher and the gauges up to date."""
+        """Keep admission and the gauges up to date."""
         while True:
             capacity = await asyncio.to_thread(capacity_of, *self._names)
-            if capacity is not None:
-                self._dispatcher.resize(capacity)
-            self._metrics.look(self._admission, len(self._registry.catalogue()), len(self._registry.refused()))
+            self._admission.capacity = capacity or self._admission.capacity
+            self._metrics.record(self._admission, len(self._registry.catalogue()), len(self._registry.refused()))
             await asyncio.sleep(_WATCH_PERIOD_S)
 
 

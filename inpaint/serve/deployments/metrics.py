@@ -5,6 +5,7 @@ tag of ours, for one process may be one of several painters on a node.
 """
 
 from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from ray.util.metrics import Counter, Gauge, Histogram
 
@@ -15,64 +16,61 @@ from inpaint.serve.http.record import HttpMetrics, Record
 _SECONDS = [0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500]
 
 
-_GAUGES = {
-    "queued": ("queued", "Orders that wait for a place in the batch."),
-    "running": ("running", "Orders in the batch."),
-    "remaining": ("remaining_work", "U-Net rows to do for the orders that are here, weighed by their pixels."),
-    "resident": ("resident_adapters", "Adapters in slots."),
-}
-_COUNTERS = {
-    "ticks": ("ticks", "U-Net forwards."),
-    "unet_rows": ("rows", "U-Net rows."),
-    "loads": ("adapter_loads", "Adapters loaded into slots."),
-    "evictions": ("adapter_evictions", "Adapters that made room for others."),
-    "painted": ("painted", "Orders painted."),
-    "failed": ("failed", "Orders that ended with an error, deadlines among them."),
-    "cancelled": ("cancelled", "Orders whose client left."),
-    "wasted_steps": ("wasted_steps", "Steps of orders that were given up."),
-}
-"""Field of `EngineStats` -> the figure's name and description."""
+class Figures:
+    """Of a replica; their values are known from elsewhere, so a counter is told what is new since the last time."""
 
-
-class Growth:
-    """Counters whose totals are known from elsewhere: each is told what is new since the last time."""
-
-    def __init__(self) -> None:
-        self._before: dict[tuple[str, ...], float] = {}
-
-    def add(self, counter: Counter, total: float, tags: Mapping[str, str]) -> float:
-        """Returns what is new."""
-        key = (counter.info["name"], *tags.values())
-        new = total - self._before.get(key, 0.0)
-        self._before[key] = total
-        if new > 0:
-            counter.inc(new, dict(tags))
-        return new
-
-
-class PainterMetrics:
-    """What an engine has done; call `record` every few seconds."""
+    table: ClassVar[Mapping[str, tuple[Any, ...]]]
+    """Name -> kind, description, tags beside the replica."""
 
     def __init__(self, replica: str) -> None:
-        self._tags = {"replica": replica}
-        self._growth = Growth()
-        tags = ("replica",)
-        self.gauges = {field: Gauge(f"inpaint_{name}", text, tags) for field, (name, text) in _GAUGES.items()}
-        self.counters = {field: Counter(f"inpaint_{name}", text, tags) for field, (name, text) in _COUNTERS.items()}
-        self.rows_per_tick = Gauge("inpaint_rows_per_tick", "Mean U-Net rows per tick since the last look.", tags)
-        self.seconds = Counter("inpaint_stage_seconds", "Seconds per stage.", (*tags, "stage"))
+        self._replica = replica
+        self.figures = {
+            name: kind(f"inpaint_{name}", text, ("replica", *tags)) for name, (kind, text, *tags) in self.table.items()
+        }
+        self._totals: dict[tuple[str, ...], float] = {}
+
+    def update(self, values: Mapping[str, float], **tags: str) -> dict[str, float]:
+        """Set figures to what they are now. Returns how much the counters among them have grown."""
+        tags = {"replica": self._replica, **tags}
+        grown = {}
+        for name in values.keys() & self.figures.keys():
+            figure, key = self.figures[name], (name, *tags.values())
+            if isinstance(figure, Gauge):
+                figure.set(values[name], tags)
+                continue
+            grown[name] = values[name] - self._totals.get(key, 0.0)
+            self._totals[key] = values[name]
+            if grown[name] > 0:
+                figure.inc(grown[name], tags)
+        return grown
+
+
+class PainterMetrics(Figures):
+    """What an engine has done."""
+
+    table: ClassVar = {
+        "queued": (Gauge, "Orders that wait for a place in the batch."),
+        "running": (Gauge, "Orders in the batch."),
+        "remaining_work": (Gauge, "U-Net rows to do for the orders that are here, weighed by their pixels."),
+        "resident_adapters": (Gauge, "Adapters in slots."),
+        "rows_per_tick": (Gauge, "Mean U-Net rows per tick since the last look."),
+        "ticks": (Counter, "U-Net forwards."),
+        "rows": (Counter, "U-Net rows."),
+        "adapter_loads": (Counter, "Adapters loaded into slots."),
+        "adapter_evictions": (Counter, "Adapters that made room for others."),
+        "painted": (Counter, "Orders painted."),
+        "failed": (Counter, "Orders that ended with an error, deadlines among them."),
+        "cancelled": (Counter, "Orders whose client left."),
+        "wasted_steps": (Counter, "Steps of orders that were given up."),
+        "stage_seconds": (Counter, "Seconds per stage.", "stage"),
+    }
 
     def record(self, stats: EngineStats) -> None:
-        """Set gauges, and add what has been done since the last call."""
-        for field, gauge in self.gauges.items():
-            gauge.set(getattr(stats, field), self._tags)
-        new = {
-            field: self._growth.add(counter, getattr(stats, field), self._tags)
-            for field, counter in self.counters.items()
-        }
-        self.rows_per_tick.set(new["unet_rows"] / new["ticks"] if new["ticks"] else 0.0, self._tags)
+        """Call every few seconds."""
+        grown = self.update(vars(stats))
+        self.update({"rows_per_tick": grown["rows"] / grown["ticks"] if grown["ticks"] else 0.0})
         for stage, seconds in stats.seconds.items():
-            self._growth.add(self.seconds, seconds, {**self._tags, "stage": stage})
+            self.update({"stage_seconds": seconds}, stage=stage)
 
 
 class RequestMetrics(HttpMetrics):
@@ -104,24 +102,19 @@ class RequestMetrics(HttpMetrics):
         self.in_flight.set(self._in_flight[dialect], {**self._tags, "dialect": dialect})
 
 
-class IngressMetrics(RequestMetrics):
-    """As above, and the state of admission and registry."""
+class IngressMetrics(Figures):
+    """The state of admission and registry."""
 
-    def __init__(self, replica: str) -> None:
-        super().__init__(replica)
-        self._growth = Growth()
-        self.admitted = Counter("inpaint_work_admitted", "U-Net rows let in.", ("replica",))
-        self.refused = Counter("inpaint_work_refused", "U-Net rows told to come back.", ("replica",))
-        self.outstanding = Gauge("inpaint_work_outstanding", "U-Net rows let in and not done.", ("replica",))
-        self.limit = Gauge("inpaint_work_limit", "U-Net rows that may be outstanding.", ("replica",))
-        self.served = Gauge("inpaint_adapters_served", "Adapters of the registry that are served.", ("replica",))
-        self.bad = Gauge("inpaint_adapters_refused", "Adapters of the registry that are refused.", ("replica",))
+    table: ClassVar = {
+        "work_outstanding": (Gauge, "U-Net rows let in and not done."),
+        "work_limit": (Gauge, "U-Net rows that may be outstanding."),
+        "work_admitted": (Counter, "U-Net rows let in."),
+        "work_refused": (Counter, "U-Net rows told to come back."),
+        "adapters_served": (Gauge, "Adapters of the registry that are served."),
+        "adapters_refused": (Gauge, "Adapters of the registry that are refused."),
+    }
 
-    def look(self, admission: Admission, served: int, refused: int) -> None:
+    def record(self, admission: Admission, served: int, refused: int) -> None:
         """Call every few seconds."""
-        self._growth.add(self.admitted, admission.admitted, self._tags)
-        self._growth.add(self.refused, admission.refused, self._tags)
-        self.outstanding.set(admission.outstanding, self._tags)
-        self.limit.set(admission.limit, self._tags)
-        self.served.set(served, self._tags)
-        self.bad.set(refused, self._tags)
+        work = {f"work_{name}": getattr(admission, name) for name in ("outstanding", "limit", "admitted", "refused")}
+        self.update({**work, "adapters_served": served, "adapters_refused": refused})

@@ -76,11 +76,11 @@ class PainterReplica:
 
     def record_routing_stats(self) -> PainterLoad:
         """For `AdapterRouter`."""
-        return PainterLoad(remaining=self._engine.stats().remaining, adapters=sorted(self._engine.resident()))
+        return PainterLoad(remaining=self._engine.stats().remaining_work, adapters=sorted(self._engine.resident()))
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """For `scaling.ByRemainingWork`."""
-        return {WORK: self._engine.stats().remaining}
+        return {WORK: self._engine.stats().remaining_work}
 
     def _die(self, error: EngineBroken) -> NoReturn:
         """At once: Serve would let it fail for half a minute, and its empty queue would draw orders meanwhile."""

@@ -5,9 +5,8 @@ request by its HTTP request's id, and the second picture of one HTTP request is 
 """
 
 import random
-from collections import defaultdict
-from collections.abc import Hashable, Mapping, Sequence
-from typing import Any, TypedDict, TypeVar
+from collections.abc import Sequence
+from typing import Any, TypedDict
 
 from ray.serve.request_router import FIFOMixin, PendingRequest, ReplicaID, RequestRouter, RunningReplica
 
@@ -16,8 +15,6 @@ from inpaint.serve.service import PaintOrder
 TRIED_ON = "2.60"
 """Ray's version. `PendingRequest.metadata.internal_request_id`, `RunningReplica.routing_stats` and the router's
 `on_request_completed` are not promised by it."""
-
-Key = TypeVar("Key", bound=Hashable)
 
 
 class PainterLoad(TypedDict, total=False):
@@ -29,52 +26,13 @@ class PainterLoad(TypedDict, total=False):
     """Digests that are resident."""
 
 
-class SentWork:
-    """Work that this router has sent and that is not yet answered, per painter."""
-
-    def __init__(self) -> None:
-        self._sent: dict[Hashable, list[tuple[str, float]]] = defaultdict(list)
-
-    def send(self, painter: Hashable, request: str, work: float) -> None:
-        """An order of HTTP request `request` goes to `painter`."""
-        self._sent[painter].append((request, work))
-
-    def done(self, painter: Hashable, request: str) -> None:
-        """One order of that request is answered; unknown ones are ignored: Serve also reports what was turned down."""
-        entry = next((entry for entry in self._sent[painter] if entry[0] == request), None)
-        if entry is not None:
-            self._sent[painter].remove(entry)
-
-    def outstanding(self, painter: Hashable) -> float:
-        """Sent to `painter` and not answered."""
-        return sum(work for _, work in self._sent[painter].copy())
-
-    def forget(self, present: set[Hashable]) -> None:
-        """Drop painters that are gone."""
-        for painter in self._sent.keys() - present:
-            del self._sent[painter]
-
-
-def rank(
-    painters: Mapping[Key, PainterLoad], sent: Mapping[Key, float], adapters: Sequence[str], *, load_cost: float
-) -> list[Key]:
-    """Painters, best first.
-
-    A painter's work is the larger of what it last published (other ingresses' orders included, but up to a period old)
-    and what this router has sent it. No painter starves: holding an adapter is worth `load_cost` rows, no more.
-
-    Args:
-        sent: work that this router has outstanding there.
-        adapters: digests that the order needs.
-        load_cost: U-Net rows that loading one adapter costs.
+def cost_of(load: PainterLoad, sent: float, adapters: Sequence[str], load_cost: float) -> float:
+    """U-Net rows that come before an order at a painter: the more of what it last published (other ingresses' orders
+    included, but up to a period old) and of what this router has sent it; and `load_cost` for each of the order's
+    adapters (digests) that it does not hold. So holding adapters is worth that, no more, and no painter starves.
     """
-
-    def cost(key: Key) -> float:
-        load = painters[key]
-        missing = sum(digest not in load.get("adapters", ()) for digest in adapters)
-        return max(load.get("remaining", 0.0), sent.get(key, 0.0)) + load_cost * missing
-
-    return sorted(painters, key=cost)
+    missing = sum(digest not in load.get("adapters", ()) for digest in adapters)
+    return max(load.get("remaining", 0.0), sent) + load_cost * missing
 
 
 class AdapterRouter(FIFOMixin, RequestRouter):
@@ -87,7 +45,8 @@ class AdapterRouter(FIFOMixin, RequestRouter):
             load_cost: U-Net rows that loading one adapter costs.
         """
         self._load_cost = load_cost
-        self._sent = SentWork()
+        self._sent: dict[ReplicaID, list[tuple[str, float]]] = {}
+        """Of orders that are not yet answered: HTTP request's id and work."""
 
     async def choose_replicas(
         self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
@@ -97,22 +56,29 @@ class AdapterRouter(FIFOMixin, RequestRouter):
         if order is None:
             return [random.sample(candidate_replicas, min(2, len(candidate_replicas)))]
         # Shuffled, for the sort keeps the order of equals: idle painters take turns.
-        replicas = {r.replica_id: r for r in random.sample(candidate_replicas, len(candidate_replicas))}
-        self._sent.forget(set(replicas))
-        painters = {key: replica.routing_stats for key, replica in replicas.items()}
-        sent = {key: self._sent.outstanding(key) for key in replicas}
+        replicas = random.sample(candidate_replicas, len(candidate_replicas))
+        self._sent = {replica.replica_id: self._sent.get(replica.replica_id, []) for replica in replicas}
         digests = [use.digest for use in order.adapters]
-        return [[replicas[key]] for key in rank(painters, sent, digests, load_cost=self._load_cost)]
+
+        def cost(replica: RunningReplica) -> float:
+            sent = sum(work for _, work in self._sent[replica.replica_id])
+            return cost_of(replica.routing_stats, sent, digests, self._load_cost)
+
+        return [[replica] for replica in sorted(replicas, key=cost)]
 
     def on_request_routed(self, pending_request: PendingRequest, replica_id: ReplicaID, result: Any) -> None:
         """Called by Serve once a replica has taken the request."""
         order = _order_of(pending_request)
         if order is not None:
-            self._sent.send(replica_id, pending_request.metadata.internal_request_id, order.work)
+            entry = pending_request.metadata.internal_request_id, order.work
+            self._sent.setdefault(replica_id, []).append(entry)
 
     def on_request_completed(self, replica_id: ReplicaID, internal_request_id: str) -> None:
-        """Called by Serve when a request has ended, however it ended."""
-        self._sent.done(replica_id, internal_request_id)
+        """Called by Serve when a request has ended, however it ended, and also for what was turned down."""
+        entries = self._sent.get(replica_id, [])
+        entry = next((entry for entry in entries if entry[0] == internal_request_id), None)
+        if entry is not None:
+            entries.remove(entry)
 
 
 def _order_of(pending: PendingRequest | None) -> PaintOrder | None:

@@ -45,30 +45,25 @@ class EngineBroken(RuntimeError):
 
 @dataclass(frozen=True, kw_only=True)
 class EngineStats:
-    """Counted since the start, unless said otherwise."""
+    """Orders, adapters and work that are here now, and what was counted since the start (docs/serving.md)."""
+
+    queued: int = 0
+    running: int = 0
+    remaining_work: float = 0.0
+    """U-Net rows, weighed by their pixels."""
+    resident_adapters: int = 0
+    adapters_in_use: int = 0
 
     ticks: int = 0
-    unet_rows: int = 0
-    """Rows of all ticks, padding left out."""
-    queued: int = 0
-    """Orders now that have no place in a tick yet."""
-    running: int = 0
-    """Orders now that have."""
+    rows: int = 0
+    """U-Net rows of all ticks, padding left out."""
     painted: int = 0
     failed: int = 0
-    """Orders that ended with an error, deadlines among them."""
     cancelled: int = 0
     wasted_steps: int = 0
     """Denoising steps of orders that then failed or were cancelled."""
-    resident: int = 0
-    """Adapters now."""
-    adapters_in_use: int = 0
-    """Adapters now."""
-    loads: int = 0
-    """Adapters loaded."""
-    evictions: int = 0
-    remaining: float = 0.0
-    """Of the work of all orders that are here now: U-Net rows, weighed by their pixels."""
+    adapter_loads: int = 0
+    adapter_evictions: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
     """By stage (`executor.STAGES`), of the loop's time; `load` is the loaders'. On a GPU what the loop waits."""
 
@@ -156,10 +151,10 @@ class Engine:
             **self._counts.copy(),
             queued=len(jobs) - running,
             running=running,
-            resident=len(table.resident),
+            resident_adapters=len(table.resident),
             adapters_in_use=table.in_use,
-            evictions=table.evictions,
-            remaining=sum(job.order.work * (1 - job.step / job.steps) for job in jobs),
+            adapter_evictions=table.evictions,
+            remaining_work=sum(job.order.work * (1 - job.step / job.steps) for job in jobs),
             seconds=dict(self._executor.seconds),
         )
 
@@ -267,7 +262,7 @@ class Engine:
         slot = self._scheduler.table.loaded(digest)
         if slot is not None:
             self._executor.runner.slots.put(slot, packed)
-            self._counts["loads"] += 1
+            self._counts["adapter_loads"] += 1
 
     def _load_failed(self, digest: str, error: BaseException) -> None:
         self._fail(self._scheduler.waiting_for(digest), error)
@@ -289,7 +284,7 @@ class Engine:
             with self._failing(jobs):
                 latents_BChw, clean_BChw = self._executor.advance(jobs)
                 self._counts["ticks"] += 1
-                self._counts["unet_rows"] += sum(job.unet_rows for job in jobs)
+                self._counts["rows"] += sum(job.unet_rows for job in jobs)
                 for picture in self._scheduler.stepped(jobs):
                     place = jobs.index(picture.job)
                     picture.content = (latents_BChw if picture.index is None else clean_BChw)[place : place + 1]

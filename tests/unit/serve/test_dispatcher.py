@@ -10,8 +10,8 @@ import pytest
 
 from inpaint.errors import InpaintError
 from inpaint.serve.adapters.cache import AdapterFiles
-from inpaint.serve.admission import Admission, AdmissionSettings
-from inpaint.serve.dispatcher import MOST_TRIES, Capacity, Dispatcher, PainterLost
+from inpaint.serve.admission import Admission, AdmissionSettings, Capacity
+from inpaint.serve.dispatcher import MOST_TRIES, Dispatcher, PainterLost
 from inpaint.serve.service import AdapterGone, AdapterUse, DeadlinePassed, Overloaded, Painted, PaintOrder, Preview
 from tests.unit.paint.examples import request_with
 from tests.unit.serve.test_work import BASE
@@ -81,9 +81,8 @@ def dispatcher(painters: Painters, queue: float = 100.0) -> tuple[Dispatcher, Ad
     cache = SimpleNamespace(files=lambda name, digest: {digest: b""})
     registry = SimpleNamespace(cache=cache, catalogue=dict, refused=dict)
     admission = Admission(AdmissionSettings(queue_per_painter=queue, expected_speed=10))
-    service = Dispatcher(BASE, registry, admission, painters)
-    service.resize(Capacity(painters=2, ingresses=4))
-    return service, admission
+    admission.capacity = Capacity(painters=2, ingresses=4)
+    return Dispatcher(BASE, registry, admission, painters), admission
 
 
 def collect(service: Dispatcher, *orders: PaintOrder) -> list[tuple[int, Preview | Painted]]:
@@ -182,7 +181,7 @@ def test_all_orders_of_a_request_are_let_in_or_none() -> None:
 def test_it_goes_by_how_many_painters_and_ingresses_there_are() -> None:
     service, admission = dispatcher(Painters(paints))
     assert admission.limit == 50
-    service.resize(Capacity(painters=0, ingresses=1, healthy=False))
+    admission.capacity = Capacity(painters=0, ingresses=1, healthy=False)
     assert admission.limit == 100
     assert not asyncio.run(service.healthy())
 

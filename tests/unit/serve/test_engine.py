@@ -55,10 +55,10 @@ def test_orders_of_all_kinds_get_the_painters_pictures(max_rows):
         assert difference(events[-1].image, by_painter("toy", wanted)) <= LEVEL
         assert events[-1].kept_pixels_changed == kept_pixels_changed(wanted.image, events[-1].image, wanted.hole) == 0
         assert events[-1].steps == int(wanted.sampling.steps * wanted.sampling.strength)
-    assert stats.painted == len(MIXED) and stats.unet_rows > 2 * stats.ticks
-    assert (stats.queued, stats.running, stats.remaining) == (0, 0, 0)
+    assert stats.painted == len(MIXED) and stats.rows > 2 * stats.ticks
+    assert (stats.queued, stats.running, stats.remaining_work) == (0, 0, 0)
     steps = [w.sampling.steps_taken * (2 if w.sampling.is_guided else 1) for w in MIXED]
-    assert stats.unet_rows == sum(steps)
+    assert stats.rows == sum(steps)
 
 
 @pytest.mark.parametrize("make", [tiny_sd, tiny_sdxl_inpaint])
@@ -141,7 +141,7 @@ def test_an_order_leaves_when_its_time_is_up():
         with pytest.raises(DeadlinePassed, match=r"0\.3 s"):
             paint_all(engine, [order(request(1, steps=900), timeout_s=0.3)])
         stats = engine.stats()
-        assert (stats.failed, stats.running, stats.remaining) == (1, 0, 0)
+        assert (stats.failed, stats.running, stats.remaining_work) == (1, 0, 0)
         assert stats.wasted_steps < 900
         pictures(engine, [order(request(2))])
 

@@ -61,7 +61,7 @@ def test_rows_with_different_adapters_share_a_batch():
         painted = paint_all(engine, orders)
         assert engine.resident() == set(adapters)
         again = pictures(engine, orders)
-        assert engine.stats().loads == 4, "resident adapters are not loaded again"
+        assert engine.stats().adapter_loads == 4, "resident adapters are not loaded again"
     for (wanted, name), events, picture in zip(asked, painted, again, strict=True):
         alone = by_painter("toy", wanted, adapters.get(name))
         assert difference(events[-1].image, alone) <= LEVEL
@@ -91,8 +91,8 @@ def test_many_categories_on_few_slots_never_get_each_others_adapter():
     with running("toy", source, slots=4, max_rows=8) as engine:
         together = pictures(engine, orders)
         stats = engine.stats()
-        assert stats.resident == 4 and stats.adapters_in_use == 0
-        assert stats.evictions >= CATEGORIES - 4
+        assert stats.resident_adapters == 4 and stats.adapters_in_use == 0
+        assert stats.adapter_evictions >= CATEGORIES - 4
         alone = [pictures(engine, [one])[0] for one in orders]
     for name, picture, solo in zip(source.adapters, together, alone, strict=True):
         assert difference(picture, solo) <= LEVEL, name

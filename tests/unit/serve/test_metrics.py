@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from inpaint.serve.admission import Admission, AdmissionSettings
-from inpaint.serve.deployments.metrics import IngressMetrics, PainterMetrics
+from inpaint.serve.deployments.metrics import IngressMetrics, PainterMetrics, RequestMetrics
 from inpaint.serve.engine.engine import EngineStats
 from inpaint.serve.http.record import Record
 from inpaint.serve.service import Overloaded
@@ -17,9 +17,8 @@ DOCS = Path(__file__).resolve().parents[3] / "docs"
 
 def exported() -> set[str]:
     """Names as Prometheus sees them, without `ray_`."""
-    painter = PainterMetrics("r")
-    held = [*vars(painter).values(), *painter.gauges.values(), *painter.counters.values()]
-    held += vars(IngressMetrics("r")).values()
+    held = [*PainterMetrics("r").figures.values(), *IngressMetrics("r").figures.values()]
+    held += vars(RequestMetrics("r")).values()
     suffixes = {"Counter": "_total", "Gauge": "", "Histogram": ""}
     return {m.info["name"] + suffixes[type(m).__name__] for m in held if type(m).__name__ in suffixes}
 
@@ -63,8 +62,8 @@ def stats(**changes: object) -> EngineStats:
 
 def test_counters_grow_by_what_is_new(sent: dict[tuple[str, ...], float]) -> None:
     meters = PainterMetrics("r")
-    meters.record(stats(ticks=10, unet_rows=40, seconds={"unet": 1.0}))
-    meters.record(stats(ticks=14, unet_rows=72, seconds={"unet": 1.5, "decode": 0.25}))
+    meters.record(stats(ticks=10, rows=40, seconds={"unet": 1.0}))
+    meters.record(stats(ticks=14, rows=72, seconds={"unet": 1.5, "decode": 0.25}))
     assert sent["inpaint_ticks", "r"] == 14
     assert sent["inpaint_rows", "r"] == 72
     assert sent["inpaint_rows_per_tick", "r"] == 8
@@ -73,7 +72,7 @@ def test_counters_grow_by_what_is_new(sent: dict[tuple[str, ...], float]) -> Non
 
 
 def test_requests_are_counted_by_what_became_of_them(sent: dict[tuple[str, ...], float]) -> None:
-    meters = IngressMetrics("r")
+    meters = RequestMetrics("r")
     for _ in range(2):
         meters.began("own")
     meters.ended(Record(id="1", dialect="own", method="POST", path="/paint", status=429, problem="overloaded"))
@@ -87,7 +86,7 @@ def test_refused_work_is_counted(sent: dict[tuple[str, ...], float]) -> None:
     with pytest.raises(Overloaded):
         admission.admit(5)
     for _ in range(2):
-        meters.look(admission, served=3, refused=1)
+        meters.record(admission, served=3, refused=1)
     assert sent["inpaint_work_admitted", "r"] == 10
     assert sent["inpaint_work_refused", "r"] == 5
     assert (sent["inpaint_adapters_served", "r"], sent["inpaint_adapters_refused", "r"]) == (3, 1)

@@ -7,11 +7,10 @@ import numpy as np
 import pytest
 
 from inpaint.paint.request import PaintRequest
-from inpaint.serve.admission import Admission, AdmissionSettings
-from inpaint.serve.deployments.router import TRIED_ON, AdapterRouter, PainterLoad, SentWork, rank
+from inpaint.serve.admission import Admission, AdmissionSettings, Capacity, work_of
+from inpaint.serve.deployments.router import TRIED_ON, AdapterRouter, PainterLoad, cost_of
 from inpaint.serve.deployments.scaling import WORK, ByRemainingWork
 from inpaint.serve.service import AdapterUse, Overloaded, PaintOrder
-from inpaint.serve.work import work_of
 from tests.tiny import base_info
 from tests.unit.paint.examples import request_with
 
@@ -95,9 +94,9 @@ def test_waiting_time_follows_the_measured_speed() -> None:
 
 def test_ingresses_share_what_the_painters_may_have_waiting() -> None:
     queue = admission()
-    queue.painters, queue.ingresses = 3, 2
+    queue.capacity = Capacity(painters=3, ingresses=2)
     assert queue.limit == 150
-    queue.painters = 0  # scaled to zero: the first requests wake one up
+    queue.capacity = Capacity(painters=0, ingresses=2)  # scaled to zero: the first requests wake one up
     assert queue.limit == 50
 
 
@@ -127,29 +126,16 @@ def test_painters_follow_the_work_that_is_waiting_not_the_requests(ctx: SimpleNa
     assert ByRemainingWork(work_per_painter=500)(ctx)[0] == painters
 
 
-def test_the_painter_that_holds_the_adapter_comes_first_until_waiting_costs_more() -> None:
-    painters = {"cold": PainterLoad(remaining=10), "warm": PainterLoad(remaining=30, adapters=["d"])}
-    assert rank(painters, {}, ["d"], load_cost=30) == ["warm", "cold"]
-    assert rank(painters, {"warm": 50.0}, ["d"], load_cost=30) == ["cold", "warm"]
-    assert rank(painters, {}, [], load_cost=30) == ["cold", "warm"]
-
-
-def test_what_was_sent_since_the_last_report_counts() -> None:
-    sent = SentWork()
-    for _ in range(2):
-        sent.send("a", "request", 20)
-    assert sent.outstanding("a") == 40
-    sent.done("a", "request")
-    sent.done("a", "turned down")
-    assert sent.outstanding("a") == 20
-    sent.forget({"b"})
-    assert sent.outstanding("a") == 0
+def test_the_painter_that_holds_the_adapter_costs_less_until_waiting_costs_more() -> None:
+    cold, warm = PainterLoad(remaining=10), PainterLoad(remaining=30, adapters=["d"])
+    assert cost_of(warm, 0.0, ["d"], 30) < cost_of(cold, 0.0, ["d"], 30) < cost_of(warm, 50.0, ["d"], 30)
+    assert cost_of(cold, 0.0, [], 30) < cost_of(warm, 0.0, [], 30)
 
 
 def test_a_new_painter_that_has_published_nothing_is_idle_and_holds_nothing() -> None:
-    painters = {"new": PainterLoad(), "warm": PainterLoad(remaining=1, adapters=["d"])}
-    assert rank(painters, {}, [], load_cost=30) == ["new", "warm"]
-    assert rank(painters, {}, ["d"], load_cost=30) == ["warm", "new"]
+    new, warm = PainterLoad(), PainterLoad(remaining=1, adapters=["d"])
+    assert cost_of(new, 0.0, [], 30) == 0.0 < cost_of(warm, 0.0, [], 30)
+    assert cost_of(new, 0.0, ["d"], 30) > cost_of(warm, 0.0, ["d"], 30)
 
 
 def test_the_router_was_tried_on_this_ray() -> None:
@@ -186,9 +172,17 @@ def test_the_router_ranks_replicas_by_what_they_publish() -> None:
     assert choose() == ["warm", "cold", "busy"]
     for _ in range(3):
         router.on_request_routed(pending, "warm", None)
+    assert choose() == ["cold", "warm", "busy"], "what was sent since the last report counts"
+    router.on_request_completed("warm", "turned down")
     assert choose() == ["cold", "warm", "busy"]
     for _ in range(3):
         router.on_request_completed("warm", "r")
     assert choose()[0] == "warm"
+    for _ in range(3):
+        router.on_request_routed(pending, "warm", None)
+    warm = replicas.pop(1)
+    assert choose() == ["cold", "busy"]
+    replicas.append(warm)
+    assert choose()[0] == "warm", "what was sent to a painter that went is forgotten"
     (pair,) = asyncio.run(router.choose_replicas(replicas, None))
     assert len(pair) == 2
