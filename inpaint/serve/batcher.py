@@ -46,12 +46,7 @@ class Batcher(Generic[RequestT, ResultT]):
         self._seconds_per_request = 1.0
 
     async def submit(self, request: RequestT) -> ResultT:
-        """The request's result. Cancelling takes the request out.
-
-        Raises:
-            Overloaded: too many are waiting.
-            InpaintError: this cannot be done.
-        """
+        """The request's result; cancelling takes the request out. Raises Overloaded, or what its work raises."""
         if len(self._waiting) >= self.max_waiting:
             wait = self._seconds_per_request * len(self._waiting)
             raise Overloaded(f"{len(self._waiting)} requests are waiting, which is the limit", wait)
@@ -65,11 +60,7 @@ class Batcher(Generic[RequestT, ResultT]):
             self._waiting.pop(result, None)
 
     async def check(self, probe: RequestT, timeout_s: float) -> None:
-        """See real work done: the next tick of the batch that is running, else the probe.
-
-        Raises:
-            TimeoutError: nothing was done for so long.
-        """
+        """See real work done: the next tick of the batch that is running, else the probe. Raises TimeoutError."""
         before = self._ticks
         async with asyncio.timeout(timeout_s):
             if self._loop is None:

@@ -3,8 +3,8 @@
 import signal
 import subprocess
 import sys
-import urllib.error
 import urllib.request
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,6 @@ from inpaint.errors import InpaintError
 from inpaint.stopping import StopToken
 from inpaint.toy.catalogue import render
 from inpaint.toy.measure import HELD_OUT_SEED
-
-POLL_SECONDS = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,33 +43,24 @@ def serve_here(settings: ServeHere, *, stop: StopToken | None = None) -> None:
     serve, answered = subprocess.Popen(command, start_new_session=True), False
     while not stop.requested:
         try:
-            raise InpaintError(f"the service ended with exit code {serve.wait(POLL_SECONDS)}; it has said why above")
+            raise InpaintError(f"the service ended with exit code {serve.wait(0.5)}; it has said why above")
         except subprocess.TimeoutExpired:
-            if not answered and is_ready(url):
-                answered = True
-                print(examples(url, settings.examples), flush=True)
+            if not answered:
+                with suppress(OSError), urllib.request.urlopen(f"{url}/ready", timeout=2):
+                    answered = True
+                    print(examples(url, settings.examples), flush=True)
     serve.send_signal(signal.SIGINT)
     serve.wait()
-
-
-def is_ready(url: str) -> bool:
-    """Whether a service answers there that it can paint."""
-    try:
-        with urllib.request.urlopen(f"{url}/ready", timeout=2):
-            return True
-    except (urllib.error.URLError, TimeoutError, ConnectionError):
-        return False
 
 
 def write_examples(folder: Path) -> None:
     """`photo.png`, `mask.png` (white = paint) and `hole.png` (transparent = paint): a toy product, all around it."""
     scene = render(HELD_OUT_SEED, 0)
     folder.mkdir(parents=True, exist_ok=True)
-    hole = ~scene.product
+    mask = np.where(scene.product, 0, 255).astype(np.uint8)
     Image.fromarray(scene.image).save(folder / "photo.png")
-    Image.fromarray(np.where(hole, 255, 0).astype(np.uint8)).save(folder / "mask.png")
-    alpha = np.where(hole, 0, 255).astype(np.uint8)
-    Image.fromarray(np.dstack([scene.image, alpha])).save(folder / "hole.png")
+    Image.fromarray(mask).save(folder / "mask.png")
+    Image.fromarray(np.dstack([scene.image, 255 - mask])).save(folder / "hole.png")
 
 
 def url_of(config: str) -> str:

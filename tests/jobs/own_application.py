@@ -15,8 +15,7 @@ from inpaint.serve.http.endpoint import Call, Endpoint, Picture
 from inpaint.serve.http.images import read_photo
 from inpaint.serve.http.limits import HttpSettings
 from inpaint.serve.http.receipt import Receipt
-from inpaint.serve.http.record import HttpMetrics, Record
-from inpaint.serve.http.resources import Resources
+from inpaint.serve.http.resources import HttpMetrics, Record
 from inpaint.serve.http.schema import PictureFields, Upload, Within
 
 EnlargeCall = Call[tuple[np.ndarray, int]]
@@ -42,8 +41,8 @@ class EnlargeEndpoint(Endpoint[EnlargeFields, EnlargeCall]):
     path = "/enlarge"
     fields = EnlargeFields
 
-    def __init__(self, resources: Resources) -> None:
-        super().__init__(resources)
+    def __init__(self, settings: HttpSettings) -> None:
+        super().__init__(settings)
         self.batcher: Batcher[tuple[np.ndarray, int], np.ndarray] = Batcher(
             lambda requests, tick: [image.repeat(factor, 0).repeat(factor, 1) for image, factor in requests]
         )
@@ -66,8 +65,7 @@ class EnlargeApplication:
         self.args = args
 
     def http(self, metrics: HttpMetrics | None = None) -> FastAPI:
-        resources = Resources(self.args.http)
-        return build_http("enlarging", [EnlargeEndpoint(resources)], resources, self.check, metrics)
+        return build_http("enlarging", [EnlargeEndpoint(self.args.http)], self.args.http, self.check, metrics)
 
     async def check(self) -> bool:
         return True

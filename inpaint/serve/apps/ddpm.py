@@ -28,11 +28,10 @@ from inpaint.serve.http.application import build_http
 from inpaint.serve.http.body import FORM
 from inpaint.serve.http.endpoint import Call, Endpoint, Picture
 from inpaint.serve.http.errors import bad, shown
-from inpaint.serve.http.images import check_area, hole_where_white, read_photo
+from inpaint.serve.http.images import read_hole, read_photo
 from inpaint.serve.http.limits import HttpSettings
 from inpaint.serve.http.receipt import Receipt
-from inpaint.serve.http.record import HttpMetrics, Record
-from inpaint.serve.http.resources import Resources
+from inpaint.serve.http.resources import HttpMetrics, Record
 from inpaint.serve.http.schema import PictureFields, Upload, Within, Word
 
 
@@ -77,10 +76,6 @@ class FillFields(PictureFields):
     quality: Annotated[int, Within(0, 100)] = 95
     """Of jpeg and webp."""
 
-    def sampling(self) -> PixelSampling:
-        """As the painter has it."""
-        return PixelSampling(**self.model_dump(include={f.name for f in dataclasses.fields(PixelSampling)}))
-
 
 class FillEndpoint(Endpoint[FillFields, Call[DdpmRequest]]):
     """Fill a photo's hole"""
@@ -88,9 +83,10 @@ class FillEndpoint(Endpoint[FillFields, Call[DdpmRequest]]):
     path = "/fill"
     fields = FillFields
     media_types = (FORM,)
+    n_field = "image"
 
-    def __init__(self, resources: Resources, application: "DdpmApplication") -> None:
-        super().__init__(resources)
+    def __init__(self, settings: HttpSettings, application: "DdpmApplication") -> None:
+        super().__init__(settings)
         self.application = application
 
     def read(self, fields: FillFields) -> Call[DdpmRequest]:
@@ -100,26 +96,14 @@ class FillEndpoint(Endpoint[FillFields, Call[DdpmRequest]]):
         if fields.label and fields.label not in card.classes:
             raise bad("label", f"{shown(fields.label)}; the model's classes are: {', '.join(card.classes) or 'none'}")
         photo = read_photo(fields.image, "image", settings, card.unet.multiple)
-        check_area(photo.image.shape, 1, "image", settings)
-        keep = hole_where_white(fields.mask, photo, settings)
-        request = DdpmRequest(
-            image=photo.image,
-            hole=~keep,
-            seed=secrets.randbelow(2**32) if fields.seed is None else fields.seed,
-            sampling=fields.sampling(),
-            label=fields.label,
-            guidance_scale=fields.guidance_scale,
-            feather=fields.feather,
-        )
-        beside = {name: getattr(request, name) for name in ("label", "guidance_scale", "feather")}
+        keep = read_hole(fields.mask, photo, settings, "white")
+        sampling = fields.model_dump(include={field.name for field in dataclasses.fields(PixelSampling)})
+        beside = fields.model_dump(include={"label", "guidance_scale", "feather"})
+        seed = secrets.randbelow(2**32) if fields.seed is None else fields.seed
+        name, revision = application.name, application.revision
         return Call(
-            request=request,
-            receipt=Receipt(
-                base=application.name,
-                base_revision=application.revision,
-                seed=request.seed,
-                sampling={**dataclasses.asdict(request.sampling), **beside},
-            ),
+            request=DdpmRequest(image=photo.image, hole=~keep, seed=seed, sampling=PixelSampling(**sampling), **beside),
+            receipt=Receipt(base=name, base_revision=revision, seed=seed, sampling={**sampling, **beside}),
             encoding=fields.encoding(fields.quality, settings),
             pixels=keep.size,
         )
@@ -150,9 +134,8 @@ class DdpmApplication:
 
     def http(self, metrics: HttpMetrics | None = None) -> FastAPI:
         """The ASGI application. Raises InpaintError: no keys, and the host is not a loopback address."""
-        resources = Resources(self._args.http)
-        endpoints = [FillEndpoint(resources, self)]
-        app = build_http("inpaint ddpm", endpoints, resources, self.check, metrics, description=__doc__ or "")
+        settings = self._args.http
+        app = build_http("inpaint ddpm", [FillEndpoint(settings, self)], settings, self.check, metrics, __doc__ or "")
 
         @app.get("/model", summary="What is served")
         async def _model() -> dict[str, object]:

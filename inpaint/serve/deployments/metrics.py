@@ -11,7 +11,7 @@ from ray.util.metrics import Counter, Gauge, Histogram
 
 from inpaint.serve.admission import Admission
 from inpaint.serve.engine.engine import EngineStats
-from inpaint.serve.http.record import HttpMetrics, Record
+from inpaint.serve.http.resources import HttpMetrics, Record
 
 _SECONDS = [0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500]
 

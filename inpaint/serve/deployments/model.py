@@ -13,7 +13,7 @@ from ray import serve
 
 from inpaint.cluster import worker_threads
 from inpaint.serve.deployments.metrics import RequestMetrics
-from inpaint.serve.http.record import HttpMetrics
+from inpaint.serve.http.resources import HttpMetrics
 
 
 class ModelApplication(Protocol):

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 import numpy as np
+from fastapi import FastAPI
 from pydantic import AfterValidator, BeforeValidator, ConfigDict
 from pydantic.config import JsonDict
 from pydantic_core import PydanticCustomError
@@ -19,13 +20,13 @@ from starlette.responses import JSONResponse, Response
 from inpaint.models.base import BaseInfo
 from inpaint.paint.crop import resize_hole, resize_image
 from inpaint.paint.request import SamplingSettings
-from inpaint.serve.dialects.a1111_info import SAMPLERS, check_checkpoint, info, infotext
+from inpaint.serve.dialects.a1111_info import SAMPLERS, check_checkpoint, info, infotext, probes_router
 from inpaint.serve.dialects.adapters import as_trained, choose
 from inpaint.serve.dialects.painting import PaintCall, PaintEndpoint, TextFields, largest_size
 from inpaint.serve.http.body import JSON
 from inpaint.serve.http.endpoint import Picture
 from inpaint.serve.http.errors import Dialect, Problem, bad, shown
-from inpaint.serve.http.images import Photo, hole_where_white, read_photo
+from inpaint.serve.http.images import Photo, read_hole, read_photo
 from inpaint.serve.http.receipt import Encoding
 from inpaint.serve.http.schema import LARGEST_SEED, Fields, Limits, Upload, Within, read_fields
 
@@ -160,6 +161,7 @@ class Img2ImgEndpoint(PaintEndpoint[Img2ImgFields]):
     """A1111's inpainting"""
 
     path = "/sdapi/v1/img2img"
+    dialect = DIALECT
     fields = Img2ImgFields
     media_types = (JSON,)
     answers = ("application/json",)
@@ -196,7 +198,7 @@ class Img2ImgEndpoint(PaintEndpoint[Img2ImgFields]):
 
     def _hole(self, fields: Img2ImgFields, photo: Photo) -> np.ndarray:
         if fields.mask is not None:
-            white = hole_where_white(fields.mask, photo, self.settings, alpha_paints=True)
+            white = read_hole(fields.mask, photo, self.settings, "opaque")
             return ~white if fields.inpainting_mask_invert else white
         if photo.transparent is not None and photo.transparent.any():
             return photo.transparent
@@ -217,6 +219,11 @@ class Img2ImgEndpoint(PaintEndpoint[Img2ImgFields]):
             message = f"{width} x {height}; the limits are {pixels:,} pixels and an aspect of {aspect:g}"
             raise bad("width", message, "out_of_range")
         return height, width
+
+    def add_to(self, app: FastAPI) -> None:
+        """And what clients ask before and beside painting."""
+        super().add_to(app)
+        app.include_router(probes_router(self.service))
 
     def infotext(self, call: PaintCall[Img2ImgFields], seed: int) -> str:
         return infotext(call, seed)

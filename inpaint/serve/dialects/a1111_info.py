@@ -14,7 +14,6 @@ from inpaint.serve.dialects.painting import PaintCall
 from inpaint.serve.http.body import parse_json
 from inpaint.serve.http.errors import bad
 from inpaint.serve.http.receipt import read_infotext
-from inpaint.serve.http.resources import Resources
 from inpaint.serve.http.schema import Fields, Upload, read_fields
 from inpaint.serve.service import Service
 
@@ -122,7 +121,7 @@ class PngInfoFields(Fields):
     image: Upload
 
 
-def probes_router(resources: Resources, service: Service) -> APIRouter:
+def probes_router(service: Service) -> APIRouter:
     """The paths under /sdapi/v1 beside img2img."""
     routes = APIRouter(prefix="/sdapi/v1", tags=["a1111"])
     for name, answer in _NOTHING.items():
@@ -160,12 +159,12 @@ def probes_router(resources: Resources, service: Service) -> APIRouter:
     @routes.post("/options")
     async def set_options(request: Request) -> None:
         """Only the base that is served can be chosen; other options are another client's, too, and stay."""
-        options = await resources.read(request, lambda body, kind: parse_json(body))
+        options = await request.state.resources.read(request, lambda body, kind: parse_json(body))
         check_checkpoint(options, "sd_model_checkpoint", service.base)
 
     @routes.post("/png-info")
     async def png_info(request: Request) -> dict[str, Any]:
-        info = await resources.read(request, _png_info)
+        info = await request.state.resources.read(request, _png_info)
         return {"info": info, "items": {"parameters": info}, "parameters": {}}
 
     return routes

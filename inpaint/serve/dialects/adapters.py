@@ -18,10 +18,6 @@ class ChosenAdapter:
     """Whose token goes into the prompt; None where the adapter has several and none was named."""
     weight: float = 1.0
 
-    @property
-    def use(self) -> AdapterUse:
-        return AdapterUse(name=self.adapter.name, digest=self.adapter.digest, weight=self.weight)
-
 
 def categories(catalogue: Mapping[str, ServedAdapter]) -> dict[str, list[str]]:
     """Category -> adapters that know it."""
@@ -35,10 +31,7 @@ def categories(catalogue: Mapping[str, ServedAdapter]) -> dict[str, list[str]]:
 def choose(
     name: str, catalogue: Mapping[str, ServedAdapter], field: str, *, weight: float = 1.0, also: str = ""
 ) -> ChosenAdapter:
-    """The adapter of a category's or an adapter's name.
-
-    Args:
-        also: the base's name, where the field may name it, too; only for the hint.
+    """The adapter of a category's or an adapter's name. Args: also: the base's name, where the field may name it.
 
     Raises:
         Problem: 404 with the nearest names, or 400 where several adapters know the category.
@@ -91,4 +84,4 @@ def different(chosen: Sequence[ChosenAdapter], field: str, most: int) -> tuple[A
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise bad(field, f"adapter {twice} is named twice: give it once, with the weight you mean", "given_twice")
-    return tuple(one.use for one in chosen)
+    return tuple(AdapterUse(name=one.adapter.name, digest=one.adapter.digest, weight=one.weight) for one in chosen)

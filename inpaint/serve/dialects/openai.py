@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter
+from fastapi import FastAPI
 from pydantic import ConfigDict
 from starlette.responses import JSONResponse, Response
 
@@ -23,9 +23,9 @@ from inpaint.serve.dialects.painting import PaintCall, PaintEndpoint, PaintField
 from inpaint.serve.http.body import FORM
 from inpaint.serve.http.endpoint import Picture, sse
 from inpaint.serve.http.errors import Dialect, Problem, bad, shown
-from inpaint.serve.http.images import hole_where_transparent, read_photo
+from inpaint.serve.http.images import read_hole, read_photo
 from inpaint.serve.http.schema import Prompt, Upload, Within, Word
-from inpaint.serve.service import Painted, Service
+from inpaint.serve.service import Painted
 
 _TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 _WITHOUT_EFFECT = ("background", "input_fidelity", "moderation", "user", "safety_identifier")
@@ -74,6 +74,7 @@ class EditEndpoint(PaintEndpoint[EditFields]):
     """OpenAI's image edit"""
 
     path = "/v1/images/edits"
+    dialect = DIALECT
     fields = EditFields
     media_types = (FORM,)
     answers = ("application/json", "text/event-stream")
@@ -88,7 +89,7 @@ class EditEndpoint(PaintEndpoint[EditFields]):
         if fields.response_format == "url":
             raise bad("response_format", "url: pictures are not stored here; ask for b64_json", "url_refused")
         photo = read_photo(fields.image, "image", settings, base.size_multiple)
-        hole = hole_where_transparent(fields.mask, photo, settings)
+        hole = read_hole(fields.mask, photo, settings, "transparent")
         shape = self._fitting(fields.size, hole.shape)
         return self.call(
             fields,
@@ -117,6 +118,29 @@ class EditEndpoint(PaintEndpoint[EditFields]):
             kind, more = "image_edit.partial_image", {"partial_image_index": picture.about.index}
         return sse(kind, {"type": kind, **shared, "index": picture.number, **more})
 
+    def add_to(self, app: FastAPI) -> None:
+        """And `GET /v1/models`."""
+        super().add_to(app)
+
+        @app.get("/v1/models", summary="Base, categories and adapters")
+        async def models() -> dict[str, Any]:
+            return {"object": "list", "data": list(self._models().values())}
+
+        @app.get("/v1/models/{model:path}", summary="One of them")
+        async def model(model: str) -> dict[str, Any]:
+            known = self._models()
+            if model not in known:
+                raise unknown(model, list(known), "model")
+            return known[model]
+
+    def _models(self) -> dict[str, dict[str, Any]]:
+        catalogue, base = self.service.catalogue(), self.base
+        kinds: dict[str, dict[str, Any]] = {base.name: {"kind": "base", "revision": base.revision}}
+        kinds |= {name: {"kind": "adapter", "digest": adapter.digest} for name, adapter in catalogue.items()}
+        kinds |= {name: {"kind": "category", "adapters": adapters} for name, adapters in categories(catalogue).items()}
+        shared = {"object": "model", "created": 0, "owned_by": "inpaint"}
+        return {name: {"id": name, **shared, **kind} for name, kind in kinds.items()}
+
     def _fitting(self, size: str, shape: tuple[int, ...]) -> tuple[int, int]:
         """Height and width of the answer."""
         height, width = shape
@@ -136,33 +160,6 @@ class EditEndpoint(PaintEndpoint[EditFields]):
                 "out_of_range",
             )
         return high, wide
-
-
-def models_router(service: Service) -> APIRouter:
-    """`GET /v1/models`."""
-    routes = APIRouter(prefix="/v1")
-
-    @routes.get("/models", summary="Base, categories and adapters")
-    async def models() -> dict[str, Any]:
-        return {"object": "list", "data": list(_models(service).values())}
-
-    @routes.get("/models/{model:path}", summary="One of them")
-    def model(model: str) -> dict[str, Any]:
-        known = _models(service)
-        if model not in known:
-            raise unknown(model, list(known), "model")
-        return known[model]
-
-    return routes
-
-
-def _models(service: Service) -> dict[str, dict[str, Any]]:
-    catalogue, base = service.catalogue(), service.base
-    shared = {"object": "model", "created": 0, "owned_by": "inpaint"}
-    models = {name: {"id": name, **shared, "kind": "adapter", "digest": a.digest} for name, a in catalogue.items()}
-    for category, adapters in categories(catalogue).items():
-        models[category] = {"id": category, **shared, "kind": "category", "adapters": adapters}
-    return {base.name: {"id": base.name, **shared, "kind": "base", "revision": base.revision}, **models}
 
 
 def _warnings(fields: EditFields) -> list[str]:

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter
+from fastapi import FastAPI
 from pydantic import BeforeValidator, ConfigDict, JsonValue
 from starlette.responses import JSONResponse, Response
 
@@ -20,9 +20,9 @@ from inpaint.serve.dialects.adapters import ChosenAdapter, as_trained, choose
 from inpaint.serve.dialects.painting import PaintCall, PaintEndpoint, PaintFields
 from inpaint.serve.http.endpoint import Picture, sse
 from inpaint.serve.http.errors import bad, shown
-from inpaint.serve.http.images import hole_where_white, read_photo
+from inpaint.serve.http.images import read_hole, read_photo
 from inpaint.serve.http.schema import Fields, Upload, Within, Word
-from inpaint.serve.service import Painted, ServedAdapter, Service
+from inpaint.serve.service import Painted, ServedAdapter
 
 
 class AdapterWeight(Fields):
@@ -93,7 +93,7 @@ class OwnEndpoint(PaintEndpoint[OwnFields]):
             prompt=prompt,
             chosen=chosen,
             image=photo.image,
-            hole=hole_where_white(fields.mask, photo, self.settings),
+            hole=read_hole(fields.mask, photo, self.settings, "white"),
             sampling=fields.sampling(fields.size),
             seed=fields.seed,
             n=fields.n,
@@ -110,29 +110,26 @@ class OwnEndpoint(PaintEndpoint[OwnFields]):
     def event(self, call: PaintCall[OwnFields], picture: Picture) -> bytes:
         return sse("painted" if isinstance(picture.about, Painted) else "preview", _described(call, picture))
 
+    def add_to(self, app: FastAPI) -> None:
+        """And `GET /catalogue`."""
+        super().add_to(app)
 
-def catalogue_router(service: Service) -> APIRouter:
-    """`GET /catalogue`."""
-    routes = APIRouter()
-
-    @routes.get("/catalogue", summary="What is served, and what is refused and why")
-    async def catalogue() -> dict[str, Any]:
-        of_base = ("name", "revision", "default_size", "size_multiple", "guidance_scale", "steps")
-        of_card = ("tokens", "prompt_format", "resolution", "rank", "metrics")
-        return {
-            "base": {about: getattr(service.base, about) for about in of_base},
-            "adapters": {
-                name: {
-                    "digest": adapter.digest,
-                    "categories": sorted(adapter.card.tokens),
-                    **{about: getattr(adapter.card, about) for about in of_card},
-                }
-                for name, adapter in sorted(service.catalogue().items())
-            },
-            "refused": dict(service.refused()),
-        }
-
-    return routes
+        @app.get("/catalogue", summary="What is served, and what is refused and why")
+        async def catalogue() -> dict[str, Any]:
+            of_base = ("name", "revision", "default_size", "size_multiple", "guidance_scale", "steps")
+            of_card = ("tokens", "prompt_format", "resolution", "rank", "metrics")
+            return {
+                "base": {about: getattr(self.base, about) for about in of_base},
+                "adapters": {
+                    name: {
+                        "digest": adapter.digest,
+                        "categories": sorted(adapter.card.tokens),
+                        **{about: getattr(adapter.card, about) for about in of_card},
+                    }
+                    for name, adapter in sorted(self.service.catalogue().items())
+                },
+                "refused": dict(self.service.refused()),
+            }
 
 
 def _adapters(fields: OwnFields, catalogue: Mapping[str, ServedAdapter]) -> list[ChosenAdapter]:

@@ -8,13 +8,12 @@ GET /health   GET /ready                      without a key
 
 from fastapi import FastAPI
 
-from inpaint.serve.dialects import a1111, openai
-from inpaint.serve.dialects.a1111_info import probes_router
-from inpaint.serve.dialects.own import OwnEndpoint, catalogue_router
+from inpaint.serve.dialects.a1111 import Img2ImgEndpoint
+from inpaint.serve.dialects.openai import EditEndpoint
+from inpaint.serve.dialects.own import OwnEndpoint
 from inpaint.serve.http.application import build_http
 from inpaint.serve.http.limits import HttpSettings
-from inpaint.serve.http.record import HttpMetrics
-from inpaint.serve.http.resources import Resources
+from inpaint.serve.http.resources import HttpMetrics
 from inpaint.serve.service import Service
 
 
@@ -24,16 +23,5 @@ def paint_http(service: Service, settings: HttpSettings, metrics: HttpMetrics | 
     Raises:
         InpaintError: keys are unusable, or there are none and `settings.host` is not a loopback address.
     """
-    resources = Resources(settings)
-    app = build_http(
-        "inpaint",
-        [kind(resources, service) for kind in (openai.EditEndpoint, a1111.Img2ImgEndpoint, OwnEndpoint)],
-        resources,
-        service.healthy,
-        metrics,
-        dialects=(openai.DIALECT, a1111.DIALECT),
-        description=__doc__ or "",
-    )
-    for router in (openai.models_router(service), probes_router(resources, service), catalogue_router(service)):
-        app.include_router(router)
-    return app
+    endpoints = [kind(settings, service) for kind in (EditEndpoint, Img2ImgEndpoint, OwnEndpoint)]
+    return build_http("inpaint", endpoints, settings, service.healthy, metrics, __doc__ or "")

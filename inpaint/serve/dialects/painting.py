@@ -14,10 +14,9 @@ from inpaint.paint.request import PaintRequest, SamplingSettings
 from inpaint.serve.dialects.adapters import ChosenAdapter, different
 from inpaint.serve.http.endpoint import Call, Endpoint, Picture
 from inpaint.serve.http.errors import bad
-from inpaint.serve.http.images import check_area
+from inpaint.serve.http.limits import HttpSettings
 from inpaint.serve.http.receipt import Encoding, Receipt
-from inpaint.serve.http.record import Record
-from inpaint.serve.http.resources import Resources
+from inpaint.serve.http.resources import Record
 from inpaint.serve.http.schema import LARGEST_SEED, Fields, PictureFields, Prompt, Within
 from inpaint.serve.service import Painted, PaintOrder, Service
 
@@ -67,7 +66,6 @@ class PaintCall(Call[PaintRequest], Generic[FieldsT]):
     """A checked request for `n` pictures with the seeds seed, seed + 1, ...; `request` is the first one's."""
 
     fields: FieldsT
-    timeout_s: float
     previews: int
 
 
@@ -77,14 +75,12 @@ class PaintEndpoint(Endpoint[FieldsT, PaintCall[FieldsT]]):
     Pictures are `about` the `Painted` or `Preview` that came.
     """
 
-    n_field = "n"
-    """Blamed where all pictures are too many pixels."""
     adapters_field = "adapters"
     """Blamed where adapters come twice or are too many."""
 
-    def __init__(self, resources: Resources, service: Service) -> None:
+    def __init__(self, settings: HttpSettings, service: Service) -> None:
         self.service, self.base = service, service.base
-        super().__init__(resources, size_multiple=self.base.size_multiple, largest_size=largest_size(self.base))
+        super().__init__(settings, size_multiple=self.base.size_multiple, largest_size=largest_size(self.base))
 
     def call(
         self,
@@ -103,7 +99,6 @@ class PaintEndpoint(Endpoint[FieldsT, PaintCall[FieldsT]]):
         warnings: Sequence[str] = (),
     ) -> PaintCall[FieldsT]:
         """The call, and what all dialects check. Args: previews: per picture, of a stream; None: no stream."""
-        check_area(hole.shape, n, self.n_field, self.settings)
         adapters = different(chosen, self.adapters_field, self.settings.max_adapters)
         if seed is None:
             seed = secrets.randbelow(2**32)  # every client's numbers can hold it
@@ -134,7 +129,6 @@ class PaintEndpoint(Endpoint[FieldsT, PaintCall[FieldsT]]):
             stream=previews is not None,
             warnings=tuple(warnings),
             fields=fields,
-            timeout_s=fields.timeout_s or self.settings.timeout_s,
             previews=previews or 0,
         )
 
@@ -152,7 +146,7 @@ class PaintEndpoint(Endpoint[FieldsT, PaintCall[FieldsT]]):
                 request=dataclasses.replace(request, seed=request.seed + number),
                 adapters=call.receipt.adapters,
                 previews=call.previews,
-                timeout_s=call.timeout_s,
+                timeout_s=call.fields.timeout_s or self.settings.timeout_s,
             )
             for number in range(call.n)
         ]

@@ -23,8 +23,8 @@ from inpaint.errors import InpaintError
 from inpaint.serve.http.endpoint import Endpoint
 from inpaint.serve.http.errors import OWN, Dialect, Problem, overloaded, problem_of
 from inpaint.serve.http.keys import ApiKeys
-from inpaint.serve.http.record import HttpMetrics, Record
-from inpaint.serve.http.resources import Resources
+from inpaint.serve.http.limits import HttpSettings
+from inpaint.serve.http.resources import HttpMetrics, Record, Resources
 
 logger = logging.getLogger(__name__)
 
@@ -32,18 +32,12 @@ logger = logging.getLogger(__name__)
 def build_http(
     title: str,
     endpoints: Sequence[Endpoint[Any, Any]],
-    resources: Resources,
+    settings: HttpSettings,
     healthy: Callable[[], Awaitable[bool]],
     metrics: HttpMetrics | None = None,
-    *,
-    dialects: Sequence[Dialect] = (),
     description: str = "",
 ) -> FastAPI:
-    """The ASGI application; further GETs can be added to it.
-
-    Args:
-        healthy: whether the work can be done now; asked by /ready.
-        dialects: forms of errors other than our own, by the prefix of their paths.
+    """The ASGI application; further GETs can be added to it. /ready asks `healthy` whether work can be done now.
 
     Raises:
         InpaintError: keys are unusable, or there are none and the host is not a loopback address.
@@ -66,10 +60,10 @@ def build_http(
         app.add_exception_handler(kind, error_response)
     app.add_middleware(
         RequestMiddleware,
-        keys=ApiKeys(resources.settings),
+        keys=ApiKeys(settings),
         metrics=metrics or HttpMetrics(),
-        resources=resources,
-        dialects=(*dialects, OWN),
+        resources=Resources(settings),
+        dialects=[*(endpoint.dialect for endpoint in endpoints), OWN],
     )
     return app
 
@@ -78,7 +72,7 @@ def build_http(
 class RequestMiddleware:
     """Around every request: its id, its key, its line in the log, and the last net for our own mistakes.
 
-    Puts `record` and `dialect` into the request's state.
+    Puts `record`, `dialect` and `resources` into the request's state.
     """
 
     app: ASGIApp
@@ -96,13 +90,13 @@ class RequestMiddleware:
             return
         request = Request(scope, receive)
         path = scope["path"].removeprefix(scope.get("root_path", ""))
-        dialect = next(one for one in self.dialects if path.startswith(one.prefix) or one is OWN)
+        dialect = next((one for one in self.dialects if one is not OWN and path.startswith(one.prefix)), OWN)
         # A client's own id goes into the log and into headers.
         given = re.fullmatch(r"[A-Za-z0-9._:-]{1,128}", request.headers.get("x-request-id", ""))
         record = Record(
             id=given[0] if given else uuid.uuid4().hex, dialect=dialect.name, method=request.method, path=path[:200]
         )
-        request.state.record, request.state.dialect = record, dialect
+        request.state.record, request.state.dialect, request.state.resources = record, dialect, self.resources
 
         async def watched(message: Message) -> None:
             if message["type"] == "http.response.start":

@@ -28,15 +28,10 @@ logging.getLogger("python_multipart").setLevel(logging.ERROR)
 def parse_body(
     body: bytes, content_type: str, media_types: tuple[str, ...], files: Collection[str], max_parts: int
 ) -> dict[str, Any]:
-    """What a form or a JSON object says, by name.
-
-    Args:
-        media_types: those that are read.
-        files: names of files.
-        max_parts: of a form.
+    """What a form (`files` as bytes, else text) or a JSON object says, by name.
 
     Raises:
-        Problem: 415 for another content type, 400 for what is not well-formed.
+        Problem: 415 for a content type that is not among `media_types`, 400 for what is not well-formed.
     """
     kind = content_type.split(";", 1)[0].strip().lower()
     if kind not in media_types:

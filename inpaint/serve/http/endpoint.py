@@ -25,11 +25,10 @@ from starlette.types import Receive, Scope, Send
 
 from inpaint.errors import InpaintError
 from inpaint.serve.http.body import FORM, JSON, parse_body
-from inpaint.serve.http.errors import Dialect, problem_of
-from inpaint.serve.http.limits import BYTES_PER_PIXEL
+from inpaint.serve.http.errors import OWN, Dialect, bad, problem_of
+from inpaint.serve.http.limits import BYTES_PER_PIXEL, HttpSettings
 from inpaint.serve.http.receipt import Encoding, Receipt, encode
-from inpaint.serve.http.record import Record
-from inpaint.serve.http.resources import Resources
+from inpaint.serve.http.resources import Record, Resources
 from inpaint.serve.http.schema import FieldsT, Limits, file_fields, read_fields, request_body
 
 RequestT = TypeVar("RequestT")
@@ -84,15 +83,18 @@ class Endpoint(ABC, Generic[FieldsT, CallT]):
     """`POST path`. Each subclass's docstring begins with its line in /docs."""
 
     path: ClassVar[str]
+    dialect: ClassVar[Dialect] = OWN
     fields: type[FieldsT]
     media_types: ClassVar[tuple[str, ...]] = (FORM, JSON)
     answers: ClassVar[tuple[str, ...]] = ("image/png", "image/jpeg", "image/webp")
     """Content types of answers, for /docs."""
+    n_field: ClassVar[str] = "n"
+    """Blamed where all pictures together have too many pixels."""
 
-    def __init__(self, resources: Resources, **limits: int) -> None:
+    def __init__(self, settings: HttpSettings, **limits: int) -> None:
         """Args: limits: what bounds of the fields may name beside the settings."""
-        self.resources, self.settings = resources, resources.settings
-        self.limits: Limits = {**vars(self.settings), **limits}
+        self.settings = settings
+        self.limits: Limits = {**vars(settings), **limits}
 
     @abstractmethod
     def read(self, fields: FieldsT) -> CallT:
@@ -111,7 +113,7 @@ class Endpoint(ABC, Generic[FieldsT, CallT]):
 
     def answer(self, call: CallT, pictures: Sequence[Picture]) -> Response:
         """The answer with all pictures, by their numbers."""
-        return Response(pictures[0].file, media_type=call.encoding.media_type)
+        return Response(pictures[0].file, media_type=f"image/{call.encoding.format}")
 
     def event(self, call: CallT, picture: Picture) -> bytes:
         """A picture as a server-sent event, where the call asked for a stream."""
@@ -120,9 +122,10 @@ class Endpoint(ABC, Generic[FieldsT, CallT]):
     async def handle(self, request: Request) -> Response:
         """A request's way through all of it. Raises ClientDisconnect where the client has gone."""
         record: Record = request.state.record
-        call = await self.resources.read(request, self._read)
+        resources: Resources = request.state.resources
+        call = await resources.read(request, self._read)
         record.model, record.n, record.pixels = call.model or call.receipt.base, call.n, call.pixels
-        self.resources.hold(record, BYTES_PER_PIXEL * call.n * call.pixels)
+        resources.hold(record, BYTES_PER_PIXEL * call.n * call.pixels)
         headers = {
             "x-kept-pixels-changed": "0",
             "x-seed": str(call.receipt.seed),
@@ -133,38 +136,43 @@ class Endpoint(ABC, Generic[FieldsT, CallT]):
             headers["x-warnings"] = "; ".join(call.warnings).encode("ascii", "replace").decode()[:1000]
         if call.stream:
             headers["cache-control"] = "no-store"
-            return EventStream(self._events(call, record), headers=headers, media_type="text/event-stream")
-        pictures = await until_gone(request.receive, self._collect(call, record))
-        response = await self.resources.offload(self.answer, call, pictures)
+            return EventStream(self._events(call, request), headers=headers, media_type="text/event-stream")
+        pictures = await until_gone(request.receive, self._collect(call, request))
+        response = await resources.offload(self.answer, call, pictures)
         response.headers.update(headers)
         return response
 
     def _read(self, body: bytes, content_type: str) -> CallT:
-        files, most = file_fields(self.fields), self.settings.max_parts
-        values = parse_body(body, content_type, self.media_types, files, most)
-        return self.read(read_fields(self.fields, values, self.limits))
+        files, settings = file_fields(self.fields), self.settings
+        values = parse_body(body, content_type, self.media_types, files, settings.max_parts)
+        call = self.read(read_fields(self.fields, values, self.limits))
+        total, most = call.n * call.pixels, settings.max_answer_pixels
+        if total > most:
+            message = f"{call.n} pictures of {call.pixels:,} pixels = {total:,}, the limit is {most:,}"
+            raise bad(self.n_field, message, "too_many_pixels")
+        return call
 
-    async def _pictures(self, call: CallT, record: Record) -> AsyncGenerator[Picture, None]:
-        async with aclosing(self.submit(call, record)) as pictures:
+    async def _pictures(self, call: CallT, request: Request) -> AsyncGenerator[Picture, None]:
+        async with aclosing(self.submit(call, request.state.record)) as pictures:
             async for picture in pictures:
-                yield await self.resources.offload(self._encoded, call, picture)
+                yield await request.state.resources.offload(self._encoded, call, picture)
 
     def _encoded(self, call: CallT, picture: Picture) -> Picture:
         receipt = replace(call.receipt, seed=call.receipt.seed + picture.number)
         file = encode(picture.image, call.encoding, receipt, self.infotext(call, receipt.seed))
         return replace(picture, file=file)
 
-    async def _collect(self, call: CallT, record: Record) -> list[Picture]:
-        async with aclosing(self._pictures(call, record)) as pictures:
+    async def _collect(self, call: CallT, request: Request) -> list[Picture]:
+        async with aclosing(self._pictures(call, request)) as pictures:
             return sorted([picture async for picture in pictures], key=lambda picture: picture.number)
 
-    async def _events(self, call: CallT, record: Record) -> AsyncGenerator[bytes, None]:
-        async with aclosing(self._pictures(call, record)) as pictures:
+    async def _events(self, call: CallT, request: Request) -> AsyncGenerator[bytes, None]:
+        async with aclosing(self._pictures(call, request)) as pictures:
             async for picture in pictures:
-                yield await self.resources.offload(self.event, call, picture)
+                yield await request.state.resources.offload(self.event, call, picture)
 
     def add_to(self, app: FastAPI) -> None:
-        """Put the path into an application and its documentation."""
+        """Put the path into an application and its documentation; what belongs to it, too, in subclasses."""
         summary, _, description = (type(self).__doc__ or "").partition("\n")
         app.add_api_route(
             self.path,
@@ -222,10 +230,9 @@ def sse(kind: str, value: Mapping[str, Any]) -> bytes:
 
 
 async def until_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
-    """The work's result. Cancels it, and waits for its end, where the client goes or this task is cancelled.
+    """The work's result. Cancels it, and waits for its end, where this task is cancelled or the client goes first.
 
-    Raises:
-        ClientDisconnect: the client went first.
+    Raises ClientDisconnect in the latter case.
     """
 
     async def gone() -> None:

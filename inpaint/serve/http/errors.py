@@ -20,14 +20,11 @@ _SHOWN = 60  # characters of a bad value that are told
 
 
 class Problem(InpaintError):
-    """An answer without a picture.
+    """An answer without a picture; its message names the value, the limit and the way out.
 
     Args:
-        message: names the value, the limit and the way out.
-        status: HTTP status.
         code: short and fixed, so that programs can tell problems apart.
         field: the request's field at fault, as the client named it.
-        headers: for the answer.
     """
 
     def __init__(

@@ -1,11 +1,11 @@
 """Bytes of a photo and of a mask -> image and hole, everything checked before anything is decoded.
 
 Guaranteed: photo and mask are each turned by their own EXIF and then have one size. Which mask value means "paint" is
-the dialect's to say: `hole_where_white` (A1111, ours) or `hole_where_transparent` (OpenAI); a mask of the other kind is
-refused where it can be told, never read upside down.
+the dialect's to say; a mask of the other kind is refused where it can be told, never read upside down.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from PIL import Image
@@ -13,9 +13,6 @@ from PIL import Image
 from inpaint.data import decode
 from inpaint.serve.http.errors import bad
 from inpaint.serve.http.limits import HttpSettings
-
-MASK = "mask"
-"""The field's name in every dialect."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -36,53 +33,52 @@ def read_photo(data: bytes, field: str, settings: HttpSettings, smallest: int) -
     return Photo(image=np.array(decode.to_rgb(picture)), transparent=transparent)
 
 
-def hole_where_white(
-    data: bytes | None, photo: Photo, settings: HttpSettings, *, alpha_paints: bool = False
+def read_hole(
+    data: bytes | None, photo: Photo, settings: HttpSettings, paints: Literal["white", "opaque", "transparent"]
 ) -> np.ndarray:
-    """H x W bool, True = paint: a mask's grey values from 128; without a mask, where the photo is transparent.
+    """H x W bool, True = paint, of a mask; without one, what is transparent in the photo. Raises BadRow, Problem.
 
     Args:
-        alpha_paints: a mask with transparent pixels is read by its alpha, opaque = paint, as A1111 does; else refused,
-            for OpenAI's masks mean the opposite.
+        paints: `white`: grey values from 128, and a mask with transparent pixels is refused, for OpenAI's mean the
+            opposite; `opaque`: the same, but such a mask is read by its alpha, as A1111 does; `transparent`: alpha 0,
+            as OpenAI does, and a mask without alpha is refused.
     """
     if data is None:
-        return _transparent(photo, "send a grey image, white = paint")
-    mask = _opened(data, MASK, settings, 1)
+        if photo.transparent is None:
+            message = f"missing, and the image has no alpha channel: send a mask, in which what is {paints} is painted"
+            raise bad("mask", message, "missing")
+        return photo.transparent
+    mask = _opened(data, "mask", settings, 1)
     alpha = decode.alpha_of(mask)
-    if alpha is None or np.asarray(alpha).min() == 255:
-        values = decode.to_grey(mask)
-    elif alpha_paints:
-        values = alpha
+    if paints == "transparent":
+        if alpha is None:
+            raise bad(
+                "mask",
+                f"a {mask.mode} image without an alpha channel, and here transparency (alpha 0) is what gets painted, "
+                "not white: send a PNG with alpha, 0 where to paint and 255 elsewhere",
+                "mask_without_alpha",
+            )
+        hole = np.asarray(alpha) == 0
+    elif alpha is None or np.asarray(alpha).min() == 255:
+        hole = np.asarray(decode.to_grey(mask)) >= decode.PAINT
+    elif paints == "opaque":
+        hole = np.asarray(alpha) >= decode.PAINT
     else:
         raise bad(
-            MASK,
+            "mask",
             "has transparent pixels, and here white is painted, not transparency: send a grey image, white = paint, "
             "or use /v1/images/edits, where transparency is painted",
             "ambiguous_mask",
         )
-    return _of_size(np.asarray(values) >= decode.PAINT, photo)
-
-
-def hole_where_transparent(data: bytes | None, photo: Photo, settings: HttpSettings) -> np.ndarray:
-    """H x W bool, True = paint: where alpha is 0, of a mask or, without one, of the photo."""
-    if data is None:
-        return _transparent(photo, "make what shall be painted transparent")
-    mask = _opened(data, MASK, settings, 1)
-    alpha = decode.alpha_of(mask)
-    if alpha is None:
+    height, width = photo.image.shape[:2]
+    if hole.shape != (height, width):
         raise bad(
-            MASK,
-            f"a {mask.mode} image without an alpha channel, and here transparency (alpha 0) is what gets painted, not "
-            "white: send a PNG with alpha, 0 where to paint and 255 elsewhere",
-            "mask_without_alpha",
+            "mask",
+            f"{hole.shape[1]} x {hole.shape[0]} pixels, the image has {width} x {height} (each upright by its own "
+            "EXIF): send a mask of the image's size",
+            "other_size",
         )
-    return _of_size(np.asarray(alpha) == 0, photo)
-
-
-def _transparent(photo: Photo, way_out: str) -> np.ndarray:
-    if photo.transparent is None:
-        raise bad(MASK, f"missing, and the image has no alpha channel: {way_out}", "missing")
-    return photo.transparent
+    return hole
 
 
 def _opened(data: bytes, field: str, settings: HttpSettings, smallest: int) -> Image.Image:
@@ -96,24 +92,3 @@ def _opened(data: bytes, field: str, settings: HttpSettings, smallest: int) -> I
     if max(width, height) > settings.max_aspect * min(width, height):
         raise bad(field, f"{width} x {height} pixels, sides may differ by a factor of {settings.max_aspect:g}: crop it")
     return decode.upright(image, field)
-
-
-def _of_size(hole: np.ndarray, photo: Photo) -> np.ndarray:
-    height, width = photo.image.shape[:2]
-    if hole.shape != (height, width):
-        raise bad(
-            MASK,
-            f"{hole.shape[1]} x {hole.shape[0]} pixels, the image has {width} x {height} (each upright by its own "
-            "EXIF): send a mask of the image's size",
-            "other_size",
-        )
-    return hole
-
-
-def check_area(shape: tuple[int, ...], n: int, field: str, settings: HttpSettings) -> None:
-    """Raise Problem where `n` pictures of H x W pixels are too many pixels together."""
-    height, width = shape[:2]
-    most = settings.max_answer_pixels
-    if n * height * width > most:
-        message = f"{n} pictures of {width} x {height} = {n * height * width:,} pixels, the limit is {most:,}"
-        raise bad(field, message, "too_many_pixels")

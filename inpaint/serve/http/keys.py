@@ -21,7 +21,7 @@ from inpaint.serve.http.limits import HttpSettings
 
 logger = logging.getLogger(__name__)
 
-SHORTEST = 16
+_LINE = re.compile(r"(?P<name>[A-Za-z0-9_.-]{1,64})\s*:\s*(?P<key>[!-~]{16,512})|(?P<unnamed>[!-9;-~]{16,512})")
 NOBODY = "-"
 """The name of whoever asks a service that has no keys."""
 
@@ -73,29 +73,22 @@ class ApiKeys:
 
 
 def parse_keys(text: str, source: str) -> dict[str, bytes]:
-    """Name -> sha256 of the key.
-
-    Raises:
-        InpaintError: a key is shorter than 16 characters or not printable ASCII, or a name is used twice; the message
-            has the line, not the key.
-    """
+    """Name -> sha256 of the key. Raises InpaintError, whose message has the line and not the key."""
     keys: dict[str, bytes] = {}
     for number, line in enumerate(text.splitlines(), start=1):
         line = line.split("#", 1)[0].strip()
         if not line:
             continue
-        first, colon, rest = line.partition(":")
-        name, key = (first.strip(), rest.strip()) if colon else (f"key-{number}", line)
-        if not re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", name):
-            raise InpaintError(f"{source}, line {number}: a key's name has 1 to 64 letters, digits, '_', '.', '-'")
-        if not re.fullmatch(rf"[!-~]{{{SHORTEST},512}}", key):
+        match = _LINE.fullmatch(line)
+        if match is None:
             raise InpaintError(
-                f"{source}, line {number}: a key has {SHORTEST} to 512 printable ASCII characters without spaces; "
-                "make one with: openssl rand -hex 32"
+                f"{source}, line {number}: give `name:key` or `key`; a name has 1 to 64 letters, digits, '_', '.' or "
+                "'-', a key 16 to 512 printable ASCII characters without spaces; make one with: openssl rand -hex 32"
             )
+        name = match["name"] or f"key-{number}"
         if name in keys:
             raise InpaintError(f"{source}, line {number}: the name {name} is used twice")
-        keys[name] = hashlib.sha256(key.encode()).digest()
+        keys[name] = hashlib.sha256((match["key"] or match["unnamed"]).encode()).digest()
     return keys
 
 

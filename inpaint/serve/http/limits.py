@@ -1,9 +1,8 @@
 """What the HTTP side reads, refuses and waits for."""
 
-from dataclasses import dataclass
-from typing import ClassVar
+from typing import Self
 
-from pydantic import ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
 from inpaint.errors import InpaintError
 
@@ -11,13 +10,12 @@ BYTES_PER_PIXEL = 8
 """That a picture in work takes: the photo, its hole, and what goes out."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class HttpSettings:
+class HttpSettings(BaseModel):
     """Limits hold before anything is decoded; each refusal names the limit that it hit."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    host: str = "127.0.0.1"
+    host: str = Field(default="127.0.0.1", min_length=1)
     """Address that the server listens on. Without keys only a loopback address is allowed."""
     keys_file: str | None = None
     """API keys, one per line as `name:key` or `key`; `#` begins a comment. Read again whenever it has changed."""
@@ -26,62 +24,57 @@ class HttpSettings:
     open_paths: tuple[str, ...] = ("/health", "/ready")
     """Paths answered without a key, exactly as written."""
 
-    max_in_flight: int = 256
+    max_in_flight: PositiveInt = 256
     """Requests handled at once; more are told to come back."""
-    max_body_bytes: int = 96 * 2**20
+    max_body_bytes: PositiveInt = 96 * 2**20
     """Of one request: two images, in base64 a third larger."""
-    max_held_bytes: int = 2 * 2**30
+    max_held_bytes: PositiveInt = 2 * 2**30
     """Bodies and decoded pictures of all requests together; more requests are told to come back."""
-    body_timeout_s: float = 60.0
+    body_timeout_s: PositiveFloat = 60.0
     """A body must have arrived within this time."""
-    max_parts: int = 64
+    max_parts: PositiveInt = 64
     """Parts of a form."""
-    max_field_chars: int = 16_384
+    max_field_chars: PositiveInt = 16_384
     """Of a form's text field or a JSON string that is neither picture nor prompt."""
-    max_prompt_chars: int = 4_000
+    max_prompt_chars: PositiveInt = 4_000
     """Of the prompt and of the negative prompt."""
 
-    max_image_bytes: int = 50 * 2**20
+    max_image_bytes: PositiveInt = 50 * 2**20
     """Of one file, as for OpenAI."""
-    max_pixels: int = 25_000_000
+    max_pixels: PositiveInt = 25_000_000
     """Width times height, as the file's header states them."""
-    max_side: int = 16_383
+    max_side: PositiveInt = 16_383
     """Pixels; WEBP has no longer ones."""
-    max_aspect: float = 16.0
+    max_aspect: PositiveFloat = 16.0
     """Longer side over shorter side."""
-    max_pictures: int = 10
+    max_pictures: PositiveInt = 10
     """Per request (`n`)."""
-    max_answer_pixels: int = 100_000_000
+    max_answer_pixels: PositiveInt = 100_000_000
     """Pictures times their pixels."""
-    max_steps: int = 150
-    max_feather: int = 64
+    max_steps: PositiveInt = 150
+    max_feather: PositiveInt = 64
     """Pixels."""
-    max_padding: int = 4_096
+    max_padding: PositiveInt = 4_096
     """Pixels."""
-    max_adapters: int = 8
+    max_adapters: PositiveInt = 8
     """Per request."""
-    max_weight: float = 4.0
+    max_weight: PositiveFloat = 4.0
     """Of an adapter, either sign."""
 
-    timeout_s: float = 300.0
+    timeout_s: PositiveFloat = 300.0
     """Of a request that states none."""
-    max_timeout_s: float = 600.0
+    max_timeout_s: PositiveFloat = 600.0
     """That a request may state."""
-    threads: int = 4
+    threads: PositiveInt = 4
     """Decoding and encoding at once."""
-    png_compress_level: int = 1
-    """0 to 9 as zlib's; 1 is a fifth of 6's time for a tenth more bytes."""
+    png_compress_level: int = Field(default=1, ge=0, le=9)
+    """As zlib's; 1 is a fifth of 6's time for a tenth more bytes."""
 
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if isinstance(value, int | float) and name != "png_compress_level" and not 0 < value < float("inf"):
-                raise InpaintError(f"{name} {value}: give a positive number")
-        if not 0 <= self.png_compress_level <= 9:
-            raise InpaintError(f"png_compress_level {self.png_compress_level}: give 0 to 9")
+    @model_validator(mode="after")
+    def _check_together(self) -> Self:
         if self.timeout_s > self.max_timeout_s:
             raise InpaintError(f"timeout_s {self.timeout_s} is above max_timeout_s {self.max_timeout_s}: raise that")
         largest = self.max_body_bytes + BYTES_PER_PIXEL * self.max_answer_pixels
         if largest > self.max_held_bytes:
             raise InpaintError(f"max_held_bytes {self.max_held_bytes}: one request may need {largest}; raise it")
-        if not self.host:
-            raise InpaintError("host is empty: give the address that the server listens on")
+        return self

@@ -21,7 +21,6 @@ from inpaint.serve.service import AdapterUse
 CHUNK = "inpaint"
 SOFTWARE = f"inpaint {version('inpaint')}"
 _ASCII = b"ASCII\0\0\0"
-_SUBSAMPLING_444 = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,10 +33,6 @@ class Encoding:
     """1 to 100, of jpeg and webp."""
     compress_level: int = 1
     """0 to 9 as zlib's, of png."""
-
-    @property
-    def media_type(self) -> str:
-        return f"image/{self.format}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +65,7 @@ def encode(image: np.ndarray, encoding: Encoding, receipt: Receipt, infotext: st
     exif = Image.Exif()
     exif[ExifTags.Base.Software] = receipt.software
     exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = _ASCII + text.encode("ascii")
-    options = {"subsampling": _SUBSAMPLING_444} if encoding.format == "jpeg" else {}
+    options = {"subsampling": "4:4:4"} if encoding.format == "jpeg" else {}
     picture.save(file, encoding.format.upper(), quality=encoding.quality, exif=exif, **options)
     return file.getvalue()
 

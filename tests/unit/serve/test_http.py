@@ -13,6 +13,7 @@ import httpx2
 import numpy as np
 import pytest
 from PIL import Image
+from pydantic import ValidationError
 from starlette.testclient import TestClient
 
 from inpaint.data import decode
@@ -22,7 +23,7 @@ from inpaint.serve.dialects.paint_http import paint_http
 from inpaint.serve.http.endpoint import Picture
 from inpaint.serve.http.limits import HttpSettings
 from inpaint.serve.http.receipt import read_receipt
-from inpaint.serve.http.record import Record
+from inpaint.serve.http.resources import Record
 from inpaint.serve.service import AdapterGone, DeadlinePassed, Overloaded
 from tests.unit.serve.clients import DIALECTS, ask, b64, told
 from tests.unit.serve.fake import BASE, CATALOGUE, FakeService, alpha_png, expected, mask_png, photo_png, served
@@ -328,7 +329,7 @@ def test_memory_held_by_requests_is_bounded_and_given_back(service):
         assert refused.status_code == 429 and "in memory" in refused.text
         response.close()
         assert service.closed.wait(30)
-    with pytest.raises(InpaintError, match="max_held_bytes"):
+    with pytest.raises(ValidationError, match="max_held_bytes"):
         HttpSettings(max_held_bytes=1_000_000)
 
 

@@ -9,7 +9,7 @@ import pytest
 from inpaint.serve.admission import Admission, AdmissionSettings
 from inpaint.serve.deployments.metrics import IngressMetrics, PainterMetrics, RequestMetrics
 from inpaint.serve.engine.engine import EngineStats
-from inpaint.serve.http.record import Record
+from inpaint.serve.http.resources import Record
 from inpaint.serve.service import Overloaded
 
 DOCS = Path(__file__).resolve().parents[3] / "docs"
