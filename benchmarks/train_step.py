@@ -172,7 +172,7 @@ def ours(subject: Subject, reports: list[StepReport]) -> float:
 
 def bare(subject: Subject, batches: list[MicroBatch], devices: list[str]) -> float:
     """Seconds per sample of the bare loop in a fresh Ray process."""
-    threads = cluster.worker_threads(cluster.plan_workers(1, subject.use_gpu))
+    threads = cluster.worker_threads(cluster.plan_workers(1, subject.use_gpu, cluster.cluster_nodes()))
     remote = ray.remote(num_cpus=1, num_gpus=int(subject.use_gpu), max_calls=1)(time_bare)
     environment = {"OMP_NUM_THREADS": str(threads), "TRANSFORMERS_VERBOSITY": "error"}
     steps = subject.settings.warmup + subject.settings.steps

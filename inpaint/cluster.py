@@ -8,7 +8,7 @@ Not covered: a cluster that is merely busy. Then Ray queues the job, as it shoul
 import logging
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,15 +18,9 @@ import yaml
 
 from inpaint.errors import ClusterTooSmall, InpaintError
 
-EMBEDDED_STORE_BYTES = 2 * 1024**3
-"""Most memory that the embedded cluster's object store takes; it spills to disk beyond that."""
-EMBEDDED_STORE_SHARE = 0.3
-"""Largest share of the machine's memory that the embedded cluster's object store takes."""
 GPU_WORKER_CPUS = 4
 """CPUs that a worker with a GPU can use: launching kernels takes one, the rest go to hashing and checkpoints."""
 _MAX_NODES = 1000
-_JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-_KUBERAY = "RAY_USAGE_STATS_KUBERAY_IN_USE"
 _CHECKOUT = Path(__file__).resolve().parent.parent
 
 
@@ -93,43 +87,46 @@ def connect(*, num_cpus: int | None = None, dashboard: bool = False) -> None:
     # What workers have to say reaches the driver as errors, or through the run's board; their raw output is a flood.
     quiet = {"logging_level": logging.WARNING, "log_to_driver": False}
     if address not in ("", "local"):
-        ray.init(address=address, runtime_env=_runtime_env(), **quiet)
+        # Workers need this package; `ray job submit` has sent it along.
+        own = "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ and (_CHECKOUT / "pyproject.toml").is_file()
+        package = {"py_modules": [str(_CHECKOUT / "inpaint")]} if own else None
+        ray.init(address=address, runtime_env=package, **quiet)
         return
+    python_path = os.pathsep.join(filter(None, (str(_CHECKOUT), os.environ.get("PYTHONPATH"))))
     ray.init(
         address="local",
         num_cpus=num_cpus or max(2, usable_cores()),
         include_dashboard=dashboard,
         dashboard_host="127.0.0.1",
         object_store_memory=embedded_store_bytes(psutil.virtual_memory().total),
-        runtime_env={"env_vars": {"PYTHONPATH": _python_path(os.environ.get("PYTHONPATH", ""))}},
+        runtime_env={"env_vars": {"PYTHONPATH": python_path}},
         **quiet,
     )
 
 
 def embedded_store_bytes(memory: int) -> int:
-    """Size of the embedded cluster's object store on a machine with `memory` bytes."""
-    return min(EMBEDDED_STORE_BYTES, int(EMBEDDED_STORE_SHARE * memory))
+    """Size of the embedded cluster's object store on a machine with `memory` bytes; it spills to disk beyond that."""
+    return min(2 * 1024**3, int(0.3 * memory))
 
 
 def cluster_nodes() -> tuple[Node, ...]:
     """The machines that the connected cluster has, or can grow to where an autoscaler's limits are known."""
-    most = _autoscaler_nodes()
-    if most is not None:
-        return most
+    # Ray 2.60 fills `ray._private.state.get_cluster_config` on managed platforms only: a cluster of `ray up` has its
+    # limits in the file from which its autoscaler runs, on the head, where jobs run too.
+    bootstrap = Path("~/ray_bootstrap_config.yaml").expanduser()
+    if os.environ.get("RAY_ADDRESS") and bootstrap.is_file():
+        most = autoscaler_nodes(yaml.safe_load(bootstrap.read_text()))
+        if most is not None:
+            return most
     return tuple(_node(n["Resources"]) for n in ray.nodes() if n["Alive"])
 
 
-def check_fits(needs: Needs, nodes: Iterable[Node] | None = None) -> None:
-    """Refuse a job that the cluster could never run, even when idle and fully grown; on KubeRay, warn.
-
-    Args:
-        needs: what the job asks for.
-        nodes: the machines; None asks the connected cluster.
+def check_fits(needs: Needs, nodes: Sequence[Node]) -> None:
+    """Refuse a job that the machines could never run, even when idle and fully grown; on KubeRay, warn.
 
     Raises:
         ClusterTooSmall: naming what is asked, what there is and what is short.
     """
-    nodes = tuple(cluster_nodes() if nodes is None else nodes)
     if nodes_hold(needs, nodes):
         return
     cpus, gpus = sum(n.cpus for n in nodes), sum(n.gpus for n in nodes)
@@ -149,14 +146,14 @@ def check_fits(needs: Needs, nodes: Iterable[Node] | None = None) -> None:
         f"{needs.data_cpus} CPU left for reading, do not fit this cluster of {len(nodes)} machine(s): it lacks "
         f"{' and '.join(short)}. Ask for fewer workers, or raise max_workers in cluster.yaml"
     )
-    if os.environ.get(_KUBERAY) == "1":
+    if os.environ.get("RAY_USAGE_STATS_KUBERAY_IN_USE") == "1":
         # Its autoscaler keeps the limits outside Ray, so what is missing may still come.
         logging.getLogger(__name__).warning("Waiting for machines: %s", message)
         return
     raise ClusterTooSmall(message)
 
 
-def nodes_hold(needs: Needs, nodes: Iterable[Node]) -> bool:
+def nodes_hold(needs: Needs, nodes: Sequence[Node]) -> bool:
     """Whether idle `nodes` hold all workers at once and still have `data_cpus` whole CPUs free."""
     to_place, free_cpus = needs.workers, 0
     # Workers go to GPU machines with few CPUs first, which leaves the most whole CPUs for reading.
@@ -170,26 +167,19 @@ def nodes_hold(needs: Needs, nodes: Iterable[Node]) -> bool:
     return to_place == 0 and free_cpus >= needs.data_cpus
 
 
-def plan_workers(workers: int, use_gpu: bool, nodes: Iterable[Node] | None = None) -> float:
+def plan_workers(workers: int, use_gpu: bool, nodes: Sequence[Node]) -> float:
     """CPUs to ask for per training worker, such that reading keeps a quarter of them, and never less than one.
 
-    Two workers on two CPUs get 0.5 each and leave one; two workers on sixteen get 6 each and leave four.
-
-    Args:
-        workers: training workers, >= 1.
-        use_gpu: whether each worker has a GPU; it then asks for few CPUs, for the GPU does the work.
-        nodes: the machines; None asks the connected cluster.
+    Two workers on two CPUs get 0.5 each and leave one; two workers on sixteen get 6 each and leave four. A worker with
+    a GPU asks for few.
     """
-    nodes = tuple(cluster_nodes() if nodes is None else nodes)
     total = sum(n.cpus for n in nodes)
     data_cpus = max(1, int(total // 4))
     most = int((total - data_cpus) / workers)
     if use_gpu:
         most = min(most, GPU_WORKER_CPUS)
-    gpus = 1.0 if use_gpu else 0.0
-    halves = (0.5, 0.25, 0.1, 0.05, 0.01)
-    for cpus in (*range(most, 0, -1), *halves):
-        needs = Needs(workers=workers, cpus_per_worker=cpus, gpus_per_worker=gpus, data_cpus=data_cpus)
+    for cpus in (*range(most, 0, -1), 0.5, 0.25, 0.1, 0.05, 0.01):
+        needs = Needs(workers=workers, cpus_per_worker=cpus, gpus_per_worker=float(use_gpu), data_cpus=data_cpus)
         if nodes_hold(needs, nodes):
             return float(cpus)
     # Nothing fits: ask for a whole CPU each, so that `check_fits` names the shortage in plain numbers.
@@ -235,26 +225,5 @@ def autoscaler_nodes(config: Mapping[str, object]) -> tuple[Node, ...] | None:
     return tuple(nodes)
 
 
-def _autoscaler_nodes() -> tuple[Node, ...] | None:
-    # Ray 2.60 fills `ray._private.state.get_cluster_config` on managed platforms only: a cluster of `ray up` has its
-    # limits in the file from which its autoscaler runs, on the head, where jobs run too.
-    bootstrap = Path("~/ray_bootstrap_config.yaml").expanduser()
-    if os.environ.get("RAY_ADDRESS") and bootstrap.is_file():
-        return autoscaler_nodes(yaml.safe_load(bootstrap.read_text()))
-    return None
-
-
 def _node(resources: Mapping[str, float]) -> Node:
     return Node(cpus=float(resources.get("CPU", 0)), gpus=float(resources.get("GPU", 0)))
-
-
-def _runtime_env() -> dict[str, object] | None:
-    """What workers of a joined cluster need to import this package."""
-    submitted = _JOB_CONFIG in os.environ
-    if submitted or not (_CHECKOUT / "pyproject.toml").is_file():
-        return None
-    return {"py_modules": [str(_CHECKOUT / "inpaint")]}
-
-
-def _python_path(inherited: str) -> str:
-    return os.pathsep.join(p for p in (str(_CHECKOUT), inherited) if p)

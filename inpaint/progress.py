@@ -1,7 +1,6 @@
 """A bar with an ETA for whatever lasts over a few seconds; plain lines where there is no terminal (job logs)."""
 
 import time
-from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -14,8 +13,7 @@ class ProgressBar:
     """Shows how much of one thing is done, on stderr. A context manager."""
 
     def __init__(self, title: str, *, done: int = 0, total: int | None = None, text: str = "") -> None:
-        self.title = title
-        self._first = done
+        self.title, self._first = title, done
         self._console = Console(stderr=True)
         self._started = self._printed = time.monotonic()
         self._unprinted: str | None = None
@@ -30,9 +28,7 @@ class ProgressBar:
             self._bar.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         if self._console.is_terminal:
             self._bar.stop()
         elif self._unprinted is not None:
@@ -43,7 +39,9 @@ class ProgressBar:
         self._bar.update(self._task, completed=done, total=total, text=text)
         if self._console.is_terminal:
             return
-        self._unprinted = f"{self.title}  {done}/{total}  {text}  {self._left(done, total)}"
+        rate = (done - self._first) / max(time.monotonic() - self._started, 1e-9)
+        left = f"{(total - done) / rate:.0f} s left" if rate > 0 else "ETA unknown"
+        self._unprinted = f"{self.title}  {done}/{total}  {text}  {left}"
         if time.monotonic() - self._printed > PLAIN_EVERY:
             self._print(self._unprinted)
 
@@ -52,10 +50,6 @@ class ProgressBar:
         if message not in self._warned:
             self._warned.add(message)
             self._console.print(f"warning: {self.title}: {message}", highlight=False, markup=False, style="yellow")
-
-    def _left(self, done: int, total: int) -> str:
-        rate = (done - self._first) / max(time.monotonic() - self._started, 1e-9)
-        return f"{(total - done) / rate:.0f} s left" if rate > 0 else "ETA unknown"
 
     def _print(self, line: str) -> None:
         self._console.print(line, highlight=False, markup=False, soft_wrap=True)

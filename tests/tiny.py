@@ -16,9 +16,9 @@ from diffusers import (
     StableDiffusionXLInpaintPipeline,
     UNet2DConditionModel,
 )
-from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from inpaint.models.architectures import byte_pair_tokenizer
 from inpaint.models.base import BaseInfo
 
 SIZE = 32
@@ -35,11 +35,7 @@ def base_info(**changes: Any) -> BaseInfo:
 
 def tiny_tokenizer() -> CLIPTokenizer:
     """A CLIP tokenizer without files: the 256 bytes, each also as a word's end, and a few merges."""
-    letters = sorted(ByteLevel.alphabet())
-    words = [*letters, *(f"{c}</w>" for c in letters), *("".join(m) for m in MERGES)]
-    words += ["<|startoftext|>", "<|endoftext|>"]
-    vocab = {word: i for i, word in enumerate(words)}
-    return CLIPTokenizer(vocab=vocab, merges=[tuple(m) for m in MERGES], model_max_length=77)
+    return byte_pair_tokenizer(MERGES, max_length=77)
 
 
 def tiny_text_config(tokenizer: CLIPTokenizer) -> CLIPTextConfig:

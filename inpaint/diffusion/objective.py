@@ -3,7 +3,7 @@
 Shapes: B samples, C channels, h x w latents or pixels; a hole is 1 where to paint, 0 where to keep.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -46,7 +46,8 @@ class HoleDiffusion:
 
     def noise(self, clean_BChw: Tensor, positions_B: Tensor, *, validating: bool = False) -> Noised:
         """Args: validating: draw a fixed set's own noise, and timesteps spread evenly over any run of positions."""
-        self.schedule = self.schedule.to(clean_BChw.device)
+        alphas_cumprod_T = self.schedule.alphas_cumprod_T.to(clean_BChw.device)  # once, then it stays there
+        self.schedule = replace(self.schedule, alphas_cumprod_T=alphas_cumprod_T)
         shape, purpose = tuple(clean_BChw.shape[1:]), "validation " if validating else ""
         noise_BChw = keyed.normal(self.seed, f"{purpose}noise", positions_B, shape)
         if self.loss.noise_offset:

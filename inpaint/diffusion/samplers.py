@@ -262,23 +262,21 @@ _TABLES: dict[Sampler, Callable[[NoiseSchedule, int], Trajectory]] = {
     Sampler.DPMPP_2M: _dpmpp_2m,
     Sampler.LCM: _lcm,
 }
-_SIGMA_SETTINGS: dict[str, object] = {
-    "use_karras_sigmas": False,
-    "use_exponential_sigmas": False,
-    "use_beta_sigmas": False,
-    "final_sigmas_type": "zero",
-}
+_OFF = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
 _USUAL: dict[Sampler, dict[str, object]] = {
-    Sampler.EULER: {**_SIGMA_SETTINGS, "interpolation_type": "linear", "timestep_type": "discrete"},
+    Sampler.EULER: {
+        **dict.fromkeys(_OFF, False),
+        "final_sigmas_type": "zero",
+        "interpolation_type": "linear",
+        "timestep_type": "discrete",
+    },
     Sampler.DPMPP_2M: {
-        **_SIGMA_SETTINGS,
+        **dict.fromkeys((*_OFF, "use_lu_lambdas", "use_flow_sigmas", "euler_at_final"), False),
+        "final_sigmas_type": "zero",
+        "lower_order_final": True,
         "algorithm_type": "dpmsolver++",
         "solver_order": 2,
         "solver_type": "midpoint",
-        "lower_order_final": True,
-        "euler_at_final": False,
-        "use_lu_lambdas": False,
-        "use_flow_sigmas": False,
         "lambda_min_clipped": -float("inf"),
         "variance_type": None,
     },

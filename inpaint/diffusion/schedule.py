@@ -7,7 +7,7 @@ it.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -16,7 +16,6 @@ from torch import Tensor
 from inpaint.errors import InpaintError
 
 PredictionType = Literal["epsilon", "v_prediction"]
-Spacing = Literal["leading", "trailing", "linspace"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -29,7 +28,7 @@ class NoiseSchedule:
     """What the model outputs: the noise e, or v."""
     final_alpha_cumprod: float = 1.0
     """a_t "before" timestep 0: 1, or a_0 where the base was trained with `set_alpha_to_one=False`."""
-    timestep_spacing: Spacing | None = None
+    timestep_spacing: Literal["leading", "trailing", "linspace"] | None = None
     """Which timesteps sampling visits (Lin 2023, table 2); None where the base does not say: each sampler's default."""
     steps_offset: int = 0
     """Added to leading timesteps; 1 for Stable Diffusion."""
@@ -41,9 +40,6 @@ class NoiseSchedule:
     @property
     def train_timesteps(self) -> int:
         return len(self.alphas_cumprod_T)
-
-    def to(self, device: torch.device | str) -> "NoiseSchedule":
-        return replace(self, alphas_cumprod_T=self.alphas_cumprod_T.to(device))
 
     def check_steps(self, steps: int) -> None:
         """Raises InpaintError where there are not as many timesteps."""

@@ -5,6 +5,7 @@ Images are H x W x 3 uint8, holes H x W bool, True = paint. Kept pixels come bac
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
@@ -13,40 +14,13 @@ from inpaint.errors import InpaintError
 RADIUS = 3
 """Pixels around each one that OpenCV looks at: its documentation's value."""
 
-Fill = Callable[[np.ndarray, np.ndarray], np.ndarray]
-
-
-def telea(image: np.ndarray, hole: np.ndarray) -> np.ndarray:
-    """Fast marching from the edge inwards (Telea 2004)."""
-    return _opencv(image, hole, "INPAINT_TELEA")
-
-
-def navier_stokes(image: np.ndarray, hole: np.ndarray) -> np.ndarray:
-    """Edges continued as in a fluid's flow (Bertalmio 2001)."""
-    return _opencv(image, hole, "INPAINT_NS")
-
-
-def biharmonic(image: np.ndarray, hole: np.ndarray) -> np.ndarray:
-    """The smoothest surface that meets the hole's edge in value and slope (Damelin 2018)."""
-    try:
-        from skimage.restoration import inpaint_biharmonic
-    except ImportError as error:
-        raise _missing("scikit-image") from error
-    filled = inpaint_biharmonic(image / 255, hole, channel_axis=2)
-    return np.where(hole[..., None], np.rint(filled.clip(0, 1) * 255).astype(np.uint8), image)
-
 
 def mean_colour(image: np.ndarray, hole: np.ndarray) -> np.ndarray:
     """The mean of the kept pixels everywhere in the hole."""
-    colour = np.rint(image[~hole].mean(axis=0)).astype(np.uint8)
-    return np.where(hole[..., None], colour, image)
+    return np.where(hole[..., None], np.rint(image[~hole].mean(axis=0)).astype(np.uint8), image)
 
 
-FILLS: dict[str, Fill] = {"telea": telea, "navier_stokes": navier_stokes, "biharmonic": biharmonic}
-"""The classical fills by name."""
-
-
-def _opencv(image: np.ndarray, hole: np.ndarray, method: str) -> np.ndarray:
+def _opencv(image: np.ndarray, hole: np.ndarray, *, method: str) -> np.ndarray:
     try:
         import cv2
     except ImportError as error:
@@ -55,5 +29,23 @@ def _opencv(image: np.ndarray, hole: np.ndarray, method: str) -> np.ndarray:
     return np.where(hole[..., None], filled, image)
 
 
+def _biharmonic(image: np.ndarray, hole: np.ndarray) -> np.ndarray:
+    try:
+        from skimage.restoration import inpaint_biharmonic
+    except ImportError as error:
+        raise _missing("scikit-image") from error
+    filled = inpaint_biharmonic(image / 255, hole, channel_axis=2)
+    return np.where(hole[..., None], np.rint(filled.clip(0, 1) * 255).astype(np.uint8), image)
+
+
 def _missing(package: str) -> InpaintError:
     return InpaintError(f"this fill needs {package}: pip install 'inpaint[evaluate]'")
+
+
+FILLS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
+    "telea": partial(_opencv, method="INPAINT_TELEA"),
+    "navier_stokes": partial(_opencv, method="INPAINT_NS"),
+    "biharmonic": _biharmonic,
+}
+"""Fast marching from the edge inwards (Telea 2004); edges continued as in a fluid's flow (Bertalmio 2001); the
+smoothest surface that meets the hole's edge in value and slope (Damelin 2018)."""

@@ -10,7 +10,6 @@ from inpaint.errors import InpaintError
 
 WINDOW = 7
 """Side of SSIM's uniform window, scikit-image's default."""
-_K1, _K2 = 0.01, 0.03
 
 
 def hole_psnr(result: np.ndarray, truth: np.ndarray, hole: np.ndarray) -> float:
@@ -25,17 +24,17 @@ def hole_psnr(result: np.ndarray, truth: np.ndarray, hole: np.ndarray) -> float:
 
 
 def hole_ssim(result: np.ndarray, truth: np.ndarray, hole: np.ndarray) -> float:
-    """Mean over the hole's pixels of the structural similarity map (Wang 2004, eq. 13), in [-1, 1].
-
-    The map is scikit-image's `structural_similarity(..., full=True, channel_axis=2)`: a uniform window of 7 pixels that
-    is mirrored at the border, sample covariances, mean over the channels.
-    """
+    """Mean over the hole's pixels of the structural similarity map, in [-1, 1]."""
     _check(result, truth, hole)
     return float(ssim_map(result, truth)[hole].mean())
 
 
 def ssim_map(result: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Structural similarity around each pixel, float64 H W."""
+    """Structural similarity around each pixel (Wang 2004, eq. 13), float64 H W.
+
+    As scikit-image's `structural_similarity(..., full=True, channel_axis=2)`: a uniform window that is mirrored at the
+    border, sample covariances, mean over the channels.
+    """
     if min(truth.shape[:2]) < WINDOW:
         raise InpaintError(f"image of {truth.shape[1]} x {truth.shape[0]}: SSIM needs {WINDOW} pixels each way")
     x, y = result.astype(np.float64), truth.astype(np.float64)
@@ -44,7 +43,7 @@ def ssim_map(result: np.ndarray, truth: np.ndarray) -> np.ndarray:
     variance_x = sample * (_windowed(x * x) - mean_x**2)
     variance_y = sample * (_windowed(y * y) - mean_y**2)
     covariance = sample * (_windowed(x * y) - mean_x * mean_y)
-    c1, c2 = (_K1 * 255) ** 2, (_K2 * 255) ** 2
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
     similarity = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
     similarity /= (mean_x**2 + mean_y**2 + c1) * (variance_x + variance_y + c2)
     return similarity.mean(axis=2)
@@ -52,10 +51,9 @@ def ssim_map(result: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 def _windowed(values_HWC: np.ndarray) -> np.ndarray:
     """Mean over the window around each pixel."""
-    half = WINDOW // 2
-    padded = np.pad(values_HWC, ((half, half), (half, half), (0, 0)), mode="symmetric")
-    windows = np.lib.stride_tricks.sliding_window_view(padded, (WINDOW, WINDOW), axis=(0, 1))
-    return windows.mean(axis=(-2, -1))
+    half = (WINDOW // 2, WINDOW // 2)
+    padded = np.pad(values_HWC, (half, half, (0, 0)), mode="symmetric")
+    return np.lib.stride_tricks.sliding_window_view(padded, (WINDOW, WINDOW), axis=(0, 1)).mean(axis=(-2, -1))
 
 
 def _check(result: np.ndarray, truth: np.ndarray, hole: np.ndarray) -> None:

@@ -68,11 +68,9 @@ def write_report(folder: str | Path, report: Report) -> tuple[Path, Path]:
     folder.mkdir(parents=True, exist_ok=True)
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
-    environment.filters["shown"] = _shown
-    environment.filters["picture"] = _data_url
-    page = folder / "report.html"
+    environment.filters |= {"shown": _shown, "picture": _data_url}
+    page, data = folder / "report.html", folder / "report.json"
     page.write_text(environment.get_template("report.html.j2").render(report=report), encoding="utf-8")
-    data = folder / "report.json"
     content = {
         "title": report.title,
         "figures": dict(report.headline),

@@ -113,14 +113,16 @@ def vae(*, is_xl: bool) -> AutoencoderKL:
 
 
 def clip_tokenizer(*, pad: str = "<|endoftext|>") -> CLIPTokenizer:
-    """CLIP's tokenizer: the 256 bytes, each also as a word's end, 48,894 merges, start and end.
-
-    The merges are those of openai/CLIP's `bpe_simple_vocab_16e6.txt.gz` that its tokenizer uses (MIT licence, see
-    NOTICE).
-    """
+    """CLIP's tokenizer; its 48,894 merges are those of openai/CLIP's `bpe_simple_vocab_16e6.txt.gz` that it uses (MIT
+    licence, see NOTICE)."""
     lines = gzip.decompress(files("inpaint.models").joinpath("clip_merges.txt.gz").read_bytes()).decode().splitlines()
     merges = [(first, second) for first, second in (line.split(" ") for line in lines)]
+    return byte_pair_tokenizer(merges, max_length=77, pad=pad)
+
+
+def byte_pair_tokenizer(merges: list[tuple[str, str]], *, max_length: int, pad: str = "<|endoftext|>") -> CLIPTokenizer:
+    """A tokenizer of CLIP's kind: the 256 bytes, each also as a word's end, what `merges` make, start and end."""
     letters = sorted(ByteLevel.alphabet())
-    words = [*letters, *(f"{letter}</w>" for letter in letters), *(first + second for first, second in merges)]
-    vocabulary = {word: number for number, word in enumerate([*words, "<|startoftext|>", "<|endoftext|>"])}
-    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=77, pad_token=pad)
+    pieces = dict.fromkeys([*letters, *(f"{letter}</w>" for letter in letters), *map("".join, merges)])
+    vocabulary = {piece: number for number, piece in enumerate([*pieces, "<|startoftext|>", "<|endoftext|>"])}
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=max_length, pad_token=pad)

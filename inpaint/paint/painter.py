@@ -44,7 +44,7 @@ class Painter:
         self.base = base if device is None else base.to(device)
         self.controlnet = None if controlnet is None else controlnet.eval().to(self.base.device, self.base.dtype)
         self.max_batch = max_batch
-        self.schedule = schedule_of(base.scheduler).to(self.base.device)
+        self.schedule = schedule_of(base.scheduler)
 
     def paint(self, requests: Sequence[PaintRequest]) -> list[np.ndarray]:
         """The originals with their holes painted, H x W x 3 uint8, in the requests' order.

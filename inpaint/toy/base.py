@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionInpaintPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
-from transformers.convert_slow_tokenizer import bytes_to_unicode
 
+from inpaint.models.architectures import byte_pair_tokenizer
 from inpaint.models.folder import PREFERENCES_FILE
 from inpaint.toy.catalogue import BACKGROUND_NAMES, CATEGORY_INIT_WORDS, COLOUR_NAMES, SHAPE_NAMES
 
@@ -33,7 +33,6 @@ WORDS: tuple[str, ...] = (
     *CATEGORY_INIT_WORDS.values(),
 )
 """One token each. In the base's training captions only: a, an, on, and the names of the catalogue."""
-_END = "</w>"
 
 
 def build_tokenizer(folder: str | Path) -> CLIPTokenizer:
@@ -41,19 +40,14 @@ def build_tokenizer(folder: str | Path) -> CLIPTokenizer:
 
     As with Stable Diffusion 1.5: start, text, end; padded with the end token, which is the last of the vocabulary.
     """
-    letters = list(bytes_to_unicode().values())
-    merges = _learned_merges(WORDS)
-    pieces = [*letters, *(letter + _END for letter in letters), *("".join(pair) for pair in merges)]
-    pieces = [*dict.fromkeys(pieces), "<|startoftext|>", "<|endoftext|>"]
-    vocab = {piece: number for number, piece in enumerate(pieces)}
-    CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=MAX_TOKENS).save_pretrained(str(folder))
+    byte_pair_tokenizer(_learned_merges(WORDS), max_length=MAX_TOKENS).save_pretrained(str(folder))
     return CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
 
 
 def _learned_merges(words: tuple[str, ...]) -> list[tuple[str, str]]:
     """Byte-pair merges (Sennrich et al. 2016, algorithm 1) until each word is one token; ties go to the first pair
     in alphabetical order. Encoding with these merges repeats the same steps, so it ends at the same one token."""
-    spelled = [[*word[:-1], word[-1] + _END] for word in words]
+    spelled = [[*word[:-1], f"{word[-1]}</w>"] for word in words]
     merges: list[tuple[str, str]] = []
     while pairs := Counter(pair for word in spelled for pair in pairwise(word)):
         best = min(pairs, key=lambda pair: (-pairs[pair], pair))

@@ -14,7 +14,7 @@ from PIL import Image
 
 from inpaint.errors import InpaintError
 from inpaint.randomness import generator
-from inpaint.toy.products import COLOURS, SHAPES, draw
+from inpaint.toy.products import COLOURS, SHAPES, Canvas
 from inpaint.toy.textures import TEXTURES, Array, grid
 
 SHAPE_NAMES = tuple(SHAPES)
@@ -96,7 +96,7 @@ def _place(
     A pixel that is mostly product is all product, so that the kept pixels tell nothing of the background behind
     them; a pixel that is partly product, but not the product's, is blended as a camera would.
     """
-    _, aspect, (narrow, wide) = SHAPES[shape]
+    drawing, aspect, (narrow, wide) = SHAPES[shape]
     half = (narrow + (wide - narrow) * rng.uniform()) / (2 * aspect)
     centre_u, floor_v = rng.uniform(0.44, 0.56), rng.uniform(0.49, 0.55) + half
     tint = np.clip(COLOURS[colour] * (1 + rng.uniform(-0.03, 0.03, 3)), 0, 1).astype(np.float32)
@@ -109,11 +109,13 @@ def _place(
     rows = _span(floor_v - 2.1 * half, floor_v + 0.1 * half, len(image))
     columns = _span(centre_u - reach, centre_u + reach, len(image))
     fine = tuple(slice(s.start * SUPERSAMPLING, s.stop * SUPERSAMPLING) for s in (rows, columns))
-    layer, alpha = draw(shape, tint, x[fine], y[fine], 1 / (len(u) * half))
-    weight = _shrink(alpha[..., None])
+    canvas = Canvas(x[fine], y[fine], 1 / (len(u) * half), tint)
+    drawing(canvas)
+    alpha = canvas.alpha[..., None]
+    weight = _shrink(alpha)
     inside = weight >= 0.5
     cover = np.where(inside, 1, weight)
-    layer = _shrink(layer * alpha[..., None]) / np.maximum(weight, 1e-3)
+    layer = _shrink(np.clip(canvas.rgb, 0, 1) * alpha) / np.maximum(weight, 1e-3)
     image[rows, columns] = image[rows, columns] * (1 - cover) + layer * cover
     product = np.zeros(image.shape[:2], bool)
     product[rows, columns] = inside[..., 0]

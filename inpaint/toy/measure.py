@@ -10,14 +10,13 @@ import torch
 from inpaint.models.base import Base, load_base
 from inpaint.paint.painter import Painter
 from inpaint.paint.paste import kept_pixels_changed
-from inpaint.paint.request import PaintRequest, SamplingSettings
+from inpaint.paint.request import PaintRequest
 from inpaint.progress import ProgressBar
 from inpaint.toy.catalogue import BACKGROUND_NAMES, CATEGORIES, Scene, render
 from inpaint.toy.detectors import Detectors
 
 HELD_OUT_SEED = 900_001
 """The world whose products are painted; nothing is trained on it."""
-SAMPLING = SamplingSettings(steps=25, guidance_scale=1.0)
 
 
 def held_out(count: int, *, first: int = 0) -> list[Scene]:
@@ -50,7 +49,7 @@ def paint_scenes(
 ) -> PaintedScenes:
     """Paint everything but the product of each scene, and see whether one of its `wanted` backgrounds comes."""
     requests = [
-        PaintRequest(image=scene.image, hole=~scene.product, prompt=prompt, seed=seed + number, sampling=SAMPLING)
+        PaintRequest(image=scene.image, hole=~scene.product, prompt=prompt, seed=seed + number)
         for number, (scene, prompt) in enumerate(zip(scenes, prompts, strict=True))
     ]
     painted: list[np.ndarray] = []

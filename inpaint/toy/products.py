@@ -26,7 +26,7 @@ COLOURS: dict[str, Array] = {
 
 
 class Canvas:
-    """Layers of one product over nothing."""
+    """Layers of one product over nothing: `rgb` N N 3, which holds nothing of a background, and `alpha` N N."""
 
     def __init__(self, x: Array, y: Array, pixel: float, colour: Array) -> None:
         """Args: x, y: coordinates of the frame, N N. pixel: the width of an anti-aliased edge. colour: (3,)."""
@@ -174,10 +174,3 @@ SHAPES: dict[str, tuple[Callable[[Canvas], None], float, tuple[float, float]]] =
     "lamp": (lamp, 0.82, (0.38, 0.50)),
 }
 """Name -> (drawing, width over height, range of widths as a share of the picture's)."""
-
-
-def draw(shape: str, colour: Array, x: Array, y: Array, pixel: float) -> tuple[Array, Array]:
-    """Colours N N 3 and coverage N N of a product in frame coordinates; colours hold nothing of a background."""
-    canvas = Canvas(x, y, pixel, colour)
-    SHAPES[shape][0](canvas)
-    return np.clip(canvas.rgb, 0, 1), canvas.alpha

@@ -8,6 +8,7 @@ from inpaint.cluster import (
     Node,
     autoscaler_nodes,
     check_fits,
+    cluster_nodes,
     connect,
     embedded_store_bytes,
     nodes_hold,
@@ -153,5 +154,5 @@ def test_reading_runs_beside_planned_workers_and_waits_beside_greedy_ones(ray_cl
             for worker in workers:
                 ray.kill(worker)
 
-    assert reads(plan_workers(2, use_gpu=False), seconds=60)
+    assert reads(plan_workers(2, use_gpu=False, nodes=cluster_nodes()), seconds=60)
     assert not reads(1.0, seconds=5)

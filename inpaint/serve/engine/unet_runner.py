@@ -73,7 +73,7 @@ class UNetRunner:
 
     def __init__(self, base: Base, settings: EngineSettings) -> None:
         self.base, self.settings = base, settings
-        self.schedule: NoiseSchedule = schedule_of(base.scheduler).to(base.device)
+        self.schedule: NoiseSchedule = schedule_of(base.scheduler)
         memory_format = torch.channels_last if settings.channels_last else torch.contiguous_format
         for module in (base.unet, base.vae):
             module.to(memory_format=memory_format)
