@@ -1,32 +1,24 @@
 """Low-rank updates by row: linear layers to which every row of a batch brings its own LoRA, or none.
 
 For painting many rows with many adapters, and for training many adapters in one forward: where gradients are enabled,
-they reach what was installed.
+they reach the pool. There all A and transposed B matrices of an adapter stand side by side, so that an adapter is one
+matrix R x W and choosing adapters for a batch is one gather.
 
-The layers of a model share one `LoraLayout`: all A and transposed B matrices of an adapter side by side, so that an
-adapter is one matrix R x W and choosing adapters for a batch is one gather. Shapes: U rows of a batch, of which the
-first K have adapters; N tokens; R rank; I, O features in and out; W columns of a layout.
+Shapes: U rows of a batch, of which the first K have adapters; N tokens; S slots; R rank; I, O features in and out; W
+features in and out of all layers.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from inpaint.models.layers import adaptable_layers, disk_name
 
-
-@dataclass(eq=False)
-class RowUpdate:
-    """What one layer adds now. Not a module, for it is set many times per second."""
-
-    down_KRI: Tensor | None = None
-    """K x R x I, or R x I where all K rows share one adapter; None: nothing is added."""
-    up_KRO: Tensor | None = None
-    rows: int = 0
-    """K."""
+Uses = tuple[tuple[int, float], ...]
+"""(slot, weight) of each adapter that a row is painted with."""
+Gathered = tuple[Tensor | None, int]
+"""K x R x W, or R x W where all K rows share one adapter, or None where K is 0; and K."""
 
 
 class RowLoraLinear(nn.Module):
@@ -36,15 +28,15 @@ class RowLoraLinear(nn.Module):
         super().__init__()
         self.weight, self.bias = linear.weight, linear.bias
         self.in_features, self.out_features = linear.in_features, linear.out_features
-        self.update = RowUpdate()
+        self.update: tuple[Tensor, Tensor, int] | None = None
+        """A (K x R x I, or R x I where all share it), transposed B (as A, O instead of I), and K."""
 
     def forward(self, x_UNI: Tensor) -> Tensor:
         """U x N x I -> U x N x O."""
         y_UNO = nn.functional.linear(x_UNI, self.weight, self.bias)
-        down, up = self.update.down_KRI, self.update.up_KRO
-        if down is None or up is None:
+        if self.update is None:
             return y_UNO
-        rows = self.update.rows
+        down, up, rows = self.update
         if torch.is_grad_enabled():
             # Out of place, so that autograd keeps what it needs and autocast may mix types.
             added_KNO = x_UNI[:rows] @ down.mT @ up
@@ -57,92 +49,57 @@ class RowLoraLinear(nn.Module):
         return y_UNO
 
 
-class Place(NamedTuple):
-    """Where a layer's matrices stand in the columns of a layout."""
+class LoraPool:
+    """The packed adapters of one model, S x R x W, and its layers that can add them. Slot 0 is no adapter: zeros."""
 
-    layer: RowLoraLinear
-    down: slice
-    """Of A."""
-    up: slice
-    """Of B, transposed."""
+    def __init__(self, model: nn.Module, prefix: str, *, slots: int, max_rank: int) -> None:
+        """Replaces, in place, the layers that a LoRA can change of one of `inpaint.models.layers.adapted_models`."""
+        self.layers: dict[str, RowLoraLinear] = {}
+        """By their name on disk, in the columns' order."""
+        for path, linear in adaptable_layers(model, prefix).items():
+            parent, _, child = path.rpartition(".")
+            layer = self.layers[disk_name(prefix, path)] = RowLoraLinear(linear)
+            setattr(model.get_submodule(parent), child, layer)
+        self._widths = [width for layer in self.layers.values() for width in (layer.in_features, layer.out_features)]
+        is_up = torch.tensor([False, True] * len(self.layers)).repeat_interleave(torch.tensor(self._widths))
+        self._is_up_W = is_up.to(model.device)
+        self.packed_SRW = torch.zeros(slots + 1, max_rank, len(is_up), device=model.device, dtype=model.dtype)
+        self._ranks = [0] * (slots + 1)
 
-
-@dataclass(frozen=True, eq=False)
-class LoraLayout:
-    """The adapted layers of one model by their name on disk, without `.lora_A.weight`."""
-
-    places: Mapping[str, Place]
-    width: int
-    """W."""
+    def split(self, packed: Tensor) -> Iterator[tuple[str, Tensor, Tensor]]:
+        """Each layer's name, and its A and transposed B in matrices ... x R x W."""
+        parts = packed.split(self._widths, dim=-1)
+        return zip(self.layers, parts[::2], parts[1::2], strict=True)
 
     def pack(self, tensors: Mapping[str, Tensor], *, rank: int, scale: float) -> Tensor:
         """An adapter's tensors of this model as R x W, on the CPU; layers that it does not have stay zero.
 
         Args:
-            tensors: by name on disk, all of this model; they fit (`inpaint.models.adapter.check_adapter`).
+            tensors: by name on disk; they fit (`inpaint.models.adapter.check_adapter`).
             scale: multiplies B: alpha / rank.
         """
-        packed_RW = torch.zeros(rank, self.width)
-        for name, tensor in tensors.items():
-            layer, _, half = name.partition(".lora_")
-            place = self.places[layer]
-            if half == "A.weight":
-                packed_RW[:, place.down] = tensor.float()
-            else:
-                packed_RW[:, place.up] = tensor.float().T * scale
+        packed_RW = torch.zeros(rank, sum(self._widths))
+        for name, down_RI, up_RO in self.split(packed_RW):
+            if f"{name}.lora_A.weight" in tensors:
+                down_RI.copy_(tensors[f"{name}.lora_A.weight"])
+                up_RO.copy_(tensors[f"{name}.lora_B.weight"].float().T * scale)
         return packed_RW
 
-    def install(self, gathered: Tensor | None, rows: int) -> None:
-        """Set what the layers add: K x R x W, or R x W for all of the first `rows`, or nothing."""
-        for place in self.places.values():
-            update = place.layer.update
-            update.rows = rows
-            if gathered is None:
-                update.down_KRI = update.up_KRO = None
-            else:
-                update.down_KRI = gathered[..., place.down]
-                update.up_KRO = gathered[..., place.up]
+    @torch.no_grad()
+    def put(self, slot: int, packed_RW: Tensor) -> None:
+        """Copies a packed adapter of any rank up to the pool's into a slot."""
+        rank = len(packed_RW)
+        self.packed_SRW[slot, :rank].copy_(packed_RW, non_blocking=True)
+        self.packed_SRW[slot, rank:].zero_()
+        self._ranks[slot] = rank
 
+    def gather(self, uses_U: list[Uses], *, fixed: bool = False) -> Gathered:
+        """What `install` takes, for rows of which those with adapters come first.
 
-def adapt(model: nn.Module, prefix: str) -> LoraLayout:
-    """Replaces, in place, the linear layers of a U-Net or CLIP text model that adapters may have updates for."""
-    places, width = {}, 0
-    for path, linear in adaptable_layers(model, prefix).items():
-        parent, _, child = path.rpartition(".")
-        layer = RowLoraLinear(linear)
-        setattr(model.get_submodule(parent), child, layer)
-        middle, end = width + layer.in_features, width + layer.in_features + layer.out_features
-        places[disk_name(prefix, path)] = Place(layer, slice(width, middle), slice(middle, end))
-        width = end
-    return LoraLayout(places, width)
-
-
-Uses = tuple[tuple[int, float], ...]
-"""(slot, weight) of each adapter that a row is painted with."""
-
-
-@dataclass(eq=False)
-class LoraPool:
-    """The packed adapters of one model: S slots x R x W. Slot 0 is no adapter: zeros."""
-
-    layout: LoraLayout
-    slots: int
-    max_rank: int
-    device: torch.device
-    dtype: torch.dtype
-    packed_SRW: Tensor = field(init=False)
-
-    def __post_init__(self) -> None:
-        shape = (self.slots + 1, self.max_rank, self.layout.width)
-        self.packed_SRW = torch.zeros(shape, device=self.device, dtype=self.dtype)
-
-    def gather(self, uses_U: list[Uses], ranks: Mapping[int, int], *, fixed: bool = False) -> tuple[Tensor | None, int]:
-        """What `LoraLayout.install` takes, for rows of which those with adapters come first.
-
-        Several adapters of a row stand one above the other along R, each weighed in its B.
+        It is cut to the largest rank used. Several adapters of a row stand one above the other along R, each weighed in
+        its B.
 
         Args:
-            ranks: of the adapter in each slot; rows are cut to the largest one used.
             fixed: give all rows a matrix of the largest rank, so that a compiled model sees one shape; a row may then
                 use one adapter only without another compilation.
         """
@@ -150,18 +107,25 @@ class LoraPool:
         if rows == 0:
             return None, 0
         chosen = uses_U[:rows]
-        rank = self.max_rank if fixed else max(ranks[slot] for uses in chosen for slot, _ in uses)
-        alike = not fixed and len(set(chosen)) == 1
-        if alike:
+        rank = self.packed_SRW.shape[1] if fixed else max(self._ranks[slot] for uses in chosen for slot, _ in uses)
+        shared = not fixed and len(set(chosen)) == 1
+        if shared:
             chosen = chosen[:1]
-        most = max(1, *(len(uses) for uses in chosen)) if chosen else 1
-        padded = [[*uses, *[(0, 0.0)] * (most - len(uses))] for uses in chosen]
-        slots_KM = torch.tensor([[slot for slot, _ in row] for row in padded], device=self.device)
-        gathered = self.packed_SRW[:, :rank][slots_KM.flatten()]
-        weights = [weight for row in padded for _, weight in row]
-        if any(weight != 1.0 for weight in weights):
-            weights_K11 = torch.tensor(weights, device=self.device, dtype=self.dtype)[:, None, None]
-            for place in self.layout.places.values():
-                gathered[..., place.up] *= weights_K11
-        gathered = gathered.reshape(len(chosen), most * rank, self.layout.width)
-        return (gathered[0] if alike else gathered), rows
+        most = max(1, *(len(uses) for uses in chosen))
+        padded = [use for uses in chosen for use in (*uses, *[(0, 0.0)] * (most - len(uses)))]
+        gathered = self.packed_SRW[:, :rank][torch.tensor([slot for slot, _ in padded], device=self.packed_SRW.device)]
+        if any(weight != 1.0 for _, weight in padded):
+            weights_11 = gathered.new_tensor([weight for _, weight in padded])[:, None, None]
+            gathered = torch.where(self._is_up_W, gathered * weights_11, gathered)
+        gathered = gathered.reshape(len(chosen), most * rank, -1)
+        return (gathered[0] if shared else gathered), rows
+
+    def install(self, gathered: Gathered) -> None:
+        """Let the layers add this to the first K rows, from now on."""
+        matrices, rows = gathered
+        if matrices is None:
+            for layer in self.layers.values():
+                layer.update = None
+        else:
+            for name, down, up in self.split(matrices):
+                self.layers[name].update = down, up, rows

@@ -12,10 +12,7 @@ from torch import Tensor
 from inpaint.models.adapter import Adapter, check_adapter
 from inpaint.models.base import Base
 from inpaint.models.layers import adapted_models
-from inpaint.models.low_rank import LoraPool, Uses, adapt
-
-Gathered = tuple[Tensor | None, int]
-"""What the layers of one model add to a batch: matrices, and how many of its rows have any."""
+from inpaint.models.low_rank import Gathered, LoraPool, Uses
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,7 +21,6 @@ class PackedAdapter:
 
     matrices: dict[str, Tensor]
     """Model's prefix -> R x W."""
-    rank: int
     tokens: tuple[dict[str, Tensor], ...]
     """Token -> vector (D), one mapping per text encoder."""
 
@@ -36,10 +32,9 @@ class AdapterSlots:
         """Replaces the adaptable layers of the base's U-Net and text encoders, in place."""
         self.base, self.max_rank = base, max_rank
         self._pools = {
-            prefix: LoraPool(adapt(model, prefix), slots, max_rank, base.device, base.dtype)
+            prefix: LoraPool(model, prefix, slots=slots, max_rank=max_rank)
             for prefix, model in adapted_models(base).items()
         }
-        self._ranks = {0: 0}
         self._tokens: dict[int, tuple[dict[str, Tensor], ...]] = {}
 
     def pack(self, adapter: Adapter) -> PackedAdapter:
@@ -52,20 +47,17 @@ class AdapterSlots:
         card = adapter.card
         matrices = {}
         for prefix, pool in self._pools.items():
-            own = {name: tensor for name, tensor in adapter.lora.items() if name.startswith(f"{prefix}.")}
-            packed_RW = pool.layout.pack(own, rank=card.rank, scale=card.alpha / card.rank).to(self.base.dtype)
+            packed_RW = pool.pack(adapter.lora, rank=card.rank, scale=card.alpha / card.rank).to(self.base.dtype)
             matrices[prefix] = packed_RW.pin_memory() if self.base.device.type == "cuda" else packed_RW
         every = adapter.embeds or ({},) * len(self.base.text_encoders)
         tokens = tuple({token: embeds[token].float() for token in every[0]} for embeds in every)
-        return PackedAdapter(matrices, card.rank, tokens)
+        return PackedAdapter(matrices, tokens)
 
     def put(self, slot: int, packed: PackedAdapter) -> None:
         """Copies an adapter into a slot."""
         for prefix, pool in self._pools.items():
-            # What the slot held before is not read: gathers are cut to ranks that are zero-padded here.
-            pool.packed_SRW[slot, : packed.rank].copy_(packed.matrices[prefix], non_blocking=True)
-            pool.packed_SRW[slot, packed.rank :].zero_()
-        self._ranks[slot], self._tokens[slot] = packed.rank, packed.tokens
+            pool.put(slot, packed.matrices[prefix])
+        self._tokens[slot] = packed.tokens
 
     def tokens(self, slot: int, encoder: int) -> dict[str, Tensor]:
         """Of the adapter in a slot: token -> vector (D) for that text encoder."""
@@ -73,8 +65,8 @@ class AdapterSlots:
 
     def gather(self, prefix: str, uses_U: list[Uses], *, fixed: bool = False) -> Gathered:
         """What `install` takes, for rows of which those with adapters come first. See `LoraPool.gather`."""
-        return self._pools[prefix].gather(uses_U, self._ranks, fixed=fixed)
+        return self._pools[prefix].gather(uses_U, fixed=fixed)
 
     def install(self, prefix: str, gathered: Gathered) -> None:
         """Let the model's layers add this from now on."""
-        self._pools[prefix].layout.install(*gathered)
+        self._pools[prefix].install(gathered)

@@ -19,8 +19,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from inpaint.diffusion.schedule import NoiseSchedule, schedule_of
 from inpaint.models.base import Base
+from inpaint.models.low_rank import Gathered
 from inpaint.paint.denoise import Batch, BatchSettings, DenoisingRow
-from inpaint.serve.engine.adapter_slots import AdapterSlots, Gathered
+from inpaint.serve.engine.adapter_slots import AdapterSlots
 from inpaint.serve.engine.settings import EngineSettings
 
 _BACKENDS = {

@@ -7,7 +7,7 @@ from benchmarks.random_base import build_architecture
 from inpaint.models.base import Base, load_base
 from inpaint.models.layers import adapted_models
 from inpaint.models.lora import LoraSettings, inject_lora, load_lora, lora_parameters
-from inpaint.models.low_rank import LoraPool, Uses, adapt
+from inpaint.models.low_rank import LoraPool, Uses
 
 RANKS = {1: 2, 2: 3}
 """Slot -> rank of the adapter in it."""
@@ -40,10 +40,9 @@ def adapters(sd_folder) -> dict[int, dict[str, torch.Tensor]]:
 def pool(sd_folder, adapters) -> tuple[Base, LoraPool]:
     base = load_base(sd_folder)
     base.unet.requires_grad_(False)
-    layout = adapt(base.unet, "unet")
-    pool = LoraPool(layout, slots=2, max_rank=4, device=base.device, dtype=base.dtype)
+    pool = LoraPool(base.unet, "unet", slots=2, max_rank=4)
     for slot, lora in adapters.items():
-        pool.packed_SRW[slot, : RANKS[slot]] = layout.pack(lora, rank=RANKS[slot], scale=SCALE)
+        pool.put(slot, pool.pack(lora, rank=RANKS[slot], scale=SCALE))
     return base, pool
 
 
@@ -75,9 +74,8 @@ def by_peft(sd_folder, adapters, row: int) -> tuple[torch.Tensor, dict[int, dict
 
 def test_gradients_of_several_adapters_in_one_forward_are_pefts(sd_folder, adapters, pool):
     base, lora_pool = pool
-    layout = lora_pool.layout
     lora_pool.packed_SRW.requires_grad_(True)
-    layout.install(*lora_pool.gather(USES, RANKS))
+    lora_pool.install(lora_pool.gather(USES))
     output = base.unet(*inputs()[:2], encoder_hidden_states=inputs()[2]).sample
     output.square().sum().backward()
 
@@ -90,9 +88,8 @@ def test_gradients_of_several_adapters_in_one_forward_are_pefts(sd_folder, adapt
                 expected[slot][name] += gradient
     for slot, rank in RANKS.items():
         packed_RW = lora_pool.packed_SRW.grad[slot, :rank]
-        for layer, place in layout.places.items():
-            down, up = packed_RW[:, place.down], packed_RW[:, place.up].T * SCALE
-            for found, half in ((down, "A"), (up, "B")):
+        for layer, down_RI, up_RO in lora_pool.split(packed_RW):
+            for found, half in ((down_RI, "A"), (up_RO.T * SCALE, "B")):
                 wanted = expected[slot][f"{layer}.lora_{half}.weight"]
                 torch.testing.assert_close(found, wanted, atol=1e-3 * float(wanted.abs().max()), rtol=1e-3)
     assert not lora_pool.packed_SRW.grad[0].any(), "rows without adapters train nothing"
@@ -101,7 +98,7 @@ def test_gradients_of_several_adapters_in_one_forward_are_pefts(sd_folder, adapt
 @pytest.mark.parametrize("uses", [USES, [((1, 1.0),)] * 3 + [()], [()] * 4])
 def test_with_and_without_gradients_the_output_is_the_same(pool, uses):
     base, lora_pool = pool
-    lora_pool.layout.install(*lora_pool.gather(uses, RANKS))
+    lora_pool.install(lora_pool.gather(uses))
     latents, timesteps, text = inputs()
     trained = base.unet(latents, timesteps, encoder_hidden_states=text).sample
     with torch.inference_mode():
@@ -112,7 +109,7 @@ def test_with_and_without_gradients_the_output_is_the_same(pool, uses):
 def test_training_under_autocast_mixes_types(pool):
     base, lora_pool = pool
     lora_pool.packed_SRW.requires_grad_(True)
-    lora_pool.layout.install(*lora_pool.gather(USES, RANKS))
+    lora_pool.install(lora_pool.gather(USES))
     with torch.autocast("cpu", torch.bfloat16):
         base.unet(*inputs()[:2], encoder_hidden_states=inputs()[2]).sample.float().square().sum().backward()
     assert lora_pool.packed_SRW.grad[1:].abs().sum() > 0 and lora_pool.packed_SRW.grad.dtype == torch.float32
@@ -123,7 +120,7 @@ def test_layers_with_a_lora_per_row_are_those_that_a_lora_is_injected_into():
     layers = dict(base.info.layers)
     found = {}
     for prefix, model in adapted_models(base).items():
-        places = adapt(model, prefix).places
-        found |= {name: (p.layer.out_features, p.layer.in_features) for name, p in places.items()}
+        adapted = LoraPool(model, prefix, slots=0, max_rank=1).layers
+        found |= {name: (layer.out_features, layer.in_features) for name, layer in adapted.items()}
     assert found == layers
     assert sum("text_encoder_2." in name for name in layers) == 32 * 6
