@@ -203,17 +203,6 @@ def ratio(found: dict[str, list[float]], side: str, other: str) -> float:
     return median(a / b for a, b in zip(found[side], found[other], strict=True))
 
 
-@dataclass(frozen=True)
-class Adapters:
-    """An `AdapterSource`."""
-
-    adapters: dict[str, Adapter]
-
-    def load(self, name: str, digest: str) -> Adapter:
-        """The adapter of this digest."""
-        return self.adapters[digest]
-
-
 def engine_rate(engine: Engine, digests: list[str], *, orders: int, steps: int) -> float:
     """U-Net rows per second of a running engine that always has orders waiting, until the last is done."""
     size = engine.base.info.default_size
@@ -244,9 +233,8 @@ def engine_figures(settings: Settings, adapters: dict[str, Adapter], device: tor
     """Rows per second of the engine, and their share of bare forwards before and after."""
     rank = max(adapter.card.rank for adapter in adapters.values())
     forward = bare(settings, FULL, settings.ticks, device)
-    engine = Engine(
-        base_of(settings, device), EngineSettings(max_rows=FULL, slots=FULL, max_rank=rank), Adapters(adapters)
-    )
+    sizes = EngineSettings(max_rows=FULL, slots=FULL, max_rank=rank)
+    engine = Engine(base_of(settings, device), sizes, lambda name, digest: adapters[digest])
     engine.start()
     figures: dict[str, float] = {}
     for name, count in (("none", 0), ("one", 1), ("16", 16)):

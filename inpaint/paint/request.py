@@ -52,9 +52,14 @@ class SamplingSettings:
 
     @property
     def is_guided(self) -> bool:
-        """Whether there is classifier-free guidance, which costs a second U-Net row. Resolved settings only."""
+        """Whether there is classifier-free guidance. Resolved settings only."""
         assert self.guidance_scale is not None, "resolve the settings first"
         return self.guidance_scale > 1
+
+    @property
+    def unet_rows(self) -> int:
+        """What a step costs: 1, with guidance 2. Resolved settings only."""
+        return 2 if self.is_guided else 1
 
     @property
     def steps_taken(self) -> int:

@@ -27,8 +27,8 @@ def work_of(request: PaintRequest, base: BaseInfo) -> float:
     if not request.hole.any():
         return 0.0
     high, wide = working_shape_of(base, request)
-    rows = 2 if request.sampling.is_guided else 1
-    return request.sampling.steps_taken * rows * (high * wide) / base.default_size**2
+    rows = request.sampling.steps_taken * request.sampling.unet_rows
+    return rows * (high * wide) / base.default_size**2
 
 
 class AdmissionSettings(BaseModel):

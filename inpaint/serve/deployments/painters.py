@@ -42,7 +42,7 @@ class PainterReplica:
         self._health_timeout_s = args.health_timeout_s
         self._cache = args.registry_settings.open_cache()
         self._metrics = PainterMetrics(serve.get_replica_context().replica_tag)
-        self._engine = Engine(base, args.engine, self._cache)
+        self._engine = Engine(base, args.engine, self._cache.load)
         self._engine.start()
         self._measuring = asyncio.create_task(self._measure())
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from inpaint.models.adapter import Adapter, check_adapter
 from inpaint.models.base import Base
 from inpaint.models.layers import adapted_models
-from inpaint.models.low_rank import Gathered, LoraPool, Uses
+from inpaint.models.low_rank import LoraPool
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,11 +31,13 @@ class AdapterSlots:
     def __init__(self, base: Base, *, slots: int, max_rank: int) -> None:
         """Replaces the adaptable layers of the base's U-Net and text encoders, in place."""
         self.base, self.max_rank = base, max_rank
-        self._pools = {
+        self.pools = {
             prefix: LoraPool(model, prefix, slots=slots, max_rank=max_rank)
             for prefix, model in adapted_models(base).items()
         }
-        self._tokens: dict[int, tuple[dict[str, Tensor], ...]] = {}
+        """By the model's prefix, the U-Net's first."""
+        self.tokens: dict[int, tuple[dict[str, Tensor], ...]] = {}
+        """Slot -> token -> vector (D), one mapping per text encoder."""
 
     def pack(self, adapter: Adapter) -> PackedAdapter:
         """Checks an adapter against the base and lays it out; reads nothing that the loop changes.
@@ -46,7 +48,7 @@ class AdapterSlots:
         check_adapter(adapter, self.base.info, max_rank=self.max_rank)
         card = adapter.card
         matrices = {}
-        for prefix, pool in self._pools.items():
+        for prefix, pool in self.pools.items():
             packed_RW = pool.pack(adapter.lora, rank=card.rank, scale=card.alpha / card.rank).to(self.base.dtype)
             matrices[prefix] = packed_RW.pin_memory() if self.base.device.type == "cuda" else packed_RW
         every = adapter.embeds or ({},) * len(self.base.text_encoders)
@@ -55,18 +57,6 @@ class AdapterSlots:
 
     def put(self, slot: int, packed: PackedAdapter) -> None:
         """Copies an adapter into a slot."""
-        for prefix, pool in self._pools.items():
+        for prefix, pool in self.pools.items():
             pool.put(slot, packed.matrices[prefix])
-        self._tokens[slot] = packed.tokens
-
-    def tokens(self, slot: int, encoder: int) -> dict[str, Tensor]:
-        """Of the adapter in a slot: token -> vector (D) for that text encoder."""
-        return self._tokens[slot][encoder]
-
-    def gather(self, prefix: str, uses_U: list[Uses], *, fixed: bool = False) -> Gathered:
-        """What `install` takes, for rows of which those with adapters come first. See `LoraPool.gather`."""
-        return self._pools[prefix].gather(uses_U, fixed=fixed)
-
-    def install(self, prefix: str, gathered: Gathered) -> None:
-        """Let the model's layers add this from now on."""
-        self._pools[prefix].install(gathered)
+        self.tokens[slot] = packed.tokens

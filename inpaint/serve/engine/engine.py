@@ -30,8 +30,8 @@ from inpaint.errors import InpaintError
 from inpaint.models.base import Base
 from inpaint.paint.crop import WorkingImage
 from inpaint.serve.engine.adapter_slots import PackedAdapter
-from inpaint.serve.engine.executor import AdapterSource, Event, Executor, PaintJob, paste
-from inpaint.serve.engine.scheduler import Picture, Scheduler
+from inpaint.serve.engine.executor import Executor, LoadAdapter, paste
+from inpaint.serve.engine.scheduler import Event, Job, Picture, Scheduler
 from inpaint.serve.engine.settings import EngineSettings
 from inpaint.serve.engine.side_stream import StreamEvent
 from inpaint.serve.service import DeadlinePassed, Painted, PaintOrder, Preview
@@ -52,7 +52,6 @@ class EngineStats:
     remaining_work: float = 0.0
     """U-Net rows, weighed by their pixels."""
     resident_adapters: int = 0
-    adapters_in_use: int = 0
 
     ticks: int = 0
     rows: int = 0
@@ -65,17 +64,17 @@ class EngineStats:
     adapter_loads: int = 0
     adapter_evictions: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
-    """By stage (`executor.STAGES`), of the loop's time; `load` is the loaders'. On a GPU what the loop waits."""
+    """See `Executor.seconds`."""
 
 
 class Engine:
     """Paints orders with one base, which it changes in place and must have for itself. `start` it first."""
 
-    def __init__(self, base: Base, settings: EngineSettings, source: AdapterSource) -> None:
+    def __init__(self, base: Base, settings: EngineSettings, load: LoadAdapter) -> None:
         self.base, self.settings = base, settings
-        self._executor = Executor(base, settings, source)
-        self._scheduler: Scheduler[PaintJob] = Scheduler(settings)
-        self._encoding: list[tuple[list[PaintJob], StreamEvent]] = []
+        self._executor = Executor(base, settings, load)
+        self._scheduler = Scheduler(settings)
+        self._encoding: list[tuple[list[Job], StreamEvent]] = []
         self._counts: Counter[str] = Counter()
         self._threads = ThreadPoolExecutor(settings.threads, thread_name_prefix="engine-pictures")
         self._loaders = ThreadPoolExecutor(settings.loaders, thread_name_prefix="engine-adapters")
@@ -114,7 +113,7 @@ class Engine:
             with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(events.put_nowait, event)
 
-        job = PaintJob.of(order, tell)
+        job = Job(order=order, arrived=time.monotonic(), tell=tell)
         self._post(partial(self._receive, job))
         event: Event | None = None
         try:
@@ -152,7 +151,6 @@ class Engine:
             queued=len(jobs) - running,
             running=running,
             resident_adapters=len(table.resident),
-            adapters_in_use=table.in_use,
             adapter_evictions=table.evictions,
             remaining_work=sum(job.order.work * (1 - job.step / job.steps) for job in jobs),
             seconds=dict(self._executor.seconds),
@@ -189,7 +187,7 @@ class Engine:
 
     # What is posted to the loop.
 
-    def _receive(self, job: PaintJob) -> None:
+    def _receive(self, job: Job) -> None:
         try:
             if self._is_closing:
                 raise self._broken()
@@ -255,7 +253,7 @@ class Engine:
             read = partial(self._executor.read, job.order)
             self._later(self._threads, read, partial(self._have_read, job), partial(self._fail, [job]))
 
-    def _have_read(self, job: PaintJob, image: WorkingImage) -> None:
+    def _have_read(self, job: Job, image: WorkingImage) -> None:
         job.image, job.shape = image, image.shape
 
     def _loaded(self, digest: str, packed: PackedAdapter) -> None:
@@ -301,7 +299,7 @@ class Engine:
                     self._later(self._threads, work, partial(self._pasted, picture), partial(self._fail, [picture.job]))
         return bool(pictures)
 
-    def _pasted(self, picture: Picture[PaintJob], event: Event) -> None:
+    def _pasted(self, picture: Picture, event: Event) -> None:
         picture.content = event
         if picture.job not in self._scheduler:
             return
@@ -311,19 +309,19 @@ class Engine:
             picture.job.tell(ready.content)
 
     @contextlib.contextmanager
-    def _failing(self, jobs: list[PaintJob]) -> Iterator[None]:
+    def _failing(self, jobs: list[Job]) -> Iterator[None]:
         """Where memory runs out, these jobs end and the loop goes on."""
         try:
             yield
         except torch.OutOfMemoryError as error:
             self._fail(jobs, error)
 
-    def _fail(self, jobs: Sequence[PaintJob], error: BaseException) -> None:
+    def _fail(self, jobs: Sequence[Job], error: BaseException) -> None:
         for job in jobs:
             if self._leaves(job, "failed"):
                 job.tell(error)
 
-    def _leaves(self, job: PaintJob, why: str) -> bool:
+    def _leaves(self, job: Job, why: str) -> bool:
         """Takes a job out before its end; False where it is not here any more."""
         if job not in self._scheduler:
             return False

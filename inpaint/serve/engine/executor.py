@@ -7,8 +7,6 @@ pictures decoded and pasted back.
 import contextlib
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -30,70 +28,20 @@ from inpaint.serve.engine.side_stream import SideStream, StreamEvent
 from inpaint.serve.engine.unet_runner import UNetRunner
 from inpaint.serve.service import AdapterUse, Painted, PaintOrder, Preview
 
-STAGES = ("prepare", "text", "unet", "step", "decode", "load")
-
-Event = Preview | Painted | BaseException
-
-
-class AdapterSource(Protocol):
-    """Where adapters come from."""
-
-    def load(self, name: str, digest: str) -> Adapter:
-        """That version, verified. Blocks; called off the loop's thread. Raises AdapterGone."""
-        ...
-
-
-@dataclass(eq=False, kw_only=True)
-class PaintJob(Job):
-    """An order on its way."""
-
-    order: PaintOrder
-    tell: Callable[[Event], None]
-    """Hands an event to who asked; from any thread."""
-    image: WorkingImage | None = None
-    row: DenoisingRow | None = None
-
-    @classmethod
-    def of(cls, order: PaintOrder, tell: Callable[[Event], None]) -> "PaintJob":
-        """One that comes now."""
-        now, sampling = time.monotonic(), order.request.sampling
-        return cls(
-            order=order,
-            tell=tell,
-            arrived=now,
-            deadline=float("inf") if order.timeout_s is None else now + order.timeout_s,
-            digests=tuple(use.digest for use in order.adapters),
-            unet_rows=2 if sampling.is_guided else 1,
-            steps=sampling.steps_taken,
-            previews=order.previews,
-        )
-
-    @property
-    def uses(self) -> Uses:
-        """(slot, weight) of its adapters."""
-        return tuple(zip(self.slots, (use.weight for use in self.order.adapters), strict=True))
-
-    @property
-    def prompt(self) -> Prompt:
-        return Prompt(self.order.request.prompt, self.order.adapters, self.uses)
-
-    @property
-    def negative(self) -> Prompt | None:
-        """None where there is no guidance."""
-        if not self.order.request.sampling.is_guided:
-            return None
-        return Prompt(self.order.request.negative_prompt, self.order.adapters, self.uses, is_negative=True)
+LoadAdapter = Callable[[str, str], Adapter]
+"""(name, digest) -> that version, verified. Blocks; called off the loop's thread. Raises AdapterGone."""
 
 
 class Executor:
     """The torch work of an engine. Changes the base in place."""
 
-    def __init__(self, base: Base, settings: EngineSettings, source: AdapterSource) -> None:
-        self.base, self.source = base, source
+    def __init__(self, base: Base, settings: EngineSettings, load: LoadAdapter) -> None:
+        self.base, self._load = base, load
         self.runner = UNetRunner(base, settings)
         self.encoder = PromptEncoder(base, self.runner.slots, cached=settings.prompt_cache)
         self.side = SideStream(base.device)
-        self.seconds = dict.fromkeys(STAGES, 0.0)
+        self.seconds = dict.fromkeys(("prepare", "text", "unet", "step", "decode", "load"), 0.0)
+        """By stage, of the loop's time; `load` is the loaders'. On a GPU what the loop waits."""
         self._last_step = self.side.mark()
 
     def read(self, order: PaintOrder) -> WorkingImage:
@@ -106,31 +54,32 @@ class Executor:
     def load(self, use: AdapterUse) -> PackedAdapter:
         """An adapter ready for a slot. Raises InpaintError where there is none, or none that belongs to the base."""
         with self._timed("load"):
-            return self.runner.slots.pack(self.source.load(use.name, use.digest))
+            return self.runner.slots.pack(self._load(use.name, use.digest))
 
-    def encode(self, jobs: list[PaintJob]) -> StreamEvent:
+    def encode(self, jobs: list[Job]) -> StreamEvent:
         """Gives jobs of one shape their rows; they may step once the event is past."""
         with self.side.work() as done:
             with self._timed("text"):
-                prompts = [prompt for job in jobs for prompt in (job.prompt, job.negative) if prompt is not None]
-                texts = self.encoder.encode(prompts)
+                prompts = [Prompt(job.order.request.prompt, job.order.adapters, _uses(job)) for job in jobs]
+                negatives = [_negative(job) for job in jobs]
+                texts = self.encoder.encode([*prompts, *filter(None, negatives)])
             with self._timed("prepare"):
                 rows = start_rows(
                     self.base,
                     self.runner.schedule,
                     [job.order.request for job in jobs],
                     [job.image for job in jobs if job.image is not None],
-                    [texts[job.prompt] for job in jobs],
-                    [None if job.negative is None else texts[job.negative] for job in jobs],
+                    [texts[prompt] for prompt in prompts],
+                    [None if negative is None else texts[negative] for negative in negatives],
                 )
                 for job, row in zip(jobs, rows, strict=True):
                     assert row.left == job.steps, "the scheduler counts the steps that the sampler takes"
-                    row.uses = job.uses
+                    row.uses = _uses(job)
                     self.side.hand_over(_tensors_of(row))
                     job.row = row
         return done
 
-    def advance(self, jobs: list[PaintJob]) -> tuple[Tensor, Tensor]:
+    def advance(self, jobs: list[Job]) -> tuple[Tensor, Tensor]:
         """One step of jobs of one shape: their latents after it, and the clean ones predicted, each B x C x h x w."""
         started, before = time.perf_counter(), self.runner.unet_seconds
         shape = jobs[0].shape
@@ -144,7 +93,7 @@ class Executor:
         self.seconds["step"] += time.perf_counter() - started - in_unet
         return batch.latents_BChw, batch.clean_BChw
 
-    def decode(self, pictures: list[Picture[PaintJob]]) -> tuple[Tensor, StreamEvent]:
+    def decode(self, pictures: list[Picture]) -> tuple[Tensor, StreamEvent]:
         """Images B x 3 x H x W in [0, 1] of pictures whose content is their latents; there once the event is past."""
         with self._timed("decode"), self.side.work() as done:
             latents_BChw = torch.cat([self.side.borrow(picture.content) for picture in pictures])
@@ -161,7 +110,7 @@ class Executor:
             seed=0,
             sampling=SamplingSettings(steps=1, guidance_scale=1.0, size=side),
         )
-        job = PaintJob.of(PaintOrder(id="check", request=request), lambda event: None)
+        job = Job(order=PaintOrder(id="check", request=request), arrived=0.0, tell=lambda event: None)
         job.image = self.read(job.order)
         self.encode([job]).synchronize()
         assert job.row is not None
@@ -179,7 +128,7 @@ class Executor:
             self.seconds[stage] += time.perf_counter() - started
 
 
-def paste(picture: Picture[PaintJob], image_3HW: Tensor, done: StreamEvent) -> Preview | Painted:
+def paste(picture: Picture, image_3HW: Tensor, done: StreamEvent) -> Preview | Painted:
     """What is handed over: the photo with what was painted in its hole."""
     done.synchronize()
     job, index = picture.job, picture.index
@@ -195,6 +144,17 @@ def paste(picture: Picture[PaintJob], image_3HW: Tensor, done: StreamEvent) -> P
         queue_s=job.started - job.arrived,
         paint_s=time.monotonic() - job.started,
     )
+
+
+def _uses(job: Job) -> Uses:
+    return tuple(zip(job.slots, (use.weight for use in job.order.adapters), strict=True))
+
+
+def _negative(job: Job) -> Prompt | None:
+    request = job.order.request
+    if not request.sampling.is_guided:
+        return None
+    return Prompt(request.negative_prompt, job.order.adapters, _uses(job), is_negative=True)
 
 
 def _tensors_of(row: DenoisingRow) -> Iterator[Tensor]:

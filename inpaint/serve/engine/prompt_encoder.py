@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from inpaint.models.base import Base
-from inpaint.models.layers import adapted_models
 from inpaint.models.low_rank import Uses
 from inpaint.models.prompts import Conditioning, encode_ids, tokenize, vectors_of, zero_empty_negatives
 from inpaint.serve.engine.adapter_slots import AdapterSlots
@@ -68,7 +67,7 @@ class PromptEncoder:
         self.base, self.slots, self.cached = base, slots, cached
         self._known: OrderedDict[Prompt, Conditioning] = OrderedDict()
         self._tokenizers = [copy.deepcopy(tokenizer) for tokenizer in base.tokenizers]
-        self._prefixes = list(adapted_models(base))[1:]
+        self._pools = list(slots.pools.values())[1:]
         self._tables: list[RowTokens] = []
         for tokenizer, encoder in zip(self._tokenizers, base.text_encoders, strict=True):
             reserved = [AddedToken(f"{_MARK}{i}{_MARK}", normalized=False) for i in range(RESERVED)]
@@ -94,16 +93,12 @@ class PromptEncoder:
 
     @torch.no_grad()
     def _encoded(self, prompts: list[Prompt]) -> list[Conditioning]:
-        uses_B = [prompt.uses for prompt in prompts]
         ids: list[Tensor] = []
-        for index, (prefix, tokenizer, table) in enumerate(
-            zip(self._prefixes, self._tokenizers, self._tables, strict=True)
-        ):
+        for index, (tokenizer, table, pool) in enumerate(zip(self._tokenizers, self._tables, self._pools, strict=True)):
             written = [self._write(tokenizer, prompt, index) for prompt in prompts]
             ids.append(tokenize(tokenizer, [text for text, _ in written]))
-            rows_BTD = _padded([vectors for _, vectors in written])
-            table.rows_BTD = None if rows_BTD is None else rows_BTD.to(self.base.device)
-            self.slots.install(prefix, self.slots.gather(prefix, uses_B))
+            table.rows_BTD = _padded([vectors for _, vectors in written], self.base.device)
+            pool.install(pool.gather([prompt.uses for prompt in prompts]))
         is_empty_negative = [prompt.is_negative and prompt.text == "" for prompt in prompts]
         return zero_empty_negatives(self.base, encode_ids(self.base, ids), is_empty_negative).split()
 
@@ -117,7 +112,7 @@ class PromptEncoder:
         text = prompt.text.replace(_MARK, " ")
         vectors: dict[str, Tensor] = {}
         for slot, _ in prompt.uses:
-            for token, vector in self.slots.tokens(slot, encoder).items():
+            for token, vector in self.slots.tokens[slot][encoder].items():
                 vectors.setdefault(token, vector)
         if not vectors:
             return text, []
@@ -135,12 +130,13 @@ class PromptEncoder:
         return text, [vectors[token] for token in used]
 
 
-def _padded(vectors: list[list[Tensor]]) -> Tensor | None:
+def _padded(vectors: list[list[Tensor]], device: torch.device) -> Tensor | None:
     """B x T x D, zeros where a row has fewer; None where none has any."""
     first = next((vector for row in vectors for vector in row), None)
     if first is None:
         return None
-    return pad_sequence([torch.stack(row) if row else first.new_zeros(0, len(first)) for row in vectors], True)
+    rows = [torch.stack(row) if row else first.new_zeros(0, len(first)) for row in vectors]
+    return pad_sequence(rows, batch_first=True).to(device)
 
 
 def _any_of(words: Iterable[str]) -> re.Pattern[str]:

@@ -8,13 +8,20 @@ Pure: no torch, no threads, and time is an argument. The engine asks, does what 
 """
 
 import enum
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from inpaint.errors import InpaintError
 from inpaint.serve.engine.settings import EngineSettings
 from inpaint.serve.engine.slot_table import SlotTable
+from inpaint.serve.service import Painted, PaintOrder, Preview
+
+if TYPE_CHECKING:
+    from inpaint.paint.crop import WorkingImage
+    from inpaint.paint.denoise import DenoisingRow
+
+Event = Preview | Painted | BaseException
 
 MAX_PASSED = 32
 """Jobs that may be let in before one that waits for an adapter slot; then it is waited for."""
@@ -38,25 +45,21 @@ class Stage(enum.Enum):
 
 @dataclass(eq=False, kw_only=True)
 class Job:
-    """What the scheduler knows of an order."""
+    """An order on its way."""
 
+    order: PaintOrder
     arrived: float
-    deadline: float = float("inf")
-    """When it is given up, on the same clock."""
-    digests: tuple[str, ...] = ()
-    """Of its adapters."""
-    unet_rows: int = 1
-    """What a step of it costs: 1, with guidance 2."""
-    steps: int
-    """To take in all."""
-    previews: int = 0
-    """Wanted, spread evenly over the steps."""
+    tell: Callable[[Event], None]
+    """Hands an event to who asked; from any thread."""
 
     stage: Stage = Stage.WAITING
     slots: tuple[int, ...] = ()
     """Of its adapters, once it is let in."""
+    image: "WorkingImage | None" = None
     shape: tuple[int, int] | None = None
     """Working height and width, once its photo is read."""
+    row: "DenoisingRow | None" = None
+    """Once it is encoded."""
     passed: int = 0
     """Younger jobs that were let in before it, while it waited for slots."""
     started: float | None = None
@@ -66,18 +69,21 @@ class Job:
     rows_seen: int = 0
     """U-Net rows of all its batches."""
     previewed: int = 0
-    pictures: "list[Picture[Any]]" = field(default_factory=list)
+    pictures: "list[Picture]" = field(default_factory=list)
     """Not yet handed over, in their order."""
 
-
-J = TypeVar("J", bound=Job)
+    def __post_init__(self) -> None:
+        order, sampling = self.order, self.order.request.sampling
+        self.deadline = float("inf") if order.timeout_s is None else self.arrived + order.timeout_s
+        self.digests = tuple(use.digest for use in order.adapters)
+        self.unet_rows, self.steps, self.previews = sampling.unet_rows, sampling.steps_taken, order.previews
 
 
 @dataclass(eq=False)
-class Picture(Generic[J]):
+class Picture:
     """A preview, or the end of a job."""
 
-    job: J
+    job: Job
     index: int | None
     """Of the preview; None: the end."""
     is_finished: bool = False
@@ -86,19 +92,19 @@ class Picture(Generic[J]):
     """The engine's: the latents to decode, then what is handed over."""
 
 
-class Scheduler(Generic[J]):
+class Scheduler:
     """Jobs in, batches out."""
 
     def __init__(self, settings: EngineSettings) -> None:
         self.settings = settings
         self.table = SlotTable(settings.slots)
-        self._waiting: dict[J, None] = {}
+        self._waiting: dict[Job, None] = {}
         """By age."""
-        self._active: dict[J, None] = {}
+        self._active: dict[Job, None] = {}
         """All others, by age: few, for they are let in as there is room."""
         self._turns: list[tuple[int, int]] = []
         """Shapes whose jobs step or are ready to, the one that has waited longest first."""
-        self._undecoded: list[Picture[J]] = []
+        self._undecoded: list[Picture] = []
 
     def __len__(self) -> int:
         return len(self._waiting) + len(self._active)
@@ -106,11 +112,11 @@ class Scheduler(Generic[J]):
     def __contains__(self, job: object) -> bool:
         return job in self._active or job in self._waiting
 
-    def __iter__(self) -> Iterator[J]:
+    def __iter__(self) -> Iterator[Job]:
         """All jobs: a copy, from any thread."""
         return iter(dict.fromkeys([*self._active, *self._waiting]))
 
-    def add(self, job: J) -> None:
+    def add(self, job: Job) -> None:
         """A job comes. Raises InpaintError for one with more adapters than there are slots."""
         if len(set(job.digests)) > self.settings.slots:
             raise InpaintError(
@@ -118,7 +124,7 @@ class Scheduler(Generic[J]):
             )
         self._waiting[job] = None
 
-    def remove(self, job: J) -> None:
+    def remove(self, job: Job) -> None:
         """A job leaves, wherever it stands; its adapters' slots are given back."""
         if job in self._waiting:
             del self._waiting[job]
@@ -128,7 +134,7 @@ class Scheduler(Generic[J]):
         self._undecoded = [picture for picture in self._undecoded if picture.job is not job]
         job.pictures.clear()
 
-    def expired(self, now: float) -> list[J]:
+    def expired(self, now: float) -> list[Job]:
         """Jobs whose deadline has passed: to be removed."""
         return [job for job in self if job.deadline <= now]
 
@@ -136,11 +142,11 @@ class Scheduler(Generic[J]):
         """The earliest; infinite without one."""
         return min((job.deadline for job in self), default=float("inf"))
 
-    def admit(self) -> list[tuple[J, list[str]]]:
+    def admit(self) -> list[tuple[Job, list[str]]]:
         """Lets jobs in while there is room: each must now be read, and these of its adapters be loaded."""
         room = self.settings.max_rows + self.settings.ahead_rows - sum(job.unet_rows for job in self._active)
-        admitted: dict[J, list[str]] = {}
-        blocked: list[J] = []
+        admitted: dict[Job, list[str]] = {}
+        blocked: list[Job] = []
         for job in self._waiting:
             if room < job.unet_rows or any(other.passed >= MAX_PASSED for other in blocked):
                 break
@@ -158,11 +164,11 @@ class Scheduler(Generic[J]):
             self._waiting = {job: None for job in self._waiting if job not in admitted}
         return list(admitted.items())
 
-    def waiting_for(self, digest: str) -> list[J]:
+    def waiting_for(self, digest: str) -> list[Job]:
         """Jobs that cannot go on without this adapter."""
         return [job for job in self._at(Stage.PREPARING) if digest in job.digests]
 
-    def to_encode(self) -> list[J]:
+    def to_encode(self) -> list[Job]:
         """The oldest jobs of one shape that are read and whose adapters are loaded; they are being encoded now."""
         read = [job for job in self._at(Stage.PREPARING) if job.shape is not None]
         ready = [job for job in read if self.table.is_loaded(job.digests)]
@@ -171,7 +177,7 @@ class Scheduler(Generic[J]):
             job.stage = Stage.ENCODING
         return jobs
 
-    def encoded(self, jobs: list[J]) -> None:
+    def encoded(self, jobs: list[Job]) -> None:
         """Those of them that are still here may take a place in a batch."""
         for job in jobs:
             if job in self._active:
@@ -181,7 +187,7 @@ class Scheduler(Generic[J]):
         """Of all jobs that step, or are ready to, the oldest job's first."""
         return list(dict.fromkeys(job.shape for job in self._at(Stage.READY, Stage.RUNNING) if job.shape is not None))
 
-    def to_step(self, now: float) -> list[J]:
+    def to_step(self, now: float) -> list[Job]:
         """Jobs of one shape that take a step together now, oldest first: those that did before, and others that are
         ready while there is room."""
         shapes = self.shapes()
@@ -199,7 +205,7 @@ class Scheduler(Generic[J]):
                 job.stage, job.started = Stage.RUNNING, now
         return [job for job in alike if job.stage is Stage.RUNNING]
 
-    def stepped(self, batch: list[J]) -> list[Picture[J]]:
+    def stepped(self, batch: list[Job]) -> list[Picture]:
         """All jobs of the batch have taken their step: the previews and ends that are to be decoded because of it."""
         rows, due = sum(job.unet_rows for job in batch), []
         for job in batch:
@@ -216,14 +222,14 @@ class Scheduler(Generic[J]):
         self._undecoded += due
         return due
 
-    def to_decode(self) -> list[Picture[J]]:
+    def to_decode(self) -> list[Picture]:
         """The oldest pictures of one shape."""
         alike = [picture for picture in self._undecoded if picture.job.shape == self._undecoded[0].job.shape]
         taken = alike[: self.settings.side_rows]
         self._undecoded = [picture for picture in self._undecoded if picture not in taken]
         return taken
 
-    def finished(self, picture: Picture[J]) -> list[Picture[J]]:
+    def finished(self, picture: Picture) -> list[Picture]:
         """A picture is decoded and pasted: those of its job to hand over now. With its end a job is gone."""
         picture.is_finished = True
         job, ready = picture.job, []
@@ -233,5 +239,5 @@ class Scheduler(Generic[J]):
             self.remove(job)
         return ready
 
-    def _at(self, *stages: Stage) -> list[J]:
+    def _at(self, *stages: Stage) -> list[Job]:
         return [job for job in self._active if job.stage in stages]

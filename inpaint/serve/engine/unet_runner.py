@@ -79,6 +79,7 @@ class UNetRunner:
         for module in (base.unet, base.vae):
             module.to(memory_format=memory_format)
         self.slots = AdapterSlots(base, slots=settings.slots, max_rank=settings.max_rank)
+        self._pool = self.slots.pools["unet"]
         self.unet: Callable[..., Any] = torch.compile(base.unet, dynamic=False) if settings.compile else base.unet
         self.unet_seconds = 0.0
         """Spent in calls of the U-Net; on a GPU what the host waits, not the device."""
@@ -111,15 +112,15 @@ class UNetRunner:
     def stack(self, rows: list[DenoisingRow]) -> Stack:
         """Rows that go on together, and what their adapters and texts come to."""
         batch = Batch(self.base, self.schedule, rows, self._batch_settings)
-        adapters = self.slots.gather("unet", batch.unet_uses, fixed=self.settings.compile)
+        adapters = self._pool.gather(batch.unet_uses, fixed=self.settings.compile)
         self._installed = None
-        self.slots.install("unet", adapters)
+        self._pool.install(adapters)
         return Stack(batch, adapters, [attention.project(batch.text_ULD) for attention in self._attentions])
 
     def step(self, stack: Stack) -> None:
         """One step of all its rows."""
         if self._installed is not stack.text:
-            self.slots.install("unet", stack.adapters)
+            self._pool.install(stack.adapters)
             for attention, key_value in zip(self._attentions, stack.text, strict=True):
                 attention.key_value = key_value
             self._installed = stack.text

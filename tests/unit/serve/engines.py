@@ -57,7 +57,7 @@ class Adapters:
 @contextmanager
 def running(base: str | Path, source: Adapters | None = None, **settings: object) -> Iterator[Engine]:
     """A started engine; closed without draining at the end."""
-    engine = Engine(load_base(base), EngineSettings(**settings), source or Adapters())  # type: ignore[arg-type]
+    engine = Engine(load_base(base), EngineSettings(**settings), (source or Adapters()).load)  # type: ignore[arg-type]
     engine.start()
     try:
         yield engine

@@ -27,16 +27,16 @@ def test_a_slot_keeps_nothing_of_the_adapter_before(slots, adapter):
     slots.put(1, slots.pack(made_up("toy", 2, rank=4)))
     for slot in (1, 2):
         slots.put(slot, slots.pack(adapter))
-    gathered, rows = slots.gather("unet", [((1, 1.0),), ((2, 1.0),)], fixed=True)
+    gathered, rows = slots.pools["unet"].gather([((1, 1.0),), ((2, 1.0),)], fixed=True)
     assert rows == 2 and torch.equal(gathered[0], gathered[1])
 
 
 def test_rows_without_adapters_are_left_out_and_weights_scale_the_update(slots, adapter):
     slots.put(1, slots.pack(adapter))
-    assert slots.gather("unet", [(), ()]) == (None, 0)
-    whole, rows = slots.gather("unet", [((1, 1.0),), ()])
+    assert slots.pools["unet"].gather([(), ()]) == (None, 0)
+    whole, rows = slots.pools["unet"].gather([((1, 1.0),), ()])
     assert rows == 1 and whole.shape[0] == adapter.card.rank
-    half, _ = slots.gather("unet", [((1, 0.5),), ()])
+    half, _ = slots.pools["unet"].gather([((1, 0.5),), ()])
     changed = (half != whole).any(dim=0)
     assert torch.equal(half[:, changed], whole[:, changed] * 0.5) and 0 < changed.sum() < len(changed)
 

@@ -153,7 +153,7 @@ def test_an_order_leaves_in_time_while_it_waits_for_its_adapter():
         with pytest.raises(DeadlinePassed):
             paint_all(engine, [order(request(1), "slow", timeout_s=0.05)])
         source.release.set()
-        assert engine.stats().adapters_in_use == 0
+        assert engine._scheduler.table.in_use == 0
 
 
 @pytest.mark.parametrize(
@@ -294,10 +294,10 @@ def test_closing_without_draining_fails_what_is_there():
     asyncio.run(asyncio.wait_for(close(), GUARD_S))
 
 
-def _parts() -> tuple[object, EngineSettings, Adapters]:
+def _parts() -> tuple[object, EngineSettings, object]:
     from inpaint.models.base import load_base
 
-    return load_base("toy"), EngineSettings(), Adapters()
+    return load_base("toy"), EngineSettings(), Adapters().load
 
 
 @pytest.mark.parametrize(

@@ -91,7 +91,7 @@ def test_many_categories_on_few_slots_never_get_each_others_adapter():
     with running("toy", source, slots=4, max_rows=8) as engine:
         together = pictures(engine, orders)
         stats = engine.stats()
-        assert stats.resident_adapters == 4 and stats.adapters_in_use == 0
+        assert stats.resident_adapters == 4 and engine._scheduler.table.in_use == 0
         assert stats.adapter_evictions >= CATEGORIES - 4
         alone = [pictures(engine, [one])[0] for one in orders]
     for name, picture, solo in zip(source.adapters, together, alone, strict=True):
@@ -183,7 +183,7 @@ def test_an_adapter_that_cannot_be_loaded_fails_its_orders_alone(damage):
 
     with running("toy", source, slots=1) as engine:
         first, second, good = asyncio.run(both(engine))
-        assert engine.stats().adapters_in_use == 0 and engine.resident() == {"good"}
+        assert engine._scheduler.table.in_use == 0 and engine.resident() == {"good"}
     for error in (first, second):
         assert isinstance(error, AdapterGone if damage == "gone" else InpaintError)
         assert ("is gone" if damage == "gone" else "rank 30") in str(error)

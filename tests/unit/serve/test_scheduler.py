@@ -2,27 +2,37 @@
 
 import random
 from collections import defaultdict
+from collections.abc import Sequence
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inpaint.errors import InpaintError
+from inpaint.paint.request import PaintRequest, SamplingSettings
 from inpaint.serve.engine.scheduler import MAX_PASSED, Job, Picture, Scheduler, Stage
 from inpaint.serve.engine.settings import EngineSettings
+from inpaint.serve.service import AdapterUse, PaintOrder
 
 SHAPES = [(64, 64), (64, 96), (128, 128)]
 
 
-def job(arrived: float = 0.0, **how: object) -> Job:
-    return Job(**{"arrived": arrived, "steps": 2, **how})
+def job(arrived: float = 0.0, *, digests: Sequence[str] = (), unet_rows: int = 1, steps: int = 2, **how: object) -> Job:
+    """Args: how: of the order."""
+    image = np.zeros((1, 1, 3), dtype=np.uint8)
+    sampling = SamplingSettings(steps=steps, guidance_scale=float(unet_rows))
+    request = PaintRequest(image=image, hole=image[..., 0] == 0, prompt="", seed=0, sampling=sampling)
+    uses = tuple(AdapterUse(name=digest, digest=digest) for digest in digests)
+    order = PaintOrder(id="order", request=request, adapters=uses, **how)  # type: ignore[arg-type]
+    return Job(order=order, arrived=arrived, tell=lambda event: None)
 
 
-def scheduler(**limits: int) -> Scheduler[Job]:
+def scheduler(**limits: int) -> Scheduler:
     return Scheduler(EngineSettings(**{"max_rows": 4, "ahead_rows": 2, "side_rows": 2, "slots": 2, **limits}))
 
 
-def prepare(scheduler: Scheduler[Job], shape: tuple[int, int] = SHAPES[0]) -> list[Job]:
+def prepare(scheduler: Scheduler, shape: tuple[int, int] = SHAPES[0]) -> list[Job]:
     """Admits, reads, loads and encodes all that there is room for."""
     ready: list[Job] = []
     for admitted, missing in scheduler.admit():
@@ -40,7 +50,7 @@ class Simulation:
 
     def __init__(self, seed: int, limits: dict[str, int]) -> None:
         self.random = random.Random(seed)
-        self.scheduler: Scheduler[Job] = Scheduler(EngineSettings(**limits))
+        self.scheduler: Scheduler = Scheduler(EngineSettings(**limits))
         self.now = 0.0
         self.due: list[tuple[float, object]] = []
         self.slots: dict[int, str] = {}
@@ -68,9 +78,9 @@ class Simulation:
     def come(self) -> None:
         pick = self.random.choice
         digests = tuple(self.random.sample("abcdefgh", pick([0, 1, 1, min(2, self.scheduler.settings.slots)])))
-        one = job(self.now, digests=digests, unet_rows=pick([1, 2]), steps=pick([1, 3, 10]), previews=pick([0, 0, 2]))
-        if self.random.random() < 0.1:
-            one.deadline = self.now + pick([0, 10, 50])
+        timeout = pick([0, 10, 50]) if self.random.random() < 0.1 else None
+        sizes = {"unet_rows": pick([1, 2]), "steps": pick([1, 3, 10]), "previews": pick([0, 0, 2])}
+        one = job(self.now, digests=digests, timeout_s=timeout, **sizes)
         self.came.append(one)
         self.scheduler.add(one)
 
@@ -140,7 +150,7 @@ class Simulation:
                 stepped.add(shape)
         self.waited[shape] = set()
 
-    def hand_over(self, picture: Picture[Job]) -> None:
+    def hand_over(self, picture: Picture) -> None:
         if picture.job not in self.scheduler:
             return
         ready = self.scheduler.finished(picture)
@@ -194,7 +204,7 @@ def test_no_more_is_held_than_fits_and_the_next_few() -> None:
 
 
 def test_a_removed_or_expired_job_steps_no_more_and_its_pictures_are_not_decoded() -> None:
-    jobs = [job(0, previews=1, deadline=5.0), job(1, previews=1)]
+    jobs = [job(0, previews=1, timeout_s=5.0), job(1, previews=1)]
     leaving = scheduler()
     for one in jobs:
         leaving.add(one)

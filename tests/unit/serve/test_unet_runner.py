@@ -22,7 +22,7 @@ GUIDANCE = [1.0, 3.0, 3.0, 1.0]
 
 @pytest.fixture(scope="module")
 def executor() -> Executor:
-    executor = Executor(load_base("toy"), EngineSettings(slots=3, max_rank=4, prompt_cache=8), Adapters())
+    executor = Executor(load_base("toy"), EngineSettings(slots=3, max_rank=4, prompt_cache=8), Adapters().load)
     adapter, slots = made_up("toy", 0, rank=3), executor.runner.slots
     for i in range(3):
         slots.put(1 + i, slots.pack(varied(adapter, i)))
