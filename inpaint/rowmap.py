@@ -59,7 +59,7 @@ class Result:
 
 
 @dataclass(frozen=True)
-class Resources:
+class ActorResources:
     """What a worker may use."""
 
     device: str
@@ -124,12 +124,12 @@ class MapReport:
 
 def map_rows(
     items: Sequence[Item],
-    load: Callable[[Resources], Work],
+    load: Callable[[ActorResources], Work],
     output: str | Path,
     *,
     name: str,
     pool: ActorPool,
-    here: Resources | None = None,
+    here: ActorResources | None = None,
     quarantined: Sequence[Quarantined] = (),
     on_progress: Callable[[int, int], None] | None = None,
     stop: StopToken | None = None,
@@ -190,7 +190,7 @@ _SCHEMA = pa.schema(
 
 
 def _here(
-    batches: Sequence[Sequence[Item]], load: Callable[[Resources], Work], resources: Resources
+    batches: Sequence[Sequence[Item]], load: Callable[[ActorResources], Work], resources: ActorResources
 ) -> Iterator[tuple[int, Outcomes]]:
     work = load(resources) if batches else None
     for number, batch in enumerate(batches):
@@ -199,13 +199,13 @@ def _here(
 
 
 def _on_actors(
-    batches: Sequence[Sequence[Item]], load: Callable[[Resources], Work], pool: ActorPool
+    batches: Sequence[Sequence[Item]], load: Callable[[ActorResources], Work], pool: ActorPool
 ) -> Iterator[tuple[int, Outcomes]]:
     """What became of each batch, as it is finished."""
     if not batches:
         return
     needs = pool.needs(len(batches))
-    resources = Resources("cuda" if needs.gpus_per_worker else "cpu", worker_threads(needs.cpus_per_worker))
+    resources = ActorResources("cuda" if needs.gpus_per_worker else "cpu", worker_threads(needs.cpus_per_worker))
     # By reference, for what is loaded from may hold an adapter, and an actor needs one batch at a time.
     given = {"load": ray.put(load), "batches": [ray.put(batch) for batch in batches], "resources": resources}
     # One block per batch: a finished block is handed over at once.
@@ -230,7 +230,7 @@ def _on_actors(
 class _Actor:
     """A worker of the pool."""
 
-    def __init__(self, load: ray.ObjectRef, batches: list[ray.ObjectRef], resources: Resources) -> None:
+    def __init__(self, load: ray.ObjectRef, batches: list[ray.ObjectRef], resources: ActorResources) -> None:
         self._load, self._batches, self._resources = load, batches, resources
         self._work: Work | None = None
 

@@ -62,8 +62,8 @@ class LoraPool:
             setattr(model.get_submodule(parent), child, layer)
         self._widths = [width for layer in self.layers.values() for width in (layer.in_features, layer.out_features)]
         is_up = torch.tensor([False, True] * len(self.layers)).repeat_interleave(torch.tensor(self._widths))
-        self._is_up_W = is_up.to(model.device)
-        self.packed_SRW = torch.zeros(slots + 1, max_rank, len(is_up), device=model.device, dtype=model.dtype)
+        self.packed_SRW = next(model.parameters()).new_zeros(slots + 1, max_rank, len(is_up), requires_grad=False)
+        self._is_up_W = is_up.to(self.packed_SRW.device)
         self._ranks = [0] * (slots + 1)
 
     def split(self, packed: Tensor) -> Iterator[tuple[str, Tensor, Tensor]]:

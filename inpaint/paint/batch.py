@@ -20,7 +20,7 @@ from inpaint.paint.paste import comparison, kept_pixels_changed
 from inpaint.paint.photos import encode_png, read_row
 from inpaint.paint.request import PaintRequest
 from inpaint.paint.tasks import COMPARISONS, PaintModels, PaintSettings, PaintTask, plan_tasks, read_models
-from inpaint.rowmap import QUARANTINE, ActorPool, Item, MapReport, Resources, Result, map_rows
+from inpaint.rowmap import QUARANTINE, ActorPool, ActorResources, Item, MapReport, Result, map_rows
 from inpaint.stopping import StopToken
 
 PAINTED = "painted.jsonl"
@@ -33,7 +33,7 @@ def paint_manifest(
     output: str,
     *,
     pool: ActorPool | None = None,
-    here: Resources | None = None,
+    here: ActorResources | None = None,
     quarantined: Sequence[Quarantined] = (),
     on_progress: Callable[[int, int], None] | None = None,
     stop: StopToken | None = None,
@@ -73,7 +73,7 @@ def paint_manifest(
 class PaintWorker:
     """Paints batches of tasks; each batch is read and encoded by threads around one painting."""
 
-    def __init__(self, models: PaintModels, max_batch: int, resources: Resources) -> None:
+    def __init__(self, models: PaintModels, max_batch: int, resources: ActorResources) -> None:
         # Ray sets OMP_NUM_THREADS from whole CPUs only, and torch may have read it before.
         torch.set_num_threads(resources.threads)
         self.threads = ThreadPoolExecutor(resources.threads)

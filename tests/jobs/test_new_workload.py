@@ -18,7 +18,7 @@ from inpaint.export.adapter_folder import load_adapter
 from inpaint.paint.batch import paint_manifest
 from inpaint.paint.request import SamplingSettings
 from inpaint.paint.tasks import PaintSettings
-from inpaint.rowmap import Place
+from inpaint.rowmap import ActorResources
 from inpaint.train.checkpoint import CheckpointStore
 from tests.jobs.conftest import StyleRun
 
@@ -61,7 +61,7 @@ def test_its_adapter_has_no_token_and_paints(style: StyleRun, tmp_path: Path) ->
     assert "inthisstyle" in (style.adapter / "README.md").read_text()
     rows = Manifest.load(style.folder / "manifest.parquet").select(np.arange(2))
     settings = PaintSettings(base="toy", adapter=str(style.adapter), sampling=SamplingSettings(steps=2))
-    report = paint_manifest(rows, settings, str(tmp_path), here=Place("cpu", 1))
+    report = paint_manifest(rows, settings, str(tmp_path), here=ActorResources("cpu", 1))
     assert report.done == 2
     line = json.loads((tmp_path / "painted.jsonl").read_text().splitlines()[0])
     assert line["prompt"].startswith("inthisstyle, ") and line["kept_pixels_changed"] == 0

@@ -18,10 +18,10 @@ from inpaint import rowmap
 from inpaint.cluster import Node
 from inpaint.data.storage import open_root, read_file, write_file
 from inpaint.errors import BadRow, ClusterTooSmall, InpaintError
-from inpaint.rowmap import FLUSH_S, ActorPool, Item, MapReport, Resources, Result, map_rows
+from inpaint.rowmap import FLUSH_S, ActorPool, ActorResources, Item, MapReport, Result, map_rows
 from inpaint.stopping import StopToken
 
-HERE = Resources("cpu", 1)
+HERE = ActorResources("cpu", 1)
 PAIRS = ActorPool(max_batch=2)
 
 
@@ -42,7 +42,7 @@ def shout(values: list[str], log: Path) -> list[Result | BadRow]:
     ]
 
 
-def worker(resources: Resources, log: Path) -> Callable[[list[str]], list[Result | BadRow]]:
+def worker(resources: ActorResources, log: Path) -> Callable[[list[str]], list[Result | BadRow]]:
     return partial(shout, log=log)
 
 

@@ -22,7 +22,7 @@ from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -37,6 +37,7 @@ from inpaint.serve.engine.side_stream import StreamEvent
 from inpaint.serve.service import DeadlinePassed, Painted, PaintOrder, Preview
 
 T = TypeVar("T")
+_LONGEST_WAIT_S = 60.0
 
 
 class EngineBroken(RuntimeError):
@@ -106,13 +107,7 @@ class Engine:
             InpaintError: it cannot be painted on this base, or an adapter of it cannot be loaded (AdapterGone).
             EngineBroken: the loop has ended.
         """
-        loop, events = asyncio.get_running_loop(), asyncio.Queue[Event]()
-
-        def tell(event: Event) -> None:
-            # A closed asyncio loop means that nobody waits any more.
-            with contextlib.suppress(RuntimeError):
-                loop.call_soon_threadsafe(events.put_nowait, event)
-
+        events, tell = _answers()
         job = Job(order=order, arrived=time.monotonic(), tell=tell)
         self._post(partial(self._receive, job))
         event: Event | None = None
@@ -131,12 +126,14 @@ class Engine:
         Raises:
             EngineBroken: the loop has ended, or did not come to it in time.
         """
-        answer: Future[None] = Future()
-        self._post(partial(self._answer, answer))
+        answers, tell = _answers()
+        self._post(lambda: tell(self._check()))
         try:
-            await asyncio.wait_for(asyncio.wrap_future(answer), timeout_s)
-        except TimeoutError as error:
-            raise EngineBroken(f"the engine's loop did no forward in {timeout_s} s") from error
+            error = await asyncio.wait_for(answers.get(), timeout_s)
+        except TimeoutError as late:
+            raise EngineBroken(f"the engine's loop did no forward in {timeout_s} s") from late
+        if error is not None:
+            raise error
 
     def resident(self) -> frozenset[str]:
         """Digests of the adapters that are loaded."""
@@ -195,13 +192,11 @@ class Engine:
         except (EngineBroken, InpaintError) as error:
             job.tell(error)
 
-    def _answer(self, answer: "Future[None]") -> None:
-        if answer.set_running_or_notify_cancel():
-            if self._has_ended:
-                answer.set_exception(self._broken())
-            else:
-                self._executor.check()
-                answer.set_result(None)
+    def _check(self) -> EngineBroken | None:
+        if self._has_ended:
+            return self._broken()
+        self._executor.check()
+        return None
 
     def _close(self, drain: bool) -> None:
         self._is_closing = True
@@ -220,30 +215,24 @@ class Engine:
             with self._post_lock:
                 self._has_ended = True
             self._close(drain=False)
-            while not self._mail.empty():
-                self._mail.get()()
+            self._read_mail(0.0)
 
-    def _read_mail(self, patience: float | None) -> None:
-        """Does what was posted; waits up to `patience` seconds for the first, None: as long as it takes."""
-        try:
-            message = self._mail.get(timeout=patience) if patience != 0.0 else self._mail.get_nowait()
+    def _read_mail(self, patience: float) -> None:
+        """Does what was posted; waits up to `patience` seconds for the first."""
+        with contextlib.suppress(queue.Empty):
+            self._mail.get(timeout=patience)()
             while True:
-                message()
-                message = self._mail.get_nowait()
-        except queue.Empty:
-            return
+                self._mail.get_nowait()()
 
-    def _turn(self) -> float | None:
-        """Some of all that there is to do. Seconds that the next turn may wait for mail; None: as long as it takes."""
+    def _turn(self) -> float:
+        """Some of all that there is to do. Seconds that the next turn may wait for mail."""
         for job in self._scheduler.expired(time.monotonic()):
             self._fail([job], DeadlinePassed(f"order {job.order.id} took longer than {job.order.timeout_s} s"))
         self._admit()
         self._executor.runner.forget(self._scheduler.shapes())
-        encoded, stepped, decoded = self._encode(), self._step(), self._decode()
-        if encoded or stepped or decoded:
+        if any([self._encode(), self._step(), self._decode()]):
             return 0.0
-        first = self._scheduler.next_deadline()
-        return None if first == float("inf") else max(0.001, first - time.monotonic())
+        return max(0.001, min(self._scheduler.next_deadline() - time.monotonic(), _LONGEST_WAIT_S))
 
     def _admit(self) -> None:
         for job, missing in self._scheduler.admit():
@@ -329,3 +318,15 @@ class Engine:
         self._counts["wasted_steps"] += job.step
         self._scheduler.remove(job)
         return True
+
+
+def _answers() -> tuple["asyncio.Queue[Any]", Callable[[Any], None]]:
+    """A queue of this asyncio loop, and what puts something into it from any thread."""
+    loop, answers = asyncio.get_running_loop(), asyncio.Queue[Any]()
+
+    def tell(answer: Any) -> None:
+        # A closed asyncio loop means that nobody waits any more.
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(answers.put_nowait, answer)
+
+    return answers, tell

@@ -16,7 +16,6 @@ from inpaint.errors import InpaintError
 from inpaint.models.adapter import Adapter
 from inpaint.models.base import Base
 from inpaint.models.latents import decode
-from inpaint.models.low_rank import Uses
 from inpaint.paint.crop import WorkingImage, pasted, working_image
 from inpaint.paint.denoise import DenoisingRow, start_rows
 from inpaint.paint.request import PaintRequest, SamplingSettings
@@ -60,7 +59,7 @@ class Executor:
         """Gives jobs of one shape their rows; they may step once the event is past."""
         with self.side.work() as done:
             with self._timed("text"):
-                prompts = [Prompt(job.order.request.prompt, job.order.adapters, _uses(job)) for job in jobs]
+                prompts = [Prompt(job.order.request.prompt, job.order.adapters, job.uses) for job in jobs]
                 negatives = [_negative(job) for job in jobs]
                 texts = self.encoder.encode([*prompts, *filter(None, negatives)])
             with self._timed("prepare"):
@@ -74,7 +73,7 @@ class Executor:
                 )
                 for job, row in zip(jobs, rows, strict=True):
                     assert row.left == job.steps, "the scheduler counts the steps that the sampler takes"
-                    row.uses = _uses(job)
+                    row.uses = job.uses
                     self.side.hand_over(_tensors_of(row))
                     job.row = row
         return done
@@ -146,15 +145,11 @@ def paste(picture: Picture, image_3HW: Tensor, done: StreamEvent) -> Preview | P
     )
 
 
-def _uses(job: Job) -> Uses:
-    return tuple(zip(job.slots, (use.weight for use in job.order.adapters), strict=True))
-
-
 def _negative(job: Job) -> Prompt | None:
     request = job.order.request
     if not request.sampling.is_guided:
         return None
-    return Prompt(request.negative_prompt, job.order.adapters, _uses(job), is_negative=True)
+    return Prompt(request.negative_prompt, job.order.adapters, job.uses, is_negative=True)
 
 
 def _tensors_of(row: DenoisingRow) -> Iterator[Tensor]:

@@ -18,6 +18,7 @@ from inpaint.serve.engine.slot_table import SlotTable
 from inpaint.serve.service import Painted, PaintOrder, Preview
 
 if TYPE_CHECKING:
+    from inpaint.models.low_rank import Uses
     from inpaint.paint.crop import WorkingImage
     from inpaint.paint.denoise import DenoisingRow
 
@@ -53,8 +54,8 @@ class Job:
     """Hands an event to who asked; from any thread."""
 
     stage: Stage = Stage.WAITING
-    slots: tuple[int, ...] = ()
-    """Of its adapters, once it is let in."""
+    uses: "Uses" = ()
+    """(slot, weight) of each of its adapters, once it is let in."""
     image: "WorkingImage | None" = None
     shape: tuple[int, int] | None = None
     """Working height and width, once its photo is read."""
@@ -157,7 +158,8 @@ class Scheduler:
             for other in blocked:
                 other.passed += 1
             room -= job.unet_rows
-            job.stage, job.slots = Stage.PREPARING, self.table.slots_of(job.digests)
+            job.stage = Stage.PREPARING
+            job.uses = tuple((self.table.slot_of(use.digest), use.weight) for use in job.order.adapters)
             admitted[job] = missing
         if admitted:
             self._active = dict.fromkeys(sorted([*self._active, *admitted], key=lambda job: job.arrived))

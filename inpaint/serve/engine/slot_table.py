@@ -76,6 +76,6 @@ class SlotTable:
         """Whether all of these lent adapters are."""
         return all(self._lent[digest].is_loaded for digest in digests)
 
-    def slots_of(self, digests: Sequence[str]) -> tuple[int, ...]:
-        """Of lent adapters."""
-        return tuple(self._lent[digest].slot for digest in digests)
+    def slot_of(self, digest: str) -> int:
+        """Of a lent adapter."""
+        return self._lent[digest].slot

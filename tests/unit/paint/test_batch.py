@@ -18,7 +18,7 @@ from inpaint.paint.batch import paint_manifest
 from inpaint.paint.paste import kept_pixels_changed
 from inpaint.paint.request import SamplingSettings
 from inpaint.paint.tasks import PaintSettings, row_seed
-from inpaint.rowmap import ActorPool, MapReport, Resources
+from inpaint.rowmap import ActorPool, ActorResources, MapReport
 from tests.adapters import made_up
 from tests.unit.paint.examples import request
 
@@ -59,7 +59,7 @@ def settings(tiny_folders) -> PaintSettings:
 
 
 def run(manifest: Manifest, settings: PaintSettings, output: object, **more: object) -> MapReport:
-    return paint_manifest(manifest, settings, str(output), here=Resources("cpu", 1), **more)  # type: ignore[arg-type]
+    return paint_manifest(manifest, settings, str(output), here=ActorResources("cpu", 1), **more)  # type: ignore[arg-type]
 
 
 def array(where: object) -> np.ndarray:

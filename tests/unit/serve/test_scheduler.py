@@ -132,7 +132,7 @@ class Simulation:
         assert ages == sorted(ages)
         for one in batch:
             assert one in self.scheduler and one.deadline > self.now and one.shape == shape
-            assert tuple(self.slots[slot] for slot in one.slots) == one.digests, "an adapter in use was evicted"
+            assert tuple(self.slots[slot] for slot, _ in one.uses) == one.digests, "an adapter in use was evicted"
         left_out = [one for one in self.scheduler if one.stage is Stage.READY and one.shape == shape]
         newest = max((one.arrived for one in batch if one.started == self.now), default=-1.0)
         assert all(one.arrived >= newest for one in left_out), "a younger job took an older one's place"

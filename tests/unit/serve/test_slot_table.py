@@ -24,7 +24,7 @@ def test_an_adapter_in_use_is_never_evicted(table):
     table.release(["b"])
     assert table.acquire(["b", "c"]) is None, "b would have to make room for c"
     assert table.acquire(["c"]) == ["c"]
-    assert table.resident == {"a"} and table.slots_of(["a"]) == (a,) and not table.is_loaded(["a", "c"])
+    assert table.resident == {"a"} and table.slot_of("a") == a and not table.is_loaded(["a", "c"])
     assert table.loaded("c") == b
     assert table.evictions == 1
 
