@@ -1,4 +1,7 @@
-"""How the toy base is made: first its VAE, then its U-Net and text encoder, both through the one loop."""
+"""How the toy base is made: first its VAE, then its U-Net and text encoder, both through the one loop.
+
+Shapes: B samples, H x W pixels, h x w latents, C latent channels.
+"""
 
 import json
 from dataclasses import dataclass, field, replace
@@ -6,22 +9,54 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
+from diffusers import AutoencoderKL
+from torch import Tensor, nn
 
 from inpaint.data.sample import ReadSettings
 from inpaint.data.sources import CsvSource
+from inpaint.diffusion import keyed
 from inpaint.diffusion.objective import LossSettings
 from inpaint.models.base import load_base
+from inpaint.paint.ddpm_painter import to_uint8
 from inpaint.stopping import StopToken
 from inpaint.toy.base import IMAGE_SIZE, assemble, build_vae, measured_scaling_factor
 from inpaint.toy.catalogue import render, write_catalogue
 from inpaint.toy.measure import measure_base
-from inpaint.train.autoencoder import Reconstruction
 from inpaint.train.latent import LatentInpainting
-from inpaint.train.objective import Objective, ParameterGroup, to_pixels
+from inpaint.train.objective import MicroBatch, Objective, ParameterGroup, on_device, to_pixels
 from inpaint.train.recipe import Recipe, Trained
 from inpaint.train.run import run
 from inpaint.train.settings import TrainSettings, plain
+
+
+class Reconstruction(nn.Module):
+    """Absolute, squared and gradient error of a VAE's pictures, and a small KL term (Kingma 2013; Rombach 2022)."""
+
+    def __init__(self, vae: AutoencoderKL, *, learning_rate: float, seed: int) -> None:
+        super().__init__()
+        self.vae, self.learning_rate, self.seed = vae, learning_rate, seed
+
+    def groups(self) -> list[ParameterGroup]:
+        return [ParameterGroup("vae", self.learning_rate, dict(self.vae.named_parameters()))]
+
+    def forward(self, batch: MicroBatch, *, validating: bool = False) -> Tensor:
+        image_B3HW = to_pixels(batch["image"], self.vae.device)
+        posterior = self.vae.encode(image_B3HW).latent_dist
+        positions_B = on_device(batch["position"], self.vae.device)
+        purpose = "validation vae" if validating else "vae"
+        noise_BChw = keyed.normal(self.seed, purpose, positions_B, tuple(posterior.mean.shape[1:]))
+        error_B3HW = self.vae.decode(posterior.mean + posterior.std * noise_BChw).sample - image_B3HW
+        loss_B = error_B3HW.abs().mean((1, 2, 3)) + 2 * error_B3HW.square().mean((1, 2, 3))
+        for axis in (2, 3):
+            loss_B = loss_B + 0.5 * error_B3HW.diff(dim=axis).abs().mean((1, 2, 3))
+        return loss_B + 1e-6 * posterior.kl()
+
+    @torch.no_grad()
+    def paint(self, batch: MicroBatch, count: int) -> list[np.ndarray]:
+        """Input and reconstruction side by side."""
+        image_B3HW = to_pixels(batch["image"][:count], self.vae.device)
+        output_B3HW = self.vae.decode(self.vae.encode(image_B3HW).latent_dist.mean).sample
+        return list(to_uint8(torch.cat([image_B3HW, output_B3HW], dim=3)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,10 +83,7 @@ class ToyVae(ToyPart):
 
     def objective(self, device: torch.device) -> Objective:
         torch.manual_seed(self.train.seed)
-        vae = build_vae().to(device)
-        return Reconstruction(
-            vae, learning_rate=self.learning_rate, seed=self.train.seed, kl_weight=1e-6, gradient_weight=0.5
-        )
+        return Reconstruction(build_vae().to(device), learning_rate=self.learning_rate, seed=self.train.seed)
 
     def export(self, trained: Trained, folder: Path) -> None:
         vae = build_vae()

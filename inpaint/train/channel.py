@@ -1,5 +1,5 @@
-"""The channel of a run: a small actor through which the first worker's figures, warnings, pictures and refusals reach
-the driver, and the wish to stop reaches the worker. Imports ray; part of the wiring."""
+"""The channel of a run: a small actor through which what workers tell reaches the driver, and the wish to stop reaches
+them. Imports ray; part of the wiring."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -15,9 +15,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from inpaint.stopping import StopToken
 
 if TYPE_CHECKING:  # the actor's process starts sooner without torch
-    import numpy as np
-
-    from inpaint.train.console import RunConsole
+    from inpaint.train.console import RunConsole, Told
     from inpaint.train.loop import StepReport
 
 POLL_SECONDS = 0.5
@@ -28,24 +26,20 @@ class RunChannel:
     """The actor. It lives on the driver's machine and ends with the driver."""
 
     def __init__(self) -> None:
-        self._reports: list[StepReport] = []
-        self._warnings: list[str] = []
-        self._pictures: list[tuple[int, np.ndarray]] = []
+        self._told: list[Told] = []
         self._stop = False
         self._refusal: str | None = None
 
-    def exchange(self, reports: list[StepReport]) -> bool:
-        """The worker's side: new reports; returns whether the run shall stop."""
-        self._reports += reports
+    def tell(self, *told: Told) -> bool:
+        """A worker's side: something for the console; returns whether the run shall stop."""
+        self._told += told
         return self._stop
 
-    def warn(self, message: str) -> None:
-        """A warning of a worker."""
-        self._warnings.append(message)
-
-    def show(self, samples: int, grid: np.ndarray) -> None:
-        """Pictures painted at a validation, as one, uint8 H W 3."""
-        self._pictures.append((samples, grid))
+    def hear(self, stop: bool) -> list[Told]:
+        """The driver's side: what was told since the last call; `stop` is passed on to the workers."""
+        self._stop = self._stop or stop
+        told, self._told = self._told, []
+        return told
 
     def refuse(self, reason: str) -> None:
         """A worker found that the run can never succeed."""
@@ -54,13 +48,6 @@ class RunChannel:
     def refusal(self) -> str | None:
         """Why the run can never succeed, if a worker said so: then it is not tried again."""
         return self._refusal
-
-    def read(self, stop: bool) -> tuple[list[StepReport], list[str], list[tuple[int, np.ndarray]]]:
-        """The driver's side: what came since the last call; `stop` is passed on to the worker."""
-        self._stop = self._stop or stop
-        taken = self._reports, self._warnings, self._pictures
-        self._reports, self._warnings, self._pictures = [], [], []
-        return taken
 
 
 def open_channel() -> Any:
@@ -74,44 +61,25 @@ class Exchange:
 
     def __init__(self, channel: Any) -> None:
         self._channel = channel
-        self._answer: ray.ObjectRef | None = None
-        self._unsent: list[StepReport] = []
-
-    def stop_wished(self) -> bool:
-        """Whether the run shall stop already; waits for the answer, so it is for before the first step."""
-        return ray.get(self._channel.exchange.remote([]))
+        self._unanswered: list[ray.ObjectRef] = []
 
     def __call__(self, report: StepReport) -> bool:
-        """Returns whether the latest answer asks to stop."""
-        self._unsent.append(report)
-        stop = False
-        if self._answer is not None:
-            if not ray.wait([self._answer], timeout=0)[0]:
-                return False
-            stop = ray.get(self._answer)
-        self._answer = self._channel.exchange.remote(self._unsent)
-        self._unsent = []
-        return stop
+        """Returns whether an answer that has come meanwhile asks to stop."""
+        self._unanswered.append(self._channel.tell.remote(report))
+        answered, self._unanswered = ray.wait(self._unanswered, num_returns=len(self._unanswered), timeout=0)
+        return any(ray.get(answered))
 
     def flush(self) -> None:
-        """Send what is left, and wait until it is there."""
-        ray.get(self._channel.exchange.remote(self._unsent))
-        self._unsent = []
+        """Wait until all reports are there."""
+        ray.get(self._unanswered)
 
 
 def send_warnings(channel: Any) -> None:
     """This process's own warnings go to the driver's console: a cut prompt, a damaged checkpoint, an unread row."""
 
-    def send(
-        message: Warning | str,
-        category: type[Warning],
-        filename: str,
-        lineno: int,
-        file: TextIO | None = None,
-        line: str | None = None,
-    ) -> None:
+    def send(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
         if issubclass(category, UserWarning):
-            channel.warn.remote(str(message))
+            channel.tell.remote(str(message))
 
     warnings.showwarning = send
 
@@ -124,15 +92,10 @@ def watched(
     ended = threading.Event()
 
     def poll() -> None:
-        reports, messages, pictures = ray.get(channel.read.remote(stop.requested))
-        for report in reports:
-            console.show(report)
-            if watch is not None:
-                watch(report)
-        for message in messages:
-            console.bar.warn(message)
-        for samples, grid in pictures:
-            console.picture(samples, grid)
+        for told in ray.get(channel.hear.remote(stop.requested)):
+            console.show(told)
+            if watch is not None and isinstance(told, dict):
+                watch(told)
 
     def keep_polling() -> None:
         while not ended.wait(POLL_SECONDS):

@@ -11,9 +11,8 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -58,11 +57,12 @@ class CheckpointStore:
         """Write a checkpoint and drop the oldest beyond `keep`, but never the best; returns its name."""
         name = f"samples-{progress.samples:012d}"
         if self.root.is_local:
-            self._save_local(name, tensors, progress)
+            _write_folder(Path(self.root.join(name)), _files(tensors, progress))
         else:
-            with tempfile.TemporaryDirectory() as temporary:
-                _write_files(Path(temporary), tensors, progress)
-                self._upload(Path(temporary), name)
+            self.root.filesystem.create_dir(self.root.join(name), recursive=True)
+            for file, data in _files(tensors, progress):
+                with self.root.filesystem.open_output_stream(self.root.join(f"{name}/{file}")) as stream:
+                    stream.write(data)
         best = self.best()
         for old in self.names()[: -self.keep]:
             if best is None or old != best[0]:
@@ -137,26 +137,6 @@ class CheckpointStore:
         self.root.filesystem.delete_file(self.root.join(f"{name}/{STATE_FILE}"))
         self.root.filesystem.delete_dir(self.root.join(name))
 
-    def _save_local(self, name: str, tensors: Tensors, progress: Progress) -> None:
-        root = Path(self.root.path)
-        temporary = root / f"{name}.tmp"
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        _write_files(temporary, tensors, progress)
-        final = root / name
-        if final.exists():
-            shutil.rmtree(final)
-        os.rename(temporary, final)
-        _sync(root)
-
-    def _upload(self, source: Path, name: str) -> None:
-        target = self.root.join(name)
-        self.root.filesystem.create_dir(target, recursive=True)
-        files = sorted(source.iterdir(), key=lambda path: path.name == STATE_FILE)
-        for file in files:
-            with self.root.filesystem.open_output_stream(f"{target}/{file.name}") as stream:
-                stream.write(file.read_bytes())
-
     def _read_state(self, name: str) -> dict:
         try:
             state = json.loads(self._read(f"{name}/{STATE_FILE}"))
@@ -174,22 +154,31 @@ class CheckpointStore:
             raise CheckpointCorrupt(f"{self.root.join(relative)} is missing") from error
 
 
-def _write_files(folder: Path, tensors: Tensors, progress: Progress) -> None:
-    files = {}
+def _files(tensors: Tensors, progress: Progress) -> Iterator[tuple[str, bytes]]:
+    """Names and bytes, `state.json` last."""
+    hashes = {}
     for kind, named in tensors.items():
         data = safetensors.torch.save({name: tensor.contiguous() for name, tensor in named.items()})
-        files[f"{kind}.safetensors"] = hashlib.sha256(data).hexdigest()
-        _write(folder / f"{kind}.safetensors", data)
-    state = {"files": files, "progress": asdict(progress)}
-    _write(folder / STATE_FILE, json.dumps(state, indent=1).encode())
-    _sync(folder)
+        hashes[f"{kind}.safetensors"] = hashlib.sha256(data).hexdigest()
+        yield f"{kind}.safetensors", data
+    state = {"files": hashes, "progress": asdict(progress)}
+    yield STATE_FILE, json.dumps(state, indent=1).encode()
 
 
-def _write(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+def _write_folder(folder: Path, files: Iterable[tuple[str, bytes]]) -> None:
+    """Written aside, flushed to the disk and renamed; what was there before is replaced."""
+    aside = folder.with_name(f"{folder.name}.tmp")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    for name, data in files:
+        with (aside / name).open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    _sync(aside)
+    shutil.rmtree(folder, ignore_errors=True)
+    os.rename(aside, folder)
+    _sync(folder.parent)
 
 
 def _sync(folder: Path) -> None:

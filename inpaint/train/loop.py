@@ -6,6 +6,7 @@ while the next one runs, so that it never waits for them.
 """
 
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
@@ -44,12 +45,8 @@ class Run:
     """Whether an end was asked for: before the first step on any rank, then by what `exchange` answers on rank 0."""
     flops_per_sample: float | None = None
     """Of forward and backward; counted at the first step on a GPU."""
-    on_bad_row: Callable[[int, str], None] = field(default=lambda position, error: None)
-    """Called with the position of a row that could no longer be read."""
     on_validation: Callable[[dict[str, float]], None] = field(default=lambda metrics: None)
     """Called on all ranks after each validation."""
-    best: float = float("inf")
-    """Lowest validation loss of the run so far."""
 
 
 @dataclass(frozen=True)
@@ -67,24 +64,33 @@ def train(run: Run) -> Progress:
     Raises:
         FloatingPointError: the loss is not finite; nothing of it was checkpointed.
     """
-    settings, progress = run.engine.settings, run.progress
+    settings, validation, progress = run.engine.settings, run.validation, run.progress
     may_wait = run.engine.device.type != "cuda"
-    stop = _any_rank(run, run.asked_to_stop)
+    best = run.store.best()
+    lowest = float("inf") if best is None else best[1]
+    wishes = torch.tensor(float(run.asked_to_stop), device=run.engine.device)
+    dist.all_reduce(wishes)
+    stop = bool(wishes > 0)
     before: _Step | None = None
     while progress.samples < run.total:
         step = _step(run, progress)
         done, progress = progress.samples, step.progress
         if before is not None:
             stop = _read(run, before) or stop
-        due = _is_due(settings.checkpoint_every, progress, done)
-        due = due or (run.validation is not None and _is_due(run.validation.every, progress, done))
-        at_end = stop or due or progress.samples >= run.total
-        before = None if at_end or may_wait else step
+        is_last = progress.samples >= run.total
+        validates = validation is not None and (is_last or _passed(validation.every, done, progress))
+        saves = is_last or _passed(settings.checkpoint_every, done, progress)
+        before = None if may_wait or stop or validates or saves else step
         if before is None:
             stop = _read(run, step) or stop
-        if at_end or stop:
+        if stop or validates or saves:
             progress = replace(progress, metrics={"loss": float(step.figures[0])})
-            progress = _save(run, progress, done, at_once=stop)
+        if validates and not stop:
+            progress = _validate(run, progress)
+            saves = saves or progress.metrics[VALIDATION_LOSS] < lowest
+            lowest = min(lowest, progress.metrics[VALIDATION_LOSS])
+        if saves or stop:
+            _save(run, progress)
         if stop:
             break
     return progress
@@ -122,7 +128,7 @@ def _next(run: Run, wanted: np.ndarray) -> MicroBatch:
     assert np.array_equal(got, wanted), f"positions {got} were read, the plan says {wanted}"
     for position, error in zip(batch["position"], batch["error"], strict=True):
         if error:
-            run.on_bad_row(int(position), str(error))
+            warnings.warn(f"position {position} could not be read and counts nothing: {error}", stacklevel=2)
     return batch
 
 
@@ -146,38 +152,23 @@ def _read(run: Run, step: _Step) -> bool:
     return stop > 0
 
 
-def _any_rank(run: Run, wish: bool) -> bool:
-    """Whether any rank has the wish. Collective."""
-    wishes = torch.tensor(float(wish), device=run.engine.device)
-    dist.all_reduce(wishes)
-    return bool(wishes > 0)
-
-
-def _save(run: Run, progress: Progress, done: int, *, at_once: bool) -> Progress:
-    """Validate where that is due, and write a checkpoint where that is due or the run has never been better.
-
-    Args:
-        done: samples before the last step.
-        at_once: write a checkpoint and do nothing else.
-    """
-    is_last, is_better = progress.samples >= run.total, False
-    if run.validation and not at_once and (is_last or _is_due(run.validation.every, progress, done)):
-        loss = run.validation.run(run.engine, run.ema, progress.samples)
-        progress = replace(progress, metrics={**progress.metrics, VALIDATION_LOSS: loss})
-        is_better, run.best = loss < run.best, min(loss, run.best)
-        if dist.get_rank() == 0:
-            run.exchange({"samples": progress.samples, "total": run.total, VALIDATION_LOSS: loss})
-        run.on_validation({"samples": progress.samples, **progress.metrics})
-    if is_last or is_better or at_once or _is_due(run.engine.settings.checkpoint_every, progress, done):
-        save(run, progress)
-    return progress
-
-
-def _is_due(every: int, progress: Progress, done: int) -> bool:
+def _passed(every: int, done: int, progress: Progress) -> bool:
+    """Whether a multiple of `every` lies between the samples done before a step and those after it."""
     return progress.samples // every > done // every
 
 
-def save(run: Run, progress: Progress) -> None:
+def _validate(run: Run, progress: Progress) -> Progress:
+    """The progress with the validation's loss among its metrics. Collective."""
+    assert run.validation is not None
+    loss = run.validation.run(run.engine, run.ema, progress.samples)
+    progress = replace(progress, metrics={**progress.metrics, VALIDATION_LOSS: loss})
+    if dist.get_rank() == 0:
+        run.exchange({"samples": progress.samples, "total": run.total, VALIDATION_LOSS: loss})
+    run.on_validation({"samples": progress.samples, **progress.metrics})
+    return progress
+
+
+def _save(run: Run, progress: Progress) -> None:
     """Gather the state on all ranks and write it on the first. Collective."""
     tensors = run.engine.gather()
     if run.ema is not None:

@@ -13,6 +13,7 @@ from inpaint.diffusion import keyed
 from inpaint.diffusion.ddpm import NoiseSettings, PixelSampling, fill
 from inpaint.diffusion.objective import HoleDiffusion, LossSettings
 from inpaint.diffusion.unet import MaskedUNet
+from inpaint.paint.ddpm_painter import to_uint8
 from inpaint.paint.paste import comparison
 from inpaint.train.objective import (
     MicroBatch,
@@ -90,6 +91,5 @@ class PixelInpainting(nn.Module):
             return keyed.normal(self.seed, "validation pictures", positions_B, tuple(known_B3HW.shape[1:]))
 
         filled = fill(predict, self.diffusion.schedule, known_B3HW, hole_B1HW, PixelSampling(steps=25), draw)
-        pictures = filled.add(1).mul(127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()
         holes = hole_B1HW[:, 0].bool().cpu().numpy()
-        return [comparison(*row) for row in zip(some["image"], holes, pictures, strict=True)]
+        return [comparison(*row) for row in zip(some["image"], holes, to_uint8(filled), strict=True)]

@@ -7,7 +7,6 @@ run began with.
 
 import importlib.metadata
 import json
-import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -20,6 +19,7 @@ import ray.train
 import torch
 import torch.distributed as dist
 from ray.train.torch import TorchTrainer, get_device
+from torch.utils.tensorboard import SummaryWriter
 
 from inpaint import cluster
 from inpaint.data.pipeline import batches
@@ -29,6 +29,7 @@ from inpaint.data.storage import absolute, output_folder, read_file, write_file
 from inpaint.errors import InpaintError, ResumeMismatch
 from inpaint.export.card import grid
 from inpaint.paint.photos import encode_png
+from inpaint.progress import ProgressBar
 from inpaint.stopping import StopToken
 from inpaint.train.channel import Exchange, open_channel, send_warnings, watched
 from inpaint.train.checkpoint import CheckpointStore, Progress
@@ -89,8 +90,9 @@ def fit(
     trainer = _trainer(work, f"{name}-{datetime.now(UTC):%Y%m%d-%H%M%S-%f}", side_by_side)
     with (
         output_folder(f"{output}/tensorboard") as logs,
-        RunConsole(name, logs, start=started.samples, total=total) as console,
-        watched(channel, console, stop, watch),
+        SummaryWriter(str(logs)) as writer,
+        ProgressBar(name, done=started.samples, total=total, text="starting workers") as bar,
+        watched(channel, RunConsole(bar, writer), stop, watch),
     ):
         try:
             trainer.fit()
@@ -272,7 +274,7 @@ def _train(*, recipe: Recipe, start: Progress, total: int, output: str, channel:
         engine.load(tensors, steps=progress.steps)
         if ema is not None:
             ema.load(tensors["ema"], progress.samples)
-    exchange, best = Exchange(channel), store.best()
+    exchange = Exchange(channel)
     run = Run(
         engine=engine,
         ema=ema,
@@ -282,12 +284,8 @@ def _train(*, recipe: Recipe, start: Progress, total: int, output: str, channel:
         total=total,
         progress=progress,
         exchange=exchange,
-        asked_to_stop=exchange.stop_wished(),
-        on_bad_row=lambda position, error: warnings.warn(
-            f"position {position} could not be read and counts nothing: {error}", stacklevel=2
-        ),
+        asked_to_stop=ray.get(channel.tell.remote()),
         on_validation=ray.train.report,
-        best=float("inf") if best is None else best[1],
     )
     ended = train(run)
     exchange.flush()
@@ -304,7 +302,7 @@ def _validation(recipe: Recipe, output: str, channel: Any) -> ValidationSet | No
     def on_pictures(samples: int, pictures: list[np.ndarray]) -> None:
         together = grid(pictures, columns=4)
         write_file(output, f"validation/samples-{samples:012d}.png", encode_png(together))
-        channel.show.remote(samples, together)
+        channel.tell.remote((samples, together))
 
     every = settings.every or recipe.train.checkpoint_every
     return ValidationSet(held, every, settings.pictures, on_pictures)
