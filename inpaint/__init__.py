@@ -27,7 +27,7 @@ _HOMES = {
     "inpaint.recipes.demo": ("Demo", "run_demo"),
     "inpaint.recipes.inpainting": ("train_inpainting", "inpaint_image", "set_seed", "choose_device"),
     "inpaint.recipes.painting": ("PaintPhotos", "paint_photos"),
-    "inpaint.paint.tasks": ("PaintSettings",),
+    "inpaint.paint.batch": ("PaintSettings",),
     "inpaint.recipes.toy_base": ("PretrainToy", "pretrain_toy"),
     "inpaint.serve.local": ("ServeHere", "serve_here"),
     # A workload of one's own

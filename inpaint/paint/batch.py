@@ -1,30 +1,115 @@
 """Painting a data set: a map over its rows (`inpaint.rowmap`), each actor with its own painter.
 
 Guaranteed: one picture per usable row, its kept pixels bit for bit the input's; a row's picture does not depend on the
-number of actors or on the other rows.
+number of actors or on the other rows, for its seed is a function of (run seed, row id). A task's key covers everything
+that its picture depends on, so that a second run knows what it need not do again.
 """
 
+import hashlib
+import json
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from pathlib import PurePosixPath
+from typing import Literal
 
 import numpy as np
 import torch
 
 from inpaint.data import quarantine
-from inpaint.data.quarantine import Quarantined
-from inpaint.data.rows import Manifest
-from inpaint.errors import BadRow
+from inpaint.data.quarantine import Quarantined, Reason
+from inpaint.data.rows import Manifest, Row
+from inpaint.data.storage import local_copy
+from inpaint.errors import BadRow, InpaintError
+from inpaint.export.adapter_folder import load_adapter
+from inpaint.models.adapter import Adapter, apply_adapter, check_adapter
+from inpaint.models.base import DTYPES, load_base, read_base_info
+from inpaint.models.locate import absolute_name
+from inpaint.paint.painter import Painter
 from inpaint.paint.paste import comparison, kept_pixels_changed
 from inpaint.paint.photos import encode_png, read_row
-from inpaint.paint.request import PaintRequest
-from inpaint.paint.tasks import COMPARISONS, PaintModels, PaintSettings, PaintTask, plan_tasks, read_models
+from inpaint.paint.request import PaintRequest, SamplingSettings
 from inpaint.rowmap import QUARANTINE, ActorPool, ActorResources, Item, MapReport, Result, map_rows
 from inpaint.stopping import StopToken
 
 PAINTED = "painted.jsonl"
 """Done-list of the output: id, prompt, seed, output, kept_pixels_changed, seconds, files."""
+COMPARISONS = "comparisons"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PaintSettings:
+    """How all pictures of a run are painted."""
+
+    base: str | None = None
+    """A folder in diffusers format or a `.safetensors` file, its URL, a hub id, or `toy`; default: the adapter's."""
+    revision: str | None = None
+    """Of the base; default: the one that the adapter was trained on."""
+    adapter: str | None = None
+    """An adapter's folder or URL; rows with a category then get its token into their prompt."""
+    sampling: SamplingSettings = field(default_factory=SamplingSettings)
+    seed: int = 0
+    """Of the run; in a data set each row's own is made from it and the row's id."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Of the base's weights; fp16 is for GPUs."""
+    negative_prompt: str = ""
+    """What to steer away from."""
+
+
+@dataclass(frozen=True)
+class PaintModels:
+    """What settings name, found and checked, without the base's weights. Travels to where it is painted."""
+
+    settings: PaintSettings
+    """With nothing left open."""
+    adapter: Adapter | None
+    """By value: other machines need not see its folder."""
+
+    def painter(self, device: str, max_batch: int) -> Painter:
+        """Load the base, and apply the adapter."""
+        settings = self.settings
+        assert settings.base is not None
+        with local_copy(settings.base) as name:
+            base = load_base(name, revision=settings.revision, dtype=DTYPES[settings.precision])
+        if self.adapter is not None:
+            apply_adapter(base, self.adapter)
+        return Painter(base, device=device, max_batch=max_batch)
+
+    def prompt(self, prompt: str, category: str | None) -> str:
+        """As the adapter was trained. Raises InpaintError for a category that it was not trained on."""
+        return prompt if self.adapter is None else self.adapter.card.prompt(prompt, category)
+
+    def request(self, photo: np.ndarray, hole: np.ndarray, prompt: str, seed: int) -> PaintRequest:
+        """One hole, painted as the settings say."""
+        negative, sampling = self.settings.negative_prompt, self.settings.sampling
+        return PaintRequest(
+            image=photo, hole=hole, prompt=prompt, negative_prompt=negative, seed=seed, sampling=sampling
+        )
+
+
+def read_models(settings: PaintSettings) -> PaintModels:
+    """Find what the settings name, and settle what they leave open.
+
+    Raises:
+        InpaintError: no base, or a base or an adapter that is not there, or does not fit.
+    """
+    adapter = None if settings.adapter is None else load_adapter(settings.adapter)
+    base, revision = settings.base, settings.revision
+    if adapter is not None:
+        base, revision = base or adapter.card.base, revision or adapter.card.base_revision
+    if base is None:
+        raise InpaintError("base: give one (toy, a folder, a hub id), or an adapter, which names its own")
+    with local_copy(base) as name:
+        info = read_base_info(name, revision)
+    if adapter is not None:
+        check_adapter(adapter, info)
+    decided = replace(
+        settings, base=absolute_name(base), revision=info.revision, sampling=settings.sampling.resolved(info)
+    )
+    return PaintModels(decided, adapter)
 
 
 def paint_manifest(
@@ -51,12 +136,12 @@ def paint_manifest(
         InpaintError: no usable row; settings, a base, an adapter or an output that cannot be used; stopped.
     """
     models = read_models(settings)
-    tasks, unknown = plan_tasks(manifest, models)
+    items, unknown = plan_tasks(manifest, models)
     # Pictures of like aspect share a working shape, and only those share a U-Net call.
-    tasks.sort(key=lambda task: task.row.height / task.row.width)
+    items.sort(key=lambda item: item.value.row.height / item.value.row.width)
     pool = pool or ActorPool()
     report = map_rows(
-        [Item(task.row.id, task.key, task) for task in tasks],
+        items,
         partial(PaintWorker, models, pool.max_batch),
         output,
         name=PAINTED,
@@ -70,6 +155,66 @@ def paint_manifest(
     return report
 
 
+@dataclass(frozen=True, kw_only=True)
+class PaintTask:
+    """One row to paint; plain values, for it travels."""
+
+    row: Row
+    prompt: str
+    """With the category's token in it."""
+    output: str
+    """Path of the picture below the output folder; its comparison is at `comparisons/` + this."""
+
+
+def plan_tasks(manifest: Manifest, models: PaintModels) -> tuple[list[Item], list[Quarantined]]:
+    """A `PaintTask` for each row, in the manifest's order, and the rows whose category the adapter does not know."""
+    items, unknown = [], []
+    settings = models.settings
+    names = output_names(manifest.table["id"].to_pylist())
+    files = [] if models.adapter is None else sorted(models.adapter.card.files.items())
+    weights = f"{settings.revision} {settings.precision} {files}"
+    shared = [weights, asdict(settings.sampling), settings.seed, settings.negative_prompt]
+    for number, row in enumerate(manifest.rows(), start=1):
+        try:
+            prompt = models.prompt(row.prompt, row.category)
+        except InpaintError as error:
+            unknown.append(Quarantined.of(number, row.image, BadRow("category", Reason.UNKNOWN_CATEGORY, str(error))))
+            continue
+        text = json.dumps([*shared, row.id, row.digest, prompt], sort_keys=True)
+        key = hashlib.sha256(text.encode()).hexdigest()
+        items.append(Item(row.id, key, PaintTask(row=row, prompt=prompt, output=names[row.id])))
+    return items, unknown
+
+
+def row_seed(seed: int, row_id: str) -> int:
+    """0 .. 2^63 - 1."""
+    digest = hashlib.blake2b(f"{seed}/paint/{row_id}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest) >> 1
+
+
+def output_names(ids: Iterable[str]) -> dict[str, str]:
+    """Row id -> its picture's path below the output folder: `shoes/a.jpg` -> `shoes/a.png`.
+
+    Where two rows would share a path (`a.jpg` beside `a.png`), both keep their whole id: `a.jpg.png`, `a.png.png`.
+    """
+    short = {row_id: _short_name(row_id) for row_id in ids}
+    uses = Counter(name.casefold() for name in short.values())
+    names = {i: name if uses[name.casefold()] == 1 else f"{i}.png" for i, name in short.items()}
+    written = Counter(n.casefold() for name in names.values() for n in (name, f"{COMPARISONS}/{name}"))
+    doubled = [i for i, name in names.items() if written[name.casefold()] > 1]
+    if doubled:
+        raise InpaintError(f"row {doubled[0]}: another row's picture would have the same file name; rename the image")
+    return names
+
+
+def _short_name(row_id: str) -> str:
+    path, hash_sign, number = row_id.rpartition("#")
+    if not (hash_sign and number.isdigit()):
+        path, number = row_id, ""
+    stem = PurePosixPath(path).with_suffix("").as_posix()
+    return f"{stem}#{number}.png" if number else f"{stem}.png"
+
+
 class PaintWorker:
     """Paints batches of tasks; each batch is read and encoded by threads around one painting."""
 
@@ -77,47 +222,38 @@ class PaintWorker:
         # Ray sets OMP_NUM_THREADS from whole CPUs only, and torch may have read it before.
         torch.set_num_threads(resources.threads)
         self.threads = ThreadPoolExecutor(resources.threads)
-        self.settings = models.settings
+        self.models = models
         self.painter = models.painter(resources.device, max_batch)
 
     def __call__(self, tasks: Sequence[PaintTask]) -> list[Result | BadRow]:
         started = time.monotonic()
-        requests = list(self.threads.map(self._request, tasks))
-        usable = [request for request in requests if isinstance(request, PaintRequest)]
-        pictures = iter(self.painter.paint(usable))
-        painted = [request if isinstance(request, BadRow) else (request, next(pictures)) for request in requests]
+        read = list(self.threads.map(self._request, tasks))
+        requests = [request for request in read if isinstance(request, PaintRequest)]
+        pictures = self.painter.paint(requests)
         seconds = round((time.monotonic() - started) / len(tasks), 3)
-        return list(self.threads.map(partial(_result, seconds), tasks, painted))
+        good = [task for task, request in zip(tasks, read, strict=True) if isinstance(request, PaintRequest)]
+        results = iter(self.threads.map(partial(_result, seconds), good, requests, pictures))
+        return [outcome if isinstance(outcome, BadRow) else next(results) for outcome in read]
 
     def _request(self, task: PaintTask) -> PaintRequest | BadRow:
+        seed = self.models.settings.seed
         try:
-            photo, hole = read_row(task.row, self.settings.seed)
+            photo, hole = read_row(task.row, seed)
         except BadRow as error:
             # The file vanished or changed since the manifest was made.
             return error
-        return PaintRequest(
-            image=photo,
-            hole=hole,
-            prompt=task.prompt,
-            negative_prompt=self.settings.negative_prompt,
-            seed=task.seed,
-            sampling=self.settings.sampling,
-        )
+        return self.models.request(photo, hole, task.prompt, row_seed(seed, task.row.id))
 
 
-def _result(seconds: float, task: PaintTask, painted: tuple[PaintRequest, np.ndarray] | BadRow) -> Result | BadRow:
-    if isinstance(painted, BadRow):
-        return painted
-    request, picture = painted
+def _result(seconds: float, task: PaintTask, request: PaintRequest, picture: np.ndarray) -> Result:
     strip = comparison(request.image, request.hole, picture)
-    changed = kept_pixels_changed(request.image, picture, request.hole)
     return Result(
         files={f"{COMPARISONS}/{task.output}": encode_png(strip), task.output: encode_png(picture)},
         line={
-            "prompt": task.prompt,
-            "seed": task.seed,
+            "prompt": request.prompt,
+            "seed": request.seed,
             "output": task.output,
-            "kept_pixels_changed": changed,
+            "kept_pixels_changed": kept_pixels_changed(request.image, picture, request.hole),
             "seconds": seconds,
         },
     )

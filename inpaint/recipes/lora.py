@@ -21,8 +21,7 @@ from inpaint.models.base import Base, load_base, read_base_info
 from inpaint.models.locate import absolute_name
 from inpaint.models.lora import LoraSettings, inject_lora, lora_parameters
 from inpaint.models.prompts import add_tokens, token_parameters
-from inpaint.paint.batch import paint_manifest
-from inpaint.paint.tasks import PaintSettings
+from inpaint.paint.batch import PaintSettings, paint_manifest
 from inpaint.progress import ProgressBar
 from inpaint.train.latent import LatentInpainting
 from inpaint.train.objective import AUTOCAST, ParameterGroup

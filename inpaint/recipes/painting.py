@@ -9,10 +9,8 @@ from inpaint.data.pipeline import read_manifest
 from inpaint.data.sources import CsvSource, FolderSource
 from inpaint.diffusion.ddpm import PixelSampling
 from inpaint.errors import InpaintError
-from inpaint.paint.batch import paint_manifest
+from inpaint.paint.batch import PaintSettings, paint_manifest, read_models
 from inpaint.paint.photos import Fill, check_name, comparison_name, read_photo, write_pictures
-from inpaint.paint.request import PaintRequest
-from inpaint.paint.tasks import PaintSettings, format_prompt, read_models
 from inpaint.progress import ProgressBar
 from inpaint.recipes.inpainting import choose_device, inpaint_image
 from inpaint.rowmap import QUARANTINE, ActorPool
@@ -117,15 +115,7 @@ def _paint_data(config: PaintPhotos, data: str, stop: StopToken | None) -> str:
 def _paint_photo(config: PaintPhotos, image: str, mask: str) -> None:
     photo, hole = read_photo(image, mask, Fill.WHITE)
     models = read_models(config.settings)
-    card = None if models.adapter is None else models.adapter.card
-    request = PaintRequest(
-        image=photo,
-        hole=hole,
-        prompt=format_prompt(config.prompt, config.category, card),
-        negative_prompt=models.settings.negative_prompt,
-        seed=models.settings.seed,
-        sampling=models.settings.sampling,
-    )
+    request = models.request(photo, hole, models.prompt(config.prompt, config.category), models.settings.seed)
     (picture,) = models.painter(str(choose_device()), max_batch=1).paint([request])
     write_pictures(config.output, photo, hole, picture)
 

@@ -15,9 +15,8 @@ import inpaint
 from inpaint.data.rows import Manifest
 from inpaint.errors import InpaintError
 from inpaint.export.adapter_folder import load_adapter
-from inpaint.paint.batch import paint_manifest
+from inpaint.paint.batch import PaintSettings, paint_manifest
 from inpaint.paint.request import SamplingSettings
-from inpaint.paint.tasks import PaintSettings
 from inpaint.rowmap import ActorResources
 from inpaint.train.checkpoint import CheckpointStore
 from tests.jobs.conftest import StyleRun

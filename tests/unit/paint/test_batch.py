@@ -14,10 +14,9 @@ from inpaint.data.rows import Manifest, Row
 from inpaint.data.storage import open_root, opened
 from inpaint.errors import InpaintError, TooManyBadRows
 from inpaint.export.adapter_folder import save_adapter
-from inpaint.paint.batch import paint_manifest
+from inpaint.paint.batch import PaintSettings, paint_manifest, row_seed
 from inpaint.paint.paste import kept_pixels_changed
 from inpaint.paint.request import SamplingSettings
-from inpaint.paint.tasks import PaintSettings, row_seed
 from inpaint.rowmap import ActorPool, ActorResources, MapReport
 from tests.adapters import made_up
 from tests.unit.paint.examples import request

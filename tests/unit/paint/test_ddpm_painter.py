@@ -12,9 +12,9 @@ import inpaint
 from inpaint.diffusion.ddpm import NoiseSettings, PixelSampler, PixelSampling
 from inpaint.diffusion.unet import Known, MaskedUNet, UNetSettings
 from inpaint.errors import InpaintError
+from inpaint.paint.batch import PaintSettings
 from inpaint.paint.ddpm_painter import DdpmPainter, ModelCard, ReverseProcess
 from inpaint.paint.request import DdpmRequest, SamplingSettings
-from inpaint.paint.tasks import PaintSettings
 from inpaint.recipes.ddpm import MODEL, load_ddpm
 from inpaint.recipes.painting import PaintPhotos, paint_photos
 from inpaint.train.checkpoint import CheckpointStore, Progress

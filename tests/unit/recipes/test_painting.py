@@ -11,9 +11,9 @@ from PIL import Image
 
 from inpaint.diffusion.ddpm import PixelSampling
 from inpaint.errors import BadRow, InpaintError
+from inpaint.paint.batch import PaintSettings
 from inpaint.paint.paste import kept_pixels_changed
 from inpaint.paint.request import SamplingSettings
-from inpaint.paint.tasks import PaintSettings
 from inpaint.recipes.painting import PaintPhotos, paint_photos
 from inpaint.rowmap import ActorPool
 from tests.tiny import tiny_sd_inpaint
