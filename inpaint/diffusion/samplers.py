@@ -58,8 +58,6 @@ class Trajectory:
     """What the model is told, float32; not always whole (Euler with linspace)."""
     table_SK: np.ndarray
     """float32, by `COLUMNS`."""
-    draws: bool
-    """Whether every step but the last draws fresh noise."""
     start_clean: float
     """The first latents are start_clean (the image's latents) + start_noise (noise)."""
     start_noise: float
@@ -153,7 +151,7 @@ def visiting(schedule: NoiseSchedule, times_S: Array, before_S: Array, *, ancest
     else:
         columns["next_output"] = np.sqrt((1 - before_S) * a_S)
         columns["next_latents"] = np.sqrt((1 - before_S) * (1 - a_S))
-    return _trajectory(schedule, times_S, a_S, columns, draws=ancestral)
+    return _trajectory(schedule, times_S, a_S, columns)
 
 
 def _ddim(schedule: NoiseSchedule, steps: int) -> Trajectory:
@@ -179,7 +177,7 @@ def _lcm(schedule: NoiseSchedule, steps: int) -> Trajectory:
         "next_clean": np.sqrt(before_S) * scaled_S / np.sqrt(scaled_S**2 + 0.25),
         "next_noise": np.sqrt(1 - before_S),
     }
-    return _trajectory(schedule, times_S, a_S, columns, draws=True)
+    return _trajectory(schedule, times_S, a_S, columns)
 
 
 def _euler(schedule: NoiseSchedule, steps: int, *, ancestral: bool = False) -> Trajectory:
@@ -197,7 +195,7 @@ def _euler(schedule: NoiseSchedule, steps: int, *, ancestral: bool = False) -> T
     columns = {"scale_input": np.sqrt(a_S), "next_latents": ratio_S, "next_clean": 1 - ratio_S, "next_noise": up_S}
     # The variance of what the model sees is 1 only if the noise also carries the missing signal's.
     first_noise = np.sqrt(s_S[0] ** 2 + 1) if schedule.timestep_spacing == "leading" else s_S[0]
-    return _trajectory(schedule, times_S, a_S, columns, draws=ancestral, first_noise=float(first_noise))
+    return _trajectory(schedule, times_S, a_S, columns, first_noise=float(first_noise))
 
 
 def _dpmpp_2m(schedule: NoiseSchedule, steps: int) -> Trajectory:
@@ -234,13 +232,7 @@ def _sigmas(schedule: NoiseSchedule, times_S: Array) -> Array:
 
 
 def _trajectory(
-    schedule: NoiseSchedule,
-    times_S: Array,
-    a_S: Array,
-    columns: dict[str, Array],
-    *,
-    draws: bool = False,
-    first_noise: float = 1.0,
+    schedule: NoiseSchedule, times_S: Array, a_S: Array, columns: dict[str, Array], *, first_noise: float = 1.0
 ) -> Trajectory:
     """All steps, from noise alone. Columns left out are 0 (`scale_input`: 1); a_t is of what the model sees."""
     signal_S, noise_S, scale_S = np.sqrt(a_S), np.sqrt(1 - a_S), columns.get("scale_input", np.ones_like(a_S))
@@ -252,7 +244,7 @@ def _trajectory(
     known_clean, known_noise = np.append((signal_S / scale_S)[1:], 1.0), np.append((noise_S / scale_S)[1:], 0.0)
     columns = {"scale_input": scale_S, **clean, **columns, "known_clean": known_clean, "known_noise": known_noise}
     table_SK = np.stack([columns.get(name, np.zeros_like(a_S)) for name in COLUMNS], axis=1).astype(np.float32)
-    return Trajectory(times_S.astype(np.float32), table_SK, draws, start_clean=0.0, start_noise=first_noise)
+    return Trajectory(times_S.astype(np.float32), table_SK, start_clean=0.0, start_noise=first_noise)
 
 
 _TABLES: dict[Sampler, Callable[[NoiseSchedule, int], Trajectory]] = {

@@ -4,8 +4,8 @@ The painter and the painting engine of the service both paint with this, and wit
 rows (a guided row has two), V of them with a control picture; C latent channels; h w latents.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,12 +15,12 @@ from torch import Tensor
 from inpaint.diffusion.samplers import COLUMNS, Trajectory, column, step
 from inpaint.diffusion.schedule import NoiseSchedule
 from inpaint.models.base import Base
-from inpaint.models.latents import prepare, unet_input
+from inpaint.models.latents import encode, masked, shrink_hole, unet_input
 from inpaint.models.prompts import Conditioning, unet_kwargs
 from inpaint.paint.crop import WorkingImage
 from inpaint.paint.request import PaintRequest
 
-_NEXT_PREVIOUS = COLUMNS.index("next_previous")
+_NEXT_PREVIOUS, _NEXT_NOISE = COLUMNS.index("next_previous"), COLUMNS.index("next_noise")
 
 Unet = Callable[..., Any]
 """A `UNet2DConditionModel`, or what it was compiled to."""
@@ -73,6 +73,10 @@ def start_rows(
 ) -> list[DenoisingRow]:
     """Rows before their first step; all images of one shape. Encodes with the VAE, in one call.
 
+    Draws what the inpaint pipelines of diffusers draw before their first step, in their order, row by row: the
+    posterior of the whole image (4 channels, or where a row does not start from noise alone), the noise, the posterior
+    of the masked image. Generators stand afterwards where a sampler that draws goes on.
+
     Raises:
         InpaintError: steps or a strength that the base cannot be sampled with.
     """
@@ -80,41 +84,51 @@ def start_rows(
     images_BHW3 = torch.from_numpy(np.stack([image.image_HW3 for image in images])).to(base.device)
     holes_BHW = torch.from_numpy(np.stack([image.hole_HW for image in images])).to(base.device)
     pixels_B3HW = images_BHW3.permute(0, 3, 1, 2).float() / 127.5 - 1
-    generators = [torch.Generator("cpu").manual_seed(r.seed) for r in requests]
-    canvas = prepare(base, pixels_B3HW, holes_BHW[:, None].float(), generators, [p.start_clean == 0 for p in paths])
-    return [
-        DenoisingRow(
-            trajectory=path,
-            generator=generators[i],
-            latents_Chw=path.start_clean * canvas.image_BChw[i] + path.start_noise * canvas.noise_BChw[i],
-            clean_Chw=torch.zeros_like(canvas.noise_BChw[i]),
-            noise_Chw=canvas.noise_BChw[i],
-            hole_1hw=canvas.hole_B1hw[i],
-            known_Chw=canvas.known_BChw[i],
-            text=text[i],
-            negative=negative[i],
-            guidance_scale=requests[i].sampling.guidance_scale or 1.0,
-            control=_control_of(base, requests[i], images[i]),
+    hole_B1HW = holes_BHW[:, None].float()
+    hole_B1hw = shrink_hole(hole_B1HW, base.info.downsample)
+    is_nine = base.info.in_channels == 9
+    whole = [i for i, path in enumerate(paths) if path.start_clean or not is_nine]
+    seen = [pixels_B3HW[whole], masked(pixels_B3HW, hole_B1HW)] if is_nine else [pixels_B3HW]
+    posterior = encode(base, torch.cat(seen))
+    vae_dtype = base.vae.encoder.conv_in.weight.dtype
+
+    def draw(generator: torch.Generator, dtype: torch.dtype) -> Tensor:
+        return _normal(generator, posterior.shape, dtype).to(base.device)
+
+    rows = []
+    for i, (path, request) in enumerate(zip(paths, requests, strict=True)):
+        generator = torch.Generator("cpu").manual_seed(request.seed)
+        image_Chw = torch.zeros(posterior.shape, device=base.device)
+        if i in whole:
+            image_Chw = posterior[whole.index(i)].sample(draw(generator, vae_dtype))
+        noise_Chw = draw(generator, base.dtype)
+        # A 4-channel pipeline encodes the masked image for nothing, but draws for it.
+        drawn_Chw = draw(generator, vae_dtype)
+        control = None
+        if request.control is not None:
+            control_HW3 = torch.tensor(images[i].control_HW3, device=base.device)
+            control = control_HW3.permute(2, 0, 1).to(base.dtype) / 255, request.control.scale
+        rows.append(
+            DenoisingRow(
+                trajectory=path,
+                generator=generator,
+                latents_Chw=path.start_clean * image_Chw + path.start_noise * noise_Chw,
+                clean_Chw=torch.zeros_like(noise_Chw),
+                noise_Chw=noise_Chw,
+                hole_1hw=hole_B1hw[i],
+                known_Chw=posterior[len(whole) + i].sample(drawn_Chw) if is_nine else image_Chw,
+                text=text[i],
+                negative=negative[i],
+                guidance_scale=request.sampling.guidance_scale or 1.0,
+                control=control,
+            )
         )
-        for i, path in enumerate(paths)
-    ]
+    return rows
 
 
-def _control_of(base: Base, request: PaintRequest, image: WorkingImage) -> tuple[Tensor, float] | None:
-    if request.control is None:
-        return None
-    image_HW3 = torch.tensor(image.control_HW3, device=base.device)
-    return image_HW3.permute(2, 0, 1).to(base.dtype) / 255, request.control.scale
-
-
-@dataclass(frozen=True)
-class BatchSettings:
-    """How a batch is laid out in memory."""
-
-    sizes: tuple[int, ...] = ()
-    """Numbers of U-Net rows that batches are padded to, rising; empty: as many as there are."""
-    memory_format: torch.memory_format = field(default=torch.contiguous_format)
-    """Of the U-Net's input."""
+def _normal(generator: torch.Generator, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Noise as diffusers draws it: in `dtype`, and on the CPU, so that a seed means the same on every device."""
+    return torch.randn((1, *shape), generator=generator, dtype=dtype)[0].float()
 
 
 class Batch:
@@ -125,51 +139,52 @@ class Batch:
         base: Base,
         schedule: NoiseSchedule,
         rows: Sequence[DenoisingRow],
-        settings: BatchSettings | None = None,
+        *,
+        sizes: Sequence[int] = (),
+        memory_format: torch.memory_format = torch.contiguous_format,
         controlnet: Callable[..., Any] | None = None,
     ) -> None:
-        """Args: controlnet: a `ControlNetModel`; needed where a row has a control picture."""
+        """
+        Args:
+            sizes: numbers of U-Net rows that batches are padded to, rising; empty: as many as there are.
+            memory_format: of the U-Net's input.
+            controlnet: a `ControlNetModel`; needed where a row has a control picture.
+        """
         self.base, self.schedule, self.rows = base, schedule, list(rows)
-        self.settings = settings or BatchSettings()
+        self._memory_format = memory_format
         self.latents_BChw = torch.stack([row.latents_Chw for row in rows])
         self.clean_BChw = torch.stack([row.clean_Chw for row in rows])
         self._known_BChw = torch.stack([row.known_Chw for row in rows])
         self._hole_B1hw = torch.stack([row.hole_1hw for row in rows])
-        self._noise_BChw = torch.stack([row.noise_Chw for row in rows]) if base.info.in_channels == 4 else None
-        self._lay_out_unet_rows()
-        self._control = None
-        if any(row.control is not None for row in rows):
-            assert controlnet is not None, "rows with a control picture need a ControlNet"
-            self._control = _Control(controlnet, self.rows, self.source_U, self._kwargs)
-
-    def _lay_out_unet_rows(self) -> None:
-        """Rows with adapters first, so that the others cost their adapters' kernels nothing; padding last."""
-        device = self.base.device
-        places = [(i, positive) for i, row in enumerate(self.rows) for positive in (False, True)[-row.unet_rows :]]
-        places.sort(key=lambda place: not self.rows[place[0]].uses)
+        self._noise_BChw = torch.stack([row.noise_Chw for row in rows])
+        # Rows with adapters first, so that the others cost their adapters' kernels nothing; padding last.
+        places = [(i, positive) for i, row in enumerate(rows) for positive in (False, True)[-row.unet_rows :]]
+        places.sort(key=lambda place: not rows[place[0]].uses)
         where = {place: index for index, place in enumerate(places)}
-        wanted = next((size for size in self.settings.sizes if size >= len(places)), len(places))
+        wanted = next((size for size in sizes if size >= len(places)), len(places))
         padded = places + [places[-1]] * (wanted - len(places))
-        self.unet_uses = [self.rows[i].uses for i, _ in padded]
-        self.source_U = torch.tensor([i for i, _ in padded], device=device)
-        texts = [self._text_of(self.rows[i], positive) for i, positive in padded]
-        height, width = (side * self.base.info.downsample for side in self.latents_BChw.shape[2:])
-        self._kwargs = unet_kwargs(_stacked(texts), height, width)
-        self._positive_B = torch.tensor([where[i, True] for i in range(len(self.rows))], device=device)
-        self._is_guided = any(row.negative is not None for row in self.rows)
-        self._negative_B = torch.tensor(
-            [where[i, row.negative is None] for i, row in enumerate(self.rows)], device=device
-        )
-        scales = [1.0 if row.negative is None else row.guidance_scale for row in self.rows]
-        self._scales_B111 = torch.tensor(scales, device=device).reshape(-1, 1, 1, 1)
-        self._hole_U1hw = self._hole_B1hw[self.source_U]
-        self._known_UChw = self._known_BChw[self.source_U] if self.base.info.in_channels == 9 else None
+        self.unet_uses = [rows[i].uses for i, _ in padded]
 
-    @staticmethod
-    def _text_of(row: DenoisingRow, positive: bool) -> Conditioning:
-        if positive or row.negative is None:
-            return row.text
-        return row.negative
+        def on_device(numbers: list[Any]) -> Tensor:
+            return torch.tensor(numbers, device=base.device)
+
+        self.source_U = on_device([i for i, _ in padded])
+        self._positive_B = on_device([where[i, True] for i in range(len(rows))])
+        # An unguided row is its own negative.
+        self._negative_B = on_device([where[i, row.negative is None] for i, row in enumerate(rows)])
+        self._scales_B111 = on_device([row.guidance_scale for row in rows]).reshape(-1, 1, 1, 1)
+        self._is_guided = any(row.negative is not None for row in rows)
+        texts = [rows[i].text if positive else rows[i].negative or rows[i].text for i, positive in padded]
+        size = [side * base.info.downsample for side in self.latents_BChw.shape[2:]]
+        self._kwargs = unet_kwargs(_stacked(texts), *size)
+        self._hole_U1hw = self._hole_B1hw[self.source_U]
+        self._known_UChw = self._known_BChw[self.source_U] if base.info.in_channels == 9 else None
+        controls = {u: control for u, (i, _) in enumerate(padded) if (control := rows[i].control) is not None}
+        self._control = None
+        if controls:
+            assert controlnet is not None, "rows with a control picture need a ControlNet"
+            kwargs = unet_kwargs(_stacked([texts[u] for u in controls]), *size)
+            self._control = _Control(controlnet, controls, kwargs, len(padded))
 
     @property
     def text_ULD(self) -> Tensor:
@@ -185,10 +200,11 @@ class Batch:
         table_BK, times_B = torch.from_numpy(lines).to(device), torch.from_numpy(times).to(device)
         output_BChw = self._predict(unet, table_BK, times_B)
         previous = self.clean_BChw if lines[:, _NEXT_PREVIOUS].any() else None
+        noise = self._draw(lines[:, _NEXT_NOISE].nonzero()[0])
         self.latents_BChw, self.clean_BChw = step(
-            table_BK, output_BChw, self.latents_BChw, previous, self._draw(), clip_range=self.schedule.clip_range
+            table_BK, output_BChw, self.latents_BChw, previous, noise, clip_range=self.schedule.clip_range
         )
-        if self._noise_BChw is not None:
+        if self._known_UChw is None:
             known_BChw = column(table_BK, "known_clean", 4) * self._known_BChw
             known_BChw = known_BChw.addcmul_(column(table_BK, "known_noise", 4), self._noise_BChw)
             self.latents_BChw = torch.lerp(known_BChw, self.latents_BChw, self._hole_B1hw)
@@ -202,23 +218,20 @@ class Batch:
         if self._control is not None:
             kwargs = {**kwargs, **self._control.residuals(inputs_UChw.to(self.base.dtype), times_U)}
         inputs_UChw = unet_input(inputs_UChw, self._hole_U1hw, self._known_UChw).to(self.base.dtype)
-        inputs_UChw = inputs_UChw.contiguous(memory_format=self.settings.memory_format)
+        inputs_UChw = inputs_UChw.contiguous(memory_format=self._memory_format)
         output_UChw = unet(inputs_UChw, times_U, return_dict=False, **kwargs)[0].float()
         positive_BChw = output_UChw[self._positive_B]
         if not self._is_guided:
             return positive_BChw
-        # An unguided row is its own negative.
         return torch.lerp(output_UChw[self._negative_B], positive_BChw, self._scales_B111)
 
-    def _draw(self) -> Tensor | None:
-        """Fresh noise, drawn on the CPU in the base's precision, as diffusers draws it."""
-        drawing = [i for i, row in enumerate(self.rows) if row.trajectory.draws and row.left > 1]
-        if not drawing:
+    def _draw(self, drawing: Sequence[int]) -> Tensor | None:
+        """Fresh noise of the rows that take some."""
+        if not len(drawing):
             return None
         noise_BChw = torch.zeros(self.latents_BChw.shape)
         for i in drawing:
-            shape = (1, *noise_BChw.shape[1:])
-            noise_BChw[i] = torch.randn(shape, generator=self.rows[i].generator, dtype=self.base.dtype)[0]
+            noise_BChw[i] = _normal(self.rows[i].generator, noise_BChw.shape[1:], self.base.dtype)
         return noise_BChw.to(self.base.device)
 
     def split(self) -> None:
@@ -231,19 +244,14 @@ class _Control:
     """What a ControlNet adds to the rows that have a picture for it; it sees the latents alone, as in diffusers."""
 
     def __init__(
-        self, net: Callable[..., Any], rows: Sequence[DenoisingRow], source_U: Tensor, kwargs: Mapping[str, Any]
+        self, net: Callable[..., Any], controls: dict[int, tuple[Tensor, float]], kwargs: dict[str, Any], rows: int
     ) -> None:
-        """Args: source_U: row of each U-Net row. kwargs: the U-Net's, of all its rows."""
-        sources = source_U.tolist()
-        controls = [(u, control) for u, i in enumerate(sources) if (control := rows[i].control) is not None]
-        self._net, self._rows = net, len(sources)
-        self._index_V = torch.tensor([u for u, _ in controls], device=source_U.device)
-        self._image_V3HW = torch.stack([image_3HW for _, (image_3HW, _) in controls])
-        self._scale_V111 = self._image_V3HW.new_tensor([scale for _, (_, scale) in controls]).reshape(-1, 1, 1, 1)
-        self._kwargs: dict[str, Any] = {"encoder_hidden_states": kwargs["encoder_hidden_states"][self._index_V]}
-        added = kwargs.get("added_cond_kwargs")
-        if added is not None:
-            self._kwargs["added_cond_kwargs"] = {name: value_U[self._index_V] for name, value_U in added.items()}
+        """Args: controls: by U-Net row. kwargs: the U-Net's, of these rows. rows: of the U-Net in all."""
+        pictures, scales = zip(*controls.values(), strict=True)
+        self._net, self._kwargs, self._rows = net, kwargs, rows
+        self._image_V3HW = torch.stack(pictures)
+        self._index_V = torch.tensor(list(controls), device=self._image_V3HW.device)
+        self._scale_V111 = self._image_V3HW.new_tensor(scales).reshape(-1, 1, 1, 1)
 
     def residuals(self, latents_UChw: Tensor, times_U: Tensor) -> dict[str, Any]:
         """Keyword arguments of the U-Net; zeros in the other rows."""

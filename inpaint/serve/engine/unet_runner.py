@@ -20,7 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from inpaint.diffusion.schedule import NoiseSchedule, schedule_of
 from inpaint.models.base import Base
 from inpaint.models.low_rank import Gathered
-from inpaint.paint.denoise import Batch, BatchSettings, DenoisingRow
+from inpaint.paint.denoise import Batch, DenoisingRow
 from inpaint.serve.engine.adapter_slots import AdapterSlots
 from inpaint.serve.engine.settings import EngineSettings
 
@@ -75,9 +75,9 @@ class UNetRunner:
     def __init__(self, base: Base, settings: EngineSettings) -> None:
         self.base, self.settings = base, settings
         self.schedule: NoiseSchedule = schedule_of(base.scheduler)
-        memory_format = torch.channels_last if settings.channels_last else torch.contiguous_format
+        self._memory_format = torch.channels_last if settings.channels_last else torch.contiguous_format
         for module in (base.unet, base.vae):
-            module.to(memory_format=memory_format)
+            module.to(memory_format=self._memory_format)
         self.slots = AdapterSlots(base, slots=settings.slots, max_rank=settings.max_rank)
         self._pool = self.slots.pools["unet"]
         self.unet: Callable[..., Any] = torch.compile(base.unet, dynamic=False) if settings.compile else base.unet
@@ -91,7 +91,6 @@ class UNetRunner:
             and not any((module.norm_q, module.norm_k, module.norm_cross, module.group_norm))
             and not module.residual_connection
         ]
-        self._batch_settings = BatchSettings(sizes=settings.batch_sizes, memory_format=memory_format)
         self._stacks: dict[tuple[int, int], Stack] = {}
         self._installed: list[KeyValue] | None = None
         """The text of the stack that the U-Net is set up for."""
@@ -111,7 +110,8 @@ class UNetRunner:
 
     def stack(self, rows: list[DenoisingRow]) -> Stack:
         """Rows that go on together, and what their adapters and texts come to."""
-        batch = Batch(self.base, self.schedule, rows, self._batch_settings)
+        sizes = self.settings.batch_sizes
+        batch = Batch(self.base, self.schedule, rows, sizes=sizes, memory_format=self._memory_format)
         adapters = self._pool.gather(batch.unet_uses, fixed=self.settings.compile)
         self._installed = None
         self._pool.install(adapters)

@@ -77,7 +77,8 @@ def ours(sampler: Sampler, source: PNDMScheduler, steps: int, strength: float) -
     for index, time in enumerate(table.timesteps_S):
         line = torch.from_numpy(table.table_SK[index : index + 1])
         output = model(latents * column(line, "scale_input", 4), time)
-        fresh = torch.randn(SHAPE, generator=generator) if table.draws and index < len(table) - 1 else None
+        draws = bool(column(line, "next_noise", 1))
+        fresh = torch.randn(SHAPE, generator=generator) if draws else None
         latents, previous = step(line, output, latents, previous, fresh)
         known = column(line, "known_clean", 4) * image + column(line, "known_noise", 4) * noise
         found += [latents, known]
