@@ -10,10 +10,11 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 from torch import Tensor
 
-from inpaint.diffusion.ddpm import Noise, NoiseSettings, OnStep, fill
-from inpaint.diffusion.unet import Known, MaskedUNet, UNetSettings
+from inpaint.diffusion.ddpm import NoiseSettings, fill
+from inpaint.diffusion.unet import MaskedUNet, UNetSettings
 from inpaint.errors import InpaintError
 from inpaint.paint.crop import batches_of, resize_hole, resize_image, working_shape
 from inpaint.paint.paste import paste_back, side_by_side
@@ -34,6 +35,8 @@ class ModelCard:
     classes: tuple[str, ...] = ()
     """Names of its classes, in the order of their labels."""
 
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
     def to_json(self) -> dict[str, object]:
         """As plain values."""
         return asdict(self)
@@ -42,14 +45,9 @@ class ModelCard:
     def from_json(cls, data: Mapping[str, object]) -> "ModelCard":
         """What `to_json` gave, also after a way through a file. Raises InpaintError where it is something else."""
         try:
-            return cls(
-                image_size=int(data["image_size"]),  # type: ignore[call-overload]
-                unet=_unet_settings(dict(data["unet"])),  # type: ignore[call-overload]
-                noise=_noise_settings(dict(data["noise"])),  # type: ignore[call-overload]
-                classes=tuple(data["classes"]),  # type: ignore[arg-type]
-            )
-        except (KeyError, TypeError) as error:
-            raise InpaintError(f"not the description of a DDPM: {error!r}") from error
+            return TypeAdapter(cls).validate_python(data)
+        except ValidationError as error:
+            raise InpaintError(f"not the description of a DDPM: {error}") from error
 
 
 class DdpmPainter:
@@ -73,6 +71,7 @@ class DdpmPainter:
         self.unet.load_state_dict(weights)
         self.unet.to(self.device).eval().requires_grad_(False)
         self.schedule = card.noise.schedule()
+        self.labels = {name: label for label, name in enumerate(("", *card.classes))}
 
     def paint(self, requests: Sequence[DdpmRequest], on_frame: OnFrame | None = None) -> list[np.ndarray]:
         """The originals with their holes painted, H x W x 3 uint8, in the requests' order.
@@ -90,7 +89,9 @@ class DdpmPainter:
         """What the model paints, before paste-back: uint8, each at its working shape H x W x 3."""
         results: dict[int, np.ndarray] = {}
         for request in requests:
-            self._check(request)
+            if request.label not in self.labels:
+                known = ", ".join(self.card.classes) or "none"
+                raise InpaintError(f"label {request.label!r}: this model's classes are {known}")
         for batch in batches_of([(self.shape_of(r), r.sampling) for r in requests], self.max_batch):
             results.update(zip(batch, self._paint_batch([requests[i] for i in batch], on_frame), strict=True))
         return [results[i] for i in range(len(requests))]
@@ -100,11 +101,6 @@ class DdpmPainter:
         height, width = request.hole.shape
         return working_shape(height, width, size=self.card.image_size, multiple=self.card.unet.multiple)
 
-    def _check(self, request: DdpmRequest) -> None:
-        if request.label and request.label not in self.card.classes:
-            known = ", ".join(self.card.classes) or "none"
-            raise InpaintError(f"label {request.label!r}: this model's classes are {known}")
-
     @torch.no_grad()
     def _paint_batch(self, requests: list[DdpmRequest], on_frame: OnFrame | None) -> list[np.ndarray]:
         """Args: requests: of one working shape and one sampling."""
@@ -113,7 +109,7 @@ class DdpmPainter:
         hole_BHW = np.stack([resize_hole(r.hole, shape) for r in requests])
         known_B3HW = torch.from_numpy(images_BHW3).to(self.device).permute(0, 3, 1, 2).float() / 127.5 - 1
         hole_B1HW = torch.from_numpy(hole_BHW).to(self.device)[:, None].float()
-        labels_B = torch.tensor([self._label(r) for r in requests], device=self.device)
+        labels_B = torch.tensor([self.labels[r.label] for r in requests], device=self.device)
         scales_B111 = torch.tensor([r.guidance_scale for r in requests], device=self.device).reshape(-1, 1, 1, 1)
         guided = bool((scales_B111 > 1).any())
         generators = [torch.Generator().manual_seed(r.seed) for r in requests]
@@ -128,13 +124,11 @@ class DdpmPainter:
             free = self.unet(noisy_B3HW, timesteps_B, known_B3HW, hole_B1HW, torch.zeros_like(labels_B))
             return free + scales_B111.clamp(min=1) * (labelled - free)
 
-        on_step: OnStep | None = None
-        if on_frame is not None:
-            on_step = lambda done, total, noisy: on_frame(done, total, to_uint8(noisy))  # noqa: E731
-        return list(to_uint8(fill(predict, self.schedule, known_B3HW, hole_B1HW, sampling, draw, on_step)))
+        def on_step(done: int, total: int, noisy_B3HW: Tensor) -> None:
+            if on_frame is not None:
+                on_frame(done, total, to_uint8(noisy_B3HW))
 
-    def _label(self, request: DdpmRequest) -> int:
-        return self.card.classes.index(request.label) + 1 if request.label else 0
+        return list(to_uint8(fill(predict, self.schedule, known_B3HW, hole_B1HW, sampling, draw, on_step)))
 
 
 def to_uint8(pixels_B3HW: Tensor) -> np.ndarray:
@@ -161,12 +155,3 @@ class ReverseProcess:
         if not self._pictures:
             raise InpaintError("nothing was painted yet: there is no reverse process to show")
         return side_by_side(self._pictures)
-
-
-def _unet_settings(data: dict) -> UNetSettings:
-    channels, attention, known = (data.pop(name) for name in ("channels", "attention", "known"))
-    return UNetSettings(channels=tuple(channels), attention=tuple(attention), known=Known(known), **data)
-
-
-def _noise_settings(data: dict) -> NoiseSettings:
-    return NoiseSettings(noise=Noise(data.pop("noise")), **data)

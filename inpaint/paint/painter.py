@@ -90,13 +90,9 @@ class Painter:
 
     def _negatives(self, requests: list[PaintRequest]) -> list[Conditioning | None]:
         """One row for each guided request."""
-        guided = [i for i, request in enumerate(requests) if request.sampling.is_guided]
-        negatives: list[Conditioning | None] = [None] * len(requests)
-        if guided:
-            encoded = encode_negative_prompts(self.base, [requests[i].negative_prompt for i in guided])
-            for index, negative in zip(guided, encoded.split(), strict=True):
-                negatives[index] = negative
-        return negatives
+        guided = [request.negative_prompt for request in requests if request.sampling.is_guided]
+        encoded = iter(encode_negative_prompts(self.base, guided).split() if guided else [])
+        return [next(encoded) if request.sampling.is_guided else None for request in requests]
 
 
 @contextmanager

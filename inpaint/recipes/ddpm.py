@@ -182,8 +182,9 @@ def load_ddpm(run: str, *, device: str | torch.device | None = None, max_batch: 
     if found is None:
         raise InpaintError(f"{run} holds no {MODEL}: give the output folder of `python -m ray_jobs.train_ddpm`")
     card = json.loads(found)
+    exported_after = card.pop("exported_after", -1)
     chosen = device if device is not None else ("cuda" if torch.cuda.is_available() else "cpu")
-    weights = _weights(run, card.get("exported_after", -1))
+    weights = _weights(run, exported_after)
     return DdpmPainter(ModelCard.from_json(card), weights, device=chosen, max_batch=max_batch)
 
 
