@@ -144,7 +144,8 @@ class Batch:
         memory_format: torch.memory_format = torch.contiguous_format,
         controlnet: Callable[..., Any] | None = None,
     ) -> None:
-        """
+        """Stacks them.
+
         Args:
             sizes: numbers of U-Net rows that batches are padded to, rising; empty: as many as there are.
             memory_format: of the U-Net's input.
@@ -200,7 +201,7 @@ class Batch:
         table_BK, times_B = torch.from_numpy(lines).to(device), torch.from_numpy(times).to(device)
         output_BChw = self._predict(unet, table_BK, times_B)
         previous = self.clean_BChw if lines[:, _NEXT_PREVIOUS].any() else None
-        noise = self._draw(lines[:, _NEXT_NOISE].nonzero()[0])
+        noise = self._draw(np.flatnonzero(lines[:, _NEXT_NOISE]).tolist())
         self.latents_BChw, self.clean_BChw = step(
             table_BK, output_BChw, self.latents_BChw, previous, noise, clip_range=self.schedule.clip_range
         )
@@ -225,9 +226,9 @@ class Batch:
             return positive_BChw
         return torch.lerp(output_UChw[self._negative_B], positive_BChw, self._scales_B111)
 
-    def _draw(self, drawing: Sequence[int]) -> Tensor | None:
+    def _draw(self, drawing: list[int]) -> Tensor | None:
         """Fresh noise of the rows that take some."""
-        if not len(drawing):
+        if not drawing:
             return None
         noise_BChw = torch.zeros(self.latents_BChw.shape)
         for i in drawing:
