@@ -1,4 +1,4 @@
-"""A resumable map over rows: items in; files, and a line about each item, out. On Ray Data actors or in this process.
+"""A resumable map over rows: items in; files, and a line about each item, out. On actors or in this process.
 
 Guaranteed: an item stands in the done-list only when its files are whole in the output, and counts as done only while
 they are (on a disk: while they have their hash; at a URL: their size) and its key is the same; a run does what is not
@@ -11,16 +11,15 @@ import hashlib
 import json
 import posixpath
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
 import pyarrow.fs as pafs
-import ray.data
+import ray
 
 from inpaint.cluster import Needs, check_fits, cluster_nodes, worker_threads
 from inpaint.data import quarantine
@@ -67,7 +66,8 @@ class ActorResources:
     threads: int
 
 
-Work = Callable[[list[Any]], Sequence[Result | BadRow]]
+Outcomes = Sequence[Result | BadRow]
+Work = Callable[[list[Any]], Outcomes]
 """A batch of items' values -> what became of each, in their order."""
 
 
@@ -158,8 +158,10 @@ def map_rows(
         batches = [todo[start : start + pool.max_batch] for start in range(0, len(todo), pool.max_batch)]
         finished = 0
         try:
-            for number, outcomes in _on_actors(batches, load, pool) if here is None else _here(batches, load, here):
-                pairs = list(zip(batches[number], outcomes, strict=True))
+            for batch, outcomes in _on_actors(batches, load, pool) if here is None else _here(batches, load, here):
+                if isinstance(outcomes, InpaintError):
+                    raise outcomes
+                pairs = list(zip(batch, outcomes, strict=True))
                 bad += [Quarantined.of(0, item.id, error) for item, error in pairs if isinstance(error, BadRow)]
                 done_list.add([(item, result) for item, result in pairs if isinstance(result, Result)])
                 for _ in pairs:
@@ -174,89 +176,62 @@ def map_rows(
     return MapReport(finished + len(quarantined) - len(bad), len(skipped), bad)
 
 
-Outcomes = Sequence[Result | BadRow]
-"""Of one batch, in its order."""
-_SCHEMA = pa.schema(
-    [
-        ("batch", pa.int64()),
-        ("paths", pa.list_(pa.string())),
-        ("files", pa.list_(pa.large_binary())),
-        ("line", pa.string()),
-        ("bad", pa.list_(pa.string())),  # the arguments of a BadRow
-        ("refused", pa.string()),  # what an InpaintError said
-    ]
-)
-"""How outcomes travel: a row per item, a block per batch."""
-
-
 def _here(
-    batches: Sequence[Sequence[Item]], load: Callable[[ActorResources], Work], resources: ActorResources
-) -> Iterator[tuple[int, Outcomes]]:
-    work = load(resources) if batches else None
-    for number, batch in enumerate(batches):
-        assert work is not None
-        yield number, work([item.value for item in batch])
+    batches: Sequence[list[Item]], load: Callable[[ActorResources], Work], resources: ActorResources
+) -> Iterator[tuple[list[Item], Outcomes | InpaintError]]:
+    worker = _Worker(lambda: load(resources))
+    for batch in batches:
+        yield batch, worker.work([item.value for item in batch])
 
 
 def _on_actors(
-    batches: Sequence[Sequence[Item]], load: Callable[[ActorResources], Work], pool: ActorPool
-) -> Iterator[tuple[int, Outcomes]]:
-    """What became of each batch, as it is finished."""
+    batches: Sequence[list[Item]], load: Callable[[ActorResources], Work], pool: ActorPool
+) -> Iterator[tuple[list[Item], Outcomes | InpaintError]]:
+    """Each batch and what became of it, as it is finished."""
     if not batches:
         return
     needs = pool.needs(len(batches))
     resources = ActorResources("cuda" if needs.gpus_per_worker else "cpu", worker_threads(needs.cpus_per_worker))
-    # By reference, for what is loaded from may hold an adapter, and an actor needs one batch at a time.
-    given = {"load": ray.put(load), "batches": [ray.put(batch) for batch in batches], "resources": resources}
-    # One block per batch: a finished block is handed over at once.
-    numbers = ray.data.from_items([{"batch": i} for i in range(len(batches))], override_num_blocks=len(batches))
-    dataset = numbers.map_batches(
-        _Actor,
-        fn_constructor_kwargs=given,
-        batch_size=None,
-        compute=ray.data.ActorPoolStrategy(size=needs.workers),
-        num_cpus=needs.cpus_per_worker,
-        num_gpus=needs.gpus_per_worker,
-    )
-    dataset.context.enable_progress_bars = False
-    for block in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
-        rows = block.to_pylist()
-        if rows[0]["refused"] is not None:
-            raise InpaintError(rows[0]["refused"])
-        assert len({row["batch"] for row in rows}) == 1, "a block is a batch"
-        yield rows[0]["batch"], [_read(row) for row in rows]
+    stored = ray.put(load)  # once, for it may hold an adapter
+    limits = {"num_cpus": needs.cpus_per_worker, "num_gpus": needs.gpus_per_worker}
+    kind = ray.remote(**limits, max_restarts=-1, max_task_retries=-1)(_Worker)
+    actors = [kind.remote(lambda: ray.get(stored)(resources)) for _ in range(needs.workers)]
+    # Nothing is done as soon as an actor has started, so that no batch waits for one that has not.
+    running: dict[Any, tuple[Any, list[Item]]] = {actor.work.remote([]): (actor, []) for actor in actors}
+    waiting = deque(batches)
+    unfinished = len(batches)
+    try:
+        while unfinished:
+            (ready,), _ = ray.wait(list(running))
+            actor, batch = running.pop(ready)
+            if waiting:
+                following = waiting.popleft()
+                running[actor.work.remote([item.value for item in following])] = (actor, following)
+            if batch:
+                unfinished -= 1
+                yield batch, ray.get(ready)
+    finally:
+        for actor in actors:
+            ray.kill(actor)
 
 
-class _Actor:
-    """A worker of the pool."""
+class _Worker:
+    """One of the pool."""
 
-    def __init__(self, load: ray.ObjectRef, batches: list[ray.ObjectRef], resources: ActorResources) -> None:
-        self._load, self._batches, self._resources = load, batches, resources
+    def __init__(self, load: Callable[[], Work]) -> None:
+        self._load = load
         self._work: Work | None = None
 
-    def __call__(self, block: dict[str, np.ndarray]) -> pa.Table:
-        (number,) = block["batch"]
+    def work(self, values: list[Any]) -> Outcomes | InpaintError:
+        """What became of a batch, or why none can be done, as a value: Ray would bury it in a stack trace."""
+        if not values:
+            return []
         try:
             # Not in the constructor: there an error would only be seen as an actor that does not start.
-            self._work = self._work or ray.get(self._load)(self._resources)
-            outcomes = self._work([item.value for item in ray.get(self._batches[number])])
-            rows = [{"batch": number, **_written(outcome)} for outcome in outcomes]
+            self._work = self._work or self._load()
+            return self._work(values)
         except InpaintError as error:
-            # As a value: Ray would bury the message in its own stack trace, and lose the type.
-            rows = [{"batch": number, "refused": str(error)}]
-        return pa.Table.from_pylist(rows, schema=_SCHEMA)
-
-
-def _written(outcome: Result | BadRow) -> dict[str, Any]:
-    if isinstance(outcome, BadRow):
-        return {"bad": [outcome.field, str(outcome.reason), outcome.detail]}
-    return {"paths": list(outcome.files), "files": list(outcome.files.values()), "line": json.dumps(outcome.line)}
-
-
-def _read(row: Mapping[str, Any]) -> Result | BadRow:
-    if row["bad"] is not None:
-        return BadRow(*row["bad"])
-    return Result(dict(zip(row["paths"], row["files"], strict=True)), json.loads(row["line"]))
+            return error
 
 
 class _DoneList:
