@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from inpaint.data.decode import PAINT, Limits, check_hole, load_hole, load_rgb
 from inpaint.data.files import read, stat
 from inpaint.data.quarantine import Quarantined, Reason
-from inpaint.data.rows import NAMES, mixed, packed, read_parquet
+from inpaint.data.rows import NAMES, as_bytes, mixed, packed, read_parquet
 from inpaint.data.storage import exists, open_root, written
 from inpaint.errors import BadRow
 
@@ -63,7 +63,7 @@ TOLD = pa.schema(
         ("detail", pa.string()),
     ]
 )
-"""What a file told, one line per file of `FILES`; all null where it is as it is remembered."""
+"""What a file told when it was opened."""
 MEMORY = pa.schema([*FILES, *TOLD])
 Places = dict[str, np.ndarray]
 """Column of a listing -> which file each row names in it, int32[rows]; -1: none."""
@@ -92,23 +92,25 @@ def files_of(listed: pa.Table) -> tuple[pa.Table, Places]:
 
 
 def inspect_files(files: pa.Table, limits: Limits, fetchers: Executor | None, remember: bool) -> pa.Table:
-    """Open and decode files; `files` has the columns of `FILES` and the remembered `bytes` and `modified`.
+    """Open and decode files, a table of `FILES`, or of `MEMORY` where some are remembered.
 
-    Returns a table of `TOLD`.
+    Returns them with what they told, a table of `MEMORY`.
 
     Args:
         fetchers: fetch files ahead of the one that is decoded; None: each is read when it is its turn.
-        remember: ask for the files' times, and skip those that are as they were.
+        remember: ask for the files' times, and do not open those that are as they were.
     """
 
-    def fetch(line: dict[str, Any]) -> tuple[dict[str, Any], bytes | BadRow]:
-        root, size = open_root(line["root"]), None
+    def fetch(line: dict[str, Any]) -> tuple[dict[str, Any], bytes | BadRow | None]:
+        """What is known of a file without decoding it, and its bytes; none where it is as it was."""
+        root, path, modified = open_root(line["root"]), line["path"], None
         field = next(name for _, name, kind in USES if kind == line["kind"])
         try:
-            size, modified = stat(root, line["path"]) if remember else (None, None)
-            if modified is not None and (size, modified) == (line["bytes"], line["modified"]):
-                return {}, b""
-            data = read(root, line["path"], field, limits.max_bytes)
+            if remember:
+                size, modified = stat(root, path)
+                if modified is not None and (size, modified) == (line.get("bytes"), line.get("modified")):
+                    return line, None
+            data = read(root, path, field, limits.max_bytes)
         except BadRow as error:
             return {}, error
         settled = modified is not None and time.time_ns() - modified > SETTLED_NS and size == len(data)
@@ -117,10 +119,11 @@ def inspect_files(files: pa.Table, limits: Limits, fetchers: Executor | None, re
     lines = files.to_pylist()
     fetched = map(fetch, lines) if fetchers is None else _ahead(fetchers, fetch, lines)
     told = [
-        _told(Kind(line["kind"]), line["path"], found, data, limits)
+        found if data is None else found | _told(Kind(line["kind"]), line["path"], data, limits)
         for line, (found, data) in zip(lines, fetched, strict=True)
     ]
-    return pa.Table.from_pylist(told, schema=TOLD)
+    columns = [*files.select(FILES.names).columns, *pa.Table.from_pylist(told, schema=TOLD).columns]
+    return pa.table(columns, schema=MEMORY)
 
 
 def _ahead(pool: Executor, call: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
@@ -134,13 +137,12 @@ def _ahead(pool: Executor, call: Callable[[Any], Any], items: Iterable[Any]) -> 
         yield waiting.popleft().result()
 
 
-def _told(kind: Kind, path: str, found: dict[str, Any], data: bytes | BadRow, limits: Limits) -> dict[str, Any]:
-    """A line of `TOLD`."""
+def _told(kind: Kind, path: str, data: bytes | BadRow, limits: Limits) -> dict[str, Any]:
+    """What a file holds, or why it cannot be used."""
+    found: dict[str, Any] = {}
     try:
         if isinstance(data, BadRow):
             raise data
-        if not found:
-            return {}
         if kind is Kind.CAPTION:
             found["text"] = data.decode("utf-8-sig").strip()
         elif kind is Kind.IMAGE:
@@ -158,17 +160,16 @@ def _told(kind: Kind, path: str, found: dict[str, Any], data: bytes | BadRow, li
     return {**found, "digest": hashlib.sha256(data).digest()}
 
 
-def recall(memory: str | None, files: pa.Table, limits: Limits) -> pa.Table | None:
-    """What is remembered of `files`, a table of `TOLD`: null where nothing is, or where it is over the limits."""
-    if memory is None or not exists(memory):
-        return None
+def recall(memory: str, files: pa.Table, limits: Limits) -> pa.Table:
+    """The files with what is remembered of them, a table of `MEMORY`, null where nothing is, or where it is over the
+    limits; as they are, where there is no memory."""
+    if not exists(memory):
+        return files
     try:
         known, _ = read_parquet(memory, MEMORY)
     except (pa.ArrowException, KeyError) as error:
         warnings.warn(f"{memory} cannot be read ({error}): all files are opened again", stacklevel=3)
-        return None
-    pixels = pc.multiply(known["width"].cast(pa.int64()), known["height"].cast(pa.int64())).fill_null(0)
-    usable = pc.and_(pc.less_equal(pixels, limits.max_pixels), pc.less_equal(known["bytes"], limits.max_bytes))
+        return files
     places = np.full(files.num_rows, -1)
     for root, kind in product(files["root"].chunk(0).dictionary.to_pylist(), Kind):
         mine, theirs = (
@@ -178,24 +179,19 @@ def recall(memory: str | None, files: pa.Table, limits: Limits) -> pa.Table | No
         paths = known["path"].take(pa.array(theirs))
         at = pc.index_in(files["path"].take(pa.array(mine)), value_set=paths).fill_null(-1).to_numpy()
         places[mine] = np.append(theirs, -1)[at]
-    places = np.append(np.where(usable.to_numpy(), np.arange(len(usable)), -1), -1)[places]
-    return known.select(TOLD.names).take(pa.array(places, mask=places < 0))
+    pixels = pc.multiply(known["width"].cast(pa.int64()), known["height"].cast(pa.int64())).fill_null(0)
+    usable = pc.and_(pc.less_equal(pixels, limits.max_pixels), pc.less_equal(known["bytes"], limits.max_bytes))
+    unknown = ~np.append(usable.to_numpy(), False)[places]
+    recalled = known.select(TOLD.names).take(pa.array(places, mask=unknown))
+    return pa.table([*files.columns, *recalled.columns], schema=MEMORY)
 
 
-def together(told: pa.Table, recalled: pa.Table) -> pa.Table:
-    """What files told now, or else what is remembered of them; `TOLD`."""
-    as_before = pc.and_(pc.is_null(told["digest"]), pc.is_null(told["reason"]))
-    return pa.table({name: pc.if_else(as_before, recalled[name], told[name]) for name in TOLD.names}, schema=TOLD)
-
-
-def remember(memory: str, files: pa.Table, told: pa.Table) -> None:
+def remember(memory: str, told: pa.Table) -> None:
     """Write what is to be remembered: all that can be used and whose time of change is known."""
     with written(memory) as file, pq.ParquetWriter(file, MEMORY) as writer:
-        for start in range(0, files.num_rows, PIECE):
+        for start in range(0, told.num_rows, PIECE):
             piece = told.slice(start, PIECE)
-            known = pc.and_(pc.is_valid(piece["modified"]), pc.is_valid(piece["digest"]))
-            columns = [*files.slice(start, PIECE).columns, *piece.columns]
-            writer.write_table(pa.table(columns, schema=MEMORY).filter(known))
+            writer.write_table(piece.filter(pc.and_(pc.is_valid(piece["modified"]), pc.is_valid(piece["digest"]))))
 
 
 def rows_found(
@@ -275,12 +271,8 @@ def _why(files: list[dict[str, Any]], caption: str | None) -> dict[str, str]:
 
 def _digests(files: pa.ChunkedArray, places: list[np.ndarray]) -> pa.ChunkedArray:
     """Of each row: sha256 over the digests of its files, zeros where there is none."""
-    every = np.zeros((len(files) + 1, 32), dtype=np.uint8)
-    start = 0
-    for chunk in files.chunks:
-        data = np.frombuffer(chunk.fill_null(bytes(32)).buffers()[1], dtype=np.uint8)
-        every[start : start + len(chunk)] = data[32 * chunk.offset :][: 32 * len(chunk)].reshape(-1, 32)
-        start += len(chunk)
+    known = [as_bytes(chunk.fill_null(bytes(32))) for chunk in files.chunks]
+    every = np.concatenate([*known, np.zeros((1, 32), dtype=np.uint8)])
     pieces = []
     for start in range(0, len(places[0]), PIECE):
         lines = np.concatenate([every[place[start : start + PIECE]] for place in places], axis=1)

@@ -18,7 +18,7 @@ import ray.data
 
 from inpaint.data import quarantine as bad_rows
 from inpaint.data.decode import DEFAULT_LIMITS, Limits
-from inpaint.data.inspection import files_of, inspect_files, recall, remember, rows_found, together
+from inpaint.data.inspection import files_of, inspect_files, recall, remember, rows_found
 from inpaint.data.plan import Plan, StepLayout
 from inpaint.data.quarantine import Quarantined
 from inpaint.data.ray_internals import set_pace, take_blocks_at_once
@@ -180,19 +180,22 @@ def read_manifest(
         # Column by column, so that each can be let go as soon as it is not needed.
         columns = dict(zip(listing.table.column_names, listing.table.columns, strict=True))
         del listing
-        recalled = recall(memory, files, limits)
-        told = []
+        if memory is not None:
+            files = recall(memory, files, limits)
+        total, told = files.num_rows, []
+        pieces = _inspect_all(files, limits, memory is not None)
+        del files
         pa.default_memory_pool().release_unused()
-        for start, seen in _inspect_all(files, recalled, limits, memory is not None):
-            told.append(seen if recalled is None else together(seen, recalled.slice(start, seen.num_rows)))
+        done = 0
+        for piece in pieces:
+            told.append(piece)
+            done += piece.num_rows
             if stop is not None:
                 stop.check()
             if progress is not None:
-                progress(start + seen.num_rows, files.num_rows)
-        del recalled
+                progress(done, total)
         if memory is not None:
-            remember(memory, files, pa.concat_tables(told))
-        del files
+            remember(memory, pa.concat_tables(told))
         pa.default_memory_pool().release_unused()
         table, failed = rows_found(columns, places, pa.concat_tables(told), crop_aspect)
         bad = sorted(bad + failed, key=lambda row: row.row)
@@ -202,15 +205,11 @@ def read_manifest(
     return Manifest(table, shares), bad
 
 
-def _inspect_all(
-    files: pa.Table, recalled: pa.Table | None, limits: Limits, remember: bool
-) -> Iterator[tuple[int, pa.Table]]:
-    """What the files tell, in their order, a few at a time with the number of the first; from plain Ray tasks, which
-    cost the driver nothing while it waits."""
-    count, remote = files.num_rows, _any_remote(files)
-    times = [pa.nulls(count, pa.int64()) if recalled is None else recalled[name] for name in ("bytes", "modified")]
-    stored = ray.put(files.append_column("bytes", times[0]).append_column("modified", times[1]))
-    del times
+def _inspect_all(files: pa.Table, limits: Limits, remember: bool) -> Iterator[pa.Table]:
+    """What the files tell, in their order, some at a time; from plain Ray tasks, which cost the driver nothing while it
+    waits."""
+    count, remote, stored = files.num_rows, _any_remote(files), ray.put(files)
+    del files
     per_task = max(1, min(MAX_FILES_PER_TASK, count // MIN_TASKS), -(-count // MAX_INSPECTING_TASKS))
 
     @ray.remote(num_cpus=1)
@@ -220,14 +219,12 @@ def _inspect_all(
 
     # A few more than run at a time: what a stop leaves runs to its end (Ray 2.60 crashes where a task that has just
     # ended is cancelled), and where there are more than CPUs, an autoscaler brings some.
-    waiting: deque[tuple[int, ray.ObjectRef]] = deque()
+    waiting: deque[ray.ObjectRef] = deque()
     for start in range(0, count, per_task):
-        waiting.append((start, inspect_task.remote(stored, start)))
+        waiting.append(inspect_task.remote(stored, start))
         if len(waiting) > max(MIN_TASKS, 2 * ray.cluster_resources().get("CPU", 1)):
-            first, task = waiting.popleft()
-            yield first, ray.get(task)
-    for start, task in waiting:
-        yield start, ray.get(task)
+            yield ray.get(waiting.popleft())
+    yield from map(ray.get, waiting)
 
 
 def _any_remote(table: pa.Table) -> bool:

@@ -145,7 +145,7 @@ class Manifest:
         """
         if not 0 <= share < 1:
             raise InpaintError(f"held-out share {share}: give at least 0 and less than 1")
-        words = _first_words(self.table["digest"].combine_chunks())
+        words = as_bytes(self.table["digest"].combine_chunks())[:, :8].copy().view(np.uint64)[:, 0]
         keys = mixed(words ^ generator(seed, "held out", 0).bit_generator.random_raw())
         held = keys < np.uint64(share * 2.0**64)
         if share and len(np.unique(keys)) > 1:
@@ -219,6 +219,12 @@ def mixed(words: np.ndarray) -> np.ndarray:
     return words ^ (words >> np.uint64(31))
 
 
+def as_bytes(digests: pa.Array) -> np.ndarray:
+    """Digests as uint8[N, 32], none of them null."""
+    data = np.frombuffer(digests.buffers()[1], dtype=np.uint8)
+    return data[32 * digests.offset :][: 32 * len(digests)].reshape(-1, 32)
+
+
 def rows_of(table: pa.Table | pa.RecordBatch) -> list[Row]:
     """The rows of a small table of `SCHEMA`."""
     return [Row(**{**line, "digest": line["digest"].hex()}) for line in table.to_pylist()]
@@ -242,12 +248,6 @@ def _column_digest(column: pa.ChunkedArray) -> bytes:
             whole = pa.ListArray.from_arrays(pa.array([0, len(piece)], pa.int32()), pc.fill_null(piece, b""))
             values.update(pc.binary_join(whole, b"")[0].as_buffer())
     return lengths.digest() + values.digest()
-
-
-def _first_words(digests: pa.Array) -> np.ndarray:
-    """The first eight bytes of each digest, uint64."""
-    data = np.frombuffer(digests.buffers()[1], dtype=np.uint8)[32 * digests.offset :][: 32 * len(digests)]
-    return data.reshape(-1, 32)[:, :8].copy().view(np.uint64)[:, 0]
 
 
 def _missing(of: pa.Table, there: pa.Table) -> tuple[list[str], int]:

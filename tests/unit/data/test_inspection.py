@@ -9,7 +9,6 @@ from dataclasses import replace
 
 import fsspec
 import numpy as np
-import pyarrow as pa
 import pytest
 from PIL import Image
 
@@ -34,12 +33,9 @@ def opened(monkeypatch):
         names.append(f"{os.path.basename(root.path)}/{relative}")
         return reading(root, relative, *args)
 
-    def inspect_all(files, recalled, limits, remember):
-        for name in ("bytes", "modified"):
-            column = pa.nulls(files.num_rows, pa.int64()) if recalled is None else recalled[name]
-            files = files.append_column(name, column)
+    def inspect_all(files, limits, remember):
         for start in range(0, files.num_rows, 3):
-            yield start, inspect_files(files.slice(start, 3), limits, None, remember)
+            yield inspect_files(files.slice(start, 3), limits, None, remember)
 
     reading = inspection.read
     monkeypatch.setattr(inspection, "read", counted)
@@ -209,8 +205,6 @@ def test_remote_files_are_fetched_side_by_side():
     listed = FolderSource(path="fsspec+memory://many").listing().table
     files, places = files_of(listed)
     assert files.schema == FILES and places["image"].tolist() == list(range(count)) and set(places["hole"]) == {-1}
-    for name in ("bytes", "modified"):
-        files = files.append_column(name, pa.nulls(count, pa.int64()))
 
     def fetched_together(*args):
         together.wait(timeout=30)
