@@ -34,9 +34,8 @@ from PIL import Image
 from benchmarks.harness import emit, paired_ratio, progress
 from inpaint.data.pipeline import batches, read_manifest
 from inpaint.data.plan import Plan, StepLayout
-from inpaint.data.reading import fetch
 from inpaint.data.rows import Manifest
-from inpaint.data.sample import ReadSettings, make_sample
+from inpaint.data.sample import ReadSettings, fetch, make_sample
 from inpaint.data.sources import CsvSource
 
 WORKERS = 2

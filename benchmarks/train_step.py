@@ -36,8 +36,8 @@ from benchmarks.unet_speed import measure_unet_speed
 from inpaint import cluster
 from inpaint.data.pipeline import read_manifest
 from inpaint.data.plan import Plan
-from inpaint.data.reading import read_batch
 from inpaint.data.rows import Manifest
+from inpaint.data.sample import read_batch
 from inpaint.models.base import Base, info_of
 from inpaint.models.layers import Modules
 from inpaint.recipes.category_lora import CategoryLora

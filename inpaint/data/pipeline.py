@@ -22,9 +22,8 @@ from inpaint.data.inspection import files_of, inspect_files, recall, remember, r
 from inpaint.data.plan import Plan, StepLayout
 from inpaint.data.quarantine import Quarantined
 from inpaint.data.ray_internals import set_pace, take_blocks_at_once
-from inpaint.data.reading import read_batch
 from inpaint.data.rows import SCHEMA, Manifest
-from inpaint.data.sample import ReadSettings
+from inpaint.data.sample import ReadSettings, read_batch
 from inpaint.data.sources import Source
 from inpaint.data.storage import open_root
 from inpaint.errors import InpaintError

@@ -1,22 +1,28 @@
-"""One row's bytes -> one sample: geometry, hole, text. Pure: a function of bytes, settings, seed and position.
+"""Rows -> samples: what a worker does with one micro-batch: fetching, geometry, hole, text. No ray here.
 
-Promise: the crop follows the row's own mask, which it holds wholly where it can, else as much of it as it can; nothing
-of a mask is lost in resizing.
+Promises: a batch depends on (manifest, settings, seed, positions) alone, and a file that cannot be read becomes a row
+with weight 0 and the reason, in its place; the crop follows the row's own mask, which it holds wholly where it can,
+else as much of it as it can; nothing of a mask is lost in resizing.
 """
 
 import string
 from collections.abc import Iterable, Mapping
+from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TypedDict
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from PIL import Image
 
 from inpaint.data.decode import DEFAULT_LIMITS, PAINT, Limits, load_hole, load_rgb
+from inpaint.data.files import read
 from inpaint.data.holes import Box, Feathered, Grown, Hole, OwnMask, Sometimes, cover, is_empty
-from inpaint.data.rows import Row
-from inpaint.errors import InpaintError
+from inpaint.data.plan import PADDING, Plan
+from inpaint.data.rows import Manifest, Row, rows_of
+from inpaint.data.storage import open_root
+from inpaint.errors import BadRow, InpaintError
 from inpaint.randomness import generator
 
 PROMPT_FIELDS = ("token", "prompt", "category")
@@ -84,36 +90,75 @@ class ReadSettings:
                 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class RowBytes:
-    """The files of one row, as they are on disk."""
+def read_batch(
+    manifest: Manifest,
+    plan: Plan,
+    settings: ReadSettings,
+    positions: np.ndarray,
+    threads: Executor,
+    fetchers: Executor | None = None,
+) -> dict[str, np.ndarray]:
+    """One micro-batch, its rows read by `threads`, their files by `fetchers` where given: the batch contract of
+    docs/architecture.md."""
+    size, shape = len(positions), (settings.height, settings.width)
+    places = np.flatnonzero(positions != PADDING)
+    _, indices = plan.lookup(positions[places])
+    rows = dict(zip(places.tolist(), rows_of(manifest.table.take(pa.array(indices))), strict=True))
+    batch = {
+        "position": positions,
+        "image": np.zeros((size, *shape, 3), dtype=np.uint8),
+        "hole": np.full((size, *shape), 255, dtype=np.uint8),
+        "weight": np.zeros(size, dtype=np.float32),
+        **{name: np.full(size, "", dtype=object) for name in ("prompt", "label", "error")},
+    }
+    if manifest.has_inputs:
+        batch["input"] = np.zeros((size, *shape, 3), dtype=np.uint8)
+    fetched = {i: fetchers.submit(fetch, row, settings) for i, row in rows.items()} if fetchers else {}
 
-    image: bytes
-    input: bytes | None = None
-    hole: bytes | None = None
+    def fill(i: int) -> None:
+        row = rows[i]
+        try:
+            files = fetched[i].result() if fetched else fetch(row, settings)
+            sample = make_sample(row, files, settings, plan.seed, int(positions[i]))
+        except BadRow as error:
+            batch["error"][i] = f"{row.id}: {error}"
+            return
+        batch["weight"][i] = row.weight
+        for name in sample.keys() & batch.keys():
+            batch[name][i] = sample[name]
+
+    for _ in threads.map(fill, rows):
+        pass  # asks for each result, so that an error of ours is raised here
+    return batch
 
 
-class Sample(TypedDict):
-    """One row of a batch; see docs/architecture.md."""
+def fetch(row: Row, settings: ReadSettings) -> dict[str, bytes]:
+    """Those of a row's files that its sample is made of, by column. Raises BadRow."""
+    root, most = open_root(row.root), settings.limits.max_bytes
+    files = {"image": read(root, row.image, "output", most)}
+    if row.input is not None:
+        files["input"] = read(root, row.input, "input", most)
+    if row.hole is not None and settings.hole.uses_own:
+        files["hole"] = read(root, row.hole, "mask", most)
+    return files
 
-    image: np.ndarray
-    input: np.ndarray
-    hole: np.ndarray
-    prompt: str
-    label: str
 
-
-def make_sample(row: Row, files: RowBytes, settings: ReadSettings, seed: int, position: int) -> Sample:
-    """Decode, crop, resize, flip, make the hole, format the text.
+def make_sample(
+    row: Row, files: Mapping[str, bytes], settings: ReadSettings, seed: int, position: int
+) -> dict[str, Any]:
+    """Decode, crop, resize, flip, make the hole, format the text: a function of its arguments alone.
 
     Returns `image` and `input`, uint8 H W 3, `hole`, uint8 H W (never empty), `prompt` and `label`. Raises BadRow where
     a file cannot be decoded.
+
+    Args:
+        files: as `fetch` gives them.
     """
     shape, limits = (settings.height, settings.width), settings.limits
-    image = load_rgb(files.image, "output", limits, target=shape)
+    image = load_rgb(files["image"], "output", limits, target=shape)
     mask = None
-    if files.hole is not None and settings.hole.uses_own:
-        mask = np.asarray(load_hole(files.hole, "mask", limits)) >= PAINT
+    if "hole" in files:
+        mask = np.asarray(load_hole(files["hole"], "mask", limits)) >= PAINT
         mask = mask if mask.any() else None  # it was changed since it was inspected
     box = _choose_box(image, mask, settings, generator(seed, "crop", position))
     flip = bool(generator(seed, "flip", position).random() < settings.flip_probability)
@@ -125,8 +170,8 @@ def make_sample(row: Row, files: RowBytes, settings: ReadSettings, seed: int, po
     assert hole.shape == shape and not is_empty(hole), f"{settings.hole} drew a hole of {hole.shape}, or none"
     image_HW3 = _resized(image, box, shape, flip)
     input_HW3 = image_HW3
-    if files.input is not None:
-        input_HW3 = _resized(load_rgb(files.input, "input", limits, target=shape), box, shape, flip)
+    if "input" in files:
+        input_HW3 = _resized(load_rgb(files["input"], "input", limits, target=shape), box, shape, flip)
     prompt, label = text_of(row, settings, seed, position)
     return {"image": image_HW3, "input": input_HW3, "hole": hole, "prompt": prompt, "label": label}
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import ray.data
 
-from inpaint.data import pipeline, reading
+from inpaint.data import pipeline, sample
 from inpaint.data.files import check_relative
 from inpaint.data.pipeline import MAX_POSITIONS_AHEAD, batches, read_manifest
 from inpaint.data.plan import PADDING, Plan, StepLayout
@@ -328,7 +328,7 @@ def test_small_images_are_read_by_one_thread(manifest):
 
 
 def test_files_are_fetched_side_by_side_while_one_thread_decodes(manifest, monkeypatch):
-    fetch, together = reading.fetch, threading.Barrier(4)
+    fetch, together = sample.fetch, threading.Barrier(4)
 
     def fetch_together(*args):
         together.wait(timeout=30)
@@ -336,9 +336,9 @@ def test_files_are_fetched_side_by_side_while_one_thread_decodes(manifest, monke
 
     plan = Plan.of(manifest, 0)
     with ThreadPoolExecutor(1) as threads, ThreadPoolExecutor(4) as fetchers:
-        read = partial(reading.read_batch, manifest, plan, READ, np.arange(8), threads)
+        read = partial(sample.read_batch, manifest, plan, READ, np.arange(8), threads)
         alone = read()
-        monkeypatch.setattr(reading, "fetch", fetch_together)
+        monkeypatch.setattr(sample, "fetch", fetch_together)
         batch = read(fetchers)
     assert not any(batch["error"])
     assert np.array_equal(batch["image"], alone["image"])

@@ -10,7 +10,7 @@ from PIL import Image
 
 from inpaint.data.random_shapes import HoleKind, RandomShapes
 from inpaint.data.rows import Row
-from inpaint.data.sample import ReadSettings, RowBytes, make_sample
+from inpaint.data.sample import ReadSettings, make_sample
 from inpaint.errors import InpaintError
 from inpaint.randomness import generator
 
@@ -67,7 +67,7 @@ def test_reading_draws_holes_by_seed_and_position_in_place_of_the_rows_own() -> 
     image, mask = np.zeros((40, 56, 3), np.uint8), np.full((40, 56), 255, np.uint8)
     row = Row(id="a", root="", image="a.png", hole="m.png", width=56, height=40, digest="")
     read = ReadSettings(height=32, width=32, hole=RandomShapes(areas=((0.1, 0.2),)))
-    files = RowBytes(image=png(image), hole=png(mask))
+    files = {"image": png(image), "hole": png(mask)}
     first, again, other = (make_sample(row, files, read, 7, position)["hole"] for position in (3, 3, 4))
     assert np.array_equal(first, again)
     assert not np.array_equal(first, other)

@@ -8,7 +8,7 @@ from PIL import Image
 
 from inpaint.data.holes import OwnMask, cover
 from inpaint.data.rows import Row
-from inpaint.data.sample import Crop, ReadSettings, RowBytes, crop_size, make_sample, text_of
+from inpaint.data.sample import Crop, ReadSettings, crop_size, make_sample, text_of
 from inpaint.errors import InpaintError
 from tests.unit.data import images
 
@@ -20,11 +20,11 @@ def plain(height: int, width: int | None = None, **settings) -> ReadSettings:
     return ReadSettings(height=height, width=width or height, hole=OwnMask(), caption_dropout=0.0, **settings)
 
 
-def marked(width: int, height: int) -> RowBytes:
+def marked(width: int, height: int) -> dict[str, bytes]:
     """The hole is drawn into the image in white, so that a common geometry keeps them together."""
     mask = images.mask(width, height)
     image = Image.composite(Image.new("RGB", (width, height), "white"), Image.new("RGB", (width, height)), mask)
-    return RowBytes(image=images.encoded(image), input=images.encoded(image), hole=images.encoded(mask))
+    return {"image": images.encoded(image), "input": images.encoded(image), "hole": images.encoded(mask)}
 
 
 @settings(deadline=None, max_examples=50)
@@ -50,7 +50,7 @@ def test_image_input_and_hole_share_their_geometry(width, height, crop, flip, sh
 
 def test_a_sample_is_a_function_of_seed_and_position():
     chosen = ReadSettings(height=32, width=32, crop=Crop.RANDOM, flip_probability=0.5)
-    files = RowBytes(image=images.encoded(images.picture(60, 40)))
+    files = {"image": images.encoded(images.picture(60, 40))}
 
     def drawn(seed, positions):
         samples = [make_sample(ROW, files, chosen, seed, p) for p in positions]
@@ -63,7 +63,7 @@ def test_a_sample_is_a_function_of_seed_and_position():
 
 
 def test_a_flip_mirrors():
-    files = RowBytes(image=images.encoded(images.picture(32, 32)), hole=images.encoded(images.mask(32, 32)))
+    files = {"image": images.encoded(images.picture(32, 32)), "hole": images.encoded(images.mask(32, 32))}
     one = make_sample(ROW, files, plain(32), 0, 0)
     other = make_sample(ROW, files, plain(32, flip_probability=1.0), 0, 0)
     for name in ("image", "input", "hole"):
@@ -71,17 +71,18 @@ def test_a_flip_mirrors():
 
 
 def test_the_short_side_becomes_the_resolution_and_the_centre_is_kept():
-    files = RowBytes(image=images.encoded(images.picture(128, 64)))
+    files = {"image": images.encoded(images.picture(128, 64))}
     image = make_sample(ROW, files, plain(64), 0, 0)["image"]
     assert np.abs(image.astype(int) - np.asarray(images.picture(128, 64))[:, 32:96].astype(int)).max() <= 1
 
 
-def files_of(mask: np.ndarray) -> RowBytes:
+def files_of(mask: np.ndarray) -> dict[str, bytes]:
     """A mask with its picture: white where the hole is."""
     mask = mask.astype(np.uint8) * 255
-    return RowBytes(
-        image=images.encoded(Image.fromarray(mask).convert("RGB")), hole=images.encoded(Image.fromarray(mask))
-    )
+    return {
+        "image": images.encoded(Image.fromarray(mask).convert("RGB")),
+        "hole": images.encoded(Image.fromarray(mask)),
+    }
 
 
 @pytest.mark.parametrize("crop", Crop)
@@ -147,16 +148,16 @@ def test_the_largest_crop_of_an_aspect():
 
 
 def test_without_a_mask_the_hole_is_all_but_a_centre_crop():
-    sample = make_sample(ROW, RowBytes(image=images.encoded(images.picture())), plain(32), 0, 5)
+    sample = make_sample(ROW, {"image": images.encoded(images.picture())}, plain(32), 0, 5)
     assert sample["hole"][16, 16] == 0 and sample["hole"][0, 0] == 255
 
 
 def test_exif_turns_image_and_mask_together():
-    upright = RowBytes(image=images.encoded(images.picture()), hole=images.encoded(images.mask()))
-    turned = RowBytes(
-        image=images.with_orientation(images.picture().transpose(Image.Transpose.ROTATE_90), images.ROTATED),
-        hole=images.with_orientation(images.mask().transpose(Image.Transpose.ROTATE_90), images.ROTATED),
-    )
+    upright = {"image": images.encoded(images.picture()), "hole": images.encoded(images.mask())}
+    turned = {
+        "image": images.with_orientation(images.picture().transpose(Image.Transpose.ROTATE_90), images.ROTATED),
+        "hole": images.with_orientation(images.mask().transpose(Image.Transpose.ROTATE_90), images.ROTATED),
+    }
     chosen = plain(24)
     one, other = make_sample(ROW, upright, chosen, 0, 0), make_sample(ROW, turned, chosen, 0, 0)
     assert np.array_equal(one["image"], other["image"]) and np.array_equal(one["hole"], other["hole"])
