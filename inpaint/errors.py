@@ -10,7 +10,7 @@ class BadRow(InpaintError):
 
     Args:
         field: the column or file at fault (`mask`, `prompt`, ...).
-        reason: a short fixed phrase (one of `inpaint.data.quarantine.REASONS`), so that reasons can be counted.
+        reason: a short fixed phrase (one of `inpaint.data.quarantine.Reason`), so that reasons can be counted.
         detail: the value, and what to do about it.
     """
 

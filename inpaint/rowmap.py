@@ -9,7 +9,6 @@ Not covered: at a URL the done-list is written every few seconds, so that a kill
 
 import hashlib
 import json
-import posixpath
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -249,7 +248,7 @@ class _DoneList:
         """Ids of the items that are done. All else is dropped from the list, so that it says no more than is true."""
         found = {line["id"]: line for line in self._read()}
         same = [found[item.id] for item in items if item.id in found and found[item.id]["key"] == item.key]
-        sizes = self._sizes() if same else {}
+        sizes = {path: info.size for path, info in self._root.files().items()} if same else {}
         whole = self._threads.map(lambda line: self._is_whole(line["files"], sizes), same)
         kept = [line for line, is_whole in zip(same, whole, strict=True) if is_whole]
         self._lines = [json.dumps(line) + "\n" for line in kept]
@@ -258,9 +257,12 @@ class _DoneList:
 
     def add(self, results: Sequence[tuple[Item, Result]]) -> None:
         """Write the files, then the lines."""
-        files = [(path, data) for _, result in results for path, data in result.files.items()]
+        files = [file for _, result in results for file in result.files.items()]
         list(self._threads.map(lambda file: write_file(self._output, *file), files))
-        lines = [_line(item, result) for item, result in results]
+        lines = []
+        for item, result in results:
+            known = {path: {"bytes": len(data), "sha256": _sha256(data)} for path, data in result.files.items()}
+            lines.append(json.dumps({"id": item.id, "key": item.key, **result.line, "files": known}) + "\n")
         self._lines += lines
         if self._root.is_local:
             with open(self._root.join(self._name), "a", encoding="utf-8") as file:
@@ -286,11 +288,6 @@ class _DoneList:
             if isinstance(line, dict) and {"id", "key", "files"} <= line.keys():
                 yield line
 
-    def _sizes(self) -> dict[str, int]:
-        """Size of each file below the output."""
-        infos = self._root.filesystem.get_file_info(pafs.FileSelector(self._root.path, recursive=True))
-        return {posixpath.relpath(info.path, self._root.path): info.size for info in infos if info.is_file}
-
     def _is_whole(self, files: Mapping[str, Mapping[str, Any]], sizes: Mapping[str, int]) -> bool:
         if any(sizes.get(path) != known["bytes"] for path, known in files.items()):
             return False
@@ -299,11 +296,6 @@ class _DoneList:
         return all(
             _sha256(Path(self._root.join(path)).read_bytes()) == known["sha256"] for path, known in files.items()
         )
-
-
-def _line(item: Item, result: Result) -> str:
-    files = {path: {"bytes": len(data), "sha256": _sha256(data)} for path, data in result.files.items()}
-    return json.dumps({"id": item.id, "key": item.key, **result.line, "files": files}) + "\n"
 
 
 def _sha256(data: bytes) -> str:

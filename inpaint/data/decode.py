@@ -50,7 +50,11 @@ def open_image(data: bytes, field: str, limits: Limits) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError as error:
-        raise _unidentified(data, field) from error
+        form = next((name for start, name in _SIGNATURES.items() if data.startswith(start)), None)
+        if form is not None:
+            raise BadRow(field, Reason.WRONG_FORMAT, f"it is {form}: save it as JPEG, PNG or WEBP") from error
+        detail = "its content is neither JPEG, PNG nor WEBP: export it again"
+        raise BadRow(field, Reason.NOT_AN_IMAGE, detail) from error
     except Image.DecompressionBombError as error:
         raise BadRow(field, Reason.TOO_MANY_PIXELS, f"the limit is {limits.max_pixels:,}") from error
     except BROKEN as error:
@@ -145,10 +149,3 @@ def _scaled_16_bit(image: Image.Image) -> Image.Image:
     # Pillow's own conversion clips at 255, which turns nearly every 16-bit image white.
     values = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
     return Image.fromarray(((values + 128) // 257).astype(np.uint8))
-
-
-def _unidentified(data: bytes, field: str) -> BadRow:
-    for signature, name in _SIGNATURES.items():
-        if data.startswith(signature):
-            return BadRow(field, Reason.WRONG_FORMAT, f"it is {name}: save it as JPEG, PNG or WEBP")
-    return BadRow(field, Reason.NOT_AN_IMAGE, "its content is neither JPEG, PNG nor WEBP: export it again")

@@ -8,7 +8,6 @@ does not change what the others draw.
 """
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 from PIL import Image, ImageFilter
@@ -20,17 +19,17 @@ Box = tuple[float, float, float, float]
 """Left, top, right, bottom, in shares of the width and height."""
 
 
-class Hole(Protocol):
+class Hole:
     """A recipe for holes."""
 
     @property
     def uses_own(self) -> bool:
-        """Whether the row's own mask is looked at; where not, it is not even read."""
-        return False
+        """Whether the row's own mask is looked at; where not, it is not even read. By default as what is wrapped."""
+        return any(part.uses_own for part in vars(self).values() if isinstance(part, Hole))
 
     def draw(self, own: np.ndarray | None, height: int, width: int, rng: np.random.Generator) -> np.ndarray:
         """A hole, uint8 H W. `own` is the row's mask as the crop shows it, uint8 H W, not empty; None: it has none."""
-        ...
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -82,10 +81,6 @@ class Sometimes(Hole):
         if not 0 <= self.probability <= 1:
             raise InpaintError(f"probability {self.probability} of another hole is not between 0 and 1")
 
-    @property
-    def uses_own(self) -> bool:
-        return self.hole.uses_own or self.instead.uses_own
-
     def draw(self, own: np.ndarray | None, height: int, width: int, rng: np.random.Generator) -> np.ndarray:
         chosen = self.instead if rng.random() < self.probability else self.hole
         return chosen.draw(own, height, width, rng)
@@ -103,15 +98,13 @@ class _Reaching(Hole):
         if not 0 <= self.most <= 0.5:
             raise InpaintError(f"{type(self).__name__} by up to {self.most}: give a share of the short side, 0 to 0.5")
 
-    @property
-    def uses_own(self) -> bool:
-        return self.hole.uses_own
-
     def draw(self, own: np.ndarray | None, height: int, width: int, rng: np.random.Generator) -> np.ndarray:
         radius = round(rng.random() * self.most * min(height, width))
-        return self.change(self.hole.draw(own, height, width, rng), radius)
+        hole = self.hole.draw(own, height, width, rng)
+        return hole if radius < 1 else self.change(hole, radius)
 
     def change(self, hole: np.ndarray, radius: int) -> np.ndarray:
+        """A hole, uint8 H W, changed over a distance of 1 or more pixels."""
         raise NotImplementedError
 
 
@@ -122,29 +115,30 @@ class Grown(_Reaching):
     most: float = 0.03
 
     def change(self, hole: np.ndarray, radius: int) -> np.ndarray:
-        return grow(hole, radius)
+        """The largest value in a square window of `radius` pixels in each direction."""
+        return _spread(_spread(hole, radius).T, radius).T
 
 
 @dataclass(frozen=True)
 class Feathered(_Reaching):
-    """A hole whose edge is softened, inside it."""
+    """A hole whose edge is softened, inside it; one so thin that softening would empty it stays as it is."""
 
     most: float = 0.02
 
     def change(self, hole: np.ndarray, radius: int) -> np.ndarray:
-        return feather(hole, radius)
+        """The edge softened inside the hole over about `radius` pixels; pixels outside stay as they were."""
+        # The edge of the image is not an edge of the hole: padding with copies keeps it hard.
+        padded = Image.fromarray(np.pad(hole, radius, mode="edge"))
+        blurred = np.asarray(padded.filter(ImageFilter.BoxBlur(radius)))[radius:-radius, radius:-radius]
+        # A straight edge blurs to one half on the edge itself and to one at `radius` inside.
+        ramp = np.clip(2 * blurred.astype(np.int16) - 255, 0, 255).astype(np.uint8)
+        soft = np.minimum(hole, ramp)
+        return hole if is_empty(soft) else soft
 
 
 def is_empty(hole: np.ndarray) -> bool:
     """Whether a hole, uint8 H W, has no painted pixel."""
     return not bool((hole >= PAINT).any())
-
-
-def grow(hole: np.ndarray, radius: int) -> np.ndarray:
-    """Grow by `radius` pixels in each direction (the largest value in a square window), uint8 H W."""
-    if radius < 1:
-        return hole
-    return _spread(_spread(hole, radius).T, radius).T
 
 
 def _spread(values: np.ndarray, radius: int) -> np.ndarray:
@@ -156,22 +150,6 @@ def _spread(values: np.ndarray, radius: int) -> np.ndarray:
         window = np.maximum(window[:-step], window[step:])
         width += step
     return window
-
-
-def feather(hole: np.ndarray, radius: int) -> np.ndarray:
-    """Soften the edge inside the hole over about `radius` pixels, uint8 H W; pixels outside stay as they were.
-
-    A hole so thin that softening would empty it comes back unchanged.
-    """
-    if radius < 1:
-        return hole
-    # The edge of the image is not an edge of the hole: padding with copies keeps it hard.
-    padded = Image.fromarray(np.pad(hole, radius, mode="edge"))
-    blurred = np.asarray(padded.filter(ImageFilter.BoxBlur(radius)))[radius:-radius, radius:-radius]
-    # A straight edge blurs to one half on the edge itself and to one at `radius` inside.
-    ramp = np.clip(2 * blurred.astype(np.int16) - 255, 0, 255).astype(np.uint8)
-    soft = np.minimum(hole, ramp)
-    return hole if is_empty(soft) else soft
 
 
 def cover(mask: np.ndarray, shape: tuple[int, int], box: Box = (0.0, 0.0, 1.0, 1.0)) -> np.ndarray:

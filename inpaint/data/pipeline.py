@@ -72,9 +72,11 @@ def batches(
     stored = manifest if isinstance(manifest, ray.ObjectRef) else ray.put(manifest)
     rows: Manifest = ray.get(stored)
     read.check_categories(pc.unique(rows.table["category"]).to_pylist())
-    bytes_per_row = _bytes_per_row(rows, read)
+    bytes_per_row = read.height * read.width * (7 if rows.has_inputs else 4)
     blocks = count // layout.global_batch * layout.blocks
-    per_task = _blocks_per_task(blocks, layout.micro_batch, bytes_per_row)
+    # A task costs some 20 ms, and its blocks wait in memory for the tasks before it.
+    positions = min(MAX_POSITIONS_PER_TASK, MAX_BYTES_PER_TASK // bytes_per_row, count // MIN_TASKS)
+    per_task = max(1, positions // layout.micro_batch)
     threads_per_task = _threads_per_task(rows)
     remote = _any_remote(rows.table)
 
@@ -90,33 +92,26 @@ def batches(
     dataset = _numbers(-(-blocks // per_task)).map_batches(read_task, batch_size=None)
     # Fused with the map: it cuts what a task yields into blocks of one micro-batch, without a task of its own.
     dataset = dataset.repartition(target_num_rows_per_block=layout.micro_batch)
-    _quiet(dataset)
-    dataset.context.execution_options = _execution_options(rows, read)
-    # The map's own output buffer would gather 128 MiB before it lets go of a block. Above this size and below 1.5
-    # times it, a batch leaves the buffer at once and uncut; the strings in it have the room in between.
-    dataset.context.target_max_block_size = max(1, int(layout.micro_batch * bytes_per_row / 1.2))
-    take_blocks_at_once(dataset, min(MAX_BLOCKS_IN_HAND, MAX_BYTES_IN_HAND // (layout.micro_batch * bytes_per_row)))
+    _configure(dataset, layout.micro_batch, bytes_per_row)
     return dataset
 
 
-def _execution_options(manifest: Manifest, read: ReadSettings) -> ray.data.ExecutionOptions:
-    """What keeps the order, and reading from running far ahead of who consumes it."""
+def _configure(dataset: ray.data.Dataset, micro_batch: int, bytes_per_row: int) -> None:
+    """Keep the order and the blocks' sizes, and reading from running far ahead of who consumes it."""
+    context = dataset.context
     # By itself Ray Data reads until half of the object store is full: hundreds of thousands of small images, while
     # those that train on them wait for a core.
-    ahead = MAX_POSITIONS_AHEAD * _bytes_per_row(manifest, read)
-    limits = ray.data.ExecutionResources(object_store_memory=ahead)
-    return ray.data.ExecutionOptions(preserve_order=True, resource_limits=limits)
-
-
-def _blocks_per_task(blocks: int, micro_batch: int, bytes_per_row: int) -> int:
-    """A task costs some 20 ms, and its blocks wait in memory for the tasks before it."""
-    positions = min(MAX_POSITIONS_PER_TASK, MAX_BYTES_PER_TASK // bytes_per_row, blocks * micro_batch // MIN_TASKS)
-    return max(1, positions // micro_batch)
-
-
-def _bytes_per_row(manifest: Manifest, read: ReadSettings) -> int:
-    """Of a sample's image, input and hole."""
-    return read.height * read.width * (7 if manifest.has_inputs else 4)
+    limits = ray.data.ExecutionResources(object_store_memory=MAX_POSITIONS_AHEAD * bytes_per_row)
+    context.execution_options = ray.data.ExecutionOptions(preserve_order=True, resource_limits=limits)
+    # The map's own output buffer would gather 128 MiB before it lets go of a block. Above this size and below 1.5
+    # times it, a batch leaves the buffer at once and uncut; the strings in it have the room in between.
+    context.target_max_block_size = max(1, int(micro_batch * bytes_per_row / 1.2))
+    take_blocks_at_once(dataset, min(MAX_BLOCKS_IN_HAND, MAX_BYTES_IN_HAND // (micro_batch * bytes_per_row)))
+    set_pace(dataset)
+    # Ray's own report is of blocks and operators; callers show rows.
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.memory_usage_poll_interval_s = None  # a thread in each worker, for that report
 
 
 def _threads_per_task(manifest: Manifest) -> int:
@@ -135,14 +130,6 @@ def _numbers(tasks: int) -> ray.data.Dataset:
     return ray.data.range(tasks, override_num_blocks=-(-tasks // MAX_READ_TASKS)).repartition(
         target_num_rows_per_block=1
     )
-
-
-def _quiet(dataset: ray.data.Dataset) -> None:
-    set_pace(dataset)
-    # Ray's own report is of blocks and operators; callers show rows.
-    dataset.context.enable_progress_bars = False
-    dataset.context.print_on_execution_start = False
-    dataset.context.memory_usage_poll_interval_s = None  # a thread in each worker, for that report
 
 
 def read_manifest(

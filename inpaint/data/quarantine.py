@@ -1,6 +1,6 @@
 """Rows that cannot be used: why, what to do, and when there are too many of them.
 
-Guarantee: a row is either in the manifest or in the quarantine, with one of the fixed phrases of `REASONS`.
+Guarantee: a row is either in the manifest or in the quarantine, with one of the fixed phrases of `Reason`.
 """
 
 import json
@@ -40,9 +40,6 @@ class Reason(StrEnum):
     NOT_A_COUNT = "not a count"
 
 
-REASONS = frozenset(str(reason) for reason in Reason)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Quarantined:
     """One row that is not used."""
@@ -54,7 +51,7 @@ class Quarantined:
     field: str
     """The column at fault."""
     reason: str
-    """One of `REASONS`."""
+    """One of `Reason`."""
     detail: str
     """The value, and what to do about it."""
 

@@ -69,58 +69,49 @@ class RandomShapes(Hole):
                 break
             area = max(1.0, missing / max(1, shapes - drawn))
             shape = kind if kind is not HoleKind.MIX else SHAPES[int(rng.integers(len(SHAPES)))]
-            hole |= _shape(shape, height, width, area, rng, self.stroke_width)
+            hole |= self._shape(shape, height, width, area, rng)
         return _trimmed(hole, min(max(int(hole.sum()), fewest), max(fewest, largest)), rng).astype(np.uint8) * 255
 
+    def _shape(self, kind: HoleKind, height: int, width: int, area: float, rng: np.random.Generator) -> np.ndarray:
+        """One shape of about `area` pixels, bool H W; parts of it may lie outside the image."""
+        canvas = Image.new("1", (width, height))
+        draw = ImageDraw.Draw(canvas)
+        if kind is HoleKind.RECTANGLES:
+            aspect = math.exp(rng.uniform(-0.7, 0.7))
+            wide, high = min(width, math.sqrt(area * aspect)), min(height, math.sqrt(area / aspect))
+            wide, high = max(1, round(wide)), max(1, round(high))
+            left, top = int(rng.integers(width - wide + 1)), int(rng.integers(height - high + 1))
+            draw.rectangle((left, top, left + wide - 1, top + high - 1), fill=1)
+        elif kind is HoleKind.CIRCLES:
+            radius = math.sqrt(area / math.pi)
+            x, y = rng.uniform(0, width), rng.uniform(0, height)
+            draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=1)
+        else:
+            self._stroke(draw, height, width, area, rng)
+        return np.array(canvas)
 
-def _shape(
-    kind: HoleKind, height: int, width: int, area: float, rng: np.random.Generator, widths: tuple[float, float]
-) -> np.ndarray:
-    """One shape of about `area` pixels, bool H W; parts of it may lie outside the image."""
-    canvas = Image.new("1", (width, height))
-    draw = ImageDraw.Draw(canvas)
-    if kind is HoleKind.RECTANGLES:
-        aspect = math.exp(rng.uniform(-0.7, 0.7))
-        wide, high = min(width, math.sqrt(area * aspect)), min(height, math.sqrt(area / aspect))
-        wide, high = max(1, round(wide)), max(1, round(high))
-        left, top = int(rng.integers(width - wide + 1)), int(rng.integers(height - high + 1))
-        draw.rectangle((left, top, left + wide - 1, top + high - 1), fill=1)
-    elif kind is HoleKind.CIRCLES:
-        radius = math.sqrt(area / math.pi)
-        x, y = rng.uniform(0, width), rng.uniform(0, height)
-        draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=1)
-    else:
-        _stroke(draw, height, width, area, rng, widths)
-    return np.array(canvas)
-
-
-def _stroke(
-    draw: ImageDraw.ImageDraw,
-    height: int,
-    width: int,
-    area: float,
-    rng: np.random.Generator,
-    widths: tuple[float, float],
-) -> None:
-    """A brush drawn in straight pieces that turn by up to a right angle, until it has covered about `area` pixels."""
-    side = min(height, width)
-    # A brush is no wider than a dot of the whole area.
-    brush = max(1.0, min(rng.uniform(*widths) * side, math.sqrt(area)))
-    x, y, heading = rng.uniform(0, width), rng.uniform(0, height), rng.uniform(0, 2 * math.pi)
-    left = area
-    while left > 0:
-        length = min(rng.uniform(0.1, 0.35) * side, left / brush)
-        heading += rng.uniform(-math.pi / 2, math.pi / 2)
-        end_x, end_y = x + length * math.cos(heading), y + length * math.sin(heading)
-        if not (0 <= end_x < width and 0 <= end_y < height):
-            # Back towards the middle, or the brush would follow the border.
-            heading = math.atan2(height / 2 - y, width / 2 - x) + rng.uniform(-0.5, 0.5)
+    def _stroke(
+        self, draw: ImageDraw.ImageDraw, height: int, width: int, area: float, rng: np.random.Generator
+    ) -> None:
+        """A brush in straight pieces that turn by up to a right angle, until it has covered about `area` pixels."""
+        side = min(height, width)
+        # A brush is no wider than a dot of the whole area.
+        brush = max(1.0, min(rng.uniform(*self.stroke_width) * side, math.sqrt(area)))
+        x, y, heading = rng.uniform(0, width), rng.uniform(0, height), rng.uniform(0, 2 * math.pi)
+        left = area
+        while left > 0:
+            length = min(rng.uniform(0.1, 0.35) * side, left / brush)
+            heading += rng.uniform(-math.pi / 2, math.pi / 2)
             end_x, end_y = x + length * math.cos(heading), y + length * math.sin(heading)
-        draw.line((x, y, end_x, end_y), fill=1, width=round(brush))
-        for dot_x, dot_y in ((x, y), (end_x, end_y)):
-            draw.ellipse((dot_x - brush / 2, dot_y - brush / 2, dot_x + brush / 2, dot_y + brush / 2), fill=1)
-        x, y = end_x, end_y
-        left -= max(1.0, length * brush)
+            if not (0 <= end_x < width and 0 <= end_y < height):
+                # Back towards the middle, or the brush would follow the border.
+                heading = math.atan2(height / 2 - y, width / 2 - x) + rng.uniform(-0.5, 0.5)
+                end_x, end_y = x + length * math.cos(heading), y + length * math.sin(heading)
+            draw.line((x, y, end_x, end_y), fill=1, width=round(brush))
+            for dot_x, dot_y in ((x, y), (end_x, end_y)):
+                draw.ellipse((dot_x - brush / 2, dot_y - brush / 2, dot_x + brush / 2, dot_y + brush / 2), fill=1)
+            x, y = end_x, end_y
+            left -= max(1.0, length * brush)
 
 
 def _trimmed(hole: np.ndarray, area: int, rng: np.random.Generator) -> np.ndarray:

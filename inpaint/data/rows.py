@@ -179,9 +179,13 @@ class Manifest:
         if self.hash == other.hash:
             return ""
         lines = [f"{len(self)} rows then, {len(other)} now"]
-        lines += _named("removed", *_missing(self.table, other.table))
-        lines += _named("added", *_missing(other.table, self.table))
-        lines += _named("changed", *_changed(self.table, other.table))
+        for word, shown, count in (
+            ("removed", *_missing(self.table, other.table)),
+            ("added", *_missing(other.table, self.table)),
+            ("changed", *_changed(self.table, other.table)),
+        ):
+            more = f" and {count - len(shown)} more" if count > len(shown) else ""
+            lines += [f"{word}: {', '.join(shown)}{more}"] if count else []
         if self.shares != other.shares:
             lines.append(f"shares were {self.shares}, now {other.shares}")
         if len(lines) == 1:
@@ -272,12 +276,4 @@ def _changed(then: pa.Table, now: pa.Table) -> tuple[list[str], int]:
 def _differs(one: pa.ChunkedArray, other: pa.ChunkedArray) -> np.ndarray:
     if one.type == NAMES:
         one, other = one.cast(pa.string()), other.cast(pa.string())
-    same = pc.equal(one, other).fill_null(False).to_numpy()
-    return ~same & ~(one.is_null().to_numpy() & other.is_null().to_numpy())
-
-
-def _named(word: str, shown: list[str], count: int) -> list[str]:
-    if not count:
-        return []
-    more = f" and {count - len(shown)} more" if count > len(shown) else ""
-    return [f"{word}: {', '.join(shown)}{more}"]
+    return ~pc.coalesce(pc.equal(one, other), pc.and_(pc.is_null(one), pc.is_null(other))).to_numpy()

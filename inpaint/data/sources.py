@@ -8,21 +8,20 @@ import difflib
 import io
 import os
 import posixpath
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from itertools import chain
+from itertools import chain, islice
 from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.fs as pafs
 
 from inpaint.data.files import PLAIN, check_relative
 from inpaint.data.quarantine import Quarantined, Reason
-from inpaint.data.rows import NAMES, packed
-from inpaint.data.storage import Root, absolute, open_root, opened
+from inpaint.data.rows import NAMES, SCHEMA, packed
+from inpaint.data.storage import absolute, open_root, opened
 from inpaint.errors import BadRow, InpaintError
 
 COLUMNS = {
@@ -38,20 +37,12 @@ MOST_REPEATS = 9999
 LISTED = pa.schema(
     [
         ("line", pa.int32()),  # in the CSV (the header is line 1), or number of the file in a folder, from 1
-        ("root", NAMES),
-        ("image", pa.string()),
-        ("input", pa.string()),
-        ("hole", pa.string()),
         ("caption", pa.string()),  # a text file that holds the prompt
-        ("prompt", pa.string()),  # null: nothing but the caption will do
-        ("category", NAMES),
-        ("label", NAMES),
-        ("source", pa.int32()),
-        ("weight", pa.float32()),
-        ("repeats", pa.int32()),
+        *(known for known in SCHEMA if known.name not in ("id", "width", "height", "digest")),
     ]
 )
-"""What is known of a row before its files are opened; paths are relative to `root`."""
+"""What is known of a row before its files are opened; paths are relative to `root`. Where the prompt is null,
+nothing but the caption will do."""
 
 
 @dataclass(frozen=True)
@@ -93,21 +84,25 @@ class CsvSource:
             lines = csv.reader(io.TextIOWrapper(io.BufferedReader(file), encoding="utf-8-sig", newline=""))
             try:
                 header = _header(next(lines, []), shown)
-                tables = (self._table(header, *chunk, bad) for chunk in _chunks(lines))
-                columns = pa.concat_tables(chain([LISTED.empty_table()], tables)).unify_dictionaries().columns
+                # Numbered as an editor counts them.
+                numbered = ((lines.line_num, cells) for cells in lines)
+                chunks = iter(lambda: list(islice(numbered, CHUNK)), [])
+                tables = [LISTED.empty_table(), *(self._table(header, chunk, bad) for chunk in chunks)]
             except UnicodeDecodeError as error:
                 raise InpaintError(f"{shown}: not UTF-8, after line {lines.line_num}: save it as UTF-8") from error
             except csv.Error as error:
                 raise InpaintError(f"{shown}, line {lines.line_num}: not a CSV: {error}") from error
-        listed = dict(zip(LISTED.names, columns, strict=True))
-        del columns
+        table = pa.concat_tables(tables).unify_dictionaries()
+        listed = dict(zip(LISTED.names, table.columns, strict=True))
+        del tables, table
         return Listing(packed(listed, LISTED), bad)
 
-    def _table(self, header: list[str], numbers: list[int], rows: list[list[str]], bad: list[Quarantined]) -> pa.Table:
-        """The usable ones of some lines, a table of `LISTED`; the others go to `bad`."""
+    def _table(self, header: list[str], lines: list[tuple[int, list[str]]], bad: list[Quarantined]) -> pa.Table:
+        """The usable ones of some numbered lines, a table of `LISTED`; the others go to `bad`."""
+        numbers, rows = (list(column) for column in zip(*lines, strict=True))
         columns = self._plain(header, rows)
         if columns is None:
-            usable = [row for line in zip(numbers, rows, strict=True) if (row := self._row(header, *line, bad))]
+            usable = [row for line in lines if (row := self._row(header, *line, bad))]
             columns = {name: [row[name] for row in usable] for name in ("line", *COLUMNS.values())}
         return _listed(posixpath.dirname(absolute(self.path)), self.weight, {"line": numbers, **columns})
 
@@ -204,7 +199,10 @@ class FolderSource:
     def listing(self) -> Listing:
         """Walk the folder, sorted by path. Raises InpaintError where it does not exist."""
         root = absolute(self.path)
-        names = pa.array(_walk(open_root(root), os.fspath(self.path)), pa.string())
+        try:
+            names = pa.array(list(open_root(root).files()), pa.string())
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise InpaintError(f"{self.path}: there is no such folder") from error
         images = names.filter(pc.match_substring_regex(names, IMAGES))
         images = images.take(pc.sort_indices(images))
         captions = pc.replace_substring_regex(images, r"(\.[^./]*)$", ".txt")
@@ -274,20 +272,6 @@ def _listed(root: str, weight: float, columns: dict[str, Any]) -> pa.Table:
     return pa.table(found, schema=LISTED)
 
 
-def _chunks(lines: Any) -> Iterator[tuple[list[int], list[list[str]]]]:
-    """The lines' numbers, as an editor counts them, and their cells, some at a time."""
-    numbers: list[int] = []
-    rows: list[list[str]] = []
-    for cells in lines:
-        numbers.append(lines.line_num)
-        rows.append(cells)
-        if len(rows) == CHUNK:
-            yield numbers, rows
-            numbers, rows = [], []
-    if rows:
-        yield numbers, rows
-
-
 def _header(cells: list[str], path: str) -> list[str]:
     """What rows call each column, "" where we do not know it. Raises InpaintError for missing or doubled ones."""
     found = [cell.strip().lower() for cell in cells]
@@ -302,14 +286,3 @@ def _header(cells: list[str], path: str) -> list[str]:
     if doubled:
         raise InpaintError(f"{path}: column {doubled[0]!r} occurs {found.count(doubled[0])} times in the first line")
     return [COLUMNS.get(name, "") for name in found]
-
-
-def _walk(root: Root, shown: str) -> Iterator[str]:
-    try:
-        infos = root.filesystem.get_file_info(pafs.FileSelector(root.path, recursive=True))
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise InpaintError(f"{shown}: there is no such folder") from error
-    above = root.path.rstrip("/") + "/" if root.path else ""
-    for info in infos:
-        if info.type == pafs.FileType.File:
-            yield info.path.removeprefix(above)

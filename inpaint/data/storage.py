@@ -34,6 +34,12 @@ class Root:
     def join(self, relative: str) -> str:
         return posixpath.join(self.path, relative) if self.path else relative
 
+    def files(self) -> dict[str, pafs.FileInfo]:
+        """Every file below, by its path from here, in one listing. Raises OSError where there is no folder."""
+        above = self.path.rstrip("/") + "/" if self.path else ""
+        infos = self.filesystem.get_file_info(pafs.FileSelector(self.path, recursive=True))
+        return {info.path.removeprefix(above): info for info in infos if info.is_file}
+
 
 def open_root(where: str | os.PathLike[str]) -> Root:
     """A local path, or a URL that pyarrow knows (`file://`, `s3://`, `gs://`, `fsspec+...://`) -> Root."""

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from inpaint.data.quarantine import REASONS, Quarantined, check, table, write
+from inpaint.data.quarantine import Quarantined, Reason, check, table, write
 from inpaint.errors import BadRow, TooManyBadRows
 
 BAD = [
@@ -17,7 +17,7 @@ def test_it_is_written_as_json_lines(tmp_path):
     write(BAD, tmp_path / "quarantine.jsonl")
     lines = [json.loads(line) for line in (tmp_path / "quarantine.jsonl").read_text().splitlines()]
     assert lines[0] == {"row": 2, "name": "2.png", "field": "mask", "reason": "empty mask", "detail": "do this"}
-    assert len(lines) == 3 and {line["reason"] for line in lines} <= REASONS
+    assert len(lines) == 3 and {line["reason"] for line in lines} <= set(Reason)
 
 
 def test_the_table_counts_and_names():
