@@ -28,8 +28,8 @@ import tyro
 from benchmarks.harness import emit, progress
 from benchmarks.one_step import TrainOneStep, paint_one_step
 from inpaint import cluster
+from inpaint.data.holes import RandomShapes
 from inpaint.data.pipeline import read_manifest
-from inpaint.data.random_shapes import RandomShapes
 from inpaint.data.rows import Manifest
 from inpaint.diffusion.ddpm import PixelSampler, PixelSampling
 from inpaint.diffusion.unet import Known

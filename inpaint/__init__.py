@@ -43,7 +43,7 @@ _HOMES = {
     "inpaint.paint.request": ("PaintRequest", "SamplingSettings", "DdpmRequest"),
     "inpaint.paint.ddpm_painter": ("DdpmPainter", "ModelCard", "ReverseProcess"),
     # The DDPM's parts
-    "inpaint.data.random_shapes": ("RandomShapes", "HoleKind"),
+    "inpaint.data.holes": ("RandomShapes", "HoleKind"),
     "inpaint.diffusion.blocks": ("TimeEmbedding", "ResidualBlock", "SelfAttention", "Level"),
     "inpaint.diffusion.unet": ("UNet", "MaskedUNet", "UNetSettings", "Known"),
     "inpaint.diffusion.ddpm": ("Noise", "NoiseSettings", "PixelSampling", "PixelSampler", "fill"),

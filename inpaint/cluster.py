@@ -130,6 +130,7 @@ def check_fits(needs: Needs, nodes: Sequence[Node]) -> None:
     if nodes_hold(needs, nodes):
         return
     cpus, gpus = sum(n.cpus for n in nodes), sum(n.gpus for n in nodes)
+    shapes = ", ".join(f"{n.cpus:g} CPU + {n.gpus:g} GPU" for n in sorted(set(nodes), key=lambda n: -n.cpus))
     short = [
         f"{want - have:g} more {kind} ({want:g} asked, {have:g} there)"
         for kind, want, have in (
@@ -137,10 +138,7 @@ def check_fits(needs: Needs, nodes: Sequence[Node]) -> None:
             ("GPU", needs.workers * needs.gpus_per_worker, gpus),
         )
         if want > have
-    ]
-    if not short:
-        shapes = ", ".join(f"{n.cpus:g} CPU + {n.gpus:g} GPU" for n in sorted(set(nodes), key=lambda n: -n.cpus))
-        short = [f"machines large enough: in all there would be enough, but the machines have {shapes}"]
+    ] or [f"machines large enough: in all there would be enough, but the machines have {shapes}"]
     message = (
         f"{needs.workers} worker(s) of {needs.cpus_per_worker:g} CPU + {needs.gpus_per_worker:g} GPU, with "
         f"{needs.data_cpus} CPU left for reading, do not fit this cluster of {len(nodes)} machine(s): it lacks "

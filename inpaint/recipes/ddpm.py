@@ -14,8 +14,7 @@ import torch
 import tyro
 from torch import Tensor
 
-from inpaint.data.holes import Sometimes
-from inpaint.data.random_shapes import RandomShapes
+from inpaint.data.holes import RandomShapes, Sometimes
 from inpaint.data.rows import Manifest
 from inpaint.data.sample import ReadSettings
 from inpaint.data.sources import FolderNames, FolderSource

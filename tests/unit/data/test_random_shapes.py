@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from inpaint.data.random_shapes import HoleKind, RandomShapes
+from inpaint.data.holes import HoleKind, RandomShapes
 from inpaint.data.rows import Row
 from inpaint.data.sample import ReadSettings, make_sample
 from inpaint.errors import InpaintError
