@@ -10,6 +10,7 @@ does not change what the others draw.
 import math
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Protocol
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
@@ -22,17 +23,17 @@ Box = tuple[float, float, float, float]
 """Left, top, right, bottom, in shares of the width and height."""
 
 
-class Hole:
+class Hole(Protocol):
     """A recipe for holes."""
 
     @property
     def uses_own(self) -> bool:
-        """Whether the row's own mask is looked at; where not, it is not even read. By default as what is wrapped."""
-        return any(part.uses_own for part in vars(self).values() if isinstance(part, Hole))
+        """Whether the row's own mask is looked at; where not, it is not even read."""
+        return False
 
     def draw(self, own: np.ndarray | None, height: int, width: int, rng: np.random.Generator) -> np.ndarray:
         """A hole, uint8 H W. `own` is the row's mask as the crop shows it, uint8 H W, not empty; None: it has none."""
-        raise NotImplementedError
+        ...
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,10 @@ class Sometimes(Hole):
         if not 0 <= self.probability <= 1:
             raise InpaintError(f"probability {self.probability} of another hole is not between 0 and 1")
 
+    @property
+    def uses_own(self) -> bool:
+        return self.hole.uses_own or self.instead.uses_own
+
     def draw(self, own: np.ndarray | None, height: int, width: int, rng: np.random.Generator) -> np.ndarray:
         chosen = self.instead if rng.random() < self.probability else self.hole
         return chosen.draw(own, height, width, rng)
@@ -100,6 +105,10 @@ class _Reaching(Hole):
     def __post_init__(self) -> None:
         if not 0 <= self.most <= 0.5:
             raise InpaintError(f"{type(self).__name__} by up to {self.most}: give a share of the short side, 0 to 0.5")
+
+    @property
+    def uses_own(self) -> bool:
+        return self.hole.uses_own
 
     def draw(self, own: np.ndarray | None, height: int, width: int, rng: np.random.Generator) -> np.ndarray:
         radius = round(rng.random() * self.most * min(height, width))

@@ -81,6 +81,17 @@ def test_a_mask_is_read_only_for_recipes_that_look_at_it():
     assert not Sometimes(Grown(Feathered(CentreKept()))).uses_own
 
 
+def test_a_hole_of_ones_own_need_only_look_like_one():
+    class Everything:
+        uses_own = True
+
+        def draw(self, own, height, width, rng):
+            return np.full((height, width), 255, dtype=np.uint8)
+
+    hole = Sometimes(Grown(Everything()))
+    assert hole.uses_own and (hole.draw(None, 8, 12, np.random.default_rng(0)) == 255).all()
+
+
 def test_recipes_print_what_they_are():
     """A run's settings name its holes, so that a resumed run can be told apart."""
     assert repr(Grown(OwnMask(), 0.1)) == "Grown(hole=OwnMask(missing=CentreKept()), most=0.1)"
