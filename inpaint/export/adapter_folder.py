@@ -8,13 +8,14 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import safetensors
 import safetensors.torch
 from torch import Tensor
 
-from inpaint.data.storage import Root, open_root
+from inpaint.data.storage import read_file
 from inpaint.errors import InpaintError
 from inpaint.models.adapter import Adapter, AdapterCard
 
@@ -54,8 +55,7 @@ def parse_card(data: bytes, where: str | Path) -> AdapterCard:
 
 def load_adapter(where: str | Path) -> Adapter:
     """Read and verify the adapter folder at a path or an object-store URL. Raises InpaintError, as `read_adapter`."""
-    root = open_root(where)
-    return read_adapter(lambda name: _read(root, name), where)
+    return read_adapter(partial(read_file, where), where)
 
 
 def read_adapter(read: Callable[[str], bytes | None], where: str | Path) -> Adapter:
@@ -93,18 +93,6 @@ def _tensors(data: bytes | None, digest: str, where: str) -> dict[str, Tensor]:
         return safetensors.torch.load(data)
     except safetensors.SafetensorError as error:
         raise InpaintError(f"{where}: not a safetensors file ({error})") from error
-
-
-def _read(root: Root, name: str) -> bytes | None:
-    """A file's bytes; None where there is none."""
-    try:
-        with root.filesystem.open_input_stream(root.join(name)) as stream:
-            data: bytes = stream.read()
-            return data
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except OSError as error:
-        raise InpaintError(f"{root.join(name)}: cannot be read ({error})") from error
 
 
 def _lora_metadata(adapter: Adapter) -> dict[str, object]:

@@ -43,11 +43,8 @@ class AdapterCard:
     """sha256 of each file."""
 
     def prompt(self, prompt: str, category: str | None = None) -> str:
-        """The prompt as it was written in training; as given where the adapter has categories and none is named.
-
-        Raises:
-            InpaintError: the adapter was not trained on this category.
-        """
+        """The prompt as it was written in training; as given where the adapter has categories and none is named. Raises
+        InpaintError for a category that it was not trained on."""
         if not self.tokens:
             return self.prompt_format.format(prompt=prompt)
         if category is None:
@@ -79,11 +76,7 @@ def adapter_from(tensors: Mapping[str, Tensor], card: AdapterCard) -> Adapter:
 
 
 def apply_adapter(base: Base, adapter: Adapter) -> None:
-    """Put an adapter on a base that has none, in place.
-
-    Raises:
-        InpaintError: it does not belong to this base.
-    """
+    """Put an adapter on a base that has none, in place. Raises InpaintError where it does not belong to this base."""
     check_adapter(adapter, base.info)
     card = adapter.card
     load_lora(base, adapter.lora, rank=card.rank, alpha=card.alpha)
@@ -99,11 +92,8 @@ def check_name(name: str) -> None:
 
 
 def check_card(card: AdapterCard, info: BaseInfo, *, max_rank: int | None = None) -> None:
-    """What the card alone shows; its fields may hold anything that JSON can.
-
-    Raises:
-        InpaintError: trained on another base, too large a rank, or a field that is no such thing.
-    """
+    """Raises InpaintError: trained on another base, too large a rank, or a field that is no such thing, for a card's
+    fields may hold anything that JSON can."""
     if card.base_revision != info.revision:
         raise InpaintError(
             f"the adapter was trained on base {card.base} at {str(card.base_revision)[:12]}, this is {info.name} at "
@@ -123,11 +113,8 @@ def check_card(card: AdapterCard, info: BaseInfo, *, max_rank: int | None = None
 
 
 def check_adapter(adapter: Adapter, info: BaseInfo, *, max_rank: int | None = None) -> None:
-    """Whether an adapter belongs to a base: its card, and every tensor's place, partner, shape and numbers.
-
-    Raises:
-        InpaintError: naming the first that does not.
-    """
+    """Raises InpaintError for the first thing that does not belong to a base: the adapter's card, and every tensor's
+    place, partner, shape and numbers are looked at."""
     check_card(adapter.card, info, max_rank=max_rank)
     if not adapter.lora:
         raise InpaintError("the adapter has no LoRA layer")

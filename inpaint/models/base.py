@@ -18,7 +18,7 @@ from diffusers import SchedulerMixin
 from inpaint.errors import InpaintError
 from inpaint.models.architectures import Architecture
 from inpaint.models.folder import DiffusersFolder
-from inpaint.models.layers import Modules, adaptable_layers, adapted_models, disk_name
+from inpaint.models.layers import Modules, adaptable_layers, adapted_models
 from inpaint.models.locate import locate
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -148,9 +148,9 @@ def info_of(modules: Modules, *, name: str, revision: str, guidance_scale: float
         downsample=downsample,
         is_xl=len(modules.text_encoders) == 2,
         layers={
-            disk_name(prefix, path): (layer.out_features, layer.in_features)
+            name: (layer.out_features, layer.in_features)
             for prefix, model in adapted_models(modules).items()
-            for path, layer in adaptable_layers(model, prefix).items()
+            for name, (_, layer) in adaptable_layers(model, prefix).items()
         },
         text_widths=tuple(encoder.config.hidden_size for encoder in modules.text_encoders),
         guidance_scale=float(guidance_scale),

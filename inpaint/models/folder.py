@@ -4,6 +4,7 @@ Guaranteed: safetensors only; no pickle is ever opened.
 """
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 import transformers
 from diffusers import AutoencoderKL, SchedulerMixin, UNet2DConditionModel
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers
-from transformers import CLIPTextConfig
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from inpaint.errors import InpaintError
 from inpaint.models.layers import Modules
@@ -24,24 +25,22 @@ FAMILIES = (
     "StableDiffusionXLInpaintPipeline",
 )
 """Supported pipeline classes."""
+_MODELS: dict[str, Any] = {
+    "text_encoder": CLIPTextModel,
+    "text_encoder_2": CLIPTextModelWithProjection,
+    "vae": AutoencoderKL,
+    "unet": UNet2DConditionModel,
+}
+"""Part -> its class; those in _2 are SDXL's, here and below."""
 _CLASSES: dict[str, tuple[str, ...]] = {
-    "text_encoder": ("CLIPTextModel",),
-    "text_encoder_2": ("CLIPTextModelWithProjection",),
-    "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
-    "tokenizer_2": ("CLIPTokenizer", "CLIPTokenizerFast"),
-    "vae": ("AutoencoderKL",),
-    "unet": ("UNet2DConditionModel",),
+    **{part: (model.__name__,) for part, model in _MODELS.items()},
+    **dict.fromkeys(("tokenizer", "tokenizer_2"), ("CLIPTokenizer", "CLIPTokenizerFast")),
     "scheduler": tuple(s.name for s in KarrasDiffusionSchedulers),
 }
-"""Part -> its supported classes; those in _2 are SDXL's."""
+"""Part -> names of its supported classes."""
 PREFERENCES_FILE = "inpaint.json"
 """Optional, no part of a base's revision: `{"guidance_scale": ..., "steps": ...}`, where nobody says otherwise."""
-WEIGHTS = {
-    "text_encoder": "model",
-    "text_encoder_2": "model",
-    "vae": "diffusion_pytorch_model",
-    "unet": "diffusion_pytorch_model",
-}
+WEIGHTS = {part: "model" if part.startswith("text") else "diffusion_pytorch_model" for part in _MODELS}
 """Part -> how the names of its weights' files begin, as `save_pretrained` writes them."""
 VARIANTS: dict[str | None, tuple[str, ...]] = {
     None: (".safetensors", "-?????-of-?????.safetensors", ".safetensors.index.json"),
@@ -84,7 +83,7 @@ class DiffusersFolder:
     def used_files(self) -> list[Path]:
         """All files that loading reads. Raises InpaintError where there are no safetensors."""
         used = [self.path / "model_index.json", self.path / "scheduler" / "scheduler_config.json"]
-        for part in self._classes.keys() & WEIGHTS.keys():
+        for part in self._classes.keys() & _MODELS.keys():
             used += [self.path / part / "config.json", *self._weights(part)[1]]
         for part in self._parts("tokenizer"):
             used += [path for path in (self.path / part).glob("*") if path.suffix in (".json", ".txt")]
@@ -109,33 +108,24 @@ class DiffusersFolder:
     def blank(self) -> Modules:
         """The modules from their configurations alone, on torch's default device."""
 
-        def config(part: str) -> dict[str, Any]:
-            return _read_json(self.path / part / "config.json")
+        def blank(part: str, model: Any) -> Any:
+            config = _read_json(self.path / part / "config.json")
+            return model(CLIPTextConfig(**config)) if part.startswith("text") else model.from_config(config)
 
-        return Modules(
-            text_encoders=[
-                getattr(transformers, self._classes[part])(CLIPTextConfig(**config(part)))
-                for part in self._parts("text_encoder")
-            ],
-            vae=AutoencoderKL.from_config(config("vae")),
-            unet=UNet2DConditionModel.from_config(config("unet")),
-        )
+        return self._modules(blank)
 
     def load(self, dtype: torch.dtype) -> Modules:
         """The modules with their weights in `dtype`: plain safetensors if there, else the fp16 variant."""
 
-        def loaded(model: Any, part: str, **how: torch.dtype) -> Any:
+        def loaded(part: str, model: Any) -> Any:
             variant, _ = self._weights(part)
-            return model.from_pretrained(self.path / part, use_safetensors=True, variant=variant, **how)
+            return model.from_pretrained(self.path / part, use_safetensors=True, variant=variant, dtype=dtype)
 
-        return Modules(
-            text_encoders=[
-                loaded(getattr(transformers, self._classes[part]), part, dtype=dtype)
-                for part in self._parts("text_encoder")
-            ],
-            vae=loaded(AutoencoderKL, "vae", torch_dtype=dtype),
-            unet=loaded(UNet2DConditionModel, "unet", torch_dtype=dtype),
-        )
+        return self._modules(loaded)
+
+    def _modules(self, make: Callable[[str, Any], Any]) -> Modules:
+        made = {part: make(part, model) for part, model in _MODELS.items() if part in self._classes}
+        return Modules(unet=made.pop("unet"), vae=made.pop("vae"), text_encoders=list(made.values()))
 
     def _parts(self, kind: str) -> list[str]:
         return [part for part in self._classes if part.startswith(kind)]

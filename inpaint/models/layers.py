@@ -27,11 +27,11 @@ def adapted_models(base: Modules) -> dict[str, nn.Module]:
     return {"unet": base.unet, **dict(zip(("text_encoder", "text_encoder_2"), base.text_encoders, strict=False))}
 
 
-def adaptable_layers(model: nn.Module, prefix: str) -> dict[str, nn.Linear]:
-    """The linear layers of one of `adapted_models` that a LoRA can change, by their path in it."""
+def adaptable_layers(model: nn.Module, prefix: str) -> dict[str, tuple[str, nn.Linear]]:
+    """Name on disk -> path and module of the linear layers of one of `adapted_models` that a LoRA can change."""
     ends = tuple(f".{target}" for target in (_UNET_TARGETS if prefix == "unet" else _TEXT_TARGETS))
     return {
-        path: module
+        disk_name(prefix, path): (path, module)
         for path, module in model.named_modules()
         if isinstance(module, nn.Linear) and f".{path}".endswith(ends)
     }

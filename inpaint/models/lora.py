@@ -57,16 +57,15 @@ def inject_lora(base: Base, settings: LoraSettings, *, seed: int, only: Collecti
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for prefix, model in adapted_models(base).items():
-            paths = adaptable_layers(model, prefix)
-            if only is not None:
-                paths = {path: layer for path, layer in paths.items() if disk_name(prefix, path) in only}
+            layers = adaptable_layers(model, prefix)
+            paths = [path for name, (path, _) in layers.items() if only is None or name in only]
             if not paths or (prefix != "unet" and not settings.text_encoder):
                 continue
             config = LoraConfig(
                 r=settings.rank,
                 lora_alpha=settings.scaled_alpha,  # type: ignore[arg-type]
                 lora_dropout=settings.dropout,
-                target_modules=list(paths),
+                target_modules=paths,
                 init_lora_weights="gaussian",
             )
             inject_adapter_in_model(config, model, adapter_name=ADAPTER)

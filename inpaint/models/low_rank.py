@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from inpaint.models.layers import adaptable_layers, disk_name
+from inpaint.models.layers import adaptable_layers
 
 Uses = tuple[tuple[int, float], ...]
 """(slot, weight) of each adapter that a row is painted with."""
@@ -56,10 +56,9 @@ class LoraPool:
         """Replaces, in place, the layers that a LoRA can change of one of `inpaint.models.layers.adapted_models`."""
         self.layers: dict[str, RowLoraLinear] = {}
         """By their name on disk, in the columns' order."""
-        for path, linear in adaptable_layers(model, prefix).items():
-            parent, _, child = path.rpartition(".")
-            layer = self.layers[disk_name(prefix, path)] = RowLoraLinear(linear)
-            setattr(model.get_submodule(parent), child, layer)
+        for name, (path, linear) in adaptable_layers(model, prefix).items():
+            self.layers[name] = RowLoraLinear(linear)
+            model.set_submodule(path, self.layers[name])
         self._widths = [width for layer in self.layers.values() for width in (layer.in_features, layer.out_features)]
         is_up = torch.tensor([False, True] * len(self.layers)).repeat_interleave(torch.tensor(self._widths))
         self.packed_SRW = next(model.parameters()).new_zeros(slots + 1, max_rank, len(is_up), requires_grad=False)

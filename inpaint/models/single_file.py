@@ -41,11 +41,7 @@ class SingleFile(Architecture):
     path: Path
 
     def load(self, dtype: torch.dtype) -> Modules:
-        """The modules with their weights in `dtype`.
-
-        Raises:
-            InpaintError: text encoder, VAE or U-Net are not, or not wholly, in the file.
-        """
+        """With their weights in `dtype`. Raises InpaintError for a module that is not, or not wholly, in the file."""
         with init_empty_weights():
             modules = self.blank()
         tensors = safetensors.torch.load_file(self.path)

@@ -91,11 +91,8 @@ class PaintModels:
 
 
 def read_models(settings: PaintSettings) -> PaintModels:
-    """Find what the settings name, and settle what they leave open.
-
-    Raises:
-        InpaintError: no base, or a base or an adapter that is not there, or does not fit.
-    """
+    """Find what the settings name, and settle what they leave open. Raises InpaintError where there is no base, or one
+    or an adapter that is not there, or does not fit."""
     adapter = None if settings.adapter is None else load_adapter(settings.adapter)
     base, revision = settings.base, settings.revision
     if adapter is not None:

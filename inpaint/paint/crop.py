@@ -24,18 +24,8 @@ LONGEST = 2.0
 """A window is at most this many times as long as wide, where the photo is: what bases were trained on."""
 
 
-@dataclass(frozen=True)
-class Window:
-    """A rectangle of a photo, in pixels."""
-
-    top: int
-    left: int
-    height: int
-    width: int
-
-    def of(self, photo: np.ndarray) -> np.ndarray:
-        """Its part of a photo or hole; a view."""
-        return photo[self.top : self.top + self.height, self.left : self.left + self.width]
+Window = tuple[slice, slice]
+"""A rectangle: `photo[window]` is its part of a photo or hole."""
 
 
 def window_of(hole: np.ndarray, padding: int | None) -> Window:
@@ -45,12 +35,12 @@ def window_of(hole: np.ndarray, padding: int | None) -> Window:
     """
     height, width = hole.shape
     if padding is None or not hole.any():
-        return Window(0, 0, height, width)
-    top, high = _padded(np.any(hole, axis=1, keepdims=True)[:, 0], padding)
-    left, wide = _padded(np.any(hole, axis=0, keepdims=True)[0], padding)
+        return slice(0, height), slice(0, width)
+    top, high = _padded(hole.any(axis=1), padding)
+    left, wide = _padded(hole.any(axis=0), padding)
     top, high = _widened(top, high, round(wide / LONGEST), height)
     left, wide = _widened(left, wide, round(high / LONGEST), width)
-    return Window(top, left, high, wide)
+    return slice(top, top + high), slice(left, left + wide)
 
 
 def _padded(covered: np.ndarray, padding: int) -> tuple[int, int]:
@@ -85,18 +75,17 @@ class WorkingImage:
 
 def working_shape_of(info: "BaseInfo", request: PaintRequest, window: Window | None = None) -> tuple[int, int]:
     """The working height and width of a request on this base."""
-    window = window or window_of(request.hole, request.sampling.padding)
-    size = request.sampling.size or info.default_size
-    return working_shape(window.height, window.width, size=size, multiple=info.size_multiple)
+    height, width = request.hole[window or window_of(request.hole, request.sampling.padding)].shape
+    return working_shape(height, width, size=request.sampling.size or info.default_size, multiple=info.size_multiple)
 
 
 def working_image(info: "BaseInfo", request: PaintRequest) -> WorkingImage:
     """The window of a request, resized to its working shape."""
     window = window_of(request.hole, request.sampling.padding)
     shape = working_shape_of(info, request, window)
-    image, hole = window.of(request.image), window.of(request.hole)
-    control = None if request.control is None else resize_image(window.of(request.control.image), shape)
-    return WorkingImage(window, resize_image(image, shape), resize_hole(hole, shape), control)
+    image, hole = resize_image(request.image[window], shape), resize_hole(request.hole[window], shape)
+    control = None if request.control is None else resize_image(request.control.image[window], shape)
+    return WorkingImage(window, image, hole, control)
 
 
 def pasted(request: PaintRequest, window: Window, painted: np.ndarray) -> np.ndarray:
@@ -107,7 +96,7 @@ def pasted(request: PaintRequest, window: Window, painted: np.ndarray) -> np.nda
     """
     small = np.rint(painted * 255).astype(np.uint8)
     large = request.image.copy()
-    window.of(large)[:] = resize_image(small, (window.height, window.width))
+    large[window] = resize_image(small, request.hole[window].shape)
     return paste_back(request.image, large, request.hole, feather=request.sampling.feather)
 
 

@@ -41,11 +41,7 @@ def read_row(row: Row, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def read_photo(image: str, mask: str, fill: Fill) -> tuple[np.ndarray, np.ndarray]:
-    """One photo (H x W x 3 uint8) and its hole (H x W bool) from files.
-
-    Raises:
-        InpaintError: a file that cannot be used (BadRow).
-    """
+    """One photo (H x W x 3 uint8) and its hole (H x W bool) from files. Raises InpaintError, also BadRow."""
     photo = _photo(_bytes(image, "image"), "image")
     return photo, _hole(_bytes(mask, "mask"), photo, fill)
 

@@ -68,11 +68,7 @@ class SamplingSettings:
         return max(1, min(int(self.steps * self.strength), self.steps))
 
     def trajectory(self, schedule: NoiseSchedule) -> Trajectory:
-        """The steps on a base's noise schedule. Resolved settings only.
-
-        Raises:
-            InpaintError: steps or a strength that the base cannot be sampled with.
-        """
+        """On a base's noise schedule; of resolved settings. Raises InpaintError for what it cannot be sampled with."""
         assert self.steps is not None, "resolve the settings first"
         return trajectory(schedule, self.sampler, self.steps, self.strength)
 
