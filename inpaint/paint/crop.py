@@ -36,18 +36,17 @@ def window_of(hole: np.ndarray, padding: int | None) -> Window:
     height, width = hole.shape
     if padding is None or not hole.any():
         return slice(0, height), slice(0, width)
-    top, high = _padded(hole.any(axis=1), padding)
-    left, wide = _padded(hole.any(axis=0), padding)
+    top, high = _padded(np.flatnonzero(hole.any(axis=1)), padding, height)
+    left, wide = _padded(np.flatnonzero(hole.any(axis=0)), padding, width)
     top, high = _widened(top, high, round(wide / LONGEST), height)
     left, wide = _widened(left, wide, round(high / LONGEST), width)
     return slice(top, top + high), slice(left, left + wide)
 
 
-def _padded(covered: np.ndarray, padding: int) -> tuple[int, int]:
-    """Start and length of what is True, with `padding`, inside the array."""
-    places = np.flatnonzero(covered)
+def _padded(places: np.ndarray, padding: int, limit: int) -> tuple[int, int]:
+    """Start and length from the first to the last, with `padding`, as far as there is room in `limit`."""
     start = max(0, int(places[0]) - padding)
-    return start, min(len(covered), int(places[-1]) + 1 + padding) - start
+    return start, min(limit, int(places[-1]) + 1 + padding) - start
 
 
 def _widened(start: int, length: int, wanted: int, limit: int) -> tuple[int, int]:
