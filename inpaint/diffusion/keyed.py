@@ -16,6 +16,7 @@ _WORD = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
+_GOLDEN_RATIO = 0x9E3779B9
 
 
 def normal(seed: int, purpose: str, positions_B: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -31,9 +32,13 @@ def normal(seed: int, purpose: str, positions_B: Tensor, shape: tuple[int, ...])
     return pairs.flatten(1)[:, :count].reshape(-1, *shape)
 
 
-def uniform(seed: int, purpose: str, positions_B: Tensor) -> Tensor:
-    """One float64 in [0, 1) per position, on the positions' device."""
-    return _words(seed, purpose, positions_B, 1)[0][:, 0].double() * 2.0**-32
+def spread(seed: int, purpose: str, positions_B: Tensor) -> Tensor:
+    """One float64 in [0, 1) per position, on the positions' device: those of any run, or of every k-th, lie evenly.
+
+    Multiples of the golden ratio (Weyl's sequence), from a random start.
+    """
+    start = _words(seed, purpose, torch.zeros_like(positions_B[:1]), 1)[0][:, 0]
+    return (positions_B * _GOLDEN_RATIO + start).bitwise_and_(_WORD).double() * 2.0**-32
 
 
 def philox(key: tuple[int, int], counter: tuple[Tensor, Tensor, Tensor, Tensor]) -> tuple[Tensor, ...]:

@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from inpaint.diffusion.keyed import normal, philox, uniform
-from inpaint.diffusion.objective import van_der_corput
+from inpaint.diffusion.keyed import normal, philox, spread
 
 ALL = 0xFFFFFFFF
 KNOWN = [  # kat_vectors of Random123 1.14, philox4x32 with ten rounds: counter, key, answer
@@ -39,8 +38,6 @@ def test_numbers_are_distributed_as_they_should_be() -> None:
     ranks = (torch.arange(drawn.numel()) + 0.5).double() / drawn.numel()
     assert float((torch.special.ndtr(drawn.flatten().double().sort().values) - ranks).abs().max()) < 0.01
     assert float(torch.corrcoef(drawn.flatten(1))[0, 1:].abs().max()) < 0.2
-    shares = uniform(0, "timestep", torch.arange(20_000)).sort().values
-    assert float((shares - (torch.arange(20_000) + 0.5) / 20_000).abs().max()) < 0.02
 
 
 def test_padding_draws_something_finite() -> None:
@@ -48,8 +45,14 @@ def test_padding_draws_something_finite() -> None:
 
 
 @pytest.mark.parametrize("count", [1, 5, 64, 100])
-def test_a_fixed_sets_timesteps_are_spread_evenly(count: int) -> None:
-    shares = van_der_corput(torch.arange(count)).sort().values
-    assert float(shares[0]) >= 0 and float(shares[-1]) < 1
-    gaps = torch.diff(shares, prepend=torch.tensor([0.0]), append=torch.tensor([1.0]))
-    assert float(gaps.max()) <= 2 / count
+@pytest.mark.parametrize("every", [1, 2, 3, 7])
+def test_timesteps_are_spread_evenly_over_any_run_and_every_kth_position(count: int, every: int) -> None:
+    for seed, first in ((0, 0), (1, 10**9)):
+        shares = spread(seed, "timestep", torch.arange(count) * every + first).sort().values
+        assert float(shares[0]) >= 0 and float(shares[-1]) < 1
+        gaps = torch.diff(shares, prepend=shares[-1:] - 1)
+        assert float(gaps.max()) <= (2 if every == 1 else 5) / count
+    assert not torch.equal(shares, spread(2, "timestep", torch.arange(count) * every + first).sort().values)
+    assert not torch.equal(
+        spread(1, "validation timestep", torch.tensor([0])), spread(1, "timestep", torch.tensor([0]))
+    )
