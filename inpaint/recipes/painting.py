@@ -54,9 +54,15 @@ class PaintPhotos:
         if self.image is not None:
             check_name(self.output)
         # What would be ignored is refused.
+        if self.image is not None and self.pool != ActorPool():
+            raise InpaintError("--actors, --cpus-per-actor, --gpus-per-actor and --max-batch are for --data")
         if self.model is None:
             if (self.label, self.output_size, self.display_reverse, self.sampling) != ("", None, None, PixelSampling()):
                 raise InpaintError("--label, --output-size, --display-reverse and --sampling.* need --model")
+            if self.category is not None and self.settings.adapter is None:
+                raise InpaintError(f"--category {self.category}: an adapter's word; give --adapter, or leave it out")
+            if self.is_csv and (self.prompt, self.category) != ("", None):
+                raise InpaintError("--prompt and --category are a photo's or a folder's: a CSV has columns for them")
             return
         shared = replace(self.settings.sampling, guidance_scale=None, feather=0)
         if (self.prompt, self.category, replace(self.settings, seed=0, sampling=shared)) != ("", None, PaintSettings()):
@@ -64,6 +70,11 @@ class PaintPhotos:
                 "--model takes no text and no base: give --seed, --guidance-scale, --feather, --label, --output-size, "
                 "--display-reverse and --sampling.* alone"
             )
+
+    @property
+    def is_csv(self) -> bool:
+        """Whether `data` is one."""
+        return self.data is not None and self.data.lower().endswith(".csv")
 
 
 def paint_photos(config: PaintPhotos, *, stop: StopToken | None = None) -> str:
@@ -86,7 +97,7 @@ def _paint_data(config: PaintPhotos, data: str, stop: StopToken | None) -> str:
     from inpaint import cluster
 
     folder = FolderSource(path=data, prompt=config.prompt, category=config.category)
-    source = CsvSource(path=data) if data.lower().endswith(".csv") else folder
+    source = CsvSource(path=data) if config.is_csv else folder
     read_models(config.settings)  # what is wrong with them is told before the files are read
     cluster.connect()
     with ProgressBar("reading") as bar:
