@@ -117,14 +117,12 @@ class LoraRecipe(Recipe):
             for encoder in base.text_encoders:
                 encoder.gradient_checkpointing_enable()
         lora = lora_parameters(base)
+        unet = {name: p for name, p in lora.items() if name.startswith("unet.")}
+        encoders = {name: p for name, p in lora.items() if name not in unet}
         groups = [
-            ParameterGroup("unet", self.unet_learning_rate, {n: p for n, p in lora.items() if n.startswith("unet.")}),
-            ParameterGroup(
-                "text_encoder",
-                self.text_encoder_learning_rate,
-                {n: p for n, p in lora.items() if not n.startswith("unet.")},
-            ),
-            ParameterGroup("tokens", self.token_learning_rate, token_parameters(base)),
+            ParameterGroup(self.unet_learning_rate, unet),
+            ParameterGroup(self.text_encoder_learning_rate, encoders),
+            ParameterGroup(self.token_learning_rate, token_parameters(base)),
         ]
         groups = [group for group in groups if group.parameters]
         return LatentInpainting(base, groups, seed=settings.seed, loss=self.loss, precision=settings.precision)

@@ -37,7 +37,7 @@ class Reconstruction(nn.Module):
         self.vae, self.learning_rate, self.seed = vae, learning_rate, seed
 
     def groups(self) -> list[ParameterGroup]:
-        return [ParameterGroup("vae", self.learning_rate, dict(self.vae.named_parameters()))]
+        return [ParameterGroup(self.learning_rate, dict(self.vae.named_parameters()))]
 
     def forward(self, batch: MicroBatch, *, validating: bool = False) -> Tensor:
         image_B3HW = to_pixels(batch["image"], self.vae.device)
@@ -108,7 +108,7 @@ class ToyUnet(ToyPart):
         base.vae.requires_grad_(False)
         modules: dict[str, nn.Module] = {"unet": base.unet, "text_encoder": base.text_encoders[0]}
         groups = [
-            ParameterGroup(name, self.learning_rate, {f"{name}.{n}": p for n, p in module.named_parameters()})
+            ParameterGroup(self.learning_rate, {f"{name}.{n}": p for n, p in module.named_parameters()})
             for name, module in modules.items()
         ]
         settings = self.train

@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -26,7 +26,8 @@ from inpaint.errors import CheckpointCorrupt
 STATE_FILE = "state.json"
 VALIDATION_LOSS = "validation_loss"
 """The metric by which a checkpoint is the best."""
-Tensors = Mapping[str, Mapping[str, Tensor]]
+State = dict[str, dict[str, Tensor]]
+"""Kind of state (`trained`, the optimizer's `exp_avg`, ..., `ema`) -> name of the parameter -> full fp32 CPU tensor."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +54,7 @@ class CheckpointStore:
         self.root: Root = open_root(folder)
         self.keep = keep
 
-    def save(self, tensors: Tensors, progress: Progress) -> str:
+    def save(self, tensors: State, progress: Progress) -> str:
         """Write a checkpoint and drop the oldest beyond `keep`, but never the best; returns its name."""
         name = f"samples-{progress.samples:012d}"
         if self.root.is_local:
@@ -77,8 +78,8 @@ class CheckpointStore:
         states = self.root.filesystem.get_file_info([self.root.join(f"{n}/{STATE_FILE}") for n in names])
         return [name for name, state in zip(names, states, strict=True) if state.type == pafs.FileType.File]
 
-    def load(self, name: str) -> tuple[dict[str, dict[str, Tensor]], Progress]:
-        """Tensors by kind, and progress.
+    def load(self, name: str) -> tuple[State, Progress]:
+        """A checkpoint's tensors and progress.
 
         Raises:
             CheckpointCorrupt: a file is missing or does not match its hash.
@@ -92,7 +93,7 @@ class CheckpointStore:
             tensors[file.removesuffix(".safetensors")] = safetensors.torch.load(data)
         return tensors, Progress(**state["progress"])
 
-    def latest(self, *, set_aside: bool = False) -> tuple[dict[str, dict[str, Tensor]], Progress] | None:
+    def latest(self, *, set_aside: bool = False) -> tuple[State, Progress] | None:
         """The newest checkpoint whose hashes hold, or None where there is none at all.
 
         Args:
@@ -154,7 +155,7 @@ class CheckpointStore:
             raise CheckpointCorrupt(f"{self.root.join(relative)} is missing") from error
 
 
-def _files(tensors: Tensors, progress: Progress) -> Iterator[tuple[str, bytes]]:
+def _files(tensors: State, progress: Progress) -> Iterator[tuple[str, bytes]]:
     """Names and bytes, `state.json` last."""
     hashes = {}
     for kind, named in tensors.items():

@@ -1,4 +1,5 @@
-"""DeepSpeed ZeRO behind a few verbs: one optimizer step, a loss without one, the training state gathered and loaded.
+"""DeepSpeed ZeRO behind a few verbs: one optimizer step, a loss without one, the training state gathered and loaded;
+and the moving average of what is trained, where the settings ask for one.
 
 Trained parameters are fp32 and compute is autocast by the objective, so that stages 0 to 3 hold the same numbers;
 only fp16 uses DeepSpeed's own half-precision path, for its loss scaling. The gathered state does not depend on the
@@ -15,11 +16,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from inpaint.data.plan import StepLayout
+from inpaint.train.checkpoint import State
 from inpaint.train.objective import MicroBatch, Objective, ParameterGroup, on_device
 from inpaint.train.settings import Offload, Precision, TrainSettings
-
-State = dict[str, dict[str, Tensor]]
-"""Kind of state (`trained`, and the optimizer's `exp_avg`, ...) -> name of the parameter -> full fp32 CPU tensor."""
 
 MOMENTS = {"adamw": ("exp_avg", "exp_avg_sq"), "sgd": ("momentum_buffer",)}
 
@@ -46,7 +45,7 @@ class ZeroEngine:
         # Once: it walks through all modules. Whoever switches some to evaluation, switches them back.
         self._engine.train()
         zeros = {name: torch.zeros_like(value) for name, value in initial.items()}
-        self.load({"trained": initial, **dict.fromkeys(self.moments, zeros)}, steps=0)
+        self.load({"trained": initial, "ema": initial, **dict.fromkeys(self.moments, zeros)}, steps=0)
 
     def train_step(self, batches: list[MicroBatch], lr_scale: float) -> Tensor:
         """One optimizer step over this worker's micro-batches; returns its part of the global batch's loss.
@@ -63,7 +62,23 @@ class ZeroEngine:
             self._engine.backward(loss * scale)
             self._engine.step()
             total += loss.detach()
+        self._steps += 1
+        if self.settings.ema_halflife is not None:
+            self._update_average(self.settings.ema_halflife)
         return total
+
+    @torch.no_grad()
+    def _update_average(self, halflife: float) -> None:
+        """average <- d * average + (1 - d) * parameters, d = 0.5 ** (batch / halflife) (Karras et al. 2023, eq. 121).
+
+        The half-life is in samples, so that it does not depend on the batch, and capped at a tenth of the samples seen
+        so far, so that the start is forgotten. Collective.
+        """
+        batch = self.layout.global_batch
+        decay = 0.5 ** (batch / max(min(halflife, self._steps * batch / 10), 1e-8))
+        with self.whole(list(self.parameters.values())):
+            for name, parameter in self.parameters.items():
+                self._average[name].lerp_(parameter.detach().float(), 1 - decay)
 
     @torch.no_grad()
     def validation_loss(self, batch: MicroBatch) -> Tensor:
@@ -72,12 +87,19 @@ class ZeroEngine:
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Within, the objective is in evaluation mode."""
+        """Within, the objective is in evaluation mode, and computes with what would be exported: the moving average,
+        where one is kept. Collective."""
+        trained: dict[str, Tensor] = {}
+        if self._average:
+            with self.whole(list(self.parameters.values())):
+                trained = {name: p.detach().clone() for name, p in self.parameters.items()}
+        self._show(self._average)
         self._engine.eval()
         try:
             yield
         finally:
             self._engine.train()
+            self._show(trained)
 
     def _weighed(self, losses_B: Tensor, batch: MicroBatch) -> Tensor:
         return (losses_B * on_device(batch["weight"], losses_B.device)).sum()
@@ -89,6 +111,8 @@ class ZeroEngine:
             full = self._internals.full_state(self._engine, self.settings.zero_stage, parameter, self.moments)
             for kind, tensor in full.items():
                 state[kind][name] = tensor
+        if self._average:
+            state["ema"] = {name: tensor.cpu() for name, tensor in self._average.items()}
         return state
 
     @torch.no_grad()
@@ -100,15 +124,18 @@ class ZeroEngine:
         for name, parameter in self.parameters.items():
             full = {kind: state[kind][name].to(self.device) for kind in ("trained", *self.moments)}
             self._internals.set_state(self._engine, stage, parameter, full)
-        self.show(state["trained"])
+        self._show(state["trained"])
+        self._steps = steps
+        kept = {} if self.settings.ema_halflife is None else state["ema"]
+        self._average = {name: tensor.to(self.device, copy=True) for name, tensor in kept.items()}
 
     @torch.no_grad()
-    def show(self, values: Mapping[str, Tensor]) -> None:
+    def _show(self, values: Mapping[str, Tensor]) -> None:
         """Let the module compute with these values from its next forward on, its optimizer knowing nothing of it: the
         module has copies of its own, which ZeRO refreshes only after a step. Collective."""
-        for name, parameter in self.parameters.items():
-            with self.whole([parameter], modify=True):
-                parameter.copy_(values[name].to(self.device))
+        for name, value in values.items():
+            with self.whole([self.parameters[name]], modify=True):
+                self.parameters[name].copy_(value.to(self.device))
 
     def whole(self, parameters: list[nn.Parameter], *, modify: bool = False) -> AbstractContextManager[None]:
         """Within, the parameters are not sharded (stage 3 gathers them). Collective."""

@@ -17,7 +17,6 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from inpaint.train.checkpoint import VALIDATION_LOSS, CheckpointStore, Progress
-from inpaint.train.ema import MovingAverage
 from inpaint.train.engine import ZeroEngine
 from inpaint.train.flops import peak_flops
 from inpaint.train.objective import MicroBatch
@@ -31,7 +30,6 @@ class Run:
     """What a worker needs to train."""
 
     engine: ZeroEngine
-    ema: MovingAverage | None
     store: CheckpointStore
     batches: Iterator[MicroBatch]
     validation: ValidationSet | None = None
@@ -110,8 +108,6 @@ def _step(run: Run, progress: Progress) -> _Step:
         run.flops_per_sample = counter.get_total_flops() / (layout.accumulation * layout.micro_batch)
     else:
         loss = run.engine.train_step(batches, scale)
-    if run.ema is not None:
-        run.ema.update(layout.global_batch)
     told = torch.tensor([0.0, waited, float(run.asked_to_stop)], dtype=torch.float64)
     figures = told.to(run.engine.device, non_blocking=True)
     figures[0] = loss
@@ -160,7 +156,7 @@ def _passed(every: int, done: int, progress: Progress) -> bool:
 def _validate(run: Run, progress: Progress) -> Progress:
     """The progress with the validation's loss among its metrics. Collective."""
     assert run.validation is not None
-    loss = run.validation.run(run.engine, run.ema, progress.samples)
+    loss = run.validation.run(run.engine, progress.samples)
     progress = replace(progress, metrics={**progress.metrics, VALIDATION_LOSS: loss})
     if dist.get_rank() == 0:
         run.exchange({"samples": progress.samples, "total": run.total, VALIDATION_LOSS: loss})
@@ -170,9 +166,7 @@ def _validate(run: Run, progress: Progress) -> Progress:
 
 def _save(run: Run, progress: Progress) -> None:
     """Gather the state on all ranks and write it on the first. Collective."""
-    tensors = run.engine.gather()
-    if run.ema is not None:
-        tensors["ema"] = {name: tensor.cpu() for name, tensor in run.ema.average.items()}
+    state = run.engine.gather()
     if dist.get_rank() == 0:
-        run.store.save(tensors, progress)
+        run.store.save(state, progress)
     dist.barrier()

@@ -22,7 +22,6 @@ MicroBatch = Mapping[str, Any]
 class ParameterGroup:
     """Trained parameters that share a learning rate, by the name they have in checkpoints."""
 
-    name: str
     learning_rate: float
     parameters: dict[str, nn.Parameter]
 

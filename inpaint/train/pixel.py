@@ -54,7 +54,7 @@ class PixelInpainting(nn.Module):
         self.precision = precision
 
     def groups(self) -> list[ParameterGroup]:
-        return [ParameterGroup("unet", self.learning_rate, dict(self.unet.named_parameters()))]
+        return [ParameterGroup(self.learning_rate, dict(self.unet.named_parameters()))]
 
     def forward(self, batch: MicroBatch, *, validating: bool = False) -> Tensor:
         device = self.unet.image_in.weight.device

@@ -34,7 +34,6 @@ from inpaint.stopping import StopToken
 from inpaint.train.channel import Exchange, open_channel, send_warnings, watched
 from inpaint.train.checkpoint import CheckpointStore, Progress
 from inpaint.train.console import RunConsole
-from inpaint.train.ema import MovingAverage
 from inpaint.train.engine import ZeroEngine
 from inpaint.train.loop import Run, StepReport, train
 from inpaint.train.recipe import CHECKPOINTS, Recipe
@@ -267,22 +266,17 @@ def _train(*, recipe: Recipe, start: Progress, total: int, output: str, channel:
     store = CheckpointStore(f"{output}/{CHECKPOINTS}", keep=settings.keep_checkpoints)
     found = store.latest(set_aside=dist.get_rank() == 0)
     dist.barrier()
-    ema = None if settings.ema_halflife is None else MovingAverage(engine, settings.ema_halflife)
-    progress = start
     if found is not None:
-        tensors, progress = found
-        engine.load(tensors, steps=progress.steps)
-        if ema is not None:
-            ema.load(tensors["ema"], progress.samples)
+        state, start = found
+        engine.load(state, steps=start.steps)
     exchange = Exchange(channel)
     run = Run(
         engine=engine,
-        ema=ema,
         store=store,
         batches=iter(ray.train.get_dataset_shard("train").iter_batches(batch_size=None, prefetch_batches=4)),
         validation=_validation(recipe, output, channel),
         total=total,
-        progress=progress,
+        progress=start,
         exchange=exchange,
         asked_to_stop=ray.get(channel.tell.remote()),
         on_validation=ray.train.report,

@@ -5,14 +5,12 @@ its position in the set.
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.distributed as dist
 
-from inpaint.train.ema import MovingAverage
 from inpaint.train.engine import ZeroEngine
 from inpaint.train.objective import MicroBatch
 
@@ -29,9 +27,9 @@ class ValidationSet:
     on_pictures: Callable[[int, list[np.ndarray]], None]
     """Called on the first rank with (samples trained on, pictures)."""
 
-    def run(self, engine: ZeroEngine, ema: MovingAverage | None, samples: int) -> float:
-        """The mean loss of the set, of what would be exported (the moving average, where one is kept). Collective."""
-        with engine.evaluating(), nullcontext() if ema is None else ema.shown():
+    def run(self, engine: ZeroEngine, samples: int) -> float:
+        """The mean loss of the set, of what would be exported. Collective."""
+        with engine.evaluating():
             total = torch.zeros(2, dtype=torch.float64, device=engine.device)
             for batch in self.batches:
                 total[0] += engine.validation_loss(batch)

@@ -75,7 +75,6 @@ def run_of(
     held = {"position": np.arange(2), "weight": np.array([1.0, 0.0])}
     run = Run(
         engine=engine,
-        ema=None,
         store=CheckpointStore(str(folder)),
         batches=batches(),
         validation=None if validation is None else ValidationSet([held], 8, 0, lambda samples, pictures: None),

@@ -10,7 +10,6 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from inpaint.data.plan import StepLayout
-from inpaint.train.ema import MovingAverage
 from inpaint.train.engine import ZeroEngine
 from inpaint.train.objective import MicroBatch, ParameterGroup
 from inpaint.train.settings import TrainSettings
@@ -31,10 +30,10 @@ class Tiny(nn.Module):
         self.second = nn.Linear(7, 1)
 
     def groups(self) -> list[ParameterGroup]:
-        layers = {"first": (1e-2, self.first), "second": (3e-2, self.second)}
+        rates = {"first": 1e-2, "second": 3e-2}
         return [
-            ParameterGroup(name, rate, {f"{name}.{n}": p for n, p in layer.named_parameters()})
-            for name, (rate, layer) in layers.items()
+            ParameterGroup(rate, {f"{name}.{n}": p for n, p in getattr(self, name).named_parameters()})
+            for name, rate in rates.items()
         ]
 
     def forward(self, batch: MicroBatch, *, validating: bool = False) -> Tensor:
@@ -43,7 +42,9 @@ class Tiny(nn.Module):
 
 
 def settings_of(stage: int) -> TrainSettings:
-    return TrainSettings(max_micro_batch=4, global_batch=GLOBAL_BATCH, zero_stage=stage, max_grad_norm=0.5)
+    return TrainSettings(
+        max_micro_batch=4, global_batch=GLOBAL_BATCH, zero_stage=stage, max_grad_norm=0.5, ema_halflife=40
+    )
 
 
 def layout_of(workers: int) -> StepLayout:
@@ -73,23 +74,21 @@ def run(rank: int, workers: int, folder: str) -> None:
     for stage in range(4):
         settings = settings_of(stage)
         engine = ZeroEngine(Tiny(), settings, layout, torch.device("cpu"))
-        ema = MovingAverage(engine, halflife=40)
         middle = None
         for step in range(STEPS):
             if step == HALF:
                 middle = engine.gather()
             engine.train_step(micro_batches(step, layout, rank), lr_scale=1 - step / STEPS)
-            ema.update(GLOBAL_BATCH)
         assert middle is not None
         resumed = ZeroEngine(Tiny(), settings, layout, torch.device("cpu"))
         resumed.load(middle, steps=HALF)
         for step in range(HALF, STEPS):
             resumed.train_step(micro_batches(step, layout, rank), lr_scale=1 - step / STEPS)
-        with ema.shown():
+        with engine.evaluating():
             batches = micro_batches(0, layout, rank)
             losses = torch.stack([engine.validation_loss(batch) for batch in batches]).sum()[None]
             dist.all_reduce(losses)
-        states = {"whole": engine.gather(), "resumed": resumed.gather(), "ema": {"ema": ema.average}}
+        states = {"whole": engine.gather(), "resumed": resumed.gather()}
         states["validation"] = {"of the average": {"loss": losses}}
         if rank == 0:
             flat = {
