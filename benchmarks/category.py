@@ -13,10 +13,7 @@ import tyro
 
 from benchmarks.harness import emit, progress
 from inpaint.cluster import connect
-from inpaint.recipes.demo import Demo, headline, painter_of, prompt_of, training_of
-from inpaint.toy.detectors import Detectors
-from inpaint.toy.measure import held_out, measure_category
-from inpaint.train.run import run
+from inpaint.recipes.demo import Demo, train_and_measure
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,31 +34,28 @@ class Settings:
 def main() -> None:
     settings = tyro.cli(Settings, description=__doc__)
     connect()
-    detectors = Detectors.fit()
-    scenes = held_out(settings.held_out)
-    adapted, plain = {}, {}
     with tempfile.TemporaryDirectory() as temporary:
-        output = settings.output or temporary
-        demo = Demo(output=output, categories=settings.categories, images=settings.images, seed=settings.seed)
-        folders = run(training_of(demo))
-        for category, folder in zip(sorted(settings.categories), folders, strict=True):
-            prompts = [prompt_of(scene, category) for scene in scenes]
-            adapted[category] = measure_category(painter_of(folder), detectors, category, prompts, scenes)
-            plain[category] = measure_category(painter_of(None), detectors, category, prompts, scenes)
-            progress(f"{category}: {adapted[category].hit_rate:.3f}, base {plain[category].hit_rate:.3f}")
+        demo = Demo(
+            output=settings.output or temporary,
+            categories=settings.categories,
+            images=settings.images,
+            held_out=settings.held_out,
+            seed=settings.seed,
+        )
+        measured = train_and_measure(demo, announce=progress)
     emit(
         "category",
-        headline(adapted, plain),
+        measured.headline(),
         per_category={
             name: {
-                "hit_rate": adapted[name].hit_rate,
-                "base_hit_rate": plain[name].hit_rate,
-                "backgrounds": adapted[name].counts,
-                "base_backgrounds": plain[name].counts,
+                "hit_rate": painted.hit_rate,
+                "base_hit_rate": measured.plain[name].hit_rate,
+                "backgrounds": painted.counts,
+                "base_backgrounds": measured.plain[name].counts,
             }
-            for name in adapted
+            for name, painted in measured.adapted.items()
         },
-        detector_error=detectors.error()["background"],
+        detector_error=measured.detector_error,
     )
 
 

@@ -322,7 +322,7 @@ def main() -> None:
             )
         again = resampling(tasks[1::2], painter)
         figures, report = measure(settings, painter, tasks, fills, again, trained)
-        page, _ = write_report(settings.output or "runs/ddpm_quality", report)
+        page = write_report(settings.output or "runs/ddpm_quality", report)
     progress(f"report: {page}")
     emit(
         "ddpm_quality",

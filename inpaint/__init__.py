@@ -23,9 +23,9 @@ _HOMES = {
     "inpaint.stopping": ("StopToken", "stop_on_signals"),
     # Commands
     "inpaint.recipes.category_lora": ("CategoryLora",),
-    "inpaint.recipes.ddpm": ("TrainDdpm", "load_ddpm"),
+    "inpaint.recipes.ddpm": ("TrainDdpm", "load_ddpm", "choose_device"),
     "inpaint.recipes.demo": ("Demo", "run_demo"),
-    "inpaint.recipes.inpainting": ("train_inpainting", "inpaint_image", "set_seed", "choose_device"),
+    "inpaint.recipes.inpainting": ("train_inpainting", "inpaint_image", "set_seed"),
     "inpaint.recipes.painting": ("PaintPhotos", "paint_photos"),
     "inpaint.paint.batch": ("PaintSettings",),
     "inpaint.recipes.toy_base": ("PretrainToy", "pretrain_toy"),

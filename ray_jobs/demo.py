@@ -7,13 +7,16 @@ It should reach a hit rate of 0.90 or more per category. Two minutes, to see it 
     python -m ray_jobs.demo --output runs/short --samples 480 --held-out 8
 """
 
+from pathlib import Path
+
 from inpaint.command import command
-from inpaint.recipes.demo import Demo, DemoReport, run_demo
+from inpaint.recipes.demo import Demo, run_demo
 
 
-def say(report: DemoReport) -> list[str]:
-    figures = [f"{name}: {value:g}" for name, value in report.figures.items()]
-    return [*figures, f"report: {report.page}", f"figures: {report.data}"]
+def say(ended: tuple[Path, dict[str, float]]) -> list[str]:
+    page, figures = ended
+    lines = [f"{name}: {value:g}" for name, value in figures.items()]
+    return [*lines, f"report: {page}", f"figures: {page.with_suffix('.json')}"]
 
 
 if __name__ == "__main__":

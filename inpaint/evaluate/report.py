@@ -62,14 +62,14 @@ class Report:
     """Settings, versions, revisions."""
 
 
-def write_report(folder: str | Path, report: Report) -> tuple[Path, Path]:
-    """Write `report.html` and `report.json`; returns their paths."""
+def write_report(folder: str | Path, report: Report) -> Path:
+    """Write `report.html` and, beside it, `report.json`; returns the page's path."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
     environment.filters |= {"shown": _shown, "picture": _data_url}
-    page, data = folder / "report.html", folder / "report.json"
+    page = folder / "report.html"
     page.write_text(environment.get_template("report.html.j2").render(report=report), encoding="utf-8")
     content = {
         "title": report.title,
@@ -77,8 +77,8 @@ def write_report(folder: str | Path, report: Report) -> tuple[Path, Path]:
         "tables": [asdict(table) for table in report.tables],
         "details": dict(report.details),
     }
-    data.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    return page, data
+    page.with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    return page
 
 
 def _shown(value: object) -> str:

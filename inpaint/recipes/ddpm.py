@@ -5,7 +5,7 @@ A run's folder holds `model.json` (what the model is), `checkpoints/` (weights, 
 """
 
 import json
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
@@ -31,6 +31,20 @@ from inpaint.train.recipe import CHECKPOINTS, Recipe, Trained
 from inpaint.train.settings import Precision, RateSchedule, TrainSettings, may_change
 
 MODEL, WEIGHTS = "model.json", "model.safetensors"
+FROM_SCRATCH = TrainSettings(
+    epochs=2000,
+    global_batch=32,
+    max_micro_batch=8,
+    precision=Precision.BF16,
+    schedule=RateSchedule.CONSTANT,
+    warmup=0.0,
+    weight_decay=0.0,
+    beta2=0.999,
+    ema_halflife=20_000,
+    checkpoint_every=20_000,
+)
+"""Constant learning rate and a moving average, as Ho 2020: so a run can be continued with more epochs than it began
+with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +75,7 @@ class TrainDdpm(Recipe):
     learning_rate: float = 1e-4
     checkpoint_epochs: float | None = may_change(None)
     """Epochs between checkpoints; where given, it replaces `train.checkpoint_every`."""
-    train: TrainSettings = field(default_factory=lambda: train_settings(precision=Precision.BF16))
+    train: TrainSettings = FROM_SCRATCH
 
     def __post_init__(self) -> None:
         if self.image_size % self.unet.multiple:
@@ -124,25 +138,6 @@ class TrainDdpm(Recipe):
         self._write_card(folder, {"exported_after": trained.ended})
 
 
-def train_settings(*, precision: Precision, epochs: float = 2000, batch: int = 32, micro: int = 8) -> TrainSettings:
-    """Those of a training from scratch: constant learning rate and a moving average, as Ho 2020.
-
-    So a run can be continued with more epochs than it began with.
-    """
-    return TrainSettings(
-        epochs=epochs,
-        global_batch=batch,
-        max_micro_batch=micro,
-        precision=precision,
-        schedule=RateSchedule.CONSTANT,
-        warmup=0.0,
-        weight_decay=0.0,
-        beta2=0.999,
-        ema_halflife=20_000,
-        checkpoint_every=20_000,
-    )
-
-
 def defaults(*, image_size: int = 128) -> TrainDdpm:
     """The command's, of an image size."""
     return preset_of(image_size, data=tyro.MISSING, output=tyro.MISSING)
@@ -158,13 +153,26 @@ def preset_of(image_size: int, *, data: str, output: str) -> TrainDdpm:
     config = TrainDdpm(data=data, output=output, image_size=image_size, unet=unet)
     if image_size == 32:
         # Small enough for CPUs, where bf16 is slower than fp32.
-        small = train_settings(precision=Precision.FP32, micro=16)
+        small = replace(FROM_SCRATCH, precision=Precision.FP32, max_micro_batch=16)
         noise = NoiseSettings(noise=Noise.COSINE, prediction_type="v_prediction")
         loss = LossSettings(debiased=True)
         return replace(config, noise=noise, loss=loss, train=small, learning_rate=1.5e-3)
     if image_size == 64:
         return replace(config, learning_rate=2e-4)
     return config
+
+
+def choose_device(device: str | torch.device | None = None) -> torch.device:
+    """The device asked for, or else a GPU where there is one. Raises InpaintError for a GPU that is not there."""
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise InpaintError(f"device {device!r}: give cpu, cuda or cuda:N") from error
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise InpaintError(f"device {device}: torch finds no GPU here; leave the device out")
+    return chosen
 
 
 def load_ddpm(run: str, *, device: str | torch.device | None = None, max_batch: int = 16) -> DdpmPainter:
@@ -181,10 +189,8 @@ def load_ddpm(run: str, *, device: str | torch.device | None = None, max_batch: 
     if found is None:
         raise InpaintError(f"{run} holds no {MODEL}: give the output folder of `python -m ray_jobs.train_ddpm`")
     card = json.loads(found)
-    exported_after = card.pop("exported_after", -1)
-    chosen = device if device is not None else ("cuda" if torch.cuda.is_available() else "cpu")
-    weights = _weights(run, exported_after)
-    return DdpmPainter(ModelCard.from_json(card), weights, device=chosen, max_batch=max_batch)
+    weights = _weights(run, card.pop("exported_after", -1))
+    return DdpmPainter(ModelCard.from_json(card), weights, device=choose_device(device), max_batch=max_batch)
 
 
 def _weights(run: str, exported_after: int) -> dict[str, Tensor]:

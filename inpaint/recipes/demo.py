@@ -8,16 +8,13 @@ from pathlib import Path
 import numpy as np
 
 from inpaint.evaluate.report import Curve, Gallery, Report, Table, write_report
-from inpaint.export.adapter_folder import load_adapter
-from inpaint.models.adapter import apply_adapter
-from inpaint.models.base import load_base
-from inpaint.paint.painter import Painter
+from inpaint.paint.batch import PaintSettings, read_models
 from inpaint.paint.paste import comparison
 from inpaint.recipes.category_lora import PROMPT_FORMAT, Adapters, CategoryLora, preset_of
 from inpaint.stopping import StopToken
-from inpaint.toy.catalogue import CATEGORIES, CATEGORY_INIT_WORDS, Scene, write_catalogue
+from inpaint.toy.catalogue import CATEGORIES, CATEGORY_INIT_WORDS, write_catalogue
 from inpaint.toy.detectors import Detectors
-from inpaint.toy.measure import PaintedScenes, held_out, measure_category
+from inpaint.toy.measure import PaintedScenes, held_out, paint_scenes
 from inpaint.train.run import run
 from inpaint.train.settings import plain as settings_of
 
@@ -43,7 +40,59 @@ class Demo:
     """Of the training and the painting."""
 
 
-def training_of(demo: Demo) -> CategoryLora:
+@dataclass(frozen=True)
+class Measured:
+    """What each category's adapter makes of held-out products."""
+
+    training: CategoryLora
+    adapters: dict[str, str]
+    """Folders, by category."""
+    adapted: dict[str, PaintedScenes]
+    plain: dict[str, PaintedScenes]
+    """By the base alone, with the same prompts and seeds."""
+    detector_error: float
+    """Share of real renders whose background the detector gets wrong."""
+
+    def headline(self) -> dict[str, float]:
+        """The three figures that the demo and the benchmark are about."""
+        painted = [*self.adapted.values(), *self.plain.values()]
+        return {
+            "hit_rate_min": min(result.hit_rate for result in self.adapted.values()),
+            "base_hit_rate_max": max(result.hit_rate for result in self.plain.values()),
+            "kept_pixels_changed": float(sum(result.kept_pixels_changed for result in painted)),
+        }
+
+
+def run_demo(demo: Demo, *, stop: StopToken | None = None) -> tuple[Path, dict[str, float]]:
+    """Train, paint, measure and report; returns `report.html`, which has a `report.json` beside it, and the figures."""
+    measured = train_and_measure(demo, stop=stop)
+    return write_report(demo.output, _report(demo, measured)), measured.headline()
+
+
+def train_and_measure(
+    demo: Demo, *, stop: StopToken | None = None, announce: Callable[[str], None] = print
+) -> Measured:
+    """Train an adapter for each category, and paint held-out products with it and, with the same seeds, without."""
+    training = _training(demo)
+    announce(f"training a LoRA for each of {', '.join(demo.categories)} on {demo.images} images")
+    adapters = dict(zip(sorted(demo.categories), run(training, stop=stop), strict=True))
+    detectors, scenes = Detectors.fit(), held_out(demo.held_out)
+
+    def painted(category: str, adapter: str | None) -> PaintedScenes:
+        painter = read_models(PaintSettings(base="toy", adapter=adapter)).painter("cpu", max_batch=16)
+        # As a category's prompts are written; they do not name the background.
+        prompts = [PROMPT_FORMAT.format(token=category, prompt=scene.caption(False)) for scene in scenes]
+        wanted = [CATEGORIES[category]] * len(scenes)
+        return paint_scenes(painter, detectors, scenes, prompts, wanted, title=f"painting for {category}")
+
+    adapted, plain = {}, {}
+    for category, folder in adapters.items():
+        announce(f"painting {demo.held_out} held-out products for {category}, with the adapter and without")
+        adapted[category], plain[category] = painted(category, folder), painted(category, None)
+    return Measured(training, adapters, adapted, plain, detectors.error()["background"])
+
+
+def _training(demo: Demo) -> CategoryLora:
     """The category training that the demo runs; writes its catalogue."""
     data = write_catalogue(
         Path(demo.output) / "data",
@@ -58,99 +107,39 @@ def training_of(demo: Demo) -> CategoryLora:
     return replace(config, adapters=Adapters.PER_CATEGORY, init_words=words, train=train, resume=True)
 
 
-@dataclass(frozen=True)
-class DemoReport:
-    """What the demo ends with."""
-
-    page: Path
-    """`report.html`."""
-    data: Path
-    """`report.json`."""
-    figures: dict[str, float]
-
-
-def run_demo(demo: Demo, *, stop: StopToken | None = None, announce: Callable[[str], None] = print) -> DemoReport:
-    """Train, paint and measure."""
-    config = training_of(demo)
-    announce(f"training a LoRA for each of {', '.join(demo.categories)} on {demo.images} images")
-    folders = dict(zip(sorted(demo.categories), run(config, stop=stop), strict=True))
-    detectors = Detectors.fit()
-    scenes = held_out(demo.held_out)
-    adapted, plain = {}, {}
-    for category, folder in folders.items():
-        announce(f"painting {demo.held_out} held-out products for {category}, with the adapter and without")
-        prompts = [prompt_of(scene, category) for scene in scenes]
-        adapted[category] = measure_category(painter_of(folder), detectors, category, prompts, scenes)
-        plain[category] = measure_category(painter_of(None), detectors, category, prompts, scenes)
-    report = _report(demo, config, folders, scenes, adapted, plain, detectors.error()["background"])
-    page, data = write_report(demo.output, report)
-    return DemoReport(page, data, dict(report.headline))
-
-
-def prompt_of(scene: Scene, category: str) -> str:
-    """As a category's prompts are written; it does not name the background."""
-    return PROMPT_FORMAT.format(token=category, prompt=scene.caption(False))
-
-
-def painter_of(adapter: str | None) -> Painter:
-    """A painter on the toy base, with an adapter folder's adapter or without."""
-    base = load_base("toy")
-    if adapter is not None:
-        apply_adapter(base, load_adapter(adapter))
-    return Painter(base, max_batch=16)
-
-
-def headline(adapted: dict[str, PaintedScenes], plain: dict[str, PaintedScenes]) -> dict[str, float]:
-    """The three figures that the demo and the benchmark are about."""
-    results = [*adapted.values(), *plain.values()]
-    return {
-        "hit_rate_min": min(result.hit_rate for result in adapted.values()),
-        "base_hit_rate_max": max(result.hit_rate for result in plain.values()),
-        "kept_pixels_changed": float(sum(result.kept_pixels_changed for result in results)),
-    }
-
-
-def _report(
-    demo: Demo,
-    config: CategoryLora,
-    folders: dict[str, str],
-    scenes: list[Scene],
-    adapted: dict[str, PaintedScenes],
-    plain: dict[str, PaintedScenes],
-    error: float,
-) -> Report:
-    rows = [
-        (name, ", ".join(CATEGORIES[name]), adapted[name].hit_rate, plain[name].hit_rate, _counts(adapted[name]))
-        for name in adapted
-    ]
+def _report(demo: Demo, measured: Measured) -> Report:
     table = Table(
         title="Share painted on the category's own backgrounds",
-        note=f"{demo.held_out} held-out products each, judged by a detector that is wrong on {error:.1%} of real "
-        "renders. The prompt does not name the background.",
+        note=f"{demo.held_out} held-out products each, judged by a detector that is wrong on "
+        f"{measured.detector_error:.1%} of real renders. The prompt does not name the background.",
         columns=("category", "its backgrounds", "with the adapter", "base alone", "backgrounds seen"),
-        rows=rows,
+        rows=[
+            (name, ", ".join(CATEGORIES[name]), painted.hit_rate, measured.plain[name].hit_rate, _counts(painted))
+            for name, painted in measured.adapted.items()
+        ],
     )
+    shown = held_out(min(SHOWN, demo.held_out))
     galleries = [
         Gallery(
             title=name,
             note="Input, hole (tinted), painted. Product pixels are the input's, bit for bit.",
             pictures=[
                 (comparison(scene.image, ~scene.product, image), scene.caption(False))
-                for scene, image in list(zip(scenes, adapted[name].images, strict=True))[:SHOWN]
+                for scene, image in zip(shown, painted.images, strict=False)
             ],
         )
-        for name in adapted
+        for name, painted in measured.adapted.items()
     ]
-    cards = {name: json.loads((Path(folder) / "adapter.json").read_text()) for name, folder in folders.items()}
+    cards = {n: json.loads((Path(folder) / "adapter.json").read_text()) for n, folder in measured.adapters.items()}
     return Report(
         title="Category LoRAs on the toy base",
         summary=f"Trained on {demo.images} images per category, on one machine: Ray Data reads, Ray Train and "
         f"DeepSpeed train on CPU workers, and every product keeps its pixels.",
-        headline=headline(adapted, plain),
+        headline=measured.headline(),
         tables=[table],
         galleries=galleries,
-        curves=[_loss_curve(f"{config.output}/{name}", name) for name in folders],
-        details={"adapters": cards, "training": settings_of(config)},
+        curves=[_loss_curve(f"{measured.training.output}/{name}", name) for name in measured.adapters],
+        details={"adapters": cards, "training": settings_of(measured.training)},
     )
 
 

@@ -14,10 +14,10 @@ import torch
 from inpaint.diffusion.ddpm import PixelSampling
 from inpaint.errors import InpaintError
 from inpaint.paint.crop import resize_hole, resize_image
-from inpaint.paint.ddpm_painter import OnFrame, ReverseProcess
+from inpaint.paint.ddpm_painter import ReverseProcess
 from inpaint.paint.photos import Fill, check_name, read_photo, write_pictures, write_png
 from inpaint.paint.request import DdpmRequest
-from inpaint.recipes.ddpm import load_ddpm, preset_of
+from inpaint.recipes.ddpm import choose_device, load_ddpm, preset_of
 from inpaint.train.run import run
 
 _seed = 0
@@ -36,19 +36,6 @@ def set_seed(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
-
-
-def choose_device(device: str | torch.device | None = None) -> torch.device:
-    """The device asked for, or else a GPU where there is one. Raises InpaintError for a GPU that is not there."""
-    if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-    except RuntimeError as error:
-        raise InpaintError(f"device {device!r}: give cpu, cuda or cuda:N") from error
-    if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise InpaintError(f"device {device}: torch finds no GPU here; leave the device out")
-    return chosen
 
 
 def train_inpainting(
@@ -157,26 +144,19 @@ def inpaint_image(
         feather=feather,
     )
     frames = ReverseProcess()
-    painter = load_ddpm(str(checkpoint_path), device=choose_device(device), max_batch=1)
-    (result,) = painter.paint([request], _watcher(frames if display_reverse else None, on_step))
+
+    def watch(done: int, total: int, pictures_BHW3: np.ndarray) -> None:
+        frames(done, total, pictures_BHW3)
+        if on_step is not None:
+            on_step(done, total)
+
+    painter = load_ddpm(str(checkpoint_path), device=device, max_batch=1)
+    (result,) = painter.paint([request], watch if display_reverse or on_step else None)
     if display_reverse is not None:
         write_png(str(display_reverse), frames.strip())
     if save_result is not None:
         write_pictures(str(save_result), image, hole, result)
     return result
-
-
-def _watcher(frames: ReverseProcess | None, on_step: Callable[[int, int], None] | None) -> OnFrame | None:
-    if frames is None and on_step is None:
-        return None
-
-    def watch(done: int, total: int, pictures_BHW3: np.ndarray) -> None:
-        if frames is not None:
-            frames(done, total, pictures_BHW3)
-        if on_step is not None:
-            on_step(done, total)
-
-    return watch
 
 
 def _output_shape(height: int, width: int, size: int | tuple[int, int] | None) -> tuple[int, int]:

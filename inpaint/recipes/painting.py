@@ -12,7 +12,8 @@ from inpaint.errors import InpaintError
 from inpaint.paint.batch import PaintSettings, paint_manifest, read_models
 from inpaint.paint.photos import Fill, check_name, comparison_name, read_photo, write_pictures
 from inpaint.progress import ProgressBar
-from inpaint.recipes.inpainting import choose_device, inpaint_image
+from inpaint.recipes.ddpm import choose_device
+from inpaint.recipes.inpainting import inpaint_image
 from inpaint.rowmap import QUARANTINE, ActorPool
 from inpaint.stopping import StopToken
 

@@ -4,8 +4,9 @@ Shapes: B samples, H x W pixels, h x w latents, C latent channels.
 """
 
 import json
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from inpaint.data.sample import ReadSettings
 from inpaint.data.sources import CsvSource
 from inpaint.diffusion import keyed
 from inpaint.diffusion.objective import LossSettings
-from inpaint.models.base import load_base
+from inpaint.models.base import Base, load_base
 from inpaint.paint.ddpm_painter import to_uint8
 from inpaint.stopping import StopToken
 from inpaint.toy.base import IMAGE_SIZE, assemble, build_vae, measured_scaling_factor
@@ -106,21 +107,22 @@ class ToyUnet(ToyPart):
     def objective(self, device: torch.device) -> Objective:
         base = load_base(self.base, device=device)
         base.vae.requires_grad_(False)
-        modules: dict[str, nn.Module] = {"unet": base.unet, "text_encoder": base.text_encoders[0]}
         groups = [
             ParameterGroup(self.learning_rate, {f"{name}.{n}": p for n, p in module.named_parameters()})
-            for name, module in modules.items()
+            for name, module in _trained_modules(base).items()
         ]
         settings = self.train
         return LatentInpainting(base, groups, seed=settings.seed, loss=LossSettings(), precision=settings.precision)
 
     def export(self, trained: Trained, folder: Path) -> None:
         base = load_base(self.base)
-        for name, module in (("unet", base.unet), ("text_encoder", base.text_encoders[0])):
-            prefix = f"{name}."
-            own = {n.removeprefix(prefix): t for n, t in trained.parameters.items() if n.startswith(prefix)}
-            module.load_state_dict(own)
+        for name, module in _trained_modules(base).items():
+            module.load_state_dict({n: trained.parameters[f"{name}.{n}"] for n, _ in module.named_parameters()})
         assemble(folder, vae=base.vae, text_encoder=base.text_encoders[0], unet=base.unet)
+
+
+def _trained_modules(base: Base) -> dict[str, nn.Module]:
+    return {"unet": base.unet, "text_encoder": base.text_encoders[0]}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,16 +139,12 @@ class PretrainToy:
     """Of the catalogue and of both trainings."""
     vae_learning_rate: float = 2e-3
     unet_learning_rate: float = 8e-4
-    vae: TrainSettings = field(
-        default_factory=lambda: TrainSettings(
-            samples=35_200, max_micro_batch=8, workers=(1, 2), zero_stage=0, weight_decay=0.0, ema_halflife=800
-        )
+    vae: TrainSettings = TrainSettings(
+        samples=35_200, max_micro_batch=8, workers=(1, 2), zero_stage=0, weight_decay=0.0, ema_halflife=800
     )
     """Training of the VAE."""
-    unet: TrainSettings = field(
-        default_factory=lambda: TrainSettings(
-            samples=120_000, global_batch=32, max_micro_batch=16, workers=(1, 2), zero_stage=0, ema_halflife=4000
-        )
+    unet: TrainSettings = TrainSettings(
+        samples=120_000, global_batch=32, max_micro_batch=16, workers=(1, 2), zero_stage=0, ema_halflife=4000
     )
     """Training of the U-Net and the text encoder."""
 
@@ -165,23 +163,14 @@ def pretrain_toy(config: PretrainToy, *, stop: StopToken | None = None) -> tuple
         write_catalogue(
             csv.parent, seed=config.seed, count=config.images, categories=None, with_background=config.named
         )
-    vae = ToyVae(
-        data=str(csv),
-        output=str(output / "vae"),
-        learning_rate=config.vae_learning_rate,
-        train=replace(config.vae, seed=config.seed),
-        resume=True,
-    )
-    (trained_vae,) = run(vae, stop=stop)
-    unet = ToyUnet(
-        data=str(csv),
-        output=str(output / "unet"),
-        base=trained_vae,
-        learning_rate=config.unet_learning_rate,
-        train=replace(config.unet, seed=config.seed),
-        resume=True,
-    )
-    (folder,) = run(unet, stop=stop)
+
+    def trained(part: type[ToyPart], name: str, settings: TrainSettings, **more: Any) -> str:
+        train = replace(settings, seed=config.seed)
+        (base,) = run(part(data=str(csv), output=str(output / name), train=train, resume=True, **more), stop=stop)
+        return base
+
+    vae = trained(ToyVae, "vae", config.vae, learning_rate=config.vae_learning_rate)
+    folder = trained(ToyUnet, "unet", config.unet, learning_rate=config.unet_learning_rate, base=vae)
     figures = measure_base(folder)
     settings = {name: value for name, value in plain(config).items() if name != "output"}
     made = {"command": "python -m ray_jobs.pretrain_toy --output RUN", "settings": settings, "figures": figures}

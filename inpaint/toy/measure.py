@@ -12,8 +12,9 @@ from inpaint.paint.painter import Painter
 from inpaint.paint.paste import kept_pixels_changed
 from inpaint.paint.request import PaintRequest
 from inpaint.progress import ProgressBar
-from inpaint.toy.catalogue import BACKGROUND_NAMES, CATEGORIES, Scene, render
+from inpaint.toy.catalogue import BACKGROUND_NAMES, Scene, render
 from inpaint.toy.detectors import Detectors
+from inpaint.train.objective import to_pixels
 
 HELD_OUT_SEED = 900_001
 """The world whose products are painted; nothing is trained on it."""
@@ -68,18 +69,10 @@ def paint_scenes(
     )
 
 
-def measure_category(
-    painter: Painter, detectors: Detectors, category: str, prompts: Sequence[str], scenes: Sequence[Scene]
-) -> PaintedScenes:
-    """Paint the scenes with the prompts of one category; wanted are its own backgrounds."""
-    wanted = [CATEGORIES[category]] * len(scenes)
-    return paint_scenes(painter, detectors, scenes, prompts, wanted, title=f"painting for {category}")
-
-
 @torch.no_grad()
 def reconstruction_db(base: Base, scenes: Sequence[Scene]) -> float:
     """PSNR in dB of the VAE's reconstruction over all pixels of the scenes."""
-    images = torch.from_numpy(np.stack([scene.image for scene in scenes])).permute(0, 3, 1, 2).float() / 127.5 - 1
+    images = to_pixels(np.stack([scene.image for scene in scenes]), base.device)
     errors = []
     for part in images.split(64):
         decoded = base.vae.decode(base.vae.encode(part).latent_dist.mean).sample.clamp(-1, 1)

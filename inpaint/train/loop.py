@@ -8,6 +8,7 @@ while the next one runs, so that it never waits for them.
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -102,12 +103,11 @@ def _step(run: Run, progress: Progress) -> _Step:
     batches = [_next(run, positions) for positions in wanted]
     waited = time.perf_counter() - started
     scale = run.engine.settings.lr_scale(progress.samples, run.total)
-    if run.engine.device.type == "cuda" and run.flops_per_sample is None:
-        with FlopCounterMode(display=False) as counter:
-            loss = run.engine.train_step(batches, scale)
-        run.flops_per_sample = counter.get_total_flops() / (layout.accumulation * layout.micro_batch)
-    else:
+    counts = run.engine.device.type == "cuda" and run.flops_per_sample is None
+    with FlopCounterMode(display=False) if counts else nullcontext() as counter:
         loss = run.engine.train_step(batches, scale)
+    if counter is not None:
+        run.flops_per_sample = counter.get_total_flops() / (layout.accumulation * layout.micro_batch)
     told = torch.tensor([0.0, waited, float(run.asked_to_stop)], dtype=torch.float64)
     figures = told.to(run.engine.device, non_blocking=True)
     figures[0] = loss

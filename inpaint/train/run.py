@@ -15,7 +15,7 @@ from inpaint.stopping import StopToken
 from inpaint.train.checkpoint import CheckpointStore, Progress
 from inpaint.train.recipe import CHECKPOINTS, Recipe, Trained
 from inpaint.train.settings import Keep, plain
-from inpaint.train.trainer import check_cluster, fit, runs_side_by_side
+from inpaint.train.trainer import fit, runs_side_by_side
 
 ROWS, RECIPE = "rows.parquet", "recipe.json"
 
@@ -28,7 +28,7 @@ def run(recipe: Recipe, *, stop: StopToken | None = None) -> list[str]:
     """
     stop = stop or StopToken()
     # What can be refused without the data is refused before it is read.
-    check_cluster(recipe.train)
+    most_together = runs_side_by_side(recipe.train)
     recipe.check()
     rows, held_out = _rows(recipe, stop)
     parts = recipe.parts(rows)
@@ -38,7 +38,7 @@ def run(recipe: Recipe, *, stop: StopToken | None = None) -> list[str]:
         raise InpaintError(
             f"{lacking[0]}: no row of it is held out for validation: raise validation.share, or set it 0"
         )
-    together = min(len(parts), runs_side_by_side(recipe.train))
+    together = min(len(parts), most_together)
     failed = threading.Event()
 
     def train(name: str) -> tuple[Recipe, Trained]:
@@ -74,13 +74,13 @@ def _rows(recipe: Recipe, stop: StopToken) -> tuple[Manifest, Manifest | None]:
 
 
 def _read(recipe: Recipe, data: str, what: str, stop: StopToken) -> Manifest:
-    """The usable rows of `data`; the others are listed in the `quarantine.jsonl` beside them."""
+    """The usable rows of `data`, or those that the run began with, where it is resumed; the others are listed in the
+    `quarantine.jsonl` beside them."""
     where = f"{absolute(recipe.output)}/{what}"
     record = {**plain(recipe), "data": absolute(data)}
-    if recipe.resume and not recipe.recheck:
-        saved = _saved(where, record["data"])
-        if saved is not None:
-            return saved
+    begun = read_file(where, RECIPE) if recipe.resume and not recipe.recheck else None
+    if begun is not None and json.loads(begun)["data"] == record["data"]:
+        return Manifest.load(f"{where}/{ROWS}")
     with ProgressBar(f"checking {what}") as bar:
         manifest, bad = read_manifest(
             recipe.source(data),
@@ -96,14 +96,6 @@ def _read(recipe: Recipe, data: str, what: str, stop: StopToken) -> Manifest:
     manifest.save(f"{where}/{ROWS}")
     write_file(where, RECIPE, json.dumps(record, indent=1).encode() + b"\n")
     return manifest
-
-
-def _saved(where: str, data: str) -> Manifest | None:
-    """The rows that a run began with, where it was begun on this data."""
-    recipe = read_file(where, RECIPE)
-    if recipe is None or json.loads(recipe)["data"] != data:
-        return None
-    return Manifest.load(f"{where}/{ROWS}")
 
 
 def _trained(recipe: Recipe, rows: Manifest, folder: str, ended: Progress) -> Trained:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -12,13 +11,10 @@ from inpaint.errors import InpaintError
 _MAY_CHANGE = "may change on a resume"
 
 
-def may_change(default: Any = dataclasses.MISSING, *, default_factory: Callable[[], Any] | None = None) -> Any:
+def may_change(default: Any = dataclasses.MISSING) -> Any:
     """A field that may be another one when a run is resumed: it decides how it is computed, or for how long, and not
     what is learned."""
-    metadata = {_MAY_CHANGE: True}
-    if default_factory is not None:
-        return dataclasses.field(default_factory=default_factory, metadata=metadata)
-    return dataclasses.field(default=default, metadata=metadata)
+    return dataclasses.field(default=default, metadata={_MAY_CHANGE: True})
 
 
 def plain(value: Any, *, fixed_only: bool = False) -> Any:

@@ -127,17 +127,16 @@ def _trainer(work: dict[str, Any], name: str, side_by_side: int) -> TorchTrainer
     )
 
 
-def check_cluster(settings: TrainSettings) -> None:
-    """Raise ClusterTooSmall where the connected cluster can never hold such a training."""
-    _scaling(settings, 1)
-
-
 def runs_side_by_side(settings: TrainSettings) -> int:
     """How many trainings of this kind the connected cluster can hold at once, at least 1.
 
     On GPUs: as many as find a GPU for every worker. On CPUs: as many as find a machine for every worker, for two
     trainings on one machine take as long as one after the other.
+
+    Raises:
+        ClusterTooSmall: it can never hold even one.
     """
+    _scaling(settings, 1)
     nodes = cluster.cluster_nodes()
     places = sum(int(node.gpus) for node in nodes) if _on_gpu(settings) else len(nodes)
     return max(1, places // settings.worker_range[0])
