@@ -112,7 +112,7 @@ class ZeroEngine:
             for kind, tensor in full.items():
                 state[kind][name] = tensor
         if self._average:
-            state["ema"] = {name: tensor.cpu() for name, tensor in self._average.items()}
+            state["ema"] = {name: tensor.to("cpu", copy=True) for name, tensor in self._average.items()}
         return state
 
     @torch.no_grad()
