@@ -154,13 +154,10 @@ def silhouette(images_BHW3: Array, products_BHW: Array) -> Array:
     return np.concatenate([hog, 0.5 * np.array(proportions)[:, None]], 1)
 
 
-def _background_features(images: Array, holes: Array) -> Array:
+def ground(images: Array, holes: Array) -> Array:
+    """Palette and texture of what lies in the holes, B 50."""
     colours, regions = shrink(images, holes)
     return np.concatenate([palette(colours, regions), texture(colours, regions)], 1)
-
-
-def _colour_features(images: Array, products: Array) -> Array:
-    return palette(*shrink(images, products))
 
 
 def disturbed(images: Array, *, blur: float = 0.0, brightness: float = 1.0) -> Array:
@@ -210,21 +207,20 @@ class Detectors:
         background, colour, shape = (
             [getattr(scene, what) for scene in scenes] * 2 for what in ("background", "colour", "shape")
         )
-        seen = _background_features(images, ~products), _colour_features(images, products), silhouette(images, products)
         # Slack: what a VAE of 28 dB gives back stays known, noise and two backgrounds at once do not.
         return cls(
-            Classifier.fit(seen[0], background, BACKGROUND_NAMES, shrinkage=0.02, slack=1.8),
-            Classifier.fit(seen[1], colour, COLOUR_NAMES, shrinkage=0.02, slack=2.2),
-            Classifier.fit(seen[2], shape, SHAPE_NAMES, shrinkage=0.1, slack=1.5),
+            Classifier.fit(ground(images, ~products), background, BACKGROUND_NAMES, shrinkage=0.02, slack=1.8),
+            Classifier.fit(palette(*shrink(images, products)), colour, COLOUR_NAMES, shrinkage=0.02, slack=2.2),
+            Classifier.fit(silhouette(images, products), shape, SHAPE_NAMES, shrinkage=0.1, slack=1.5),
         )
 
     def background(self, images: Array, holes: Array) -> list[str]:
         """Judged by the pixels where `holes` is True."""
-        return self.backgrounds.name(_background_features(images, holes))
+        return self.backgrounds.name(ground(images, holes))
 
     def colour(self, images: Array, products: Array) -> list[str]:
         """Judged by the pixels where `products` is True."""
-        return self.colours.name(_colour_features(images, products))
+        return self.colours.name(palette(*shrink(images, products)))
 
     def shape(self, images: Array, products: Array) -> list[str]:
         """Judged by the picture in the bounding box of `products`, and by the box's proportions."""

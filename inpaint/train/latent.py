@@ -19,15 +19,7 @@ from inpaint.models.prompts import encode_prompts, unet_kwargs
 from inpaint.paint.painter import Painter
 from inpaint.paint.paste import comparison
 from inpaint.paint.request import PaintRequest, SamplingSettings
-from inpaint.train.objective import (
-    MicroBatch,
-    ParameterGroup,
-    autocast,
-    on_device,
-    seed_dropout,
-    to_hole,
-    to_pixels,
-)
+from inpaint.train.objective import MicroBatch, ParameterGroup, autocast, on_device, seed_dropout, to_hole, to_pixels
 from inpaint.train.settings import Precision
 
 EncodeBatch = Callable[[MicroBatch, Tensor], tuple[Posterior, Posterior | None]]

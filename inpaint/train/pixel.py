@@ -15,15 +15,7 @@ from inpaint.diffusion.objective import HoleDiffusion, LossSettings
 from inpaint.diffusion.unet import MaskedUNet
 from inpaint.paint.ddpm_painter import to_uint8
 from inpaint.paint.paste import comparison
-from inpaint.train.objective import (
-    MicroBatch,
-    ParameterGroup,
-    autocast,
-    on_device,
-    seed_dropout,
-    to_hole,
-    to_pixels,
-)
+from inpaint.train.objective import MicroBatch, ParameterGroup, autocast, on_device, seed_dropout, to_hole, to_pixels
 from inpaint.train.settings import Precision
 
 
