@@ -119,30 +119,30 @@ def vectors_of(token: str, known: Container[str]) -> list[str]:
 
 
 class ExtendedEmbedding(nn.Module):
-    """A frozen embedding table with trainable fp32 rows appended."""
+    """A frozen embedding table, and beyond its end rows of new tokens, alike for all prompts or each prompt's own."""
 
-    def __init__(self, frozen: nn.Embedding, rows_ND: Tensor) -> None:
+    def __init__(self, frozen: nn.Embedding, rows: Tensor | None = None) -> None:
         super().__init__()
         self.frozen = frozen.requires_grad_(False)
-        self.rows = nn.Parameter(rows_ND.float())
-
-    @property
-    def weight(self) -> Tensor:
-        return torch.cat([self.frozen.weight, self.rows.to(self.frozen.weight.dtype)])
+        self.rows = rows
+        """N x D, or B x N x D; None: no new token is used."""
 
     def forward(self, ids_BL: Tensor) -> Tensor:
+        """Token ids -> B x L x D."""
+        if self.rows is None:
+            return self.frozen(ids_BL)
         known = self.frozen.num_embeddings
-        old_BLD = self.frozen(ids_BL.clamp(max=known - 1))
-        new_BLD = nn.functional.embedding((ids_BL - known).clamp(min=0), self.rows).to(old_BLD.dtype)
-        return torch.where((ids_BL >= known)[..., None], new_BLD, old_BLD)
+        old_BLD, new_BL = self.frozen(ids_BL.clamp(max=known - 1)), (ids_BL - known).clamp(min=0)
+        if self.rows.ndim == 2:
+            new_BLD = nn.functional.embedding(new_BL, self.rows)
+        else:
+            new_BLD = self.rows[torch.arange(len(ids_BL), device=ids_BL.device)[:, None], new_BL]
+        return torch.where((ids_BL >= known)[..., None], new_BLD.to(old_BLD.dtype), old_BLD)
 
 
 def add_tokens(base: Base, init_words: Mapping[str, str]) -> None:
-    """Add each token to every tokenizer, its row started at the mean embedding of its `init_words`.
-
-    Raises:
-        InpaintError: the token is in the vocabulary already, or its words give no token.
-    """
+    """Add each token to every tokenizer, its row, in fp32, started at the mean embedding of its `init_words`. Raises
+    InpaintError for a token that is in the vocabulary already, or whose words give no token."""
     for tokenizer, encoder in zip(base.tokenizers, base.text_encoders, strict=True):
         embedding = encoder.get_input_embeddings()
         known = embedding.num_embeddings
@@ -160,14 +160,15 @@ def add_tokens(base: Base, init_words: Mapping[str, str]) -> None:
             raise InpaintError(
                 f"base {base.info.name}: one of {sorted(init_words)} is a token already; rename the category"
             )
-        encoder.set_input_embeddings(ExtendedEmbedding(embedding, torch.stack(rows)))
+        encoder.set_input_embeddings(ExtendedEmbedding(embedding, nn.Parameter(torch.stack(rows))))
 
 
 def token_parameters(base: Base) -> dict[str, nn.Parameter]:
     """The new rows (N D, in the order they were added) by the name they have in checkpoints."""
-    embeddings = [encoder.get_input_embeddings() for encoder in base.text_encoders]
-    named = zip(("tokens", "tokens_2"), embeddings, strict=False)
-    return {name: embedding.rows for name, embedding in named if isinstance(embedding, ExtendedEmbedding)}
+    named = zip(
+        ("tokens", "tokens_2"), (encoder.get_input_embeddings() for encoder in base.text_encoders), strict=False
+    )
+    return {name: table.get_parameter("rows") for name, table in named if isinstance(table, ExtendedEmbedding)}
 
 
 @torch.no_grad()

@@ -14,12 +14,19 @@ from typing import Any
 
 import torch
 from tokenizers import AddedToken
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from inpaint.models.base import Base
 from inpaint.models.low_rank import Uses
-from inpaint.models.prompts import Conditioning, encode_ids, tokenize, vectors_of, zero_empty_negatives
+from inpaint.models.prompts import (
+    Conditioning,
+    ExtendedEmbedding,
+    encode_ids,
+    tokenize,
+    vectors_of,
+    zero_empty_negatives,
+)
 from inpaint.serve.engine.adapter_slots import AdapterSlots
 from inpaint.serve.service import AdapterUse
 
@@ -40,25 +47,6 @@ class Prompt:
     is_negative: bool = False
 
 
-class RowTokens(nn.Module):
-    """A frozen embedding table, and beyond its end each row's own vectors."""
-
-    def __init__(self, frozen: nn.Embedding) -> None:
-        super().__init__()
-        self.frozen = frozen
-        self.rows_BTD: Tensor | None = None
-
-    def forward(self, ids_BL: Tensor) -> Tensor:
-        """Token ids -> B x L x D."""
-        if self.rows_BTD is None:
-            return self.frozen(ids_BL)
-        known = self.frozen.num_embeddings
-        old_BLD = self.frozen(ids_BL.clamp(max=known - 1))
-        rows_B1 = torch.arange(len(ids_BL), device=ids_BL.device)[:, None]
-        new_BLD = self.rows_BTD[rows_B1, (ids_BL - known).clamp(min=0)].to(old_BLD.dtype)
-        return torch.where((ids_BL >= known)[..., None], new_BLD, old_BLD)
-
-
 class PromptEncoder:
     """Encodes texts for the engine's loop, and remembers the last ones."""
 
@@ -68,11 +56,11 @@ class PromptEncoder:
         self._known: OrderedDict[Prompt, Conditioning] = OrderedDict()
         self._tokenizers = [copy.deepcopy(tokenizer) for tokenizer in base.tokenizers]
         self._pools = list(slots.pools.values())[1:]
-        self._tables: list[RowTokens] = []
+        self._tables: list[ExtendedEmbedding] = []
         for tokenizer, encoder in zip(self._tokenizers, base.text_encoders, strict=True):
             reserved = [AddedToken(f"{_MARK}{i}{_MARK}", normalized=False) for i in range(RESERVED)]
             tokenizer.add_tokens(reserved)
-            table = RowTokens(encoder.get_input_embeddings())
+            table = ExtendedEmbedding(encoder.get_input_embeddings())
             encoder.set_input_embeddings(table)
             self._tables.append(table)
 
@@ -97,7 +85,7 @@ class PromptEncoder:
         for index, (tokenizer, table, pool) in enumerate(zip(self._tokenizers, self._tables, self._pools, strict=True)):
             written = [self._write(tokenizer, prompt, index) for prompt in prompts]
             ids.append(tokenize(tokenizer, [text for text, _ in written]))
-            table.rows_BTD = _padded([vectors for _, vectors in written], self.base.device)
+            table.rows = _padded([vectors for _, vectors in written], self.base.device)
             pool.install(pool.gather([prompt.uses for prompt in prompts]))
         is_empty_negative = [prompt.is_negative and prompt.text == "" for prompt in prompts]
         return zero_empty_negatives(self.base, encode_ids(self.base, ids), is_empty_negative).split()
