@@ -51,10 +51,7 @@ def schedule_of(scheduler: Any) -> NoiseSchedule:
     """The schedule of a diffusers scheduler of any kind, as `DDIMScheduler.from_config(scheduler.config)` reads it.
 
     One difference: where the config says nothing about `clip_sample`, nothing is clipped. DDIMScheduler's own default
-    is made for pixels and spoils latents.
-
-    Raises:
-        InpaintError: a prediction type or timestep spacing that is not supported.
+    is made for pixels and spoils latents. Raises InpaintError for settings that are not supported.
     """
     config: Mapping[str, Any] = scheduler.config
     # diffusers notes which settings are its class's defaults, and hands only the others to another class.
@@ -102,10 +99,7 @@ def snr(schedule: NoiseSchedule, timesteps_B: Tensor) -> Tensor:
 
 def sampling_timesteps(schedule: NoiseSchedule, steps: int) -> Tensor:
     """Timesteps (S, int64, falling) that `steps` sampling steps visit, as `DDIMScheduler.set_timesteps` gives them.
-
-    Raises:
-        InpaintError: more steps than the model has timesteps for, also because of the base's offset.
-    """
+    Raises InpaintError for more steps than the model has timesteps for, also because of the base's offset."""
     schedule.check_steps(steps)
     count, spacing = schedule.train_timesteps, schedule.timestep_spacing or "leading"
     if spacing == "leading":

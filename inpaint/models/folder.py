@@ -59,11 +59,8 @@ class DiffusersFolder:
     """A supported base on this machine, perhaps without its weights."""
 
     def __init__(self, path: Path) -> None:
-        """Reads and checks `model_index.json`.
-
-        Raises:
-            InpaintError: not a pipeline in diffusers format, or not of a supported family with parts of known classes.
-        """
+        """Reads `model_index.json`. Raises InpaintError for what is not a pipeline in diffusers format, or not of a
+        supported family with parts of known classes."""
         if not (path / "model_index.json").is_file():
             raise InpaintError(f"{path}: no model_index.json, so not a pipeline in diffusers format (save_pretrained)")
         self.path, index = path, _read_json(path / "model_index.json")

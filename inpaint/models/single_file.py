@@ -72,11 +72,8 @@ class SingleFile(Architecture):
 
 
 def open_file(path: Path) -> SingleFile:
-    """Read a checkpoint's header: a few hundred kB, whatever its size.
-
-    Raises:
-        InpaintError: not safetensors, or not a whole checkpoint of a supported family.
-    """
+    """Read a checkpoint's header: a few hundred kB, whatever its size. Raises InpaintError for a file that is not
+    safetensors, or not a whole checkpoint of a supported family."""
     if path.suffix != ".safetensors":
         raise InpaintError(
             f"base {path}: only .safetensors files are opened, for a pickle (.ckpt, .pt) can run any code. Take the "

@@ -75,10 +75,8 @@ def start_rows(
 
     Draws what the inpaint pipelines of diffusers draw before their first step, in their order, row by row: the
     posterior of the whole image (4 channels, or where a row does not start from noise alone), the noise, the posterior
-    of the masked image. Generators stand afterwards where a sampler that draws goes on.
-
-    Raises:
-        InpaintError: steps or a strength that the base cannot be sampled with.
+    of the masked image. Generators stand afterwards where a sampler that draws goes on. Raises InpaintError for steps
+    or a strength that the base cannot be sampled with.
     """
     paths = [request.sampling.trajectory(schedule) for request in requests]
     images_BHW3 = torch.from_numpy(np.stack([image.image_HW3 for image in images])).to(base.device)
@@ -144,8 +142,7 @@ class Batch:
         memory_format: torch.memory_format = torch.contiguous_format,
         controlnet: Callable[..., Any] | None = None,
     ) -> None:
-        """Stacks them.
-
+        """
         Args:
             sizes: numbers of U-Net rows that batches are padded to, rising; empty: as many as there are.
             memory_format: of the U-Net's input.
