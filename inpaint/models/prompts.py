@@ -36,22 +36,19 @@ class Conditioning:
         return [Conditioning(e, p.clone()) for e, p in zip(embeds, self.pooled_BP.split(1), strict=True)]
 
 
-def encode_prompts(base: Base, prompts: list[str]) -> Conditioning:
+def encode_prompts(base: Base, prompts: list[str], *, negative: bool = False) -> Conditioning:
     """Embeds prompts, differentiably: SD 1.5 the last hidden state; SDXL both encoders' penultimate hidden states.
 
     A prompt longer than the tokenizer's window is cut, with one warning per prompt. A token that was learned as
     several vectors (`<t>`, `<t>_1`, ...) is expanded, as diffusers' textual inversion does.
     """
-    return encode_ids(base, [tokenize(tokenizer, prompts) for tokenizer in base.tokenizers])
+    ids = [tokenize(tokenizer, prompts) for tokenizer in base.tokenizers]
+    return encode_ids(base, ids, [negative and prompt == "" for prompt in prompts])
 
 
-def encode_negative_prompts(base: Base, prompts: list[str]) -> Conditioning:
-    """As `encode_prompts`, but an empty prompt is zeros where the base says so (SDXL, as diffusers' default)."""
-    return zero_empty_negatives(base, encode_prompts(base, prompts), [prompt == "" for prompt in prompts])
-
-
-def encode_ids(base: Base, ids: list[Tensor]) -> Conditioning:
-    """What the text encoders make of token ids, B x L for each of them."""
+def encode_ids(base: Base, ids: list[Tensor], is_empty_negative: list[bool]) -> Conditioning:
+    """What the text encoders make of token ids, B x L for each of them; of an empty negative prompt zeros where the
+    base says so (SDXL, as diffusers' default)."""
     hidden: list[Tensor] = []
     pooled_BP: Tensor | None = None
     for ids_BL, encoder in zip(ids, base.text_encoders, strict=True):
@@ -59,15 +56,11 @@ def encode_ids(base: Base, ids: list[Tensor]) -> Conditioning:
         hidden.append(output.hidden_states[-2] if base.info.is_xl else output.last_hidden_state)
         if base.info.is_xl:
             pooled_BP = getattr(output, "text_embeds", None)
-    return Conditioning(torch.cat(hidden, dim=-1), pooled_BP)
-
-
-def zero_empty_negatives(base: Base, conditioning: Conditioning, is_empty_negative: list[bool]) -> Conditioning:
-    """Zeros for the empty negative prompts among the rows, where the base says so."""
-    if not base.zero_empty_negative or conditioning.pooled_BP is None:
-        return conditioning
-    kept_B = torch.tensor([0.0 if empty else 1.0 for empty in is_empty_negative]).to(conditioning.embeds_BLD)
-    return Conditioning(conditioning.embeds_BLD * kept_B[:, None, None], conditioning.pooled_BP * kept_B[:, None])
+    embeds_BLD = torch.cat(hidden, dim=-1)
+    if not base.zero_empty_negative or pooled_BP is None or not any(is_empty_negative):
+        return Conditioning(embeds_BLD, pooled_BP)
+    kept_B = torch.tensor([0.0 if empty else 1.0 for empty in is_empty_negative]).to(embeds_BLD)
+    return Conditioning(embeds_BLD * kept_B[:, None, None], pooled_BP * kept_B[:, None])
 
 
 def unet_kwargs(conditioning: Conditioning, height: int, width: int) -> dict[str, Any]:

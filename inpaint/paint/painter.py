@@ -19,7 +19,7 @@ from inpaint.diffusion.schedule import schedule_of
 from inpaint.errors import InpaintError
 from inpaint.models.base import Base
 from inpaint.models.latents import decode
-from inpaint.models.prompts import Conditioning, encode_negative_prompts, encode_prompts
+from inpaint.models.prompts import Conditioning, encode_prompts
 from inpaint.paint.crop import WorkingImage, batches_of, pasted, window_of, working_image
 from inpaint.paint.denoise import Batch, start_rows
 from inpaint.paint.request import PaintRequest
@@ -91,7 +91,7 @@ class Painter:
     def _negatives(self, requests: list[PaintRequest]) -> list[Conditioning | None]:
         """One row for each guided request."""
         guided = [request.negative_prompt for request in requests if request.sampling.is_guided]
-        encoded = iter(encode_negative_prompts(self.base, guided).split() if guided else [])
+        encoded = iter(encode_prompts(self.base, guided, negative=True).split() if guided else [])
         return [next(encoded) if request.sampling.is_guided else None for request in requests]
 
 

@@ -19,14 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from inpaint.models.base import Base
 from inpaint.models.low_rank import Uses
-from inpaint.models.prompts import (
-    Conditioning,
-    ExtendedEmbedding,
-    encode_ids,
-    tokenize,
-    vectors_of,
-    zero_empty_negatives,
-)
+from inpaint.models.prompts import Conditioning, ExtendedEmbedding, encode_ids, tokenize, vectors_of
 from inpaint.serve.engine.adapter_slots import AdapterSlots
 from inpaint.serve.service import AdapterUse
 
@@ -88,7 +81,7 @@ class PromptEncoder:
             table.rows = _padded([vectors for _, vectors in written], self.base.device)
             pool.install(pool.gather([prompt.uses for prompt in prompts]))
         is_empty_negative = [prompt.is_negative and prompt.text == "" for prompt in prompts]
-        return zero_empty_negatives(self.base, encode_ids(self.base, ids), is_empty_negative).split()
+        return encode_ids(self.base, ids, is_empty_negative).split()
 
     def _write(self, tokenizer: Any, prompt: Prompt, encoder: int) -> tuple[str, list[Tensor]]:
         """The prompt with the adapters' tokens replaced by reserved ones, and what those mean (each D).

@@ -7,7 +7,7 @@ import torch
 from diffusers import StableDiffusionInpaintPipeline, StableDiffusionXLInpaintPipeline
 
 from inpaint.models.base import load_base
-from inpaint.models.prompts import encode_negative_prompts, encode_prompts, unet_kwargs
+from inpaint.models.prompts import encode_prompts, unet_kwargs
 
 PROMPTS = ["a red wood box", "", "The  BOX, in 3 woods!", "the red wood " * 40]
 
@@ -34,7 +34,7 @@ def test_sdxl_embeddings_are_diffusers(xl_folder):
     # No negative prompt is zeros for SDXL; a given one is embedded.
     _, nothing, _, nothing_pooled = pipeline.encode_prompt("x", negative_prompt=None)
     _, red, _, red_pooled = pipeline.encode_prompt("x", negative_prompt="red")
-    negative = encode_negative_prompts(base, ["", "red"])
+    negative = encode_prompts(base, ["", "red"], negative=True)
     torch.testing.assert_close(negative.embeds_BLD, torch.cat([nothing, red]), atol=1e-6, rtol=0)
     torch.testing.assert_close(negative.pooled_BP, torch.cat([nothing_pooled, red_pooled]), atol=1e-6, rtol=0)
     assert negative.embeds_BLD[0].abs().max() == 0

@@ -8,7 +8,7 @@ import torch
 from inpaint.models.adapter import Adapter, apply_adapter
 from inpaint.models.base import load_base
 from inpaint.models.locate import TOY_BASE
-from inpaint.models.prompts import encode_negative_prompts, encode_prompts
+from inpaint.models.prompts import encode_prompts
 from inpaint.serve.engine.adapter_slots import AdapterSlots
 from inpaint.serve.engine.prompt_encoder import Prompt, PromptEncoder
 from inpaint.serve.service import AdapterUse
@@ -68,7 +68,7 @@ def test_rows_are_encoded_together_as_alone(base):
             for text in PROMPTS:
                 assert_same(found[prompt(text, slot)], encode_prompts(alone, [text.replace("\ue000", " ")]))
             if slot == 2:
-                assert_same(found[prompts[-1]], encode_negative_prompts(alone, [""]))
+                assert_same(found[prompts[-1]], encode_prompts(alone, [""], negative=True))
     one, other = (found[prompt(PROMPTS[0], slot)] for slot in adapters)
     assert (one.embeds_BLD - other.embeds_BLD).abs().max() > 0.1, "the same token means other vectors"
 
