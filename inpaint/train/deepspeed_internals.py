@@ -29,13 +29,72 @@ TRAINED = "trained"
 """Kind of state that is a parameter itself; others are the optimizer's moments."""
 
 
-def initialize(module: Any, optimizer: torch.optim.Optimizer, config: dict[str, Any]) -> Any:
-    """A DeepSpeed engine around the module, on the process group that is already initialised."""
-    logger.setLevel("WARNING")
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    with _contiguous(module):
-        engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=config, dist_init_required=False)
-    return engine
+class Sharded:
+    """A DeepSpeed engine around a module, on the process group that is already initialised, and the state of what it
+    trains: each parameter and its optimizer's `moments`, whole, whatever the stage leaves on this rank."""
+
+    def __init__(
+        self, module: Any, optimizer: torch.optim.Optimizer, config: dict[str, Any], moments: Sequence[str]
+    ) -> None:
+        logger.setLevel("WARNING")
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        with _contiguous(module):
+            self.engine, *_ = deepspeed.initialize(
+                model=module, optimizer=optimizer, config=config, dist_init_required=False
+            )
+        self.stage = config["zero_optimization"]["stage"]
+        self.moments = moments
+
+    def start_optimizer(self, parameters: Sequence[nn.Parameter], steps: int | None) -> None:
+        """Make the optimizer's state exist, as after `steps` steps (None: an optimizer that counts none)."""
+        optimizer = self.engine.optimizer
+        inner = optimizer if self.stage == 0 else optimizer.optimizer
+        stepped: Sequence[Tensor] = {
+            0: lambda: parameters,
+            3: lambda: optimizer.fp32_partitioned_groups_flat,
+        }.get(self.stage, lambda: optimizer.single_partition_of_fp32_groups)()
+        for parameter in stepped:
+            state = inner.state[parameter]
+            for moment in self.moments:
+                state.setdefault(moment, torch.zeros_like(parameter))
+            if steps is not None:
+                state["step"] = torch.tensor(float(steps), device=parameter.device)
+        if self.stage in (1, 2):
+            optimizer._lazy_init_hp_params_optimizer_state()
+
+    def state_of(self, parameter: nn.Parameter) -> dict[str, Tensor]:
+        """A parameter and its moments by kind, as fp32 copies on the CPU. Collective."""
+        if self.stage == 0:
+            kept = self.engine.optimizer.state[parameter]
+            full = {TRAINED: parameter.detach(), **{m: kept[m] for m in self.moments}}
+        else:
+            full = {TRAINED: safe_get_full_fp32_param(parameter)}
+            full |= {m: safe_get_full_optimizer_state(parameter, m) for m in self.moments}
+        shape = getattr(parameter, "ds_shape", parameter.shape)
+        return {kind: value.detach().float().cpu().clone().reshape(shape) for kind, value in full.items()}
+
+    def set_state(self, parameter: nn.Parameter, full: Mapping[str, Tensor]) -> None:
+        """Set the optimizer's side of one parameter: its fp32 master copy and its moments. Collective."""
+        if self.stage == 0:
+            for moment in self.moments:
+                self.engine.optimizer.state[parameter][moment].copy_(full[moment])
+        elif self.stage < 3:
+            safe_set_full_fp32_param(parameter, full[TRAINED])
+            for moment in self.moments:
+                safe_set_full_optimizer_state(parameter, full[moment], moment)
+        else:
+            safe_set_local_fp32_param(parameter, _shard(parameter, full[TRAINED]))
+            for moment in self.moments:
+                safe_set_local_optimizer_state(parameter, _shard(parameter, full[moment]), moment)
+
+    @contextmanager
+    def whole(self, parameters: list[nn.Parameter], *, modify: bool = False) -> Iterator[None]:
+        """Within, the parameters are not sharded (stage 3 gathers them). Collective."""
+        if self.stage < 3:
+            yield
+            return
+        with GatheredParameters(parameters, modifier_rank=0 if modify else None):
+            yield
 
 
 @contextmanager
@@ -52,66 +111,8 @@ def _contiguous(module: nn.Module) -> Iterator[None]:
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
 
 
-def start_optimizer(
-    engine: Any, stage: int, parameters: Sequence[nn.Parameter], moments: Sequence[str], steps: int | None
-) -> None:
-    """Make the optimizer's state exist, as after `steps` steps (None: an optimizer that counts none)."""
-    optimizer = engine.optimizer
-    inner = optimizer if stage == 0 else optimizer.optimizer
-    stepped: Sequence[Tensor] = {
-        0: lambda: parameters,
-        3: lambda: optimizer.fp32_partitioned_groups_flat,
-    }.get(stage, lambda: optimizer.single_partition_of_fp32_groups)()
-    for parameter in stepped:
-        state = inner.state[parameter]
-        for moment in moments:
-            state.setdefault(moment, torch.zeros_like(parameter))
-        if steps is not None:
-            state["step"] = torch.tensor(float(steps), device=parameter.device)
-    if stage in (1, 2):
-        optimizer._lazy_init_hp_params_optimizer_state()
-
-
-def full_state(engine: Any, stage: int, parameter: nn.Parameter, moments: Sequence[str]) -> dict[str, Tensor]:
-    """A parameter and its moments by kind, whole, as fp32 copies on the CPU. Collective."""
-    if stage == 0:
-        kept = engine.optimizer.state[parameter]
-        full = {TRAINED: parameter.detach(), **{m: kept[m] for m in moments}}
-    else:
-        full = {TRAINED: safe_get_full_fp32_param(parameter)}
-        full |= {m: safe_get_full_optimizer_state(parameter, m) for m in moments}
-    shape = getattr(parameter, "ds_shape", parameter.shape)
-    return {kind: value.detach().float().cpu().clone().reshape(shape) for kind, value in full.items()}
-
-
-def set_state(engine: Any, stage: int, parameter: nn.Parameter, full: Mapping[str, Tensor]) -> None:
-    """Set the optimizer's side of one parameter: its fp32 master copy and its moments. Collective."""
-    moments = {kind: value for kind, value in full.items() if kind != TRAINED}
-    if stage == 0:
-        for moment, value in moments.items():
-            engine.optimizer.state[parameter][moment].copy_(value)
-    elif stage < 3:
-        safe_set_full_fp32_param(parameter, full[TRAINED])
-        for moment, value in moments.items():
-            safe_set_full_optimizer_state(parameter, value, moment)
-    else:
-        safe_set_local_fp32_param(parameter, _shard(parameter, full[TRAINED]))
-        for moment, value in moments.items():
-            safe_set_local_optimizer_state(parameter, _shard(parameter, value), moment)
-
-
 def _shard(parameter: nn.Parameter, value: Tensor) -> Tensor:
     """This rank's part of `value` under ZeRO 3, padded with zeros."""
     size = parameter.ds_tensor.ds_numel  # type: ignore[attr-defined]
     padded = nn.functional.pad(value.flatten(), (0, size * dist.get_world_size() - value.numel()))
     return padded[size * dist.get_rank() :][:size]
-
-
-@contextmanager
-def whole(stage: int, parameters: list[nn.Parameter], *, modify: bool = False) -> Iterator[None]:
-    """Within, the parameters are not sharded (stage 3 gathers them). Collective."""
-    if stage < 3:
-        yield
-        return
-    with GatheredParameters(parameters, modifier_rank=0 if modify else None):
-        yield

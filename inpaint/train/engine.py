@@ -8,12 +8,12 @@ stage nor on the world size (verified: `tests/unit/train/test_engine.py`).
 
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from inpaint.data.plan import StepLayout
 from inpaint.train.checkpoint import State
@@ -30,22 +30,21 @@ class ZeroEngine:
         # DeepSpeed logs a page when it is imported, and reads these then; only workers import it.
         os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "warning")
         os.environ.setdefault("DS_SKIP_CUDA_CHECK", "1")
-        from inpaint.train import deepspeed_internals
+        from inpaint.train.deepspeed_internals import Sharded
 
         self.objective, self.settings, self.layout, self.device = objective, settings, layout, device
         self.groups: list[ParameterGroup] = objective.groups()
         self.parameters = {name: p for group in self.groups for name, p in group.parameters.items()}
-        self.moments = MOMENTS[settings.optimizer]
+        moments = MOMENTS[settings.optimizer]
         initial = {name: p.detach().float().cpu().clone() for name, p in self.parameters.items()}
         trained = sum(p.numel() for p in self.parameters.values())
-        self._internals = deepspeed_internals
-        self._engine = deepspeed_internals.initialize(
-            objective, _optimizer(self.groups, settings), deepspeed_config(settings, layout, trained)
-        )
+        config = deepspeed_config(settings, layout, trained)
+        self._sharded = Sharded(objective, _optimizer(self.groups, settings), config, moments)
+        self._engine = self._sharded.engine
         # Once: it walks through all modules. Whoever switches some to evaluation, switches them back.
         self._engine.train()
         zeros = {name: torch.zeros_like(value) for name, value in initial.items()}
-        self.load({"trained": initial, "ema": initial, **dict.fromkeys(self.moments, zeros)}, steps=0)
+        self.load({"trained": initial, "ema": initial, **dict.fromkeys(moments, zeros)}, steps=0)
 
     def train_step(self, batches: list[MicroBatch], lr_scale: float) -> Tensor:
         """One optimizer step over this worker's micro-batches; returns its part of the global batch's loss.
@@ -76,7 +75,7 @@ class ZeroEngine:
         """
         batch = self.layout.global_batch
         decay = 0.5 ** (batch / max(min(halflife, self._steps * batch / 10), 1e-8))
-        with self.whole(list(self.parameters.values())):
+        with self._sharded.whole(list(self.parameters.values())):
             for name, parameter in self.parameters.items():
                 self._average[name].lerp_(parameter.detach().float(), 1 - decay)
 
@@ -91,7 +90,7 @@ class ZeroEngine:
         where one is kept. Collective."""
         trained: dict[str, Tensor] = {}
         if self._average:
-            with self.whole(list(self.parameters.values())):
+            with self._sharded.whole(list(self.parameters.values())):
                 trained = {name: p.detach().clone() for name, p in self.parameters.items()}
         self._show(self._average)
         self._engine.eval()
@@ -106,11 +105,10 @@ class ZeroEngine:
 
     def gather(self) -> State:
         """The full training state on every rank. Collective: all ranks must call it."""
-        state: State = {"trained": {}, **{m: {} for m in self.moments}}
+        state: State = {}
         for name, parameter in self.parameters.items():
-            full = self._internals.full_state(self._engine, self.settings.zero_stage, parameter, self.moments)
-            for kind, tensor in full.items():
-                state[kind][name] = tensor
+            for kind, tensor in self._sharded.state_of(parameter).items():
+                state.setdefault(kind, {})[name] = tensor
         if self._average:
             state["ema"] = {name: tensor.to("cpu", copy=True) for name, tensor in self._average.items()}
         return state
@@ -118,12 +116,11 @@ class ZeroEngine:
     @torch.no_grad()
     def load(self, state: Mapping[str, Mapping[str, Tensor]], *, steps: int) -> None:
         """Continue from a gathered state after `steps` optimizer steps. Collective."""
-        stage = self.settings.zero_stage
         counted = steps if self.settings.optimizer == "adamw" else None
-        self._internals.start_optimizer(self._engine, stage, list(self.parameters.values()), self.moments, counted)
+        self._sharded.start_optimizer(list(self.parameters.values()), counted)
         for name, parameter in self.parameters.items():
-            full = {kind: state[kind][name].to(self.device) for kind in ("trained", *self.moments)}
-            self._internals.set_state(self._engine, stage, parameter, full)
+            full = {kind: state[kind][name].to(self.device) for kind in ("trained", *self._sharded.moments)}
+            self._sharded.set_state(parameter, full)
         self._show(state["trained"])
         self._steps = steps
         kept = {} if self.settings.ema_halflife is None else state["ema"]
@@ -134,12 +131,8 @@ class ZeroEngine:
         """Let the module compute with these values from its next forward on, its optimizer knowing nothing of it: the
         module has copies of its own, which ZeRO refreshes only after a step. Collective."""
         for name, value in values.items():
-            with self.whole([self.parameters[name]], modify=True):
+            with self._sharded.whole([self.parameters[name]], modify=True):
                 self.parameters[name].copy_(value.to(self.device))
-
-    def whole(self, parameters: list[nn.Parameter], *, modify: bool = False) -> AbstractContextManager[None]:
-        """Within, the parameters are not sharded (stage 3 gathers them). Collective."""
-        return self._internals.whole(self.settings.zero_stage, parameters, modify=modify)
 
 
 def _optimizer(groups: list[ParameterGroup], settings: TrainSettings) -> torch.optim.Optimizer:
