@@ -27,6 +27,7 @@ import tyro
 
 from benchmarks.harness import emit, progress
 from benchmarks.one_step import TrainOneStep, paint_one_step
+from benchmarks.patterns import render_pattern, write_patterns
 from inpaint import cluster
 from inpaint.data.holes import RandomShapes
 from inpaint.data.pipeline import read_manifest
@@ -42,7 +43,6 @@ from inpaint.paint.request import DdpmRequest
 from inpaint.randomness import generator
 from inpaint.recipes.ddpm import TrainDdpm, load_ddpm, preset_of
 from inpaint.stopping import StopToken
-from inpaint.toy.patterns import render_pattern, write_patterns
 from inpaint.train.loop import StepReport
 from inpaint.train.settings import ValidationSettings
 from inpaint.train.trainer import fit

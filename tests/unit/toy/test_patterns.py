@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks.patterns import LEAST_CONTRAST, PATTERNS, render_pattern, write_patterns
 from inpaint.errors import InpaintError
-from inpaint.toy.patterns import LEAST_CONTRAST, PATTERNS, render_pattern, write_patterns
 
 
 def test_a_pattern_is_a_function_of_seed_and_index() -> None:

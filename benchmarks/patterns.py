@@ -90,13 +90,13 @@ def render_pattern(seed: int, index: int, size: int = 32) -> tuple[Array, str]:
     return np.rint(255 * (first + (second - first) * share)).astype(np.uint8), name
 
 
-def write_patterns(folder: str | Path, *, seed: int, count: int, size: int = 32, first_index: int = 0) -> Path:
+def write_patterns(folder: str | Path, *, seed: int, count: int, size: int = 32) -> Path:
     """Write `count` pictures as `folder/NAME/INDEX.png`, one folder per pattern; returns `folder`."""
     if count < 1:
         raise InpaintError(f"count {count}: give at least 1")
     for name in PATTERNS:
         (Path(folder) / name).mkdir(parents=True, exist_ok=True)
-    for index in range(first_index, first_index + count):
+    for index in range(count):
         image, name = render_pattern(seed, index, size)
         Image.fromarray(image).save(Path(folder) / name / f"{index:07d}.png", compress_level=1)
     return Path(folder)
