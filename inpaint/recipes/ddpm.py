@@ -12,7 +12,6 @@ from typing import Self
 import safetensors.torch
 import torch
 import tyro
-from torch import Tensor
 
 from inpaint.data.holes import RandomShapes, Sometimes
 from inpaint.data.rows import Manifest
@@ -189,19 +188,17 @@ def load_ddpm(run: str, *, device: str | torch.device | None = None, max_batch: 
     if found is None:
         raise InpaintError(f"{run} holds no {MODEL}: give the output folder of `python -m ray_jobs.train_ddpm`")
     card = json.loads(found)
-    weights = _weights(run, card.pop("exported_after", -1))
-    return DdpmPainter(ModelCard.from_json(card), weights, device=choose_device(device), max_batch=max_batch)
-
-
-def _weights(run: str, exported_after: int) -> dict[str, Tensor]:
-    """What was exported, or the newest checkpoint's of a run that has gone on since, or has not ended yet."""
-    store = CheckpointStore(f"{run}/{CHECKPOINTS}")
+    exported_after = card.pop("exported_after", -1)
+    store, exported = CheckpointStore(f"{run}/{CHECKPOINTS}"), read_file(run, WEIGHTS)
     progress = store.progress()
-    exported = read_file(run, WEIGHTS)
     if exported is not None and (progress is None or exported_after >= progress.samples):
-        return safetensors.torch.load(exported)
-    loaded = store.latest()
-    if loaded is None:
-        raise InpaintError(f"{run} holds no checkpoint yet: wait for its first one, or train with a smaller interval")
-    tensors, _ = loaded
-    return tensors.get("ema", tensors["trained"])
+        weights = safetensors.torch.load(exported)
+    else:  # it has gone on since, or has not ended yet
+        loaded = store.latest()
+        if loaded is None:
+            raise InpaintError(
+                f"{run} holds no checkpoint yet: wait for its first one, or train with a smaller interval"
+            )
+        state, _ = loaded
+        weights = state.get("ema", state["trained"])
+    return DdpmPainter(ModelCard.from_json(card), weights, device=choose_device(device), max_batch=max_batch)
