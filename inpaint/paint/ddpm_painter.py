@@ -76,25 +76,20 @@ class DdpmPainter:
     def paint(self, requests: Sequence[DdpmRequest], on_frame: OnFrame | None = None) -> list[np.ndarray]:
         """The originals with their holes painted, H x W x 3 uint8, in the requests' order.
 
-        A request without a hole gets its image back, and costs nothing.
+        A request without a hole gets its image back, and costs nothing. Raises InpaintError for an unknown label.
         """
-        results = [request.image.copy() for request in requests]
-        holed = [index for index, request in enumerate(requests) if request.hole.any()]
-        for index, painted in zip(holed, self.paint_raw([requests[i] for i in holed], on_frame), strict=True):
-            image, hole = requests[index].image, requests[index].hole
-            results[index] = paste_back(image, resize_image(painted, hole.shape), hole, feather=requests[index].feather)
-        return results
-
-    def paint_raw(self, requests: Sequence[DdpmRequest], on_frame: OnFrame | None = None) -> list[np.ndarray]:
-        """What the model paints, before paste-back: uint8, each at its working shape H x W x 3."""
-        results: dict[int, np.ndarray] = {}
         for request in requests:
             if request.label not in self.labels:
                 known = ", ".join(self.card.classes) or "none"
                 raise InpaintError(f"label {request.label!r}: this model's classes are {known}")
-        for batch in batches_of([(self.shape_of(r), r.sampling) for r in requests], self.max_batch):
-            results.update(zip(batch, self._paint_batch([requests[i] for i in batch], on_frame), strict=True))
-        return [results[i] for i in range(len(requests))]
+        results = [request.image.copy() for request in requests]
+        holed = [index for index, request in enumerate(requests) if request.hole.any()]
+        for batch in batches_of([(self.shape_of(requests[i]), requests[i].sampling) for i in holed], self.max_batch):
+            chosen = [holed[i] for i in batch]
+            for i, painted in zip(chosen, self._paint_batch([requests[i] for i in chosen], on_frame), strict=True):
+                image, hole = requests[i].image, requests[i].hole
+                results[i] = paste_back(image, resize_image(painted, hole.shape), hole, feather=requests[i].feather)
+        return results
 
     def shape_of(self, request: DdpmRequest) -> tuple[int, int]:
         """The request's working height and width: the photo's aspect, the model's area."""
@@ -103,7 +98,7 @@ class DdpmPainter:
 
     @torch.no_grad()
     def _paint_batch(self, requests: list[DdpmRequest], on_frame: OnFrame | None) -> list[np.ndarray]:
-        """Args: requests: of one working shape and one sampling."""
+        """What the model paints of requests of one working shape and one sampling: uint8, at that shape."""
         shape, sampling = self.shape_of(requests[0]), requests[0].sampling
         images_BHW3 = np.stack([resize_image(r.image, shape) for r in requests])
         hole_BHW = np.stack([resize_hole(r.hole, shape) for r in requests])

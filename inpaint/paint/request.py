@@ -52,14 +52,9 @@ class SamplingSettings:
 
     @property
     def is_guided(self) -> bool:
-        """Whether there is classifier-free guidance. Resolved settings only."""
+        """Whether there is classifier-free guidance, with which a step costs two U-Net rows. Resolved settings only."""
         assert self.guidance_scale is not None, "resolve the settings first"
         return self.guidance_scale > 1
-
-    @property
-    def unet_rows(self) -> int:
-        """What a step costs: 1, with guidance 2. Resolved settings only."""
-        return 2 if self.is_guided else 1
 
     @property
     def steps_taken(self) -> int:

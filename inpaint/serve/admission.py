@@ -27,7 +27,7 @@ def work_of(request: PaintRequest, base: BaseInfo) -> float:
     if not request.hole.any():
         return 0.0
     high, wide = working_shape_of(base, request)
-    rows = request.sampling.steps_taken * request.sampling.unet_rows
+    rows = request.sampling.steps_taken * (1 + request.sampling.is_guided)
     return rows * (high * wide) / base.default_size**2
 
 

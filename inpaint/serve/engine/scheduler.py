@@ -77,7 +77,7 @@ class Job:
         order, sampling = self.order, self.order.request.sampling
         self.deadline = float("inf") if order.timeout_s is None else self.arrived + order.timeout_s
         self.digests = tuple(use.digest for use in order.adapters)
-        self.unet_rows, self.steps, self.previews = sampling.unet_rows, sampling.steps_taken, order.previews
+        self.unet_rows, self.steps, self.previews = 1 + sampling.is_guided, sampling.steps_taken, order.previews
 
 
 @dataclass(eq=False)
