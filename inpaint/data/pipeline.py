@@ -171,7 +171,6 @@ def read_manifest(
         total, told = files.num_rows, []
         pieces = _inspect_all(files, limits, memory is not None)
         del files
-        pa.default_memory_pool().release_unused()
         done = 0
         for piece in pieces:
             told.append(piece)
@@ -196,6 +195,7 @@ def _inspect_all(files: pa.Table, limits: Limits, remember: bool) -> Iterator[pa
     waits."""
     count, remote, stored = files.num_rows, _any_remote(files), ray.put(files)
     del files
+    pa.default_memory_pool().release_unused()
     per_task = max(1, min(MAX_FILES_PER_TASK, count // MIN_TASKS), -(-count // MAX_INSPECTING_TASKS))
 
     @ray.remote(num_cpus=1)

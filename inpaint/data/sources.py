@@ -24,10 +24,7 @@ from inpaint.data.rows import NAMES, SCHEMA, packed
 from inpaint.data.storage import absolute, open_root, opened
 from inpaint.errors import BadRow, InpaintError
 
-COLUMNS = {
-    **{"input": "input", "mask": "hole", "output": "image"},
-    **{name: name for name in ("prompt", "category", "repeats")},
-}
+COLUMNS = {"input": "input", "mask": "hole", "output": "image"} | {n: n for n in ("prompt", "category", "repeats")}
 """Columns of a CSV, and what rows call them."""
 REQUIRED = ("output", "prompt")
 IMAGES = r"(?i)\.(jpe?g|png|webp)$"
