@@ -118,7 +118,7 @@ def start(path: Path, run: Path, steps: dict[str, float]) -> Manifest:
 def first_batch(manifest: Manifest) -> float:
     """Seconds until it is there."""
     began = time.perf_counter()
-    dataset = batches(ray.put(manifest), SETTINGS, seed=0, start=0, stop=16 * LAYOUT.global_batch, layout=LAYOUT)
+    dataset = batches(manifest, SETTINGS, seed=0, start=0, stop=16 * LAYOUT.global_batch, layout=LAYOUT)
     batch = next(iter(dataset.iter_batches(batch_size=None)))
     assert len(batch["image"]) == LAYOUT.micro_batch and not any(batch["error"])
     return time.perf_counter() - began

@@ -44,7 +44,7 @@ MAX_INSPECTING_TASKS = 512  # in very large sets they are larger
 
 
 def batches(
-    manifest: Manifest | ray.ObjectRef,
+    manifest: Manifest,
     read: ReadSettings,
     *,
     seed: int,
@@ -57,9 +57,6 @@ def batches(
 
     Read a shard with `iter_batches(batch_size=None)`, which hands out the blocks without copying them (read-only).
     Raises InpaintError unless `stop - start` is a multiple of the global batch (the trainer rounds).
-
-    Args:
-        manifest: or the object store's reference to it, which is then not stored again.
     """
     count = stop - start
     if start < 0 or count < 1:
@@ -69,16 +66,15 @@ def batches(
             f"positions {start} .. {stop} are {count}, not a multiple of the global batch {layout.global_batch}: stop "
             f"at {stop - count % layout.global_batch} or {stop + -count % layout.global_batch}"
         )
-    stored = manifest if isinstance(manifest, ray.ObjectRef) else ray.put(manifest)
-    rows: Manifest = ray.get(stored)
-    read.check_categories(pc.unique(rows.table["category"]).to_pylist())
-    bytes_per_row = read.height * read.width * (7 if rows.has_inputs else 4)
+    read.check_categories(pc.unique(manifest.table["category"]).to_pylist())
+    stored = ray.put(manifest)
+    bytes_per_row = read.height * read.width * (7 if manifest.has_inputs else 4)
     blocks = count // layout.global_batch * layout.blocks
     # A task costs some 20 ms, and its blocks wait in memory for the tasks before it.
     positions = min(MAX_POSITIONS_PER_TASK, MAX_BYTES_PER_TASK // bytes_per_row, count // MIN_TASKS)
     per_task = max(1, positions // layout.micro_batch)
-    threads_per_task = _threads_per_task(rows)
-    remote = _any_remote(rows.table)
+    threads_per_task = _threads_per_task(manifest)
+    remote = _any_remote(manifest.table)
 
     def read_task(task: dict[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
         rows = ray.get(stored)

@@ -197,10 +197,9 @@ def test_a_long_run_is_dealt_in_order_too(manifest, monkeypatch):
 @pytest.mark.parametrize("workers", [1, 2, 3, 5])
 def test_workers_get_their_positions_and_a_restart_gives_the_suffix(manifest, workers):
     layout = StepLayout(global_batch=16, max_micro_batch=3, workers=workers)
-    stored = ray.put(manifest)
 
     def read(start):
-        dataset = batches(stored, READ, seed=5, start=start, stop=96, layout=layout)
+        dataset = batches(manifest, READ, seed=5, start=start, stop=96, layout=layout)
         return consume(dataset.streaming_split(workers, equal=True))
 
     whole, again = read(0), read(48)
