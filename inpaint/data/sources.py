@@ -81,10 +81,9 @@ class CsvSource:
             lines = csv.reader(io.TextIOWrapper(io.BufferedReader(file), encoding="utf-8-sig", newline=""))
             try:
                 header = _header(next(lines, []), shown)
-                # Numbered as an editor counts them.
-                numbered = ((lines.line_num, cells) for cells in lines)
-                chunks = iter(lambda: list(islice(numbered, CHUNK)), [])
-                tables = [LISTED.empty_table(), *(self._table(header, chunk, bad) for chunk in chunks)]
+                tables = [LISTED.empty_table()]
+                while (chunk := _next_lines(lines))[0]:
+                    tables.append(self._table(header, *chunk, bad))
             except UnicodeDecodeError as error:
                 raise InpaintError(f"{shown}: not UTF-8, after line {lines.line_num}: save it as UTF-8") from error
             except csv.Error as error:
@@ -94,12 +93,11 @@ class CsvSource:
         del tables, table
         return Listing(packed(listed, LISTED), bad)
 
-    def _table(self, header: list[str], lines: list[tuple[int, list[str]]], bad: list[Quarantined]) -> pa.Table:
-        """The usable ones of some numbered lines, a table of `LISTED`; the others go to `bad`."""
-        numbers, rows = (list(column) for column in zip(*lines, strict=True))
+    def _table(self, header: list[str], numbers: list[int], rows: list[list[str]], bad: list[Quarantined]) -> pa.Table:
+        """The usable ones of some lines, a table of `LISTED`; the others go to `bad`."""
         columns = self._plain(header, rows)
         if columns is None:
-            usable = [row for line in lines if (row := self._row(header, *line, bad))]
+            usable = [row for line in zip(numbers, rows, strict=True) if (row := self._row(header, *line, bad))]
             columns = {name: [row[name] for row in usable] for name in ("line", *COLUMNS.values())}
         return _listed(posixpath.dirname(absolute(self.path)), self.weight, {"line": numbers, **columns})
 
@@ -267,6 +265,16 @@ def _listed(root: str, weight: float, columns: dict[str, Any]) -> pa.Table:
             values = pa.array(values, plain)
         found.append(values.dictionary_encode() if kind == NAMES else values)
     return pa.table(found, schema=LISTED)
+
+
+def _next_lines(lines: Any) -> tuple[list[int], list[list[str]]]:
+    """The numbers, as an editor counts them, and the cells of the next `CHUNK` lines."""
+    numbers: list[int] = []
+    rows: list[list[str]] = []
+    for cells in islice(lines, CHUNK):
+        numbers.append(lines.line_num)
+        rows.append(cells)
+    return numbers, rows
 
 
 def _header(cells: list[str], path: str) -> list[str]:
