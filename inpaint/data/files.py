@@ -15,6 +15,7 @@ from inpaint.errors import BadRow
 
 PLAIN = re.compile(r"([^/\\:.~\0][^/\\:\0]*/)*[^/\\:.~\0][^/\\:\0]*$")  # no part begins with a dot, no URL, no drive
 RETRIES = (0.2, 1.0)  # seconds before the second and the third attempt at an I/O error that may pass
+_real_root = lru_cache(maxsize=64)(os.path.realpath)
 
 
 def check_relative(path: str, field: str) -> str:
@@ -52,15 +53,10 @@ def read(root: Root, relative: str, field: str, max_bytes: int, retries: tuple[f
     raise AssertionError("the last attempt returns or raises")
 
 
-@lru_cache(maxsize=64)
-def _real(folder: str) -> str:
-    return os.path.realpath(folder)
-
-
 def _read_once(root: Root, relative: str, field: str, max_bytes: int) -> bytes:
     path = root.join(relative)
     if root.is_local:
-        real, base = os.path.realpath(path), _real(root.path)
+        real, base = os.path.realpath(path), _real_root(root.path)
         if os.path.commonpath([real, base]) != base:
             raise BadRow(field, Reason.OUTSIDE_ROOT, f"{relative!r} is a link out of {root.path}: copy the file in")
         with open(real, "rb") as file:

@@ -17,7 +17,6 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
-import pyarrow.fs as pafs
 from pydantic import BaseModel, ConfigDict, Field
 
 from inpaint.data.storage import open_root
@@ -127,12 +126,11 @@ class Registry:
         self._publish()
 
     def _list(self) -> dict[str, _Listed]:
-        root = self.cache.root
         files: dict[str, list[tuple[str, int, int]]] = {}
         # One recursive listing: on an object store a thousand keys per call, where a look at each would be a call each.
-        for info in root.filesystem.get_file_info(pafs.FileSelector(root.path, recursive=True)):
-            name, _, file = info.path.removeprefix(root.path).lstrip("/").partition("/")
-            if info.type == pafs.FileType.File and file:
+        for path, info in self.cache.root.files().items():
+            name, _, file = path.partition("/")
+            if file:
                 files.setdefault(name, []).append((file, info.size, info.mtime_ns))
         return {n: frozenset(found) for n, found in files.items() if any(file == CARD_FILE for file, _, _ in found)}
 
