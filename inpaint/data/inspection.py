@@ -101,8 +101,8 @@ def inspect_files(files: pa.Table, limits: Limits, fetchers: Executor | None, re
         remember: ask for the files' times, and do not open those that are as they were.
     """
 
-    def fetch(line: dict[str, Any]) -> tuple[dict[str, Any], bytes | BadRow | None]:
-        """What is known of a file without decoding it, and its bytes; none where it is as it was."""
+    def fetch(line: dict[str, Any]) -> tuple[dict[str, Any], bytes | None]:
+        """What is known of a file, and its bytes where they are to tell the rest."""
         root, path, modified = open_root(line["root"]), line["path"], None
         field = next(name for _, name, kind in USES if kind == line["kind"])
         try:
@@ -112,7 +112,7 @@ def inspect_files(files: pa.Table, limits: Limits, fetchers: Executor | None, re
                     return line, None
             data = read(root, path, field, limits.max_bytes)
         except BadRow as error:
-            return {}, error
+            return {"reason": str(error.reason), "detail": error.detail}, None
         settled = modified is not None and time.time_ns() - modified > SETTLED_NS and size == len(data)
         return {"bytes": len(data), "modified": modified if settled else None}, data
 
@@ -137,12 +137,10 @@ def _ahead(pool: Executor, call: Callable[[Any], Any], items: Iterable[Any]) -> 
         yield waiting.popleft().result()
 
 
-def _told(kind: Kind, path: str, data: bytes | BadRow, limits: Limits) -> dict[str, Any]:
+def _told(kind: Kind, path: str, data: bytes, limits: Limits) -> dict[str, Any]:
     """What a file holds, or why it cannot be used."""
     found: dict[str, Any] = {}
     try:
-        if isinstance(data, BadRow):
-            raise data
         if kind is Kind.CAPTION:
             found["text"] = data.decode("utf-8-sig").strip()
         elif kind is Kind.IMAGE:
