@@ -224,7 +224,10 @@ def rows_found(
     if crop_aspect is not None:
         wide, high = (sizes[name][places["hole"]] for name in ("wide", "high"))
         width, height = (sizes[name][places["image"]] for name in ("width", "height"))
-        _warn_of_cut_holes(listed["id"], (wide * crop_aspect > height) | (high > width * crop_aspect))
+        room = (np.minimum(width, height / crop_aspect), np.minimum(height, width * crop_aspect))
+        is_cut = (wide > room[0]) | (high > room[1])
+        is_all = (wide == room[0]) & (high == room[1]) & ((wide < width) | (high < height))
+        _warn_of_cut_holes(listed["id"], is_cut | is_all)
     return packed(listed), why
 
 
@@ -309,7 +312,7 @@ def _warn_of_cut_holes(ids: pa.ChunkedArray, cut: np.ndarray) -> None:
         which = np.flatnonzero(cut)
         shown = ", ".join(ids.take(pa.array(which[:SHOWN])).to_pylist()) + (", ..." if len(which) > SHOWN else "")
         warnings.warn(
-            f"{len(which)} of {len(cut)} rows have a hole that no crop of the training's shape holds wholly ({shown}); "
-            "they are used with as much of it as a crop holds",
+            f"{len(which)} of {len(cut)} rows have a hole that no crop of the training's shape holds beside something "
+            f"that is kept ({shown}); they are used with as much of both as a crop holds",
             stacklevel=4,
         )

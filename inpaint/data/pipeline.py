@@ -25,7 +25,7 @@ from inpaint.data.ray_internals import set_pace, take_blocks_at_once
 from inpaint.data.rows import SCHEMA, Manifest
 from inpaint.data.sample import ReadSettings, read_batch
 from inpaint.data.sources import Source
-from inpaint.data.storage import open_root
+from inpaint.data.storage import exists, open_root
 from inpaint.errors import InpaintError
 from inpaint.stopping import StopToken
 
@@ -168,21 +168,27 @@ def read_manifest(
         pieces = _inspect_all(files, limits, memory is not None)
         del files
         done = 0
-        for piece in pieces:
-            told.append(piece)
-            done += piece.num_rows
-            if stop is not None:
-                stop.check()
-            if progress is not None:
-                progress(done, total)
-        if memory is not None:
-            remember(memory, pa.concat_tables(told))
+        try:
+            for piece in pieces:
+                told.append(piece)
+                done += piece.num_rows
+                if stop is not None:
+                    stop.check()
+                if progress is not None:
+                    progress(done, total)
+        finally:
+            # Of a first reading that was broken off, too; a later one remembers less than there is already.
+            if memory is not None and (done == total or (told and not exists(memory))):
+                remember(memory, pa.concat_tables(told))
         pa.default_memory_pool().release_unused()
         table, failed = rows_found(columns, places, pa.concat_tables(told), crop_aspect)
         bad = sorted(bad + failed, key=lambda row: row.row)
     if quarantine is not None:
         bad_rows.write(bad, quarantine)
     bad_rows.check(bad, len(bad) + table.num_rows, max_bad_fraction, quarantine)
+    lost = set(range(len(shares))) - set(pc.unique(table["source"]).to_pylist())
+    if lost and table.num_rows:
+        raise InpaintError(f"joined source {min(lost) + 1} of {len(shares)} has no usable row to keep the ratio")
     return Manifest(table, shares), bad
 
 

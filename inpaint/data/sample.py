@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from inpaint.data.decode import DEFAULT_LIMITS, PAINT, Limits, load_hole, load_rgb
+from inpaint.data.decode import DEFAULT_LIMITS, PAINT, Limits, check_hole, load_hole, load_rgb
 from inpaint.data.files import read
 from inpaint.data.holes import Box, Feathered, Grown, Hole, OwnMask, Sometimes, cover, is_empty
 from inpaint.data.plan import PADDING, Plan
@@ -158,8 +158,9 @@ def make_sample(
     image = load_rgb(files["image"], "output", limits, target=shape)
     mask = None
     if "hole" in files:
-        mask = np.asarray(load_hole(files["hole"], "mask", limits)) >= PAINT
-        mask = mask if mask.any() else None  # it was changed since it was inspected
+        grey = np.asarray(load_hole(files["hole"], "mask", limits))
+        check_hole(grey, "mask")  # it may have changed since it was inspected
+        mask = grey >= PAINT
     box = _choose_box(image, mask, settings, generator(seed, "crop", position))
     flip = bool(generator(seed, "flip", position).random() < settings.flip_probability)
 
@@ -197,20 +198,22 @@ def _choose_box(image: Image.Image, mask: np.ndarray | None, settings: ReadSetti
     x, y = rng.random(2) if settings.crop is Crop.RANDOM else (0.5, 0.5)
     left, top = x * (width - wide), y * (height - high)
     if mask is not None:
-        left = _followed(np.any(mask, axis=0, keepdims=True)[0], left, wide)
-        top = _followed(np.any(mask, axis=1, keepdims=True)[:, 0], top, high)
+        left = _followed(mask, left, wide)
+        top = _followed(mask.T, top, high)
     return left / width, top / height, (left + wide) / width, (top + high) / height
 
 
-def _followed(painted: np.ndarray, start: float, length: float) -> float:
-    """The nearest start at which `length` pixels hold all that is painted, bool[N], or else lie within it."""
-    places = np.flatnonzero(painted)
-    ends = (float(places[0]), float(places[-1] + 1) - length)
-    start = min(max(start, min(ends), 0.0), max(ends), len(painted) - length)
-    if not painted[int(np.ceil(start)) : int(start + length)].any():
-        # A gap in a mask that is larger than the crop: where the crop holds the most of it.
-        held = np.searchsorted(places, places + int(length)) - np.arange(len(places))
-        start = min(float(places[held.argmax()]), len(painted) - length)
+def _followed(mask_HW: np.ndarray, start: float, length: float) -> float:
+    """The nearest start at which `length` columns hold all that is painted; or else all that is kept, as of a product
+    before a background; or else lie within that."""
+    painted, kept = np.flatnonzero(mask_HW.any(axis=0)), np.flatnonzero(~mask_HW.all(axis=0))
+    shown = painted if painted[-1] + 1 - painted[0] <= length or not len(kept) else kept
+    ends = (float(shown[0]), float(shown[-1] + 1) - length)
+    start = min(max(start, min(ends), 0.0), max(ends), mask_HW.shape[1] - length)
+    if not mask_HW[:, int(np.ceil(start)) : int(start + length)].any():
+        # Nothing is painted here: where the crop holds the most of it.
+        held = np.searchsorted(painted, painted + int(length)) - np.arange(len(painted))
+        start = min(float(painted[held.argmax()]), mask_HW.shape[1] - length)
     return start
 
 

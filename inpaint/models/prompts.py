@@ -71,7 +71,9 @@ def unet_kwargs(conditioning: Conditioning, height: int, width: int) -> dict[str
     kwargs: dict[str, Any] = {"encoder_hidden_states": conditioning.embeds_BLD}
     if conditioning.pooled_BP is not None:
         pooled_BP = conditioning.pooled_BP
-        ids_B6 = pooled_BP.new_tensor([[height, width, 0, 0, height, width]]).repeat(len(pooled_BP), 1)
+        # Made on the device: a copy would wait for all that is queued there.
+        sizes = (height, width, 0, 0, height, width)
+        ids_B6 = torch.cat([pooled_BP.new_full((len(pooled_BP), 1), size) for size in sizes], 1)
         kwargs["added_cond_kwargs"] = {"text_embeds": pooled_BP, "time_ids": ids_B6}
     return kwargs
 

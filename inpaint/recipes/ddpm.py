@@ -84,6 +84,10 @@ class TrainDdpm(Recipe):
         if self.checkpoint_epochs is not None and self.checkpoint_epochs <= 0:
             raise InpaintError(f"checkpoint_epochs {self.checkpoint_epochs}: give more than 0")
 
+    def check(self) -> None:
+        if self.train.gradient_checkpointing:
+            raise InpaintError("train.gradient_checkpointing: not for this U-Net; give a smaller max_micro_batch")
+
     def source(self, data: str) -> FolderSource:
         return FolderSource(path=data, folder_names=FolderNames.LABEL if self.classes else FolderNames.NOTHING)
 
@@ -91,6 +95,9 @@ class TrainDdpm(Recipe):
         names = (self.class_names or rows.labels) if self.classes else ()
         if self.classes and not names:
             raise InpaintError(f"{self.data}: classes are names of folders, and all images lie in the folder itself")
+        unknown = sorted(set(rows.labels) - set(names)) if self.classes else []
+        if unknown:
+            raise InpaintError(f"{self.data}: folder {unknown[0]!r} is no class: class_names are {', '.join(names)}")
         train = self.train
         if self.checkpoint_epochs is not None:
             train = replace(train, checkpoint_every=max(1, round(self.checkpoint_epochs * len(rows))))

@@ -104,7 +104,7 @@ def _training(demo: Demo) -> CategoryLora:
     train = replace(config.train, seed=demo.seed, samples=demo.samples or config.train.samples)
     words = {category: CATEGORY_INIT_WORDS[category] for category in demo.categories}
     # A demo that was interrupted, or is run again, goes on from its checkpoints.
-    return replace(config, adapters=Adapters.PER_CATEGORY, init_words=words, train=train, resume=True)
+    return replace(config, adapters=Adapters.PER_CATEGORY, init_words=words, train=train, resume=True, recheck=True)
 
 
 def _report(demo: Demo, measured: Measured) -> Report:

@@ -84,7 +84,14 @@ def train_inpainting(
         gpu=None if device is None else choose_device(device).type == "cuda",
         seed=_seed,
     )
-    config = replace(defaults, train=settings, learning_rate=lr, checkpoint_epochs=save_every_n_epochs, resume=True)
+    config = replace(
+        defaults,
+        train=settings,
+        learning_rate=lr,
+        checkpoint_epochs=save_every_n_epochs,
+        resume=True,
+        recheck=True,  # nobody was asked whether the images are the same
+    )
     return run(config)[0]
 
 

@@ -34,20 +34,21 @@ class RunConsole:
         elif VALIDATION_LOSS in told:
             self._writer.add_scalar(VALIDATION_LOSS, told[VALIDATION_LOSS], int(told["samples"]))
             self._validated = f"  validation {told[VALIDATION_LOSS]:.4f}"
+            self._show(self._figures())
         else:
-            self._step(told)
+            self._window.append(told)
+            figures = self._figures()
+            for name, value in {"loss": told["loss"], **figures}.items():
+                self._writer.add_scalar(name, value, int(told["samples"]))
+            self._show(figures)
 
-    def _step(self, report: StepReport) -> None:
-        samples = int(report["samples"])
-        self._window.append(report)
-        figures = self._figures()
-        for name, value in {"loss": report["loss"], **figures}.items():
-            self._writer.add_scalar(name, value, samples)
+    def _show(self, figures: dict[str, float]) -> None:
         text = f"loss {figures['mean_loss']:.4f}{self._validated}"
         if "samples_per_s" in figures:
             text += f"  {figures['samples_per_s']:.1f} samples/s  waiting {figures['waiting_share']:.0%}"
         text += f"  {figures['peak_share']:.0%} of peak" if "peak_share" in figures else ""
-        self._bar.show(samples, int(report["total"]), text)
+        last = self._window[-1]
+        self._bar.show(int(last["samples"]), int(last["total"]), text)
 
     def _figures(self) -> dict[str, float]:
         """Averages over the last steps: loss; from the second on samples/s, share of time waiting for data, share of

@@ -15,7 +15,7 @@ from inpaint.diffusion.objective import HoleDiffusion, LossSettings, hole_area
 from inpaint.diffusion.schedule import schedule_of
 from inpaint.models.base import Base
 from inpaint.models.latents import Posterior, encode, masked, shrink_hole, unet_input
-from inpaint.models.prompts import encode_prompts, unet_kwargs
+from inpaint.models.prompts import encode_ids, tokenize, unet_kwargs
 from inpaint.paint.painter import Painter
 from inpaint.paint.paste import comparison
 from inpaint.paint.request import PaintRequest, SamplingSettings
@@ -74,7 +74,9 @@ class LatentInpainting(nn.Module):
             known_BChw = None if known is None else sampled(known, "masked vae")
             hole_B1hw = shrink_hole(hole_B1HW, self.base.info.downsample)
             inputs = unet_input(noised.noisy_BChw, hole_B1hw, known_BChw)
-            conditioning = encode_prompts(self.base, [str(prompt) for prompt in batch["prompt"]])
+            prompts = [str(prompt) for prompt in batch["prompt"]]
+            ids = [on_device(tokenize(tokenizer, prompts), device) for tokenizer in self.base.tokenizers]
+            conditioning = encode_ids(self.base, ids)
             kwargs = unet_kwargs(conditioning, *hole_B1HW.shape[-2:])
             # The weights may not be: ZeRO keeps trained ones in flat buffers.
             inputs = inputs.to(self.unet.conv_in.weight.dtype).contiguous(memory_format=torch.channels_last)

@@ -54,7 +54,9 @@ class _Step:
 
     progress: Progress
     figures: Tensor
-    """Summed over all ranks: loss, seconds waited for data, ranks that were asked to stop."""
+    """On the CPU, summed over all ranks: loss, seconds waited for data, ranks that were asked to stop."""
+    arrived: torch.cuda.Event | None
+    """Past once they are there; None on a CPU, where they are at once."""
 
 
 def train(run: Run) -> Progress:
@@ -84,7 +86,7 @@ def train(run: Run) -> Progress:
             stop = _read(run, step) or stop
         if stop or validates or saves:
             progress = replace(progress, metrics={"loss": float(step.figures[0])})
-        if validates and not stop:
+        if validates:
             progress = _validate(run, progress)
             saves = saves or progress.metrics[VALIDATION_LOSS] < lowest
             lowest = min(lowest, progress.metrics[VALIDATION_LOSS])
@@ -113,8 +115,14 @@ def _step(run: Run, progress: Progress) -> _Step:
     figures[0] = loss
     if layout.workers > 1:
         dist.all_reduce(figures)
+    arrived = None
+    if figures.device.type == "cuda":
+        # Without an event of its own, reading them would wait for the next step, which is queued behind this one.
+        figures = torch.empty_like(figures, device="cpu", pin_memory=True).copy_(figures, non_blocking=True)
+        arrived = torch.cuda.Event()
+        arrived.record()
     samples = progress.samples + layout.global_batch
-    return _Step(replace(progress, samples=samples, steps=progress.steps + 1), figures)
+    return _Step(replace(progress, samples=samples, steps=progress.steps + 1), figures, arrived)
 
 
 def _next(run: Run, wanted: np.ndarray) -> MicroBatch:
@@ -130,7 +138,9 @@ def _next(run: Run, wanted: np.ndarray) -> MicroBatch:
 
 def _read(run: Run, step: _Step) -> bool:
     """A step's figures, once they are there: reported on rank 0; whether a rank was asked to stop."""
-    loss, waited, stop = (float(value) for value in step.figures)
+    if step.arrived is not None:
+        step.arrived.synchronize()
+    loss, waited, stop = step.figures.tolist()
     if not np.isfinite(loss):
         first = step.progress.samples - run.engine.layout.global_batch
         raise FloatingPointError(

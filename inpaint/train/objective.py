@@ -58,9 +58,9 @@ def seed_dropout(seed: int, batch: MicroBatch) -> None:
     torch.manual_seed(int(generator(seed, "dropout", first).integers(2**62)))
 
 
-def on_device(array: np.ndarray, device: torch.device) -> Tensor:
-    """A copy on the device; to a GPU through pinned memory, so that nothing waits for it."""
-    tensor = torch.tensor(array)
+def on_device(values: np.ndarray | Tensor, device: torch.device) -> Tensor:
+    """On the device, an array as a copy; to a GPU through pinned memory, so that nothing waits for it."""
+    tensor = values if isinstance(values, Tensor) else torch.tensor(values)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 

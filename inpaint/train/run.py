@@ -3,6 +3,8 @@
 import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
 
 from inpaint.data import quarantine
 from inpaint.data.pipeline import read_manifest
@@ -15,7 +17,11 @@ from inpaint.stopping import StopToken
 from inpaint.train.checkpoint import CheckpointStore, Progress
 from inpaint.train.recipe import CHECKPOINTS, Recipe, Trained
 from inpaint.train.settings import Keep, plain
+<<<<<<< HEAD
 from inpaint.train.trainer import fit, runs_side_by_side
+=======
+from inpaint.train.trainer import check_cluster, fit, runs_side_by_side, starting_point
+>>>>>>> 99b29bb (wip)
 
 ROWS, RECIPE = "rows.parquet", "recipe.json"
 
@@ -27,6 +33,7 @@ def run(recipe: Recipe, *, stop: StopToken | None = None) -> list[str]:
         InpaintError: unusable data or settings, or `stop` ended it (the message says how to go on).
     """
     stop = stop or StopToken()
+<<<<<<< HEAD
     # What can be refused without the data is refused before it is read.
     most_together = runs_side_by_side(recipe.train)
     recipe.check()
@@ -39,6 +46,21 @@ def run(recipe: Recipe, *, stop: StopToken | None = None) -> list[str]:
             f"{lacking[0]}: no row of it is held out for validation: raise validation.share, or set it 0"
         )
     together = min(len(parts), most_together)
+=======
+    # What can be refused without the data is refused before it is read, ...
+    check_cluster(recipe.train)
+    recipe.check()
+    rows = _read(recipe, recipe.data, "data", stop)
+    extra = recipe.validation.data
+    validating = None if extra is None else _read(recipe, extra, "validation_data", stop)
+    parts = _parts(recipe, rows, validating)
+    # ... and what can be refused without workers before the rows that an earlier run began with are written over.
+    for part in parts.values():
+        starting_point(part.recipe, part.rows, part.held_out, part.folder)
+    for read in filter(None, (rows, validating)):
+        read.save()
+    together = min(len(parts), runs_side_by_side(recipe.train))
+>>>>>>> 99b29bb (wip)
     failed = threading.Event()
 
     def train(name: str) -> tuple[Recipe, Trained]:
@@ -46,10 +68,9 @@ def run(recipe: Recipe, *, stop: StopToken | None = None) -> list[str]:
         if failed.is_set():
             raise InpaintError(f"{name} was not begun, for another training failed")
         try:
-            bound = recipe.bind(parts[name])
-            folder = recipe.run_folder(name)
-            ended = fit(bound, parts[name], held.get(name), folder, name=name, side_by_side=together, stop=stop)
-            return bound, _trained(bound, parts[name], folder, ended)
+            part = parts[name]
+            ended = fit(part.recipe, part.rows, part.held_out, part.folder, name=name, side_by_side=together, stop=stop)
+            return part.recipe, _trained(part, ended)
         except BaseException:
             failed.set()
             raise
@@ -63,16 +84,21 @@ def run(recipe: Recipe, *, stop: StopToken | None = None) -> list[str]:
     return [recipe.export_folder(name) for name in results]
 
 
-def _rows(recipe: Recipe, stop: StopToken) -> tuple[Manifest, Manifest | None]:
-    """What is trained on, and what is held out."""
-    rows = _read(recipe, recipe.data, "data", stop)
-    if recipe.validation.data is not None:
-        return rows, _read(recipe, recipe.validation.data, "validation_data", stop)
-    if recipe.validation.share:
-        return rows.split(recipe.validation.share, recipe.train.seed)
-    return rows, None
+@dataclass(frozen=True, eq=False)
+class _Rows:
+    """Rows that were read, and what is to be kept of that; nothing where they were kept already."""
+
+    manifest: Manifest
+    where: str
+    record: dict[str, Any] | None
+
+    def save(self) -> None:
+        if self.record is not None:
+            self.manifest.save(f"{self.where}/{ROWS}")
+            write_file(self.where, RECIPE, json.dumps(self.record, indent=1).encode() + b"\n")
 
 
+<<<<<<< HEAD
 def _read(recipe: Recipe, data: str, what: str, stop: StopToken) -> Manifest:
     """The usable rows of `data`, or those that the run began with, where it is resumed; the others are listed in the
     `quarantine.jsonl` beside them."""
@@ -81,6 +107,16 @@ def _read(recipe: Recipe, data: str, what: str, stop: StopToken) -> Manifest:
     begun = read_file(where, RECIPE) if recipe.resume and not recipe.recheck else None
     if begun is not None and json.loads(begun)["data"] == record["data"]:
         return Manifest.load(f"{where}/{ROWS}")
+=======
+def _read(recipe: Recipe, data: str, what: str, stop: StopToken) -> _Rows:
+    """The usable rows of `data`; the others are listed in the `quarantine.jsonl` beside them."""
+    where = f"{absolute(recipe.output)}/{what}"
+    record = {**plain(recipe), "data": absolute(data)}
+    if recipe.resume and not recipe.recheck:
+        saved = _saved(where, record["data"])
+        if saved is not None:
+            return _Rows(saved, where, None)
+>>>>>>> 99b29bb (wip)
     with ProgressBar(f"checking {what}") as bar:
         manifest, bad = read_manifest(
             recipe.source(data),
@@ -93,18 +129,66 @@ def _read(recipe: Recipe, data: str, what: str, stop: StopToken) -> Manifest:
         )
         if bad:
             bar.warn(quarantine.table(bad, len(bad) + len(manifest)))
-    manifest.save(f"{where}/{ROWS}")
-    write_file(where, RECIPE, json.dumps(record, indent=1).encode() + b"\n")
-    return manifest
+    return _Rows(manifest, where, record)
 
 
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """One training of a run."""
+
+    recipe: Recipe
+    """Bound to its rows."""
+    rows: Manifest
+    held_out: Manifest | None
+    folder: str
+
+
+def _parts(recipe: Recipe, read: _Rows, validating: _Rows | None) -> dict[str, _Part]:
+    trained = recipe.parts(read.manifest)
+    held: dict[str, Manifest] = {}
+    if validating is not None:
+        held = recipe.parts(validating.manifest)
+        if len(trained) == len(held) == 1:
+            # A part's name depends on its rows, but what is one training validates on all of them.
+            held = dict(zip(trained, held.values(), strict=True))
+        for name in sorted(trained.keys() - held.keys()):
+            raise InpaintError(f"{name}: no row of {recipe.validation.data} is of it, so that it cannot be validated")
+    elif recipe.validation.share:
+        for name, rows in trained.items():
+            trained[name], held[name] = rows.split(recipe.validation.share, recipe.train.seed)
+            if not len(held[name]):
+                raise InpaintError(f"{name}: none of its rows can be held out, for all show one image")
+    return {
+        name: _Part(recipe.bind(rows), rows, held.get(name), recipe.run_folder(name)) for name, rows in trained.items()
+    }
+
+
+<<<<<<< HEAD
 def _trained(recipe: Recipe, rows: Manifest, folder: str, ended: Progress) -> Trained:
     total = recipe.train.total_samples(Plan.of(rows, recipe.train.seed).samples_per_epoch)
+=======
+def _saved(where: str, data: str) -> Manifest | None:
+    """The rows that a run began with, where it was begun on this data."""
+    recipe = read_file(where, RECIPE)
+    if recipe is None or json.loads(recipe)["data"] != data:
+        return None
+    return Manifest.load(f"{where}/{ROWS}")
+
+
+def _trained(part: _Part, ended: Progress) -> Trained:
+    recipe = part.recipe
+    total = recipe.train.total_samples(Plan.of(part.rows, recipe.train.seed).samples_per_epoch)
+>>>>>>> 99b29bb (wip)
     if ended.samples < total:
         raise InpaintError(f"stopped at sample {ended.samples} of {total}, checkpointed: go on with --resume")
-    store = CheckpointStore(f"{folder}/{CHECKPOINTS}")
+    store = CheckpointStore(f"{part.folder}/{CHECKPOINTS}")
     best = store.best() if recipe.validation.export is Keep.BEST and recipe.validation.is_held_out else None
-    loaded = store.latest() if best is None else store.load(best[0])
+    loaded = store.latest(set_aside=True) if best is None else store.load(best[0])
     assert loaded is not None, "a finished run has a checkpoint"
     tensors, progress = loaded
-    return Trained(tensors.get("ema", tensors["trained"]), progress, ended.samples, rows)
+    if best is None and progress.samples < ended.samples:
+        raise InpaintError(
+            f"{part.folder}: the checkpoint of sample {ended.samples} is damaged and was set aside: train again "
+            f"what came after sample {progress.samples} with --resume"
+        )
+    return Trained(tensors.get("ema", tensors["trained"]), progress, ended.samples, part.rows)

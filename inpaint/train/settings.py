@@ -167,6 +167,10 @@ class TrainSettings:
             raise InpaintError(f"warmup is {self.warmup}: give a share of the samples in [0, 1)")
         if self.keep_checkpoints < 2:
             raise InpaintError(f"keep_checkpoints is {self.keep_checkpoints}: at least 2, or a corrupt one is the end")
+        if self.checkpoint_every < 1:
+            raise InpaintError(f"checkpoint_every is {self.checkpoint_every}: give samples, at least 1")
+        if self.ema_halflife is not None and self.ema_halflife <= 0:
+            raise InpaintError(f"ema_halflife is {self.ema_halflife}: give samples, more than 0, or leave it out")
         if self.samples < 1 or (self.epochs is not None and self.epochs <= 0):
             raise InpaintError(f"nothing to train on: samples {self.samples}, epochs {self.epochs}")
 

@@ -7,6 +7,7 @@ run began with.
 
 import importlib.metadata
 import json
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -74,7 +75,7 @@ def fit(
     settings, output = recipe.train, absolute(output)
     store = CheckpointStore(f"{output}/{CHECKPOINTS}", keep=settings.keep_checkpoints)
     total = settings.total_samples(Plan.of(rows, settings.seed).samples_per_epoch)
-    started = _resume_from(recipe, rows, total, store, output)
+    started = starting_point(recipe, rows, held_out, output)
     if started.samples >= total:
         return started
     stop = stop or StopToken()
@@ -160,14 +161,19 @@ def _scaling(settings: TrainSettings, side_by_side: int) -> tuple[ray.train.Scal
     return scaling, cluster.worker_threads(cpus)
 
 
-def _resume_from(recipe: Recipe, rows: Manifest, total: int, store: CheckpointStore, output: str) -> Progress:
+def starting_point(recipe: Recipe, rows: Manifest, held_out: Manifest | None, output: str) -> Progress:
+    """Where `fit` would begin. Looks for all that it refuses, and needs no workers. Raises as it does."""
+    settings, output = recipe.train, absolute(output)
+    total = settings.total_samples(Plan.of(rows, settings.seed).samples_per_epoch)
+    read = recipe.read_settings()
+    for used in filter(None, (rows, held_out)):
+        read.check_categories(used.categories)
     fixed = plain(recipe, fixed_only=True)
-    settings = recipe.train
     if settings.schedule is not RateSchedule.CONSTANT or settings.warmup:
         # What a learning rate is depends on where the run will end; a constant one can go on for longer.
         fixed["total"] = total
     fixed = json.loads(json.dumps(fixed))
-    found = store.progress()
+    found = CheckpointStore(f"{output}/{CHECKPOINTS}").progress()
     if found is None:
         versions = {name: importlib.metadata.version(name) for name in VERSIONS}
         return Progress(samples=0, steps=0, seed=settings.seed, manifest=rows.hash, run=fixed, versions=versions)
@@ -291,6 +297,8 @@ def _validation(recipe: Recipe, output: str, channel: Any) -> ValidationSet | No
         return None
     shard = ray.train.get_dataset_shard("validation").iter_batches(batch_size=None)
     held = [{name: np.array(values) for name, values in batch.items()} for batch in shard]
+    for error in filter(None, (error for batch in held for error in batch["error"])):
+        warnings.warn(f"a row of the validation could not be read and counts nothing: {error}", stacklevel=2)
 
     def on_pictures(samples: int, pictures: list[np.ndarray]) -> None:
         together = grid(pictures, columns=4)

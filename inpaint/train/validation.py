@@ -11,6 +11,11 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+<<<<<<< HEAD
+=======
+from inpaint.errors import InpaintError
+from inpaint.train.ema import MovingAverage
+>>>>>>> 99b29bb (wip)
 from inpaint.train.engine import ZeroEngine
 from inpaint.train.objective import MicroBatch
 
@@ -27,16 +32,28 @@ class ValidationSet:
     on_pictures: Callable[[int, list[np.ndarray]], None]
     """Called on the first rank with (samples trained on, pictures)."""
 
+<<<<<<< HEAD
     def run(self, engine: ZeroEngine, samples: int) -> float:
         """The mean loss of the set, of what would be exported. Collective."""
         with engine.evaluating():
+=======
+    def run(self, engine: ZeroEngine, ema: MovingAverage | None, samples: int) -> float:
+        """The mean loss of the set, of what would be exported (the moving average, where one is kept). Collective.
+
+        Raises:
+            InpaintError: no row of it can be read any more.
+        """
+        with engine.evaluating(), nullcontext() if ema is None else ema.shown():
+>>>>>>> 99b29bb (wip)
             total = torch.zeros(2, dtype=torch.float64, device=engine.device)
             for batch in self.batches:
                 total[0] += engine.validation_loss(batch)
                 total[1] += float(batch["weight"].sum())
             dist.all_reduce(total)
             self._paint(engine, samples)
-        return float(total[0] / total[1].clamp(min=1e-9))
+        if not total[1]:
+            raise InpaintError("no row of the validation can be read: restore its files, or set validation.samples 0")
+        return float(total[0] / total[1])
 
     def _paint(self, engine: ZeroEngine, samples: int) -> None:
         # Under ZeRO 3 each forward gathers the parameters of all ranks: all of them paint, each its own samples.

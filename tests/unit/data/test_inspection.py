@@ -181,20 +181,26 @@ def test_rows_do_not_depend_on_how_the_listing_is_cut(folder, opened, monkeypatc
     assert parts == whole and parts[0].hash == whole[0].hash
 
 
-@pytest.mark.parametrize(("aspect", "cut"), [(1.0, ["2.png"]), (0.5, []), (4.0, ["1.png", "2.png"]), (None, [])])
+@pytest.mark.parametrize(
+    ("aspect", "cut"), [(1.0, ["2.png", "3.png"]), (0.5, []), (4.0, ["1.png", "2.png", "3.png"]), (None, [])]
+)
 def test_holes_that_no_crop_holds_are_counted_and_named_once(tmp_path, opened, aspect, cut):
-    for i, (width, high, wide) in enumerate([(40, 10, 10), (40, 20, 12), (80, 10, 41)]):
+    for i, (width, high, wide) in enumerate([(40, 10, 10), (40, 20, 12), (80, 10, 41), (80, 40, 40)]):
         mask = np.zeros((40, width), dtype=np.uint8)
-        mask[4 : 4 + high, 5 : 5 + wide] = 255
+        top = min(4, 40 - high)
+        mask[top : top + high, 5 : 5 + wide] = 255
         (tmp_path / f"{i}.png").write_bytes(images.encoded(images.picture(width, 40)))
         (tmp_path / f"m{i}.png").write_bytes(images.encoded(Image.fromarray(mask)))
-    (tmp_path / "set.csv").write_text("mask,output,prompt\nm0.png,0.png,x\nm1.png,1.png,x\nm2.png,2.png,x\n,0.png,y")
+    lines = ["mask,output,prompt", *(f"m{i}.png,{i}.png,x" for i in range(4)), ",0.png,y"]
+    (tmp_path / "set.csv").write_text("\n".join(lines))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         manifest, bad = pipeline.read_manifest(CsvSource(path=tmp_path / "set.csv"), crop_aspect=aspect)
-    assert len(manifest) == 4 and bad == []
+    assert len(manifest) == 5 and bad == []
     told = [str(w.message) for w in caught]
-    expected = f"{len(cut)} of 4 rows have a hole that no crop of the training's shape holds wholly ({', '.join(cut)})"
+    names = ", ".join(f"{i}.png" for i in cut)
+    expected = f"{len(cut)} of 5 rows have a hole that no crop of the training's shape holds beside something that is"
+    assert all(f"kept ({names})" in text for text in told)
     assert [text.startswith(expected) for text in told] == [True] * bool(cut)
 
 

@@ -257,6 +257,15 @@ def test_joined_folders_are_read_at_their_ratio(folder):
         )
 
 
+def test_a_joined_source_of_which_nothing_can_be_used_is_refused(folder):
+    for name, content in (("good", images.encoded(images.picture(30, 30))), ("bad", b"no image")):
+        (folder / name).mkdir()
+        (folder / name / "0.png").write_bytes(content)
+    source = JoinedSource(parts=tuple((FolderSource(path=folder / name), 1) for name in ("good", "bad")))
+    with pytest.raises(InpaintError, match="joined source 2 of 2"):
+        read_manifest(source, max_bad_fraction=0.9)
+
+
 def test_captions_are_read_and_an_empty_one_is_named(folder):
     (folder / "1.txt").write_text("\ufeffa bowl\n", encoding="utf-8")
     (folder / "2.txt").write_text(" ")

@@ -9,7 +9,7 @@ from PIL import Image
 from inpaint.data.holes import OwnMask, cover
 from inpaint.data.rows import Row
 from inpaint.data.sample import Crop, ReadSettings, crop_size, make_sample, text_of
-from inpaint.errors import InpaintError
+from inpaint.errors import BadRow, InpaintError
 from tests.unit.data import images
 
 FILES = {"root": "", "image": "a.png", "hole": "m.png", "width": 40, "height": 30, "digest": "0" * 64}
@@ -110,6 +110,22 @@ def test_a_hole_that_no_crop_holds_is_cut_never_lost_and_never_the_whole_image()
     for crop in Crop:
         hole = make_sample(ROW, files_of(apart), plain(24, crop=crop), 0, 7)["hole"]
         assert (hole >= 128).sum() == 10
+
+
+@pytest.mark.parametrize("crop", Crop)
+@pytest.mark.parametrize("shape", [(24, 200), (200, 24)])
+def test_of_a_background_the_crop_shows_what_lies_before_it(crop, shape):
+    for position in range(40):
+        mask = np.ones(shape, dtype=bool)
+        along = np.random.default_rng(position).integers(0, 190)
+        (mask if shape[0] == 24 else mask.T)[5:9, along : along + 7] = False
+        hole = make_sample(ROW, files_of(mask), plain(24, crop=crop), 0, position)["hole"]
+        assert (hole < 128).sum() == 28
+
+
+def test_a_mask_that_became_empty_since_is_named():
+    with pytest.raises(BadRow, match="no pixel is white"):
+        make_sample(ROW, files_of(np.zeros((24, 24), dtype=bool)), plain(24), 0, 0)
 
 
 @pytest.mark.parametrize("size", [2048, 1530])

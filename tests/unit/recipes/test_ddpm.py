@@ -70,6 +70,8 @@ def test_a_class_is_the_folders_name() -> None:
     assert classes.source("in").folder_names is FolderNames.LABEL
     bound = classes.bind(ROWS)
     assert bound.card().classes == ("cats", "dogs") and bound.card().unet.classes == 2
+    with pytest.raises(InpaintError, match="folder 'dogs' is no class: class_names are cats, cows"):
+        replace(classes, class_names=("cats", "cows")).bind(ROWS)
     assert bound.read_settings().caption_dropout == classes.class_dropout
     with pytest.raises(InpaintError, match="names of folders"):
         classes.bind(ROWS.select(ROWS.table["label"].is_null().to_numpy()))

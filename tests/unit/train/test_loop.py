@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 from inpaint.data.plan import StepLayout
+from inpaint.errors import InpaintError
 from inpaint.train.checkpoint import CheckpointStore, Progress
 from inpaint.train.loop import Run, train
 from inpaint.train.settings import TrainSettings
@@ -125,6 +126,20 @@ def test_a_stop_wished_on_the_way_is_heard_within_two_steps(tmp_path: Path) -> N
     ended = train(run)
     assert ended.samples == run.store.progress().samples
     assert 12 < ended.samples <= 20
+
+
+def test_a_stop_at_a_validation_does_not_leave_it_out(tmp_path: Path) -> None:
+    run, _ = run_of(tmp_path, validation=lambda step: 0.1, exchange=lambda report: report["samples"] == 4)
+    assert train(run).metrics["validation_loss"] == pytest.approx(0.1)
+
+
+def test_a_validation_without_a_row_that_can_be_read_is_no_loss_of_zero(tmp_path: Path) -> None:
+    unread = {"position": np.arange(2), "weight": np.zeros(2)}
+    run, _ = run_of(tmp_path, validation=lambda step: 0.1)
+    assert run.validation is not None
+    with pytest.raises(InpaintError, match="no row of the validation can be read"):
+        train(replace(run, validation=replace(run.validation, batches=[unread])))
+    assert run.store.progress() is None
 
 
 def test_the_best_checkpoint_stays_beside_the_last_ones(tmp_path: Path) -> None:

@@ -22,6 +22,8 @@ from inpaint.train.settings import Offload, Precision, RateSchedule, TrainSettin
         ({"warmup": 1.0}, "share of the samples"),
         ({"keep_checkpoints": 1}, "at least 2"),
         ({"samples": 0}, "nothing to train on"),
+        ({"checkpoint_every": 0}, "checkpoint_every is 0"),
+        ({"ema_halflife": -5}, "ema_halflife is -5"),
         ({"workers": 0}, "from 1 up"),
         ({"max_micro_batch": 0}, "at least 1"),
     ],

@@ -1,0 +1,200 @@
+"""What a run reads, refuses, keeps and exports, around trainings that are not run."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from inpaint.data.holes import WholeImage
+from inpaint.data.rows import SCHEMA, Manifest
+from inpaint.data.sample import ReadSettings
+from inpaint.data.sources import CsvSource
+from inpaint.errors import InpaintError, ResumeMismatch
+from inpaint.train import run as module
+from inpaint.train.checkpoint import VALIDATION_LOSS, CheckpointStore, Progress
+from inpaint.train.recipe import CHECKPOINTS, Recipe, Trained
+from inpaint.train.run import run
+from inpaint.train.settings import Keep, TrainSettings, ValidationSettings, plain
+from inpaint.train.trainer import starting_point
+
+
+@dataclass(frozen=True, kw_only=True)
+class Named(Recipe):
+    """A training for each category, or one for all of them."""
+
+    title = "one"
+    apart: bool = False
+    categories: tuple[str, ...] = ()
+
+    def source(self, data: str) -> CsvSource:
+        return CsvSource(path=data)
+
+    def bind(self, rows: Manifest) -> Self:
+        return replace(self, categories=rows.categories)
+
+    def parts(self, rows: Manifest) -> dict[str, Manifest]:
+        if self.apart:
+            return {category: rows.select(category) for category in rows.categories}
+        return {"+".join(rows.categories): rows}
+
+    def run_folder(self, part: str) -> str:
+        return f"{self.output}/{part}" if self.apart else self.output
+
+    def export_folder(self, part: str) -> str:
+        return f"{self.output}/export/{part}"
+
+    def read_settings(self) -> ReadSettings:
+        return ReadSettings(
+            height=8,
+            width=8,
+            hole=WholeImage(),
+            prompt_format="{token} {prompt}",
+            tokens={c: c for c in self.categories},
+        )
+
+    def objective(self, device: torch.device) -> Any:
+        raise AssertionError("nothing is trained here")
+
+    def export(self, trained: Trained, folder: Path) -> None:
+        (folder / "samples").write_text(f"{trained.progress.samples} of {trained.ended}, {len(trained.rows)} rows")
+
+
+def rows_of(**counts: int) -> Manifest:
+    """So many rows of each category, each with an image of its own."""
+    names = [(category, i) for category, count in counts.items() for i in range(count)]
+    columns: dict[str, Any] = {name: [None] * len(names) for name in SCHEMA.names}
+    columns |= dict.fromkeys(("width", "height"), [8] * len(names))
+    columns |= {"source": [0] * len(names), "repeats": [1] * len(names), "weight": [1.0] * len(names)}
+    columns |= {"root": ["r"] * len(names), "prompt": ["x"] * len(names)}
+    columns["id"] = columns["image"] = [f"{category}{i}" for category, i in names]
+    columns["category"] = [category for category, _ in names]
+    columns["digest"] = [np.random.default_rng(abs(hash(name))).bytes(32) for name in columns["id"]]
+    return Manifest(pa.table({f.name: pa.array(columns[f.name]).cast(f.type) for f in SCHEMA}, schema=SCHEMA), (1,))
+
+
+@pytest.fixture
+def data(monkeypatch: pytest.MonkeyPatch) -> dict[str, Manifest]:
+    """What lies at each path; trainings end at once, with the checkpoints of `losses`."""
+    found: dict[str, Manifest] = {}
+    monkeypatch.setattr(module, "check_cluster", lambda settings: None)
+    monkeypatch.setattr(module, "runs_side_by_side", lambda settings: 2)
+    monkeypatch.setattr(module, "read_manifest", lambda source, **more: (found[source.path], []))
+    return found
+
+
+@pytest.fixture
+def fits(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[tuple[str, int, int | None]]]:
+    """Lets trainings end with a checkpoint for each of these losses; returns (name, rows, held out) of those begun."""
+
+    def let(losses: list[float], end: int | None = None) -> list[tuple[str, int, int | None]]:
+        begun: list[tuple[str, int, int | None]] = []
+
+        def fit(recipe: Recipe, rows: Manifest, held: Manifest | None, output: str, **more: Any) -> Progress:
+            begun.append((more["name"], len(rows), None if held is None else len(held)))
+            progress, store = starting_point(recipe, rows, held, output), CheckpointStore(f"{output}/{CHECKPOINTS}")
+            for i, loss in enumerate(losses, start=1):
+                progress = replace(progress, samples=16 * i, metrics={VALIDATION_LOSS: loss})
+                store.save({"trained": {"a": torch.zeros(1)}}, progress)
+            return progress
+
+        monkeypatch.setattr(module, "fit", fit)
+        return begun
+
+    return let
+
+
+def recipe(output: Path, **more: Any) -> Named:
+    return Named(data="d.csv", output=str(output), train=TrainSettings(samples=32), **more)
+
+
+def test_a_refusal_leaves_what_the_run_began_with(data, fits, tmp_path):
+    data["d.csv"] = rows_of(a=4)
+    fits([0.5, 0.4])
+    config = recipe(tmp_path)
+    assert run(config) == [f"{tmp_path}/export/a"]
+    data["d.csv"] = rows_of(a=5)
+    with pytest.raises(InpaintError, match="continue it with --resume"):
+        run(config)
+    with pytest.raises(ResumeMismatch, match="began with other rows"):
+        run(replace(config, resume=True, recheck=True))
+    assert run(replace(config, resume=True)) == [f"{tmp_path}/export/a"], "on the rows it began with"
+    data["d.csv"] = rows_of(a=4)
+    assert run(replace(config, resume=True, recheck=True)) == [f"{tmp_path}/export/a"]
+
+
+@pytest.mark.parametrize("share", [0.05, 0.9])
+def test_each_training_holds_out_rows_of_its_own_and_loses_no_category(data, fits, tmp_path, share):
+    for number in range(6):
+        data["d.csv"] = rows_of(**{f"a{number}": 20, "b": 2})
+        begun = fits([0.5, 0.4])
+        validation = ValidationSettings(share=share)
+        run(recipe(tmp_path / f"apart{number}", apart=True, validation=validation))
+        assert {name for name, *_ in begun} == {f"a{number}", "b"}
+        assert all(rows >= 1 and held >= 1 for _, rows, held in begun) and sum(rows for _, rows, _ in begun) < 22
+        run(recipe(tmp_path / f"together{number}", validation=validation))
+        folder = tmp_path / f"together{number}"
+        began_with = CheckpointStore(f"{folder}/{CHECKPOINTS}").progress()
+        assert began_with is not None and began_with.run["categories"] == [f"a{number}", "b"]
+    data["d.csv"] = rows_of(a=1)
+    with pytest.raises(InpaintError, match="a: none of its rows can be held out"):
+        run(recipe(tmp_path / "one", validation=ValidationSettings(share=share)))
+
+
+def test_rows_of_its_own_validate_all_that_is_trained(data, fits, tmp_path):
+    data |= {"d.csv": rows_of(a=4, b=4), "v.csv": rows_of(b=3), "w.csv": rows_of(c=3)}
+    begun, validation = fits([0.5, 0.4]), ValidationSettings(data="v.csv")
+    run(recipe(tmp_path / "together", validation=validation))
+    assert begun == [("a+b", 8, 3)]
+    with pytest.raises(InpaintError, match="a: no row of v.csv is of it"):
+        run(recipe(tmp_path / "apart", apart=True, validation=validation))
+    with pytest.raises(InpaintError, match="'c'"):
+        run(recipe(tmp_path / "other", validation=ValidationSettings(data="w.csv")))
+    assert len(begun) == 1, "refused before a training begins"
+
+
+@pytest.mark.parametrize(
+    ("validation", "exported"),
+    [
+        (ValidationSettings(share=0.3), "16 of 32"),
+        (ValidationSettings(share=0.3, export=Keep.LAST), "32 of 32"),
+        (ValidationSettings(), "32 of 32"),
+    ],
+)
+def test_the_best_on_held_out_rows_is_exported_unless_told_otherwise(data, fits, tmp_path, validation, exported):
+    data["d.csv"] = rows_of(a=8)
+    fits([0.2, 0.4])
+    (folder,) = run(recipe(tmp_path, validation=validation))
+    assert (Path(folder) / "samples").read_text().startswith(exported)
+
+
+def test_a_run_whose_last_checkpoint_is_damaged_is_not_finished(data, fits, tmp_path):
+    data["d.csv"] = rows_of(a=8)
+    fits([0.2, 0.4])
+    config = recipe(tmp_path)
+    run(config)
+    newest = sorted((tmp_path / CHECKPOINTS).iterdir())[-1]
+    next(newest.glob("*.safetensors")).write_bytes(b"damaged")
+    fits([])
+    with pytest.warns(UserWarning, match="falling back"), pytest.raises(InpaintError, match="sample 16 with --resume"):
+        run(replace(config, resume=True))
+    fits([0.2, 0.4])
+    assert run(replace(config, resume=True))
+
+
+def test_settings_that_cannot_be_read_with_are_refused_before_a_training_begins(data, fits, tmp_path):
+    data["d.csv"] = rows_of(a=8)
+    begun = fits([0.2])
+
+    class Mirrored(Named):
+        def read_settings(self) -> ReadSettings:
+            return replace(super().read_settings(), flip_probability=2.0)
+
+    with pytest.raises(InpaintError, match="flip_probability"):
+        run(Mirrored(**{**vars(recipe(tmp_path))}))
+    assert begun == [] and plain(recipe(tmp_path))["output"] == str(tmp_path)
+    assert not (tmp_path / "data" / "rows.parquet").exists()
