@@ -17,11 +17,7 @@ from inpaint.stopping import StopToken
 from inpaint.train.checkpoint import CheckpointStore, Progress
 from inpaint.train.recipe import CHECKPOINTS, Recipe, Trained
 from inpaint.train.settings import Keep, plain
-<<<<<<< HEAD
-from inpaint.train.trainer import fit, runs_side_by_side
-=======
-from inpaint.train.trainer import check_cluster, fit, runs_side_by_side, starting_point
->>>>>>> 99b29bb (wip)
+from inpaint.train.trainer import fit, runs_side_by_side, starting_point
 
 ROWS, RECIPE = "rows.parquet", "recipe.json"
 
@@ -33,22 +29,8 @@ def run(recipe: Recipe, *, stop: StopToken | None = None) -> list[str]:
         InpaintError: unusable data or settings, or `stop` ended it (the message says how to go on).
     """
     stop = stop or StopToken()
-<<<<<<< HEAD
-    # What can be refused without the data is refused before it is read.
-    most_together = runs_side_by_side(recipe.train)
-    recipe.check()
-    rows, held_out = _rows(recipe, stop)
-    parts = recipe.parts(rows)
-    held = {} if held_out is None else recipe.parts(held_out)
-    lacking = sorted(parts.keys() - held.keys()) if held_out is not None else []
-    if lacking:
-        raise InpaintError(
-            f"{lacking[0]}: no row of it is held out for validation: raise validation.share, or set it 0"
-        )
-    together = min(len(parts), most_together)
-=======
     # What can be refused without the data is refused before it is read, ...
-    check_cluster(recipe.train)
+    most_together = runs_side_by_side(recipe.train)
     recipe.check()
     rows = _read(recipe, recipe.data, "data", stop)
     extra = recipe.validation.data
@@ -59,8 +41,7 @@ def run(recipe: Recipe, *, stop: StopToken | None = None) -> list[str]:
         starting_point(part.recipe, part.rows, part.held_out, part.folder)
     for read in filter(None, (rows, validating)):
         read.save()
-    together = min(len(parts), runs_side_by_side(recipe.train))
->>>>>>> 99b29bb (wip)
+    together = min(len(parts), most_together)
     failed = threading.Event()
 
     def train(name: str) -> tuple[Recipe, Trained]:
@@ -98,25 +79,14 @@ class _Rows:
             write_file(self.where, RECIPE, json.dumps(self.record, indent=1).encode() + b"\n")
 
 
-<<<<<<< HEAD
-def _read(recipe: Recipe, data: str, what: str, stop: StopToken) -> Manifest:
+def _read(recipe: Recipe, data: str, what: str, stop: StopToken) -> _Rows:
     """The usable rows of `data`, or those that the run began with, where it is resumed; the others are listed in the
     `quarantine.jsonl` beside them."""
     where = f"{absolute(recipe.output)}/{what}"
     record = {**plain(recipe), "data": absolute(data)}
     begun = read_file(where, RECIPE) if recipe.resume and not recipe.recheck else None
     if begun is not None and json.loads(begun)["data"] == record["data"]:
-        return Manifest.load(f"{where}/{ROWS}")
-=======
-def _read(recipe: Recipe, data: str, what: str, stop: StopToken) -> _Rows:
-    """The usable rows of `data`; the others are listed in the `quarantine.jsonl` beside them."""
-    where = f"{absolute(recipe.output)}/{what}"
-    record = {**plain(recipe), "data": absolute(data)}
-    if recipe.resume and not recipe.recheck:
-        saved = _saved(where, record["data"])
-        if saved is not None:
-            return _Rows(saved, where, None)
->>>>>>> 99b29bb (wip)
+        return _Rows(Manifest.load(f"{where}/{ROWS}"), where, None)
     with ProgressBar(f"checking {what}") as bar:
         manifest, bad = read_manifest(
             recipe.source(data),
@@ -163,22 +133,9 @@ def _parts(recipe: Recipe, read: _Rows, validating: _Rows | None) -> dict[str, _
     }
 
 
-<<<<<<< HEAD
-def _trained(recipe: Recipe, rows: Manifest, folder: str, ended: Progress) -> Trained:
-    total = recipe.train.total_samples(Plan.of(rows, recipe.train.seed).samples_per_epoch)
-=======
-def _saved(where: str, data: str) -> Manifest | None:
-    """The rows that a run began with, where it was begun on this data."""
-    recipe = read_file(where, RECIPE)
-    if recipe is None or json.loads(recipe)["data"] != data:
-        return None
-    return Manifest.load(f"{where}/{ROWS}")
-
-
 def _trained(part: _Part, ended: Progress) -> Trained:
     recipe = part.recipe
     total = recipe.train.total_samples(Plan.of(part.rows, recipe.train.seed).samples_per_epoch)
->>>>>>> 99b29bb (wip)
     if ended.samples < total:
         raise InpaintError(f"stopped at sample {ended.samples} of {total}, checkpointed: go on with --resume")
     store = CheckpointStore(f"{part.folder}/{CHECKPOINTS}")

@@ -11,11 +11,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-<<<<<<< HEAD
-=======
 from inpaint.errors import InpaintError
-from inpaint.train.ema import MovingAverage
->>>>>>> 99b29bb (wip)
 from inpaint.train.engine import ZeroEngine
 from inpaint.train.objective import MicroBatch
 
@@ -32,19 +28,13 @@ class ValidationSet:
     on_pictures: Callable[[int, list[np.ndarray]], None]
     """Called on the first rank with (samples trained on, pictures)."""
 
-<<<<<<< HEAD
     def run(self, engine: ZeroEngine, samples: int) -> float:
-        """The mean loss of the set, of what would be exported. Collective."""
-        with engine.evaluating():
-=======
-    def run(self, engine: ZeroEngine, ema: MovingAverage | None, samples: int) -> float:
-        """The mean loss of the set, of what would be exported (the moving average, where one is kept). Collective.
+        """The mean loss of the set, of what would be exported. Collective.
 
         Raises:
             InpaintError: no row of it can be read any more.
         """
-        with engine.evaluating(), nullcontext() if ema is None else ema.shown():
->>>>>>> 99b29bb (wip)
+        with engine.evaluating():
             total = torch.zeros(2, dtype=torch.float64, device=engine.device)
             for batch in self.batches:
                 total[0] += engine.validation_loss(batch)
