@@ -84,7 +84,7 @@ def connect(*, num_cpus: int | None = None, dashboard: bool = False) -> None:
     logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # says that its bars are off, as they are
-    # What workers have to say reaches the driver as errors, or through the run's board; their raw output is a flood.
+    # What workers have to say reaches the driver as errors, or through the run's channel; their raw output is a flood.
     quiet = {"logging_level": logging.WARNING, "log_to_driver": False}
     if address not in ("", "local"):
         # Workers need this package; `ray job submit` has sent it along.

@@ -19,6 +19,7 @@ from typing import Any
 
 import pyarrow.fs as pafs
 import ray
+import ray.exceptions
 
 from inpaint.cluster import Needs, check_fits, cluster_nodes, worker_threads
 from inpaint.data import quarantine
@@ -28,6 +29,8 @@ from inpaint.errors import BadRow, InpaintError
 from inpaint.stopping import StopToken
 
 QUARANTINE = "quarantine.jsonl"
+MOST_RETRIES = 3
+"""Workers that one batch may lose before the run ends."""
 WRITERS = 16
 """Files written, or hashed, at a time."""
 FLUSH_S = 5.0
@@ -193,7 +196,7 @@ def _on_actors(
     resources = ActorResources("cuda" if needs.gpus_per_worker else "cpu", worker_threads(needs.cpus_per_worker))
     stored = ray.put(load)  # once, for it may hold an adapter
     limits = {"num_cpus": needs.cpus_per_worker, "num_gpus": needs.gpus_per_worker}
-    kind = ray.remote(**limits, max_restarts=-1, max_task_retries=-1)(_Worker)
+    kind = ray.remote(**limits, max_restarts=-1, max_task_retries=MOST_RETRIES)(_Worker)
     actors = [kind.remote(lambda: ray.get(stored)(resources)) for _ in range(needs.workers)]
     # Nothing is done as soon as an actor has started, so that no batch waits for one that has not.
     running: dict[Any, tuple[Any, list[Item]]] = {actor.work.remote([]): (actor, []) for actor in actors}
@@ -203,12 +206,20 @@ def _on_actors(
         while unfinished:
             (ready,), _ = ray.wait(list(running))
             actor, batch = running.pop(ready)
+            try:
+                outcomes = ray.get(ready)
+            except ray.exceptions.RayActorError as error:
+                names = ", ".join(item.id for item in batch)
+                raise InpaintError(
+                    f"{1 + MOST_RETRIES} workers died of {names or 'their models'}, out of memory perhaps: give a "
+                    "smaller max_batch or fewer actors, or leave these out, and run it again; it goes on"
+                ) from error
             if waiting:
                 following = waiting.popleft()
                 running[actor.work.remote([item.value for item in following])] = (actor, following)
             if batch:
                 unfinished -= 1
-                yield batch, ray.get(ready)
+                yield batch, outcomes
     finally:
         for actor in actors:
             ray.kill(actor)

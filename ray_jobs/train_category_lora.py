@@ -2,9 +2,9 @@
 
     python -m ray_jobs.train_category_lora --preset sd15 --data catalogue.csv --output runs/catalogue
 
-`--preset toy|sd15|sdxl` gives the defaults below (unset: toy for the toy base, else sd15). `--base` takes any Stable
-Diffusion (XL) inpainting base: a folder or a hub id. Three minutes on two cores, on the small base that comes with the
-package; `python -m benchmarks.category` measures what it reaches (hit rate 0.90 or more):
+`--preset toy|sd15|sdxl` gives the defaults below (unset: what suits the base). `--base` takes any Stable Diffusion 1.5
+or SDXL base, inpainting or not: a folder, a hub id or one `.safetensors` file. Four minutes on two cores, on the small
+base that comes with the package; `python -m benchmarks.category` measures what it reaches (hit rate 0.90 or more):
 
     python -m ray_jobs.train_category_lora --data runs/demo/data/catalogue.csv --output runs/first
 """

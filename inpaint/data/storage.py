@@ -130,26 +130,3 @@ def output_folder(where: str) -> Iterator[Path]:
             target = open_root(where)
             target.filesystem.create_dir(target.path, recursive=True)
             pafs.copy_files(temporary, target.path, pafs.LocalFileSystem(), target.filesystem)
-
-
-@contextmanager
-def local_copy(where: str) -> Iterator[str]:
-    """A path on this machine to what is at `where`: a file or folder at a URL is fetched for the while; anything else
-    (a path, a hub id, ...) is given back as it is.
-
-    Raises:
-        InpaintError: nothing is at the URL.
-    """
-    if "://" not in where:
-        yield where
-        return
-    root = open_root(where)
-    kind = root.filesystem.get_file_info(root.path).type
-    if kind == pafs.FileType.NotFound:
-        raise InpaintError(f"{where}: nothing is there")
-    with tempfile.TemporaryDirectory() as temporary:
-        target = Path(temporary, posixpath.basename(root.path.rstrip("/")))
-        if kind == pafs.FileType.Directory:
-            target.mkdir()
-        pafs.copy_files(root.path, str(target), root.filesystem, pafs.LocalFileSystem())
-        yield str(target)

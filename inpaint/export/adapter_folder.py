@@ -49,7 +49,7 @@ def parse_card(data: bytes, where: str | Path) -> AdapterCard:
     """The card from the bytes of `adapter.json`; `where` is what errors call it. Raises InpaintError."""
     try:
         return AdapterCard(**json.loads(data))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise InpaintError(f"{where}: not a card of this version ({error})") from error
 
 

@@ -1,6 +1,5 @@
 """Adapters: a LoRA, perhaps token embeddings, and a card; whether one fits a base is checked here and nowhere else."""
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from inpaint.models.prompts import load_tokens, vectors_of
 NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 """What an adapter and its categories may be called: they stand in file names, URLs, prompts and logs."""
 _PROMPT_FIELDS = {"token", "prompt", "category"}
+_MAX_ALPHA = 1e6
 _HALVES = (".lora_A.weight", ".lora_B.weight")
 
 
@@ -103,9 +103,11 @@ def check_card(card: AdapterCard, info: BaseInfo, *, max_rank: int | None = None
         raise InpaintError(f"rank {card.rank}: give a whole number of at least 1")
     if max_rank is not None and card.rank > max_rank:
         raise InpaintError(f"rank {card.rank}: up to {max_rank} is taken here; raise max_rank, or train a smaller one")
-    if not isinstance(card.alpha, (int, float)) or not 0 < card.alpha < math.inf:
+    if not isinstance(card.alpha, (int, float)) or not 0 < card.alpha < _MAX_ALPHA:
         raise InpaintError(f"alpha {card.alpha}: give a positive number")
-    if not isinstance(card.tokens, dict) or not all(isinstance(t, str) and t for t in card.tokens.values()):
+    if not isinstance(card.tokens, dict) or not all(
+        isinstance(t, str) and t and t.isprintable() for t in card.tokens.values()
+    ):
         raise InpaintError(f"tokens {str(card.tokens)[:80]}: give category -> token")
     for category in card.tokens:
         check_name(category)
@@ -158,8 +160,9 @@ def _check_prompt_format(card: AdapterCard) -> None:
     """Only plain fields: a format string can otherwise reach into the objects it is given."""
     text, fields = card.prompt_format, _PROMPT_FIELDS if card.tokens else {"prompt"}
     try:
+        text.encode()  # half a surrogate pair could be written nowhere
         parts = list(Formatter().parse(text))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, AttributeError) as error:
         raise InpaintError(f"prompt_format {str(text)[:80]!r}: {error}") from error
     for _, name, spec, conversion in parts:
         if name is not None and (name not in fields or spec or conversion):

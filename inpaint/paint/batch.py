@@ -22,7 +22,6 @@ import torch
 from inpaint.data import quarantine
 from inpaint.data.quarantine import Quarantined, Reason
 from inpaint.data.rows import Manifest, Row
-from inpaint.data.storage import local_copy
 from inpaint.errors import BadRow, InpaintError
 from inpaint.export.adapter_folder import load_adapter
 from inpaint.models.adapter import Adapter, apply_adapter, check_adapter
@@ -72,8 +71,7 @@ class PaintModels:
         """Load the base, and apply the adapter."""
         settings = self.settings
         assert settings.base is not None
-        with local_copy(settings.base) as name:
-            base = load_base(name, revision=settings.revision, dtype=DTYPES[settings.precision])
+        base = load_base(settings.base, revision=settings.revision, dtype=DTYPES[settings.precision])
         if self.adapter is not None:
             apply_adapter(base, self.adapter)
         return Painter(base, device=device, max_batch=max_batch)
@@ -99,8 +97,7 @@ def read_models(settings: PaintSettings) -> PaintModels:
         base, revision = base or adapter.card.base, revision or adapter.card.base_revision
     if base is None:
         raise InpaintError("base: give one (toy, a folder, a hub id), or an adapter, which names its own")
-    with local_copy(base) as name:
-        info = read_base_info(name, revision)
+    info = read_base_info(base, revision)
     if adapter is not None:
         check_adapter(adapter, info)
     decided = replace(

@@ -46,7 +46,7 @@ def read_photo(image: str, mask: str, fill: Fill) -> tuple[np.ndarray, np.ndarra
     return photo, _hole(_bytes(mask, "mask"), photo, fill)
 
 
-def check_name(output: str) -> None:
+def check_png_name(output: str) -> None:
     """Raises InpaintError for pictures that would not keep their pixels."""
     if not output.lower().endswith(".png"):
         raise InpaintError(f"output {output}: give a name that ends in .png, which keeps pixels as they are")

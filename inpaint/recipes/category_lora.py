@@ -13,6 +13,7 @@ from inpaint.data.rows import Manifest
 from inpaint.data.sources import CsvSource
 from inpaint.diffusion.objective import LossSettings
 from inpaint.errors import InpaintError
+from inpaint.models.base import read_base_info
 from inpaint.models.lora import LoraSettings
 from inpaint.recipes.lora import LoraRecipe
 from inpaint.train.settings import Precision, TrainSettings, ValidationSettings, may_change
@@ -34,7 +35,7 @@ class CategoryLora(LoraRecipe):
     prompt, category."""
 
     preset: Preset = may_change("toy")
-    """Whose defaults the other settings have; unset: toy for the toy base, else sd15."""
+    """Whose defaults the other settings have; unset: the one that suits the base, toy for those below 256 px."""
     categories: tuple[str, ...] = ()
     """Categories that may occur in the CSV; rows of others go to the quarantine. Empty: any."""
     init_words: Mapping[str, str] = field(default_factory=dict)
@@ -87,13 +88,16 @@ def _check_categories(rows: Manifest) -> None:
 
 def defaults(*, preset: Preset | None = None, base: str = "toy") -> CategoryLora:
     """The command's, of a preset or of the one that suits the base."""
-    return preset_of(preset or ("toy" if base == "toy" else "sd15"), data=tyro.MISSING, output=tyro.MISSING)
+    if preset is None:
+        info = read_base_info(base)
+        preset = "sdxl" if info.is_xl else "sd15" if info.default_size >= 256 else "toy"
+    return preset_of(preset, data=tyro.MISSING, output=tyro.MISSING)
 
 
 def preset_of(name: Preset, *, data: str, output: str) -> CategoryLora:
     """The documented defaults of a preset.
 
-    toy: three minutes per category on two cores. sd15: kohya's and diffusers' usual rank and rates for SD 1.5. sdxl:
+    toy: four minutes per category on two cores. sd15: kohya's and diffusers' usual rank and rates for SD 1.5. sdxl:
     the same for 1024 px.
 
     Raises:
@@ -108,8 +112,8 @@ def preset_of(name: Preset, *, data: str, output: str) -> CategoryLora:
             "token_learning_rate": 1e-2,
             "caption_dropout": 0.2,
             "lora": LoraSettings(rank=6),
-            "loss": LossSettings(debiased=True),
-            "train": TrainSettings(samples=7200, global_batch=16, max_micro_batch=8, checkpoint_every=2400),
+            "loss": LossSettings(debiased=True, noise_offset=0.05),
+            "train": TrainSettings(samples=14_400, global_batch=16, max_micro_batch=8, checkpoint_every=4800),
         },
         "sd15": {
             "base": "stable-diffusion-v1-5/stable-diffusion-inpainting",

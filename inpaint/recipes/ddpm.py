@@ -194,7 +194,10 @@ def load_ddpm(run: str, *, device: str | torch.device | None = None, max_batch: 
     found = read_file(run, MODEL)
     if found is None:
         raise InpaintError(f"{run} holds no {MODEL}: give the output folder of `python -m ray_jobs.train_ddpm`")
-    card = json.loads(found)
+    try:
+        card = dict(json.loads(found))
+    except (ValueError, TypeError) as error:
+        raise InpaintError(f"{run}/{MODEL} is damaged ({error}): train again, or restore it") from error
     exported_after = card.pop("exported_after", -1)
     store, exported = CheckpointStore(f"{run}/{CHECKPOINTS}"), read_file(run, WEIGHTS)
     progress = store.progress()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from inpaint.errors import InpaintError
 from inpaint.evaluate.report import Curve, Gallery, Report, Table, write_report
 from inpaint.paint.batch import PaintSettings, read_models
 from inpaint.paint.paste import comparison
@@ -93,7 +94,9 @@ def train_and_measure(
 
 
 def _training(demo: Demo) -> CategoryLora:
-    """The category training that the demo runs; writes its catalogue."""
+    """The category training that the demo runs; writes its catalogue. Raises InpaintError for an output at a URL."""
+    if "://" in demo.output:
+        raise InpaintError(f"output {demo.output}: the demo runs on one machine; give a folder on it")
     data = write_catalogue(
         Path(demo.output) / "data",
         seed=CATALOGUE_SEED,

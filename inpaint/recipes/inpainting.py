@@ -15,7 +15,7 @@ from inpaint.diffusion.ddpm import PixelSampling
 from inpaint.errors import InpaintError
 from inpaint.paint.crop import resize_hole, resize_image
 from inpaint.paint.ddpm_painter import ReverseProcess
-from inpaint.paint.photos import Fill, check_name, read_photo, write_pictures, write_png
+from inpaint.paint.photos import Fill, check_png_name, read_photo, write_pictures, write_png
 from inpaint.paint.request import DdpmRequest
 from inpaint.recipes.ddpm import choose_device, load_ddpm, preset_of
 from inpaint.train.run import run
@@ -137,7 +137,7 @@ def inpaint_image(
     """
     for path in (save_result, display_reverse):
         if path is not None:
-            check_name(str(path))
+            check_png_name(str(path))
     image, hole = read_photo(str(image_path), str(mask_path), Fill.BLACK)
     shape = _output_shape(image.shape[0], image.shape[1], output_size)
     image, hole = resize_image(image, shape), resize_hole(hole, shape)

@@ -36,7 +36,7 @@ class LoraRecipe(Recipe):
     title = "lora"
 
     base: str = may_change("toy")
-    """Base in diffusers format: a folder, a hub id, one `.safetensors` file, or `toy`."""
+    """A folder in diffusers format, a hub id, one `.safetensors` file (each also at a URL), or `toy`."""
     revision: str | None = None
     """Of a hub id: branch, tag or commit."""
     resolution: int | tuple[int, int] | None = None

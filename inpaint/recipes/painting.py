@@ -10,7 +10,7 @@ from inpaint.data.sources import CsvSource, FolderSource
 from inpaint.diffusion.ddpm import PixelSampling
 from inpaint.errors import InpaintError
 from inpaint.paint.batch import PaintSettings, paint_manifest, read_models
-from inpaint.paint.photos import Fill, check_name, comparison_name, read_photo, write_pictures
+from inpaint.paint.photos import Fill, check_png_name, comparison_name, read_photo, write_pictures
 from inpaint.progress import ProgressBar
 from inpaint.recipes.ddpm import choose_device
 from inpaint.recipes.inpainting import inpaint_image
@@ -53,7 +53,7 @@ class PaintPhotos:
         if self.model is not None and self.data is not None:
             raise InpaintError("--model fills one photo: give --image with --mask")
         if self.image is not None:
-            check_name(self.output)
+            check_png_name(self.output)
         # What would be ignored is refused.
         if self.image is not None and self.pool != ActorPool():
             raise InpaintError("--actors, --cpus-per-actor, --gpus-per-actor and --max-batch are for --data")

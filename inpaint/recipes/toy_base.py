@@ -17,6 +17,7 @@ from inpaint.data.sample import ReadSettings
 from inpaint.data.sources import CsvSource
 from inpaint.diffusion import keyed
 from inpaint.diffusion.objective import LossSettings
+from inpaint.errors import InpaintError
 from inpaint.models.base import Base, load_base
 from inpaint.paint.ddpm_painter import to_uint8
 from inpaint.stopping import StopToken
@@ -140,11 +141,11 @@ class PretrainToy:
     vae_learning_rate: float = 2e-3
     unet_learning_rate: float = 8e-4
     vae: TrainSettings = TrainSettings(
-        samples=35_200, max_micro_batch=8, workers=(1, 2), zero_stage=0, weight_decay=0.0, ema_halflife=800
+        samples=35_200, max_micro_batch=8, zero_stage=0, weight_decay=0.0, ema_halflife=800
     )
     """Training of the VAE."""
     unet: TrainSettings = TrainSettings(
-        samples=120_000, global_batch=32, max_micro_batch=16, workers=(1, 2), zero_stage=0, ema_halflife=4000
+        samples=120_000, global_batch=32, max_micro_batch=16, zero_stage=0, ema_halflife=4000
     )
     """Training of the U-Net and the text encoder."""
 
@@ -155,8 +156,10 @@ def pretrain_toy(config: PretrainToy, *, stop: StopToken | None = None) -> tuple
     They are written to `base.json` in `output`, with the settings that made it. Run again, it goes on where it ended.
 
     Raises:
-        InpaintError: `stop` ended the training.
+        InpaintError: `stop` ended the training, or `output` is a URL.
     """
+    if "://" in config.output:
+        raise InpaintError(f"output {config.output}: the base is made on one machine; give a folder on it")
     output = Path(config.output).resolve()
     csv = output / "catalogue" / "catalogue.csv"
     if not csv.is_file():

@@ -93,7 +93,8 @@ class Batcher(Generic[RequestT, ResultT]):
             if isinstance(error, InpaintError) and len(batch) > 1:
                 # One of them is at fault: the others are done without it.
                 for result, request in batch.items():
-                    await self._do({result: request})
+                    if not result.cancelled():
+                        await self._do({result: request})
                 return
             for result in batch:
                 if not result.done():

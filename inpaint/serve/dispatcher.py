@@ -19,7 +19,7 @@ from inpaint.serve.service import AdapterGone, DeadlinePassed, Overloaded, Paint
 MOST_TRIES = 4
 """Painters that an order may lose before its client hears of it."""
 
-Call = Callable[[PaintOrder, tuple[AdapterFiles, ...]], AsyncGenerator[Preview | Painted, None]]
+PaintOn = Callable[[PaintOrder, tuple[AdapterFiles, ...]], AsyncGenerator[Preview | Painted, None]]
 """Paints an order on a painter, which may need these adapters. Raises PainterLost, or what the painter raised."""
 
 
@@ -30,7 +30,7 @@ class PainterLost(InpaintError):
 class Dispatcher:
     """Implements `service.Service` over painters that `call` reaches."""
 
-    def __init__(self, base: BaseInfo, registry: Registry, admission: Admission, call: Call) -> None:
+    def __init__(self, base: BaseInfo, registry: Registry, admission: Admission, call: PaintOn) -> None:
         self.base, self._registry, self._admission, self._call = base, registry, admission, call
         self.catalogue, self.refused = registry.catalogue, registry.refused
 
@@ -71,7 +71,7 @@ class Dispatcher:
                     done = isinstance(event, Painted)
                     emit((number, event))
         except TimeoutError as error:
-            raise DeadlinePassed(f"order {order.id} took longer than {order.timeout_s:g} s") from error
+            raise DeadlinePassed(f"order {order.id} took longer than {order.timeout_s} s") from error
         finally:
             self._admission.leave(order.work, done=done)
 

@@ -36,6 +36,8 @@ def serve_here(settings: ServeHere, *, stop: StopToken | None = None) -> None:
         InpaintError: an unusable configuration, or the service ended by itself.
     """
     stop = stop or StopToken()
+    if not settings.config.is_file():
+        raise InpaintError(f"config {settings.config}: no such file; run it from the project's folder, or name one")
     url = url_of(settings.config.read_text(encoding="utf-8"))
     write_examples(settings.examples)
     command = [str(Path(sys.executable).with_name("serve")), "run", "--address", "local", str(settings.config)]

@@ -76,7 +76,7 @@ class LatentInpainting(nn.Module):
             inputs = unet_input(noised.noisy_BChw, hole_B1hw, known_BChw)
             prompts = [str(prompt) for prompt in batch["prompt"]]
             ids = [on_device(tokenize(tokenizer, prompts), device) for tokenizer in self.base.tokenizers]
-            conditioning = encode_ids(self.base, ids)
+            conditioning = encode_ids(self.base, ids, [False] * len(prompts))
             kwargs = unet_kwargs(conditioning, *hole_B1HW.shape[-2:])
             # The weights may not be: ZeRO keeps trained ones in flat buffers.
             inputs = inputs.to(self.unet.conv_in.weight.dtype).contiguous(memory_format=torch.channels_last)

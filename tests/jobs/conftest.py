@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 
 import inpaint
 from inpaint.toy.catalogue import render
-from inpaint.train.settings import TrainSettings, ValidationSettings
+from inpaint.train.settings import RateSchedule, TrainSettings, ValidationSettings
 from tests.jobs.own_workload import StyleLora
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -183,7 +183,9 @@ def style(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> StyleR
         data=str(folder / "images"),
         output=str(folder / "run"),
         card_samples=0,
-        train=TrainSettings(samples=16, global_batch=8, workers=2, checkpoint_every=8),
+        train=TrainSettings(
+            samples=16, global_batch=8, workers=2, checkpoint_every=8, schedule=RateSchedule.CONSTANT, warmup=0.0
+        ),
         validation=ValidationSettings(share=0.25, samples=4, pictures=2),
     )
     inpaint.run(recipe)

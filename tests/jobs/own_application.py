@@ -12,7 +12,7 @@ from inpaint.serve.batcher import Batcher
 from inpaint.serve.deployments.model import Model
 from inpaint.serve.http.application import build_http
 from inpaint.serve.http.endpoint import Call, Endpoint, Picture
-from inpaint.serve.http.images import read_photo
+from inpaint.serve.http.images import decode_photo
 from inpaint.serve.http.limits import HttpSettings
 from inpaint.serve.http.receipt import Receipt
 from inpaint.serve.http.resources import HttpMetrics, Record
@@ -48,7 +48,7 @@ class EnlargeEndpoint(Endpoint[EnlargeFields, EnlargeCall]):
         )
 
     def read(self, fields: EnlargeFields) -> EnlargeCall:
-        photo = read_photo(fields.image, "image", self.settings, 1).image
+        photo = decode_photo(fields.image, "image", self.settings, 1).image
         return Call(
             request=(photo, fields.factor),
             receipt=Receipt(base="nearest", base_revision="1", seed=0, sampling={"factor": fields.factor}),

@@ -31,6 +31,8 @@ def shout(values: list[str], log: Path) -> list[Result | BadRow]:
         file.write(" ".join(values) + "\n")
     if "fatal" in values:
         raise InpaintError("fatal: no such thing")
+    if "poison" in values:
+        os._exit(1)
     if "crash" in values and not log.with_name("crashed").exists():
         log.with_name("crashed").touch()
         os._exit(1)
@@ -230,7 +232,9 @@ def test_more_actors_than_fit_are_refused(monkeypatch):
         ActorPool(actors=3).needs(9)
 
 
-def test_on_actors_nothing_is_lost_when_one_dies_and_errors_keep_their_words(ray_cluster, run, log, tmp_path):
+def test_on_actors_nothing_is_lost_when_one_dies_and_errors_keep_their_words(
+    ray_cluster, run, log, tmp_path, monkeypatch
+):
     names = [f"n{i}" for i in range(11)] + ["crash", "bad"]
     pool = ActorPool(actors=2, max_batch=3)
     report = run(tmp_path / "out", items(*names), pool=pool, here=None)
@@ -243,6 +247,10 @@ def test_on_actors_nothing_is_lost_when_one_dies_and_errors_keep_their_words(ray
     )
     with pytest.raises(InpaintError, match="^fatal: no such thing$"):
         run(tmp_path / "out", items("fatal", *names), pool=pool, here=None)
+    monkeypatch.setattr(rowmap, "MOST_RETRIES", 0)
+    with pytest.raises(InpaintError, match="1 workers died of poison, m0"):
+        run(tmp_path / "out", items("poison", "m0", *names), pool=ActorPool(actors=2, max_batch=2), here=None)
+    assert run(tmp_path / "out", items(*names[:12])).skipped == 12
     deadline = time.monotonic() + 20
     while ray.available_resources().get("CPU", 0) < 2 and time.monotonic() < deadline:
         time.sleep(0.05)

@@ -66,7 +66,12 @@ class AdapterCache:
     def files(self, name: str, digest: str) -> AdapterFiles:
         """The bytes of that version. Raises AdapterGone."""
         self.load(name, digest)
-        return {path.name: path.read_bytes() for path in (self.folder / digest).iterdir()}
+        try:
+            return {path.name: path.read_bytes() for path in (self.folder / digest).iterdir()}
+        except FileNotFoundError:  # another process let it go in between
+            files = self._download(name, digest)
+            read_adapter(files.get, name)
+            return files
 
     def put(self, files: AdapterFiles, where: str = "files") -> Adapter:
         """Keep a version, verified, by the digest of its card; errors call it `where`.

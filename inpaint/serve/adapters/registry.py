@@ -62,7 +62,7 @@ class RegistrySettings(BaseModel):
         )
 
 
-_Listed = frozenset[tuple[str, int, int]]
+_Listed = frozenset[tuple[str, int, int | None]]
 """What a listing says of one folder: (file, bytes, time of change in ns) of each."""
 
 
@@ -112,13 +112,14 @@ class Registry:
             return
         self._folders = {name: self._folders.get(name, _Folder()) for name in listing}
         changed = [name for name, folder in self._folders.items() if folder.seen != listing[name]]
-        published = time.monotonic()
+        published, now = time.monotonic(), time.time_ns()
         with ThreadPoolExecutor(_READERS, "registry") as pool:
             looks = {pool.submit(self._look, name, self._folders[name]): name for name in changed}
             for look in as_completed(looks):
                 name = looks[look]
                 # Files this young may still change unseen: look again next time.
-                is_settled = time.time_ns() - max(changed_ns for _, _, changed_ns in listing[name]) > _CLOCK_TICK_NS
+                changes = [changed_ns or now for _, _, changed_ns in listing[name]]  # some stores tell no times
+                is_settled = now - max(changes) > _CLOCK_TICK_NS
                 self._folders[name].seen = listing[name] if look.result() and is_settled else frozenset()
                 if time.monotonic() - published > 0.5:
                     self._publish()
@@ -126,7 +127,7 @@ class Registry:
         self._publish()
 
     def _list(self) -> dict[str, _Listed]:
-        files: dict[str, list[tuple[str, int, int]]] = {}
+        files: dict[str, list[tuple[str, int, int | None]]] = {}
         # One recursive listing: on an object store a thousand keys per call, where a look at each would be a call each.
         for path, info in self.cache.root.files().items():
             name, _, file = path.partition("/")

@@ -28,7 +28,7 @@ from inpaint.serve.http.application import build_http
 from inpaint.serve.http.body import FORM
 from inpaint.serve.http.endpoint import Call, Endpoint, Picture
 from inpaint.serve.http.errors import bad, shown
-from inpaint.serve.http.images import read_hole, read_photo
+from inpaint.serve.http.images import decode_photo, read_hole
 from inpaint.serve.http.limits import HttpSettings
 from inpaint.serve.http.receipt import Receipt
 from inpaint.serve.http.resources import HttpMetrics, Record
@@ -95,7 +95,7 @@ class FillEndpoint(Endpoint[FillFields, Call[DdpmRequest]]):
         card = application.painter.card
         if fields.label and fields.label not in card.classes:
             raise bad("label", f"{shown(fields.label)}; the model's classes are: {', '.join(card.classes) or 'none'}")
-        photo = read_photo(fields.image, "image", settings, card.unet.multiple)
+        photo = decode_photo(fields.image, "image", settings, card.unet.multiple)
         keep = read_hole(fields.mask, photo, settings, "white")
         sampling = fields.model_dump(include={field.name for field in dataclasses.fields(PixelSampling)})
         beside = fields.model_dump(include={"label", "guidance_scale", "feather"})

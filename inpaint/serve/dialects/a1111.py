@@ -26,9 +26,9 @@ from inpaint.serve.dialects.painting import PaintCall, PaintEndpoint, TextFields
 from inpaint.serve.http.body import JSON
 from inpaint.serve.http.endpoint import Picture
 from inpaint.serve.http.errors import Dialect, Problem, bad, shown
-from inpaint.serve.http.images import Photo, read_hole, read_photo
+from inpaint.serve.http.images import Photo, decode_photo, read_hole
 from inpaint.serve.http.receipt import Encoding
-from inpaint.serve.http.schema import LARGEST_SEED, Fields, Limits, Upload, Within, read_fields
+from inpaint.serve.http.schema import LARGEST_SEED, Bounds, Fields, Upload, Within, read_fields
 
 _TAG = re.compile(r"\s*<(?:lora|lyco):([^<>]*)>", re.IGNORECASE)
 _ATTENTION = re.compile(r"\([^()]*:\s*[\d.]+\s*\)")
@@ -180,7 +180,7 @@ class Img2ImgEndpoint(PaintEndpoint[Img2ImgFields]):
         if n > settings.max_pictures:
             message = f"n_iter x batch_size is {n}, the limit is {settings.max_pictures}"
             raise bad("batch_size", message, "out_of_range")
-        photo = read_photo(fields.init_images, "init_images", settings, base.size_multiple)
+        photo = decode_photo(fields.init_images, "init_images", settings, base.size_multiple)
         hole = self._hole(fields, photo)
         shape = self._shape(fields, hole.shape)
         return self.call(
@@ -240,7 +240,7 @@ class Img2ImgEndpoint(PaintEndpoint[Img2ImgFields]):
         return JSONResponse(told)
 
 
-def _without_tags(prompt: str, limits: Limits) -> tuple[str, list[tuple[str, float]]]:
+def _without_tags(prompt: str, limits: Bounds) -> tuple[str, list[tuple[str, float]]]:
     """The prompt without its LoRA tags, and what they said."""
     tags = []
     for match in _TAG.finditer(prompt):

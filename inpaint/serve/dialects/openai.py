@@ -23,8 +23,8 @@ from inpaint.serve.dialects.painting import PaintCall, PaintEndpoint, PaintField
 from inpaint.serve.http.body import FORM
 from inpaint.serve.http.endpoint import Picture, sse
 from inpaint.serve.http.errors import Dialect, Problem, bad, shown
-from inpaint.serve.http.images import read_hole, read_photo
-from inpaint.serve.http.schema import Prompt, Upload, Within, Word
+from inpaint.serve.http.images import decode_photo, read_hole
+from inpaint.serve.http.schema import PromptText, Upload, Within, Word
 from inpaint.serve.service import Painted
 
 _TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
@@ -54,7 +54,7 @@ class EditFields(PaintFields):
     """The photo: PNG, JPEG or WEBP."""
     mask: Upload | None = None
     """Same size; alpha 0 = paint. Without it, the image's own transparent pixels are painted."""
-    prompt: Prompt
+    prompt: PromptText
     """What shall be painted."""
     model: Word = ""
     """A category, an adapter, or the base."""
@@ -88,7 +88,7 @@ class EditEndpoint(PaintEndpoint[EditFields]):
         prompt = as_trained(fields.prompt, chosen, "prompt")
         if fields.response_format == "url":
             raise bad("response_format", "url: pictures are not stored here; ask for b64_json", "url_refused")
-        photo = read_photo(fields.image, "image", settings, base.size_multiple)
+        photo = decode_photo(fields.image, "image", settings, base.size_multiple)
         hole = read_hole(fields.mask, photo, settings, "transparent")
         shape = self._fitting(fields.size, hole.shape)
         return self.call(

@@ -20,7 +20,7 @@ from inpaint.serve.dialects.adapters import ChosenAdapter, as_trained, choose
 from inpaint.serve.dialects.painting import PaintCall, PaintEndpoint, PaintFields
 from inpaint.serve.http.endpoint import Picture, sse
 from inpaint.serve.http.errors import bad, shown
-from inpaint.serve.http.images import read_hole, read_photo
+from inpaint.serve.http.images import decode_photo, read_hole
 from inpaint.serve.http.schema import Fields, Upload, Within, Word
 from inpaint.serve.service import Painted, ServedAdapter
 
@@ -87,7 +87,7 @@ class OwnEndpoint(PaintEndpoint[OwnFields]):
         prompt = as_trained(fields.prompt, chosen, "prompt")
         if fields.answer == "image" and fields.n > 1:
             raise bad("answer", f"image, but n is {fields.n}: ask for json")
-        photo = read_photo(fields.image, "image", self.settings, self.base.size_multiple)
+        photo = decode_photo(fields.image, "image", self.settings, self.base.size_multiple)
         return self.call(
             fields,
             prompt=prompt,

@@ -17,7 +17,7 @@ from inpaint.serve.http.errors import bad
 from inpaint.serve.http.limits import HttpSettings
 from inpaint.serve.http.receipt import Encoding, Receipt
 from inpaint.serve.http.resources import Record
-from inpaint.serve.http.schema import LARGEST_SEED, Fields, PictureFields, Prompt, Within
+from inpaint.serve.http.schema import LARGEST_SEED, Fields, PictureFields, PromptText, Within
 from inpaint.serve.service import Painted, PaintOrder, Service
 
 _NOTHING_DONE: dict[str, Any] = dict.fromkeys(("kept_pixels_changed", "steps", "batch_rows", "queue_s", "paint_s"), 0)
@@ -27,9 +27,9 @@ _SAMPLING = {field.name for field in dataclasses.fields(SamplingSettings)} - {"s
 class TextFields(Fields):
     """What every dialect calls the same."""
 
-    prompt: Prompt = ""
+    prompt: PromptText = ""
     """What to paint; the category's token is written into it."""
-    negative_prompt: Prompt = ""
+    negative_prompt: PromptText = ""
     """What to steer away from; needs guidance above 1."""
     steps: Annotated[int, Within(1, "max_steps")] | None = None
     """Denoising steps at strength 1; default: the base's."""

@@ -31,7 +31,7 @@ from inpaint.models.base import Base
 from inpaint.paint.crop import WorkingImage
 from inpaint.serve.engine.adapter_slots import PackedAdapter
 from inpaint.serve.engine.executor import Executor, LoadAdapter, paste
-from inpaint.serve.engine.scheduler import Event, Job, Picture, Scheduler
+from inpaint.serve.engine.scheduler import Event, Job, Outcome, Scheduler
 from inpaint.serve.engine.settings import EngineSettings
 from inpaint.serve.engine.side_stream import StreamEvent
 from inpaint.serve.service import DeadlinePassed, Painted, PaintOrder, Preview
@@ -288,7 +288,7 @@ class Engine:
                     self._later(self._threads, work, partial(self._pasted, picture), partial(self._fail, [picture.job]))
         return bool(pictures)
 
-    def _pasted(self, picture: Picture, event: Event) -> None:
+    def _pasted(self, picture: Outcome, event: Event) -> None:
         picture.content = event
         if picture.job not in self._scheduler:
             return

@@ -21,7 +21,7 @@ from inpaint.paint.denoise import DenoisingRow, start_rows
 from inpaint.paint.request import PaintRequest, SamplingSettings
 from inpaint.serve.engine.adapter_slots import PackedAdapter
 from inpaint.serve.engine.prompt_encoder import Prompt, PromptEncoder
-from inpaint.serve.engine.scheduler import Job, Picture
+from inpaint.serve.engine.scheduler import Job, Outcome
 from inpaint.serve.engine.settings import EngineSettings
 from inpaint.serve.engine.side_stream import SideStream, StreamEvent
 from inpaint.serve.engine.unet_runner import UNetRunner
@@ -92,7 +92,7 @@ class Executor:
         self.seconds["step"] += time.perf_counter() - started - in_unet
         return batch.latents_BChw, batch.clean_BChw
 
-    def decode(self, pictures: list[Picture]) -> tuple[Tensor, StreamEvent]:
+    def decode(self, pictures: list[Outcome]) -> tuple[Tensor, StreamEvent]:
         """Images B x 3 x H x W in [0, 1] of pictures whose content is their latents; there once the event is past."""
         with self._timed("decode"), self.side.work() as done:
             latents_BChw = torch.cat([self.side.borrow(picture.content) for picture in pictures])
@@ -127,7 +127,7 @@ class Executor:
             self.seconds[stage] += time.perf_counter() - started
 
 
-def paste(picture: Picture, image_3HW: Tensor, done: StreamEvent) -> Preview | Painted:
+def paste(picture: Outcome, image_3HW: Tensor, done: StreamEvent) -> Preview | Painted:
     """What is handed over: the photo with what was painted in its hole."""
     done.synchronize()
     job, index = picture.job, picture.index

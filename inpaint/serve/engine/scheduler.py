@@ -70,7 +70,7 @@ class Job:
     rows_seen: int = 0
     """U-Net rows of all its batches."""
     previewed: int = 0
-    pictures: "list[Picture]" = field(default_factory=list)
+    pictures: "list[Outcome]" = field(default_factory=list)
     """Not yet handed over, in their order."""
 
     def __post_init__(self) -> None:
@@ -81,7 +81,7 @@ class Job:
 
 
 @dataclass(eq=False)
-class Picture:
+class Outcome:
     """A preview, or the end of a job."""
 
     job: Job
@@ -105,7 +105,7 @@ class Scheduler:
         """All others, by age: few, for they are let in as there is room."""
         self._turns: list[tuple[int, int]] = []
         """Shapes whose jobs step or are ready to, the one that has waited longest first."""
-        self._undecoded: list[Picture] = []
+        self._undecoded: list[Outcome] = []
 
     def __len__(self) -> int:
         return len(self._waiting) + len(self._active)
@@ -168,6 +168,8 @@ class Scheduler:
 
     def waiting_for(self, digest: str) -> list[Job]:
         """Jobs that cannot go on without this adapter."""
+        if self.table.is_loaded([digest]):
+            return []  # by another load than the one that is asked about
         return [job for job in self._at(Stage.PREPARING) if digest in job.digests]
 
     def to_encode(self) -> list[Job]:
@@ -207,7 +209,7 @@ class Scheduler:
                 job.stage, job.started = Stage.RUNNING, now
         return [job for job in alike if job.stage is Stage.RUNNING]
 
-    def stepped(self, batch: list[Job]) -> list[Picture]:
+    def stepped(self, batch: list[Job]) -> list[Outcome]:
         """All jobs of the batch have taken their step: the previews and ends that are to be decoded because of it."""
         rows, due = sum(job.unet_rows for job in batch), []
         for job in batch:
@@ -215,23 +217,23 @@ class Scheduler:
             job.rows_seen += rows
             if job.step == job.steps:
                 job.stage = Stage.DECODING
-                due.append(Picture(job, None))
+                due.append(Outcome(job, None))
             elif job.previewed < job.previews and job.step >= (job.previewed + 1) * job.steps / (job.previews + 1):
-                due.append(Picture(job, job.previewed))
+                due.append(Outcome(job, job.previewed))
                 job.previewed += 1
         for picture in due:
             picture.job.pictures.append(picture)
         self._undecoded += due
         return due
 
-    def to_decode(self) -> list[Picture]:
+    def to_decode(self) -> list[Outcome]:
         """The oldest pictures of one shape."""
         alike = [picture for picture in self._undecoded if picture.job.shape == self._undecoded[0].job.shape]
         taken = alike[: self.settings.side_rows]
         self._undecoded = [picture for picture in self._undecoded if picture not in taken]
         return taken
 
-    def finished(self, picture: Picture) -> list[Picture]:
+    def finished(self, picture: Outcome) -> list[Outcome]:
         """A picture is decoded and pasted: those of its job to hand over now. With its end a job is gone."""
         picture.is_finished = True
         job, ready = picture.job, []

@@ -61,7 +61,7 @@ class TextAttention:
 
 
 @dataclass(frozen=True, eq=False)
-class Stack:
+class RunningBatch:
     """A batch with what is worked out once for it."""
 
     batch: Batch
@@ -91,7 +91,7 @@ class UNetRunner:
             and not any((module.norm_q, module.norm_k, module.norm_cross, module.group_norm))
             and not module.residual_connection
         ]
-        self._stacks: dict[tuple[int, int], Stack] = {}
+        self._stacks: dict[tuple[int, int], RunningBatch] = {}
         self._installed: list[KeyValue] | None = None
         """The text of the stack that the U-Net is set up for."""
 
@@ -108,16 +108,16 @@ class UNetRunner:
         self._stacks[shape] = stack
         return stack.batch
 
-    def stack(self, rows: list[DenoisingRow]) -> Stack:
+    def stack(self, rows: list[DenoisingRow]) -> RunningBatch:
         """Rows that go on together, and what their adapters and texts come to."""
         sizes = self.settings.batch_sizes
         batch = Batch(self.base, self.schedule, rows, sizes=sizes, memory_format=self._memory_format)
         adapters = self._pool.gather(batch.unet_uses, fixed=self.settings.compile)
         self._installed = None
         self._pool.install(adapters)
-        return Stack(batch, adapters, [attention.project(batch.text_ULD) for attention in self._attentions])
+        return RunningBatch(batch, adapters, [attention.project(batch.text_ULD) for attention in self._attentions])
 
-    def step(self, stack: Stack) -> None:
+    def step(self, stack: RunningBatch) -> None:
         """One step of all its rows."""
         if self._installed is not stack.text:
             self._pool.install(stack.adapters)

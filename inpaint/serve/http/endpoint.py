@@ -29,7 +29,7 @@ from inpaint.serve.http.errors import OWN, Dialect, bad, problem_of
 from inpaint.serve.http.limits import BYTES_PER_PIXEL, HttpSettings
 from inpaint.serve.http.receipt import Encoding, Receipt, encode
 from inpaint.serve.http.resources import Record, Resources
-from inpaint.serve.http.schema import FieldsT, Limits, file_fields, read_fields, request_body
+from inpaint.serve.http.schema import Bounds, FieldsT, file_fields, read_fields, request_body
 
 RequestT = TypeVar("RequestT")
 T = TypeVar("T")
@@ -94,7 +94,7 @@ class Endpoint(ABC, Generic[FieldsT, CallT]):
     def __init__(self, settings: HttpSettings, **limits: int) -> None:
         """Args: limits: what bounds of the fields may name beside the settings."""
         self.settings = settings
-        self.limits: Limits = {**vars(settings), **limits}
+        self.limits: Bounds = {**vars(settings), **limits}
 
     @abstractmethod
     def read(self, fields: FieldsT) -> CallT:

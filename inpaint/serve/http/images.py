@@ -25,7 +25,7 @@ class Photo:
     """H x W bool, True where alpha is 0; None without an alpha channel."""
 
 
-def read_photo(data: bytes, field: str, settings: HttpSettings, smallest: int) -> Photo:
+def decode_photo(data: bytes, field: str, settings: HttpSettings, smallest: int) -> Photo:
     """Decode a photo whose sides have at least `smallest` pixels. Raises BadRow, Problem."""
     picture = _opened(data, field, settings, smallest)
     alpha = decode.alpha_of(picture)

@@ -32,7 +32,7 @@ _URL = re.compile(r"(https?|ftp|file|s3|gs)://", re.IGNORECASE)
 _NATIVE = frozenset(get_args(core_schema.ErrorType))
 _BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "maxLength")
 
-Limits = Mapping[str, Any]
+Bounds = Mapping[str, Any]
 """Name of a limit -> its value."""
 FieldsT = TypeVar("FieldsT", bound="Fields")
 
@@ -121,7 +121,7 @@ Upload = Annotated[bytes, BeforeValidator(_file)]
 """A file's bytes."""
 Word = Annotated[str, *_text("max_field_chars")]
 """A name or the like."""
-Prompt = Annotated[str, *_text("max_prompt_chars")]
+PromptText = Annotated[str, *_text("max_prompt_chars")]
 
 
 class PictureFields(Fields):
@@ -147,7 +147,7 @@ def file_fields(model: type[Fields]) -> frozenset[str]:
     return frozenset(name for name in model.model_fields if bytes in (hints[name], *get_args(hints[name])))
 
 
-def read_fields(model: type[FieldsT], values: Mapping[str, Any], limits: Limits) -> FieldsT:
+def read_fields(model: type[FieldsT], values: Mapping[str, Any], limits: Bounds) -> FieldsT:
     """The fields of a request. Raises Problem 400 that names the first that cannot be read."""
     try:
         return model.model_validate(dict(values), context=limits)
@@ -173,7 +173,7 @@ def _problem(error: ValidationError, model: type[Fields]) -> Problem:
     return Problem(f"{where}: {shown(first['input'])}; {give}", field=field)
 
 
-def request_body(model: type[Fields], media_types: tuple[str, ...], limits: Limits) -> dict[str, Any]:
+def request_body(model: type[Fields], media_types: tuple[str, ...], limits: Bounds) -> dict[str, Any]:
     """What OpenAPI says of a request's body, limits filled in."""
     schema = model.model_json_schema()
     definitions, needed = schema.pop("$defs", {}), schema.get("required", [])
@@ -185,7 +185,7 @@ def request_body(model: type[Fields], media_types: tuple[str, ...], limits: Limi
     return {"requestBody": {"required": True, "content": content}}
 
 
-def _filled_in(node: Any, definitions: Mapping[str, Any], limits: Limits, file: Mapping[str, str]) -> Any:
+def _filled_in(node: Any, definitions: Mapping[str, Any], limits: Bounds, file: Mapping[str, str]) -> Any:
     """A JSON schema without references and nulls, its bounds numbers."""
     if isinstance(node, list):
         return [_filled_in(one, definitions, limits, file) for one in node]
@@ -204,7 +204,7 @@ def _filled_in(node: Any, definitions: Mapping[str, Any], limits: Limits, file: 
     }
 
 
-def _bound(bound: Any, limits: Limits | None) -> Any:
+def _bound(bound: Any, limits: Bounds | None) -> Any:
     """The number that a bound stands for; `-NAME` is the limit's negative."""
     if not isinstance(bound, str):
         return bound

@@ -176,7 +176,7 @@ def test_unets_for_other_inputs_are_refused(copied):
 def test_folders_that_are_no_base_are_named(tmp_path, copied):
     with pytest.raises(InpaintError, match=r"no model_index.json"):
         load_base(tmp_path)
-    with pytest.raises(InpaintError, match="no such folder or file, and not a hub id"):
+    with pytest.raises(InpaintError, match="no such folder or file, and not a URL"):
         load_base(tmp_path / "absent")
     with pytest.raises(InpaintError, match="no such folder or file"):
         load_base("models/base.safetensors")
@@ -185,6 +185,14 @@ def test_folders_that_are_no_base_are_named(tmp_path, copied):
     (copied / "model_index.json").write_text("{")
     with pytest.raises(InpaintError, match="not valid JSON"):
         load_base(copied)
+
+
+def test_a_base_at_a_url_is_the_one_that_was_put_there(sd_folder, tmp_path):
+    here, there = read_base_info(str(sd_folder)), read_base_info(sd_folder.as_uri())
+    assert (there.revision, there.layers) == (here.revision, here.layers) and there.name == sd_folder.as_uri()
+    assert load_base(sd_folder.as_uri(), revision=here.revision).info == there
+    with pytest.raises(InpaintError, match="nothing is there"):
+        load_base((tmp_path / "absent").as_uri())
 
 
 def test_a_toy_base_that_was_not_made_names_the_command(tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 Write them anew with: python -m tests.unit.recipes.test_snapshots
 """
 
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ import pytest
 from inpaint.diffusion.unet import PRESETS
 from inpaint.recipes import category_lora, ddpm
 from inpaint.recipes.demo import Demo
-from inpaint.recipes.toy_base import PretrainToy
+from inpaint.recipes.lora import LoraRecipe
+from inpaint.recipes.toy_base import PretrainToy, ToyVae
+from inpaint.train.recipe import Recipe
 from inpaint.train.settings import plain
 
 FOLDER = Path(__file__).parent / "snapshots"
@@ -19,16 +22,21 @@ RECIPES: dict[str, Any] = {
     **{f"category_lora-{n}": category_lora.preset_of(n, data="DATA", output="OUT") for n in ("toy", "sd15", "sdxl")},
     **{f"ddpm-{size}": ddpm.preset_of(size, data="DATA", output="OUT") for size in PRESETS},
     "pretrain_toy": PretrainToy(output="OUT"),
+    "toy_vae": ToyVae(data="DATA", output="OUT", learning_rate=PretrainToy.vae_learning_rate, train=PretrainToy.vae),
     "demo": Demo(),
 }
 
 
 def text_of(config: Any) -> str:
-    """One line per setting; `fixed` marks those that a resumed run must have again."""
+    """One line per setting, and how rows are read; `may change` marks those that a resumed run may have otherwise."""
     values, fixed = _leaves(plain(config)), _leaves(plain(config, fixed_only=True))
-    return "".join(
-        f"{name} = {value!r}{'' if name in fixed else '    # may change'}\n" for name, value in values.items()
-    )
+    lines = [f"{name} = {value!r}{'' if name in fixed else '    # may change'}\n" for name, value in values.items()]
+    if isinstance(config, LoraRecipe):
+        config = replace(config, resolution=config.resolution or 512)  # the base's own
+    if isinstance(config, Recipe):
+        read = config.read_settings()
+        lines += [f"read.{field.name} = {getattr(read, field.name)!r}\n" for field in fields(read)]
+    return "".join(lines)
 
 
 def _leaves(value: Any, where: str = "") -> dict[str, Any]:

@@ -34,12 +34,14 @@ class Painting:
         self.began = threading.Event()
         self.go = threading.Event()
         self.abandoned = threading.Event()
+        self.on_fault: Callable[[], object] = lambda: None
 
     def paint(
         self, requests: Sequence[DdpmRequest], on_frame: Callable[[int, int, np.ndarray], None] | None = None
     ) -> list[np.ndarray]:
         self.batches.append([request.seed for request in requests])
         if any(request.seed == 13 for request in requests):
+            self.on_fault()
             raise InpaintError("seed 13: give another")
         self.began.set()
         assert self.go.wait(60)
@@ -95,6 +97,25 @@ def test_a_request_at_fault_fails_alone() -> None:
     one, bad, two = asyncio.run(run())
     assert isinstance(one, np.ndarray) and isinstance(two, np.ndarray)
     assert isinstance(bad, InpaintError) and "seed 13" in str(bad)
+
+
+def test_who_went_beside_a_request_at_fault_is_not_painted_again() -> None:
+    painting = Painting()
+
+    async def run() -> None:
+        batcher = batcher_of(painting)
+        first = asyncio.create_task(batcher.submit(request(0)))
+        await until(painting.began)
+        gone, bad, good = (asyncio.create_task(batcher.submit(request(seed))) for seed in (1, 13, 2))
+        await asyncio.sleep(0)
+        loop = asyncio.get_running_loop()
+        painting.on_fault = lambda: loop.call_soon_threadsafe(gone.cancel)
+        painting.go.set()
+        await asyncio.gather(first, gone, bad, good, return_exceptions=True)
+        assert int(good.result()[0, 0, 0]) == 2
+
+    asyncio.run(run())
+    assert painting.batches == [[0], [1, 13, 2], [13], [2]]
 
 
 def test_who_has_gone_is_not_painted_and_an_abandoned_batch_ends() -> None:

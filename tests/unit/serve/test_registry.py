@@ -8,6 +8,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import fsspec
 import pyarrow.fs as pafs
 import pytest
 import torch
@@ -158,9 +159,11 @@ BAD = {
     "rank 100": with_card(rank=100),
     "rank True": with_card(rank=True),
     "alpha nan": with_card(alpha=float("nan")),
+    "alpha 1000": with_card(alpha=10**400),
     "give it a name": with_card(tokens={"a/b": "CDP_BAD"}),
     "tokens": with_card(tokens={"CDP_BAD": 3}),
     "prompt_format": with_card(prompt_format="{token.__class__}"),
+    "surrogates not allowed": with_card(prompt_format="{token}\ud800"),
     "is served by adapter": with_card(tokens={"CDP_COS": "CDP_BAD"}),
 }
 
@@ -174,6 +177,13 @@ def test_a_bad_adapter_is_refused_with_its_reason_and_the_rest_go_on(
     registry.poll()
     assert list(registry.catalogue()) == ["CDP_COS", "CDP_FOOD", "CDP_GOOD"]
     assert reason in registry.refused()["CDP_BAD"]
+
+
+def test_a_card_too_deep_to_be_read_is_refused(registry: Registry, root: Path) -> None:
+    write_variant(root, "CDP_BAD", 5)
+    (root / "CDP_BAD" / CARD_FILE).write_text("[" * 100_000)
+    registry.poll()
+    assert list(registry.catalogue()) == ["CDP_COS", "CDP_FOOD"] and "not a card" in registry.refused()["CDP_BAD"]
 
 
 @pytest.mark.parametrize("name", ["CDP BAD", "x" * 65, "caf\u00e9"])
@@ -258,9 +268,13 @@ def test_a_registry_that_cannot_be_listed_leaves_all_as_it_was(registry: Registr
     assert list(registry.catalogue()) == ["CDP_COS", "CDP_FOOD"]
 
 
-@pytest.mark.parametrize("kind", ["url", "mock"])
+@pytest.mark.parametrize("kind", ["url", "mock", "without times"])
 def test_object_stores_work_like_folders(root: Path, tmp_path: Path, base: BaseInfo, kind: str) -> None:
-    settings = RegistrySettings(root=root.as_uri(), cache=str(tmp_path / "cache"))
+    where = root.as_uri()
+    if kind == "without times":
+        fsspec.filesystem("memory").put(str(root), "/registry", recursive=True)
+        where = "fsspec+memory://registry"
+    settings = RegistrySettings(root=where, cache=str(tmp_path / "cache"))
     cache = settings.open_cache()
     if kind == "mock":
         store = pafs._MockFileSystem()

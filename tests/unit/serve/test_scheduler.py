@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from inpaint.errors import InpaintError
 from inpaint.paint.request import PaintRequest, SamplingSettings
-from inpaint.serve.engine.scheduler import MAX_PASSED, Job, Picture, Scheduler, Stage
+from inpaint.serve.engine.scheduler import MAX_PASSED, Job, Outcome, Scheduler, Stage
 from inpaint.serve.engine.settings import EngineSettings
 from inpaint.serve.service import AdapterUse, PaintOrder
 
@@ -150,7 +150,7 @@ class Simulation:
                 stepped.add(shape)
         self.waited[shape] = set()
 
-    def hand_over(self, picture: Picture) -> None:
+    def hand_over(self, picture: Outcome) -> None:
         if picture.job not in self.scheduler:
             return
         ready = self.scheduler.finished(picture)
