@@ -26,7 +26,7 @@ class StopToken:
     def check(self) -> None:
         """Raise InpaintError where it was asked: for the parts of a run around its trainings."""
         if self.requested:
-            raise InpaintError("stopped as asked; run it again to go on, a training with --resume")
+            raise InpaintError("stopped as asked; a training can go on with --resume, painting when it is run again")
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 Guarantee: what `written` and `write_file` write is there whole or not at all.
 """
 
+import atexit
 import os
 import posixpath
 import tempfile
@@ -130,3 +131,19 @@ def output_folder(where: str) -> Iterator[Path]:
             target = open_root(where)
             target.filesystem.create_dir(target.path, recursive=True)
             pafs.copy_files(temporary, target.path, pafs.LocalFileSystem(), target.filesystem)
+
+
+@lru_cache
+def fetched(url: str) -> Path:
+    """A copy of the file or folder at a URL, for as long as this process lives. Raises InpaintError where nothing is
+    there."""
+    root, copies = open_root(url), tempfile.TemporaryDirectory(prefix="inpaint-")
+    kind = root.filesystem.get_file_info(root.path).type
+    if kind == pafs.FileType.NotFound:
+        raise InpaintError(f"{url}: nothing is there")
+    target = Path(copies.name, posixpath.basename(root.path.rstrip("/")))
+    if kind == pafs.FileType.Directory:
+        target.mkdir()
+    pafs.copy_files(root.path, str(target), root.filesystem, pafs.LocalFileSystem())
+    atexit.register(copies.cleanup)
+    return target

@@ -1,17 +1,13 @@
 """Where a base's files are, on this machine or the hub, and the revision that they make."""
 
-import atexit
 import hashlib
-import posixpath
 import re
-import tempfile
 from functools import lru_cache
 from pathlib import Path
 
-import pyarrow.fs as pafs
 from huggingface_hub import errors, snapshot_download
 
-from inpaint.data.storage import open_root
+from inpaint.data.storage import fetched
 from inpaint.errors import InpaintError
 from inpaint.models.folder import PICKLES, PREFERENCES_FILE, VARIANTS, WEIGHTS, DiffusersFolder
 from inpaint.models.single_file import SingleFile, open_file
@@ -60,27 +56,12 @@ def _local(name: str) -> Path | None:
             f"base 'toy': its weights are not in {TOY_BASE}; make them with `python -m ray_jobs.pretrain_toy`, "
             "or restore them with `git checkout -- inpaint/toy/weights`"
         )
-    path = TOY_BASE if name == "toy" else _fetched(name) if "://" in str(name) else Path(name).expanduser()
+    path = TOY_BASE if name == "toy" else fetched(name) if "://" in str(name) else Path(name).expanduser()
     if path.exists():
         return path
     if re.fullmatch(r"[A-Za-z0-9][\w-]*/[\w][\w.-]*", name) and path.suffix not in (".safetensors", *PICKLES):
         return None
     raise InpaintError(f"base {name}: no such folder or file, and not a URL, a hub id (owner/name) or 'toy'")
-
-
-@lru_cache
-def _fetched(url: str) -> Path:
-    """A copy of what is at the URL, for as long as this process lives. Raises InpaintError where nothing is there."""
-    root, copies = open_root(url), tempfile.TemporaryDirectory(prefix="base-")
-    kind = root.filesystem.get_file_info(root.path).type
-    if kind == pafs.FileType.NotFound:
-        raise InpaintError(f"{url}: nothing is there")
-    target = Path(copies.name, posixpath.basename(root.path.rstrip("/")))
-    if kind == pafs.FileType.Directory:
-        target.mkdir()
-    pafs.copy_files(root.path, str(target), root.filesystem, pafs.LocalFileSystem())
-    atexit.register(copies.cleanup)
-    return target
 
 
 def _sha256(file: Path) -> str:

@@ -24,9 +24,9 @@ from inpaint.diffusion.unet import MaskedUNet, UNetSettings
 from inpaint.diffusion.unet import preset as unet_preset
 from inpaint.errors import InpaintError
 from inpaint.paint.ddpm_painter import DdpmPainter, ModelCard
-from inpaint.train.checkpoint import CheckpointStore
+from inpaint.train.checkpoint import CHECKPOINTS, CheckpointStore
 from inpaint.train.pixel import PixelInpainting
-from inpaint.train.recipe import CHECKPOINTS, Recipe, Trained
+from inpaint.train.recipe import Recipe, Trained
 from inpaint.train.settings import Precision, RateSchedule, TrainSettings, may_change
 
 MODEL, WEIGHTS = "model.json", "model.safetensors"

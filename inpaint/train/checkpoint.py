@@ -23,6 +23,8 @@ from torch import Tensor
 from inpaint.data.storage import Root, open_root
 from inpaint.errors import CheckpointCorrupt
 
+CHECKPOINTS = "checkpoints"
+"""Their folder, in a training's."""
 STATE_FILE = "state.json"
 VALIDATION_LOSS = "validation_loss"
 """The metric by which a checkpoint is the best."""

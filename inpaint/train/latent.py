@@ -19,7 +19,7 @@ from inpaint.models.prompts import encode_ids, tokenize, unet_kwargs
 from inpaint.paint.painter import Painter
 from inpaint.paint.paste import comparison
 from inpaint.paint.request import PaintRequest, SamplingSettings
-from inpaint.train.objective import MicroBatch, ParameterGroup, autocast, on_device, seed_dropout, to_hole, to_pixels
+from inpaint.train.objective import MicroBatch, ParameterGroup, autocast, by_row, on_device, to_hole, to_pixels
 from inpaint.train.settings import Precision
 
 EncodeBatch = Callable[[MicroBatch, Tensor], tuple[Posterior, Posterior | None]]
@@ -52,6 +52,7 @@ class LatentInpainting(nn.Module):
         self.unet = base.unet
         self.text_encoders = nn.ModuleList(base.text_encoders)
         self._groups = groups
+        self._dropped = by_row(self, seed)
 
     def groups(self) -> list[ParameterGroup]:
         return self._groups
@@ -60,8 +61,7 @@ class LatentInpainting(nn.Module):
         # Not `base.device`: diffusers finds it by walking through all modules, which costs 4 % of a small step.
         device = self.unet.conv_in.weight.device
         positions_B = on_device(batch["position"], device)
-        if not validating:
-            seed_dropout(self.seed, batch)
+        self._dropped[:] = batch["position"].tolist()
         hole_B1HW = to_hole(batch["hole"], device)
         purpose = "validation " if validating else ""
 

@@ -3,13 +3,13 @@
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from inpaint.randomness import generator
 from inpaint.train.settings import Precision
 
 AUTOCAST = {Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16}
@@ -52,10 +52,36 @@ def autocast(precision: Precision, device: torch.device) -> AbstractContextManag
     return torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None)
 
 
-def seed_dropout(seed: int, batch: MicroBatch) -> None:
-    """Dropout is torch's own, keyed by the batch: the same after a resume, at an equal world size."""
-    first = max(0, int(batch["position"][0]))
-    torch.manual_seed(int(generator(seed, "dropout", first).integers(2**62)))
+class RowDropout(nn.Module):
+    """Dropout of which each row's is a function of (seed, layer, position): of no batch, so of no number of workers.
+
+    It is the same where a forward is computed again.
+    """
+
+    def __init__(self, p: float, key: str, positions: list[int]) -> None:
+        super().__init__()
+        self.p, self.key, self.positions = p, key, positions
+
+    def forward(self, x_B: Tensor) -> Tensor:
+        """B x ... -> the same shape."""
+        if not self.training:
+            return x_B
+        assert len(x_B) == len(self.positions), f"{len(x_B)} rows for positions {self.positions}"
+        kept_B, draws = torch.empty_like(x_B, dtype=torch.float32), torch.Generator(x_B.device)
+        for kept, position in zip(kept_B, self.positions, strict=True):
+            draws.manual_seed(int.from_bytes(blake2b(f"{self.key}/{position}".encode(), digest_size=7).digest()))
+            kept.bernoulli_(1 - self.p, generator=draws)
+        return x_B * (kept_B / (1 - self.p)).to(x_B.dtype)
+
+
+def by_row(module: nn.Module, seed: int) -> list[int]:
+    """Lets all dropout within a module be by row, in place; returns the list to be filled with a batch's positions."""
+    positions: list[int] = []
+    for name, layer in list(module.named_modules()):
+        if isinstance(layer, nn.Dropout) and layer.p > 0:
+            parent, _, child = name.rpartition(".")
+            setattr(module.get_submodule(parent), child, RowDropout(layer.p, f"{seed}/{name}", positions))
+    return positions
 
 
 def on_device(values: np.ndarray | Tensor, device: torch.device) -> Tensor:

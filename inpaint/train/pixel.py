@@ -15,7 +15,7 @@ from inpaint.diffusion.objective import HoleDiffusion, LossSettings
 from inpaint.diffusion.unet import MaskedUNet
 from inpaint.paint.ddpm_painter import to_uint8
 from inpaint.paint.paste import comparison
-from inpaint.train.objective import MicroBatch, ParameterGroup, autocast, on_device, seed_dropout, to_hole, to_pixels
+from inpaint.train.objective import MicroBatch, ParameterGroup, autocast, by_row, on_device, to_hole, to_pixels
 from inpaint.train.settings import Precision
 
 
@@ -23,7 +23,7 @@ class PixelInpainting(nn.Module):
     """Squared error of the masked U-Net's prediction, in the hole alone: kept pixels have exactly zero gradient.
 
     A batch's `label` is the name of a sample's class, or empty: no class. All randomness is keyed by (seed, purpose,
-    position), but dropout, which is torch's.
+    position).
     """
 
     def __init__(
@@ -39,6 +39,7 @@ class PixelInpainting(nn.Module):
     ) -> None:
         super().__init__()
         self.unet = unet
+        self._dropped = by_row(self, seed)
         self.diffusion = HoleDiffusion(noise.schedule(), loss, seed=seed)
         self.labels = {name: label for label, name in enumerate(("", *classes))}
         self.learning_rate = learning_rate
@@ -51,8 +52,7 @@ class PixelInpainting(nn.Module):
     def forward(self, batch: MicroBatch, *, validating: bool = False) -> Tensor:
         device = self.unet.image_in.weight.device
         positions_B = on_device(batch["position"], device)
-        if not validating:
-            seed_dropout(self.seed, batch)
+        self._dropped[:] = batch["position"].tolist()
         clean_B3HW, hole_B1HW = self._seen(batch)
         noised = self.diffusion.noise(clean_B3HW, positions_B, validating=validating)
         labels_B = self._labels(batch, device)

@@ -19,9 +19,6 @@ from inpaint.train.checkpoint import Progress
 from inpaint.train.objective import Objective
 from inpaint.train.settings import TrainSettings, ValidationSettings, may_change
 
-CHECKPOINTS = "checkpoints"
-"""In a run's folder."""
-
 
 @dataclass(frozen=True, eq=False)
 class Trained:

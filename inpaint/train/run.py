@@ -14,8 +14,8 @@ from inpaint.data.storage import absolute, output_folder, read_file, write_file
 from inpaint.errors import InpaintError
 from inpaint.progress import ProgressBar
 from inpaint.stopping import StopToken
-from inpaint.train.checkpoint import CheckpointStore, Progress
-from inpaint.train.recipe import CHECKPOINTS, Recipe, Trained
+from inpaint.train.checkpoint import CHECKPOINTS, CheckpointStore, Progress
+from inpaint.train.recipe import Recipe, Trained
 from inpaint.train.settings import Keep, plain
 from inpaint.train.trainer import fit, runs_side_by_side, starting_point
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from inpaint.data.plan import StepLayout
 from inpaint.errors import InpaintError
 
 _MAY_CHANGE = "may change on a resume"
@@ -179,6 +180,12 @@ class TrainSettings:
         """(fewest, most) workers; never more than a global batch has samples."""
         fewest, most = (self.workers, self.workers) if isinstance(self.workers, int) else self.workers
         return fewest, max(fewest, min(most, self.global_batch))
+
+    def layout(self, workers: int, samples: int | None = None) -> StepLayout:
+        """How a step's samples, or so many others, are dealt to workers."""
+        return StepLayout(
+            global_batch=samples or self.global_batch, max_micro_batch=self.max_micro_batch, workers=workers
+        )
 
     def total_samples(self, samples_per_epoch: int) -> int:
         """Samples of the whole run, rounded up to whole global batches."""

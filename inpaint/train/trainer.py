@@ -1,4 +1,4 @@
-"""The wiring of training on Ray Train; with `channel.py` the only file of train/ that imports ray.
+"""The wiring of training on Ray Train; with `channel.py` and `planned_reading.py` the only one that imports ray.
 
 Guarantees: a run continues from its own checkpoints, at the exact position, after a worker's death, after SIGTERM and
 with `resume`, on any number of workers; Ray Train's snapshot is never needed. Nothing is trained on other rows than the
@@ -9,6 +9,7 @@ import importlib.metadata
 import json
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,9 +24,9 @@ from ray.train.torch import TorchTrainer, get_device
 from torch.utils.tensorboard import SummaryWriter
 
 from inpaint import cluster
-from inpaint.data.pipeline import batches
-from inpaint.data.plan import Plan, StepLayout
+from inpaint.data.plan import Plan
 from inpaint.data.rows import Manifest
+from inpaint.data.sample import read_batch
 from inpaint.data.storage import absolute, output_folder, read_file, write_file
 from inpaint.errors import InpaintError, ResumeMismatch
 from inpaint.export.card import grid
@@ -33,16 +34,17 @@ from inpaint.paint.photos import encode_png
 from inpaint.progress import ProgressBar
 from inpaint.stopping import StopToken
 from inpaint.train.channel import Exchange, open_channel, send_warnings, watched
-from inpaint.train.checkpoint import CheckpointStore, Progress
+from inpaint.train.checkpoint import CHECKPOINTS, CheckpointStore, Progress
 from inpaint.train.console import RunConsole
 from inpaint.train.engine import ZeroEngine
 from inpaint.train.loop import Run, StepReport, train
-from inpaint.train.recipe import CHECKPOINTS, Recipe
+from inpaint.train.planned_reading import TRAIN_ROWS, PlannedReading
+from inpaint.train.recipe import Recipe
 from inpaint.train.settings import RateSchedule, TrainSettings, plain
 from inpaint.train.validation import ValidationSet
 
 VERSIONS = ("torch", "ray", "diffusers", "transformers", "peft", "deepspeed")
-TRAIN_ROWS, VALIDATION_ROWS = "manifest.parquet", "validation.parquet"
+VALIDATION_ROWS = "validation.parquet"
 _VALIDATION_SEED = 2**62
 """Of the plan by which a validation set is chosen from its rows, whatever the run's own seed."""
 
@@ -110,12 +112,12 @@ def _trainer(work: dict[str, Any], name: str, side_by_side: int) -> TorchTrainer
     """Args: name: a fresh one each time; Ray Train then never looks for a snapshot of its own to restore."""
     recipe, output = work["recipe"], work["output"]
     scaling, threads = _scaling(recipe.train, side_by_side)
-    reading = PlannedReading(recipe, output, work["total"])
+    reading = PlannedReading(recipe.read_settings(), recipe.train, output, work["total"])
     return TorchTrainer(
         _work,
         train_loop_config={**work, "threads": threads},
-        # Placeholders: what is read is decided by `PlannedReading`, once Ray Train knows the world size.
-        datasets=dict.fromkeys(reading.names, lambda: ray.data.range(1)),
+        # A placeholder: what is read is decided by `PlannedReading`, once Ray Train knows the world size.
+        datasets={"train": lambda: ray.data.range(1)},
         dataset_config=reading,
         scaling_config=scaling,
         run_config=ray.train.RunConfig(
@@ -201,52 +203,6 @@ def _changes(was: Any, now: Any, where: str = "") -> list[str]:
     return [] if was == now else [f"{where} was {was!r}, now {now!r}"]
 
 
-class PlannedReading(ray.train.DataConfig):
-    """Which samples each worker of a group gets: asked by Ray Train whenever a group has started, whatever its size.
-
-    By then the first rank has set aside checkpoints that are damaged, so that reading begins at the very sample that
-    the workers' checkpoint ends with.
-    """
-
-    def __init__(self, recipe: Recipe, output: str, total: int) -> None:
-        super().__init__(enable_shard_locality=False)
-        self.recipe, self.output, self.total = recipe, output, total
-        self.names = ("train", "validation") if recipe.validation.samples else ("train",)
-
-    def configure(
-        self, datasets: dict[str, Any], world_size: int, worker_handles: Any, worker_node_ids: Any, **kwargs: Any
-    ) -> list[dict[str, Any]]:
-        """Each rank's shards by name, of those named in `datasets`."""
-        splits: list[dict[str, Any]] = [{} for _ in range(world_size)]
-        for name in datasets:
-            dataset = self._training(world_size) if name == "train" else self._validation(world_size)
-            for shards, shard in zip(splits, dataset.streaming_split(world_size, equal=True), strict=True):
-                shards[name] = shard
-        return splits
-
-    def _training(self, workers: int) -> Any:
-        train = self.recipe.train
-        progress = CheckpointStore(f"{self.output}/{CHECKPOINTS}").progress()
-        # A run that failed after its last checkpoint has nothing left to read, but a dataset cannot be empty.
-        start = 0 if progress is None else min(progress.samples, self.total - train.global_batch)
-        layout = _layout(train, train.global_batch, workers)
-        rows = Manifest.load(f"{self.output}/{TRAIN_ROWS}")
-        read = self.recipe.read_settings()
-        return batches(rows, read, seed=train.seed, start=start, stop=self.total, layout=layout)
-
-    def _validation(self, workers: int) -> Any:
-        train, validation = self.recipe.train, self.recipe.validation
-        rows = Manifest.load(f"{self.output}/{VALIDATION_ROWS if validation.is_held_out else TRAIN_ROWS}")
-        layout = _layout(train, validation.samples, workers)
-        # Its texts are told and its pictures are not mirrored, whatever training does.
-        read = replace(self.recipe.read_settings(), caption_dropout=0.0, flip_probability=0.0)
-        return batches(rows, read, seed=_VALIDATION_SEED, start=0, stop=validation.samples, layout=layout)
-
-
-def _layout(settings: TrainSettings, samples: int, workers: int) -> StepLayout:
-    return StepLayout(global_batch=samples, max_micro_batch=settings.max_micro_batch, workers=workers)
-
-
 def _work(config: dict[str, Any]) -> None:
     """What each Ray Train worker runs. What can never succeed is said once, and not tried again."""
     channel = config["channel"]
@@ -266,7 +222,7 @@ def _train(*, recipe: Recipe, start: Progress, total: int, output: str, channel:
     torch.set_num_threads(threads)
     send_warnings(channel)
     settings, device = recipe.train, get_device()
-    layout = _layout(settings, settings.global_batch, dist.get_world_size())
+    layout = settings.layout(dist.get_world_size())
     engine = ZeroEngine(recipe.objective(device), settings, layout, device)
     store = CheckpointStore(f"{output}/{CHECKPOINTS}", keep=settings.keep_checkpoints)
     found = store.latest(set_aside=dist.get_rank() == 0)
@@ -279,7 +235,7 @@ def _train(*, recipe: Recipe, start: Progress, total: int, output: str, channel:
         engine=engine,
         store=store,
         batches=iter(ray.train.get_dataset_shard("train").iter_batches(batch_size=None, prefetch_batches=4)),
-        validation=_validation(recipe, output, channel),
+        validation=_validation(recipe, output, channel, threads),
         total=total,
         progress=start,
         exchange=exchange,
@@ -291,12 +247,17 @@ def _train(*, recipe: Recipe, start: Progress, total: int, output: str, channel:
     ray.train.report({"samples": ended.samples, **ended.metrics})
 
 
-def _validation(recipe: Recipe, output: str, channel: Any) -> ValidationSet | None:
+def _validation(recipe: Recipe, output: str, channel: Any, threads: int) -> ValidationSet | None:
+    """This worker's part of the set, which it reads itself: so few samples are not worth a stream of their own."""
     settings = recipe.validation
     if not settings.samples:
         return None
-    shard = ray.train.get_dataset_shard("validation").iter_batches(batch_size=None)
-    held = [{name: np.array(values) for name, values in batch.items()} for batch in shard]
+    rows = Manifest.load(f"{output}/{VALIDATION_ROWS if settings.is_held_out else TRAIN_ROWS}")
+    # Its texts are told and its pictures are not mirrored, whatever training does.
+    read = replace(recipe.read_settings(), caption_dropout=0.0, flip_probability=0.0)
+    wanted = recipe.train.layout(dist.get_world_size(), settings.samples).positions(0, dist.get_rank())
+    with ThreadPoolExecutor(threads) as pool:
+        held = [read_batch(rows, Plan.of(rows, _VALIDATION_SEED), read, positions, pool) for positions in wanted]
     for error in filter(None, (error for batch in held for error in batch["error"])):
         warnings.warn(f"a row of the validation could not be read and counts nothing: {error}", stacklevel=2)
 

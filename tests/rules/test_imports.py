@@ -54,6 +54,7 @@ KNOW_RAY = (
     "inpaint/serve/apps/*",
     "inpaint/serve/deployments/*",
     "inpaint/train/channel.py",
+    "inpaint/train/planned_reading.py",
     "inpaint/train/trainer.py",
     "ray_jobs/*",
     "benchmarks/*",

@@ -93,7 +93,7 @@ def test_a_signal_asks_the_job_to_stop(capsys: pytest.CaptureFixture[str], numbe
         return "never"
 
     assert run(job, "--data", "x") == 2
-    assert "go on with --resume" in capsys.readouterr().err
+    assert "can go on with --resume" in capsys.readouterr().err
 
 
 def test_tokens_of_two_runs_are_apart_and_signals_are_given_back() -> None:

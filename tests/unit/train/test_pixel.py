@@ -90,8 +90,11 @@ def test_min_snr_and_debiasing_weigh_timesteps() -> None:
 def test_a_sample_depends_on_its_position_alone() -> None:
     torch.manual_seed(0)
     net = MaskedUNet(TINY)
-    together, alone = objective(net).eval()(batch()), objective(net).eval()(batch((3,)))
-    assert torch.allclose(together[:1], alone, atol=1e-6)
+    module = objective(net)
+    for mode in (module.eval, module.train):  # in training with a dropout of a half
+        together, alone = mode()(batch()), mode()(batch((3,)))
+        assert torch.allclose(together[:1], alone, atol=1e-6)
+    assert not torch.allclose(module.eval()(batch()), module.train()(batch()))
 
 
 def test_dropout_is_the_same_after_a_resume() -> None:

@@ -16,8 +16,8 @@ from inpaint.data.sample import ReadSettings
 from inpaint.data.sources import CsvSource
 from inpaint.errors import InpaintError, ResumeMismatch
 from inpaint.train import run as module
-from inpaint.train.checkpoint import VALIDATION_LOSS, CheckpointStore, Progress
-from inpaint.train.recipe import CHECKPOINTS, Recipe, Trained
+from inpaint.train.checkpoint import CHECKPOINTS, VALIDATION_LOSS, CheckpointStore, Progress
+from inpaint.train.recipe import Recipe, Trained
 from inpaint.train.run import run
 from inpaint.train.settings import Keep, TrainSettings, ValidationSettings, plain
 from inpaint.train.trainer import starting_point
