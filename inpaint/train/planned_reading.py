@@ -3,6 +3,7 @@ imports this: what a worker needs beside it (diffusers, PEFT) takes seconds to i
 
 from typing import Any
 
+import ray.cloudpickle
 import ray.train
 
 from inpaint.data.pipeline import batches
@@ -24,7 +25,9 @@ class PlannedReading(ray.train.DataConfig):
 
     def __init__(self, read: ReadSettings, train: TrainSettings, output: str, total: int) -> None:
         super().__init__(enable_shard_locality=False)
-        self.read, self.train, self.output, self.total = read, train, output, total
+        # Pickled, for a hole of one's own may stand in a file that imports much.
+        self.read = ray.cloudpickle.dumps(read)
+        self.train, self.output, self.total = train, output, total
 
     def configure(
         self, datasets: dict[str, Any], world_size: int, worker_handles: Any, worker_node_ids: Any, **kwargs: Any
@@ -34,5 +37,6 @@ class PlannedReading(ray.train.DataConfig):
         # A run that failed after its last checkpoint has nothing left to read, but a dataset cannot be empty.
         start = 0 if progress is None else min(progress.samples, self.total - self.train.global_batch)
         rows, layout = Manifest.load(f"{self.output}/{TRAIN_ROWS}"), self.train.layout(world_size)
-        dataset = batches(rows, self.read, seed=self.train.seed, start=start, stop=self.total, layout=layout)
+        read = ray.cloudpickle.loads(self.read)
+        dataset = batches(rows, read, seed=self.train.seed, start=start, stop=self.total, layout=layout)
         return [dict.fromkeys(datasets, shard) for shard in dataset.streaming_split(world_size, equal=True)]

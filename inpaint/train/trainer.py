@@ -1,4 +1,4 @@
-"""The wiring of training on Ray Train; with `channel.py` and `planned_reading.py` the only one that imports ray.
+"""The driver's side of training on Ray Train; `start.py` and `worker.py` are the workers'.
 
 Guarantees: a run continues from its own checkpoints, at the exact position, after a worker's death, after SIGTERM and
 with `resume`, on any number of workers; Ray Train's snapshot is never needed. Nothing is trained on other rows than the
@@ -7,46 +7,32 @@ run began with.
 
 import importlib.metadata
 import json
-import warnings
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import ray
 import ray.train
-import torch
-import torch.distributed as dist
-from ray.train.torch import TorchTrainer, get_device
+from ray.train.torch import TorchTrainer
 from torch.utils.tensorboard import SummaryWriter
 
 from inpaint import cluster
 from inpaint.data.plan import Plan
 from inpaint.data.rows import Manifest
-from inpaint.data.sample import read_batch
-from inpaint.data.storage import absolute, output_folder, read_file, write_file
+from inpaint.data.storage import absolute, output_folder, read_file
 from inpaint.errors import InpaintError, ResumeMismatch
-from inpaint.export.card import grid
-from inpaint.paint.photos import encode_png
 from inpaint.progress import ProgressBar
 from inpaint.stopping import StopToken
-from inpaint.train.channel import Exchange, open_channel, send_warnings, watched
+from inpaint.train.channel import open_channel, watched
 from inpaint.train.checkpoint import CHECKPOINTS, CheckpointStore, Progress
 from inpaint.train.console import RunConsole
-from inpaint.train.engine import ZeroEngine
-from inpaint.train.loop import Run, StepReport, train
+from inpaint.train.loop import StepReport
 from inpaint.train.planned_reading import TRAIN_ROWS, PlannedReading
 from inpaint.train.recipe import Recipe
 from inpaint.train.settings import RateSchedule, TrainSettings, plain
-from inpaint.train.validation import ValidationSet
+from inpaint.train.start import VALIDATION_ROWS, WorkerConfig, work
 
 VERSIONS = ("torch", "ray", "diffusers", "transformers", "peft", "deepspeed")
-VALIDATION_ROWS = "validation.parquet"
-_VALIDATION_SEED = 2**62
-"""Of the plan by which a validation set is chosen from its rows, whatever the run's own seed."""
 
 
 def fit(
@@ -88,8 +74,8 @@ def fit(
             held_out.save(folder / VALIDATION_ROWS)
         recipe.begin(folder)
     channel = open_channel()
-    work = {"recipe": recipe, "start": started, "total": total, "output": output, "channel": channel}
-    trainer = _trainer(work, f"{name}-{datetime.now(UTC):%Y%m%d-%H%M%S-%f}", side_by_side)
+    work = WorkerConfig(recipe.train, total, output, channel, ray.cloudpickle.dumps((recipe, started)))
+    trainer = _trainer(recipe, work, f"{name}-{datetime.now(UTC):%Y%m%d-%H%M%S-%f}", side_by_side)
     with (
         output_folder(f"{output}/tensorboard") as logs,
         SummaryWriter(str(logs)) as writer,
@@ -108,21 +94,20 @@ def fit(
     return ended
 
 
-def _trainer(work: dict[str, Any], name: str, side_by_side: int) -> TorchTrainer:
+def _trainer(recipe: Recipe, config: WorkerConfig, name: str, side_by_side: int) -> TorchTrainer:
     """Args: name: a fresh one each time; Ray Train then never looks for a snapshot of its own to restore."""
-    recipe, output = work["recipe"], work["output"]
     scaling, threads = _scaling(recipe.train, side_by_side)
-    reading = PlannedReading(recipe.read_settings(), recipe.train, output, work["total"])
+    reading = PlannedReading(recipe.read_settings(), recipe.train, config.output, config.total)
     return TorchTrainer(
-        _work,
-        train_loop_config={**work, "threads": threads},
+        work,
+        train_loop_config={"config": config, "threads": threads},
         # A placeholder: what is read is decided by `PlannedReading`, once Ray Train knows the world size.
         datasets={"train": lambda: ray.data.range(1)},
         dataset_config=reading,
         scaling_config=scaling,
         run_config=ray.train.RunConfig(
             name=name,
-            storage_path=f"{output}/ray_train",
+            storage_path=f"{config.output}/ray_train",
             failure_config=ray.train.FailureConfig(max_failures=recipe.train.max_failures),
             worker_runtime_env={"env_vars": _environment(threads, use_gpu=scaling.use_gpu)},
             logging_config=ray.train.LoggingConfig(log_level="WARNING"),
@@ -201,73 +186,6 @@ def _changes(was: Any, now: Any, where: str = "") -> list[str]:
         names = sorted(was.keys() | now.keys())
         return [line for n in names for line in _changes(was.get(n), now.get(n), f"{where}.{n}" if where else n)]
     return [] if was == now else [f"{where} was {was!r}, now {now!r}"]
-
-
-def _work(config: dict[str, Any]) -> None:
-    """What each Ray Train worker runs. What can never succeed is said once, and not tried again."""
-    channel = config["channel"]
-    refusal = ray.get(channel.refusal.remote())
-    if refusal is not None:
-        raise InpaintError(refusal)
-    try:
-        _train(**config)
-    except (InpaintError, FloatingPointError) as error:
-        ray.get(channel.refuse.remote(str(error)))
-        raise
-
-
-def _train(*, recipe: Recipe, start: Progress, total: int, output: str, channel: Any, threads: int) -> None:
-    if "://" not in output and not Path(output).is_dir():
-        raise InpaintError(f"{output} cannot be seen from every machine: give a shared folder or a URL as output")
-    torch.set_num_threads(threads)
-    send_warnings(channel)
-    settings, device = recipe.train, get_device()
-    layout = settings.layout(dist.get_world_size())
-    engine = ZeroEngine(recipe.objective(device), settings, layout, device)
-    store = CheckpointStore(f"{output}/{CHECKPOINTS}", keep=settings.keep_checkpoints)
-    found = store.latest(set_aside=dist.get_rank() == 0)
-    dist.barrier()
-    if found is not None:
-        state, start = found
-        engine.load(state, steps=start.steps)
-    exchange = Exchange(channel)
-    run = Run(
-        engine=engine,
-        store=store,
-        batches=iter(ray.train.get_dataset_shard("train").iter_batches(batch_size=None, prefetch_batches=4)),
-        validation=_validation(recipe, output, channel, threads),
-        total=total,
-        progress=start,
-        exchange=exchange,
-        asked_to_stop=ray.get(channel.tell.remote()),
-        on_validation=ray.train.report,
-    )
-    ended = train(run)
-    exchange.flush()
-    ray.train.report({"samples": ended.samples, **ended.metrics})
-
-
-def _validation(recipe: Recipe, output: str, channel: Any, threads: int) -> ValidationSet | None:
-    """This worker's part of the set, which it reads itself: so few samples are not worth a stream of their own."""
-    settings = recipe.validation
-    if not settings.samples:
-        return None
-    rows = Manifest.load(f"{output}/{VALIDATION_ROWS if settings.is_held_out else TRAIN_ROWS}")
-    # Its texts are told and its pictures are not mirrored, whatever training does.
-    read = replace(recipe.read_settings(), caption_dropout=0.0, flip_probability=0.0)
-    wanted = recipe.train.layout(dist.get_world_size(), settings.samples).positions(0, dist.get_rank())
-    with ThreadPoolExecutor(threads) as pool:
-        held = [read_batch(rows, Plan.of(rows, _VALIDATION_SEED), read, positions, pool) for positions in wanted]
-    for error in filter(None, (error for batch in held for error in batch["error"])):
-        warnings.warn(f"a row of the validation could not be read and counts nothing: {error}", stacklevel=2)
-
-    def on_pictures(samples: int, pictures: list[np.ndarray]) -> None:
-        together = grid(pictures, columns=4)
-        write_file(output, f"validation/samples-{samples:012d}.png", encode_png(together))
-        channel.tell.remote((samples, together))
-
-    every = settings.every or recipe.train.checkpoint_every
-    return ValidationSet(held, every, settings.pictures, on_pictures)
 
 
 def _environment(threads: int, *, use_gpu: bool) -> dict[str, str]:

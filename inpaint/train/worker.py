@@ -1,0 +1,87 @@
+"""A Ray Train worker's part of a training, once its reading has begun (`start.py`)."""
+
+import warnings
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import ray
+import ray.cloudpickle
+import ray.train
+import torch.distributed as dist
+from ray.train.torch import get_device
+
+from inpaint.data.plan import Plan
+from inpaint.data.rows import Manifest
+from inpaint.data.sample import read_batch
+from inpaint.data.storage import write_file
+from inpaint.export.card import grid
+from inpaint.paint.photos import encode_png
+from inpaint.train.channel import Exchange
+from inpaint.train.checkpoint import CheckpointStore, Progress, State
+from inpaint.train.engine import ZeroEngine
+from inpaint.train.loop import Run, train
+from inpaint.train.objective import MicroBatch
+from inpaint.train.planned_reading import TRAIN_ROWS
+from inpaint.train.recipe import Recipe
+from inpaint.train.start import VALIDATION_ROWS, WorkerConfig
+from inpaint.train.validation import ValidationSet
+
+_VALIDATION_SEED = 2**62
+"""Of the plan by which a validation set is chosen from its rows, whatever the run's own seed."""
+
+
+def train_on(
+    batches: Iterator[MicroBatch],
+    config: WorkerConfig,
+    store: CheckpointStore,
+    found: tuple[State, Progress] | None,
+    threads: int,
+) -> None:
+    """Train to the end, or until the channel says to stop. Args: found: the checkpoint that `batches` follow."""
+    recipe, start = ray.cloudpickle.loads(config.pickled)
+    settings, device, channel = config.train, get_device(), config.channel
+    engine = ZeroEngine(recipe.objective(device), settings, settings.layout(dist.get_world_size()), device)
+    if found is not None:
+        state, start = found
+        engine.load(state, steps=start.steps)
+    exchange = Exchange(channel)
+    run = Run(
+        engine=engine,
+        store=store,
+        batches=batches,
+        validation=_validation(recipe, config.output, channel, threads),
+        total=config.total,
+        progress=start,
+        exchange=exchange,
+        asked_to_stop=ray.get(channel.tell.remote()),
+        on_validation=ray.train.report,
+    )
+    ended = train(run)
+    exchange.flush()
+    ray.train.report({"samples": ended.samples, **ended.metrics})
+
+
+def _validation(recipe: Recipe, output: str, channel: Any, threads: int) -> ValidationSet | None:
+    """This worker's part of the set, which it reads itself: so few samples are not worth a stream of their own."""
+    settings = recipe.validation
+    if not settings.samples:
+        return None
+    rows = Manifest.load(f"{output}/{VALIDATION_ROWS if settings.is_held_out else TRAIN_ROWS}")
+    # Its texts are told and its pictures are not mirrored, whatever training does.
+    read = replace(recipe.read_settings(), caption_dropout=0.0, flip_probability=0.0)
+    wanted = recipe.train.layout(dist.get_world_size(), settings.samples).positions(0, dist.get_rank())
+    with ThreadPoolExecutor(threads) as pool:
+        held = [read_batch(rows, Plan.of(rows, _VALIDATION_SEED), read, positions, pool) for positions in wanted]
+    for error in filter(None, (error for batch in held for error in batch["error"])):
+        warnings.warn(f"a row of the validation could not be read and counts nothing: {error}", stacklevel=2)
+
+    def on_pictures(samples: int, pictures: list[np.ndarray]) -> None:
+        together = grid(pictures, columns=4)
+        write_file(output, f"validation/samples-{samples:012d}.png", encode_png(together))
+        channel.tell.remote((samples, together))
+
+    every = settings.every or recipe.train.checkpoint_every
+    return ValidationSet(held, every, settings.pictures, on_pictures)
