@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "data": GROUND,
     "rowmap": GROUND | {"cluster", "data"},
     "diffusion": GROUND,
-    "models": GROUND | {"diffusion"},
+    "models": GROUND | {"data", "diffusion"},
     "export": GROUND | {"data", "diffusion", "models"},
     "paint": GROUND | {"data", "diffusion", "export", "models", "rowmap"},
     "train": BELOW_THE_LOOP,
