@@ -65,6 +65,7 @@ def png(array: np.ndarray) -> bytes:
 
 def test_reading_draws_holes_by_seed_and_position_in_place_of_the_rows_own() -> None:
     image, mask = np.zeros((40, 56, 3), np.uint8), np.full((40, 56), 255, np.uint8)
+    mask[:20] = 0
     row = Row(id="a", root="", image="a.png", hole="m.png", width=56, height=40, digest="")
     read = ReadSettings(height=32, width=32, hole=RandomShapes(areas=((0.1, 0.2),)))
     files = {"image": png(image), "hole": png(mask)}
