@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image
 
 from inpaint.export.adapter_folder import CARD_FILE, EMBEDS_FILES, parse_card
+from inpaint.export.grid import grid
 from inpaint.models.adapter import AdapterCard
 from inpaint.models.base import BaseInfo
 
@@ -26,19 +27,6 @@ def write_card(folder: str | Path, info: BaseInfo, comparisons: Sequence[np.ndar
     card = parse_card((folder / CARD_FILE).read_bytes(), folder / CARD_FILE)
     text = card_text(card, info, with_samples=bool(comparisons))
     (folder / "README.md").write_text(text, encoding="utf-8")
-
-
-def grid(pictures: Sequence[np.ndarray], *, columns: int) -> np.ndarray:
-    """Pictures of any sizes in rows of `columns`, each centred in an equal white cell; uint8 H W 3."""
-    height = max(picture.shape[0] for picture in pictures)
-    width = max(picture.shape[1] for picture in pictures)
-    rows = -(-len(pictures) // columns)
-    canvas = np.full((rows * height, min(columns, len(pictures)) * width, 3), 255, dtype=np.uint8)
-    for number, picture in enumerate(pictures):
-        top = number // columns * height + (height - picture.shape[0]) // 2
-        left = number % columns * width + (width - picture.shape[1]) // 2
-        canvas[top : top + picture.shape[0], left : left + picture.shape[1]] = picture
-    return canvas
 
 
 def card_text(card: AdapterCard, info: BaseInfo, *, with_samples: bool) -> str:

@@ -110,9 +110,11 @@ def _step(run: Run, progress: Progress) -> _Step:
         loss = run.engine.train_step(batches, scale)
     if counter is not None:
         run.flops_per_sample = counter.get_total_flops() / (layout.accumulation * layout.micro_batch)
-    told = torch.tensor([0.0, waited, float(run.asked_to_stop)], dtype=torch.float64)
-    figures = told.to(run.engine.device, non_blocking=True)
+    # Filled in place: a copy from here to a GPU would wait for it.
+    figures = torch.zeros(3, dtype=torch.float64, device=run.engine.device)
     figures[0] = loss
+    figures[1].fill_(waited)
+    figures[2].fill_(float(run.asked_to_stop))
     if layout.workers > 1:
         dist.all_reduce(figures)
     arrived = None

@@ -17,7 +17,7 @@ from inpaint.data.plan import Plan
 from inpaint.data.rows import Manifest
 from inpaint.data.sample import read_batch
 from inpaint.data.storage import write_file
-from inpaint.export.card import grid
+from inpaint.export.grid import grid
 from inpaint.paint.photos import encode_png
 from inpaint.train.channel import Exchange
 from inpaint.train.checkpoint import CheckpointStore, Progress, State
