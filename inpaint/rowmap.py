@@ -181,9 +181,9 @@ def map_rows(
 def _here(
     batches: Sequence[list[Item]], load: Callable[[ActorResources], Work], resources: ActorResources
 ) -> Iterator[tuple[list[Item], Outcomes | InpaintError]]:
-    worker = _Worker(lambda: load(resources))
+    worker = _Worker()
     for batch in batches:
-        yield batch, worker.work([item.value for item in batch])
+        yield batch, worker.work([item.value for item in batch], lambda: load(resources))
 
 
 def _on_actors(
@@ -197,9 +197,16 @@ def _on_actors(
     stored = ray.put(load)  # once, for it may hold an adapter
     limits = {"num_cpus": needs.cpus_per_worker, "num_gpus": needs.gpus_per_worker}
     kind = ray.remote(**limits, max_restarts=-1, max_task_retries=MOST_RETRIES)(_Worker)
-    actors = [kind.remote(lambda: ray.get(stored)(resources)) for _ in range(needs.workers)]
+    actors = [kind.remote() for _ in range(needs.workers)]
+    running: dict[Any, tuple[Any, list[Item]]] = {}
+
+    def begin(actor: Any, batch: list[Item]) -> None:
+        done = actor.work.remote([item.value for item in batch], lambda: ray.get(stored)(resources))
+        running[done] = (actor, batch)
+
     # Nothing is done as soon as an actor has started, so that no batch waits for one that has not.
-    running: dict[Any, tuple[Any, list[Item]]] = {actor.work.remote([]): (actor, []) for actor in actors}
+    for actor in actors:
+        begin(actor, [])
     waiting = deque(batches)
     unfinished = len(batches)
     try:
@@ -215,8 +222,7 @@ def _on_actors(
                     "smaller max_batch or fewer actors, or leave these out, and run it again; it goes on"
                 ) from error
             if waiting:
-                following = waiting.popleft()
-                running[actor.work.remote([item.value for item in following])] = (actor, following)
+                begin(actor, waiting.popleft())
             if batch:
                 unfinished -= 1
                 yield batch, outcomes
@@ -228,17 +234,16 @@ def _on_actors(
 class _Worker:
     """One of the pool."""
 
-    def __init__(self, load: Callable[[], Work]) -> None:
-        self._load = load
+    def __init__(self) -> None:
         self._work: Work | None = None
 
-    def work(self, values: list[Any]) -> Outcomes | InpaintError:
+    def work(self, values: list[Any], load: Callable[[], Work]) -> Outcomes | InpaintError:
         """What became of a batch, or why none can be done, as a value: Ray would bury it in a stack trace."""
         if not values:
             return []
         try:
             # Not in the constructor: there an error would only be seen as an actor that does not start.
-            self._work = self._work or self._load()
+            self._work = self._work or load()
             return self._work(values)
         except InpaintError as error:
             return error

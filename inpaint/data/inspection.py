@@ -30,7 +30,7 @@ from inpaint.errors import BadRow
 FETCHED_AHEAD = 32
 SETTLED_NS = 2 * 10**9  # a file that changed just before it was opened may change again within its clock's tick
 PIECE = 65_536
-SHOWN = 3
+SHOWN = 10
 
 
 class Kind(IntEnum):
