@@ -164,10 +164,23 @@ def recall(memory: str, files: pa.Table, limits: Limits) -> pa.Table:
     if not exists(memory):
         return files
     try:
-        known, _ = read_parquet(memory, MEMORY)
+        known, _ = read_parquet(memory, FILES)
+        places = _places_in(known, files)
+        del known
+        sizes, _ = read_parquet(memory, pa.schema([TOLD.field(name) for name in ("bytes", "width", "height")]))
+        pixels = pc.multiply(sizes["width"].cast(pa.int64()), sizes["height"].cast(pa.int64())).fill_null(0)
+        usable = pc.and_(pc.less_equal(pixels, limits.max_pixels), pc.less_equal(sizes["bytes"], limits.max_bytes))
+        wanted = pa.array(places, mask=~np.append(usable.to_numpy(), False)[places])
+        # One at a time: all of them and what is taken of them would be in memory together.
+        recalled = [read_parquet(memory, pa.schema([field]))[0][field.name].take(wanted) for field in TOLD]
     except (pa.ArrowException, KeyError) as error:
         warnings.warn(f"{memory} cannot be read ({error}): all files are opened again", stacklevel=3)
         return files
+    return pa.table([*files.columns, *recalled], schema=MEMORY)
+
+
+def _places_in(known: pa.Table, files: pa.Table) -> np.ndarray:
+    """Where each file stands in a table of `FILES`, int64[files]; -1: nowhere."""
     places = np.full(files.num_rows, -1)
     for root, kind in product(files["root"].chunk(0).dictionary.to_pylist(), Kind):
         mine, theirs = (
@@ -177,11 +190,7 @@ def recall(memory: str, files: pa.Table, limits: Limits) -> pa.Table:
         paths = known["path"].take(pa.array(theirs))
         at = pc.index_in(files["path"].take(pa.array(mine)), value_set=paths).fill_null(-1).to_numpy()
         places[mine] = np.append(theirs, -1)[at]
-    pixels = pc.multiply(known["width"].cast(pa.int64()), known["height"].cast(pa.int64())).fill_null(0)
-    usable = pc.and_(pc.less_equal(pixels, limits.max_pixels), pc.less_equal(known["bytes"], limits.max_bytes))
-    unknown = ~np.append(usable.to_numpy(), False)[places]
-    recalled = known.select(TOLD.names).take(pa.array(places, mask=unknown))
-    return pa.table([*files.columns, *recalled.columns], schema=MEMORY)
+    return places
 
 
 def remember(memory: str, told: pa.Table) -> None:
