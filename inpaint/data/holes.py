@@ -8,6 +8,7 @@ does not change what the others draw.
 """
 
 import math
+from abc import abstractmethod
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
@@ -115,9 +116,9 @@ class _Reaching(Hole):
         hole = self.hole.draw(own, height, width, rng)
         return hole if radius < 1 else self.change(hole, radius)
 
+    @abstractmethod
     def change(self, hole: np.ndarray, radius: int) -> np.ndarray:
         """A hole, uint8 H W, changed over a distance of 1 or more pixels."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)

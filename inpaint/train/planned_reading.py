@@ -12,8 +12,8 @@ from inpaint.data.sample import ReadSettings
 from inpaint.train.checkpoint import CHECKPOINTS, CheckpointStore
 from inpaint.train.settings import TrainSettings
 
-TRAIN_ROWS = "manifest.parquet"
-"""In a training's folder."""
+TRAIN_ROWS, VALIDATION_ROWS = "manifest.parquet", "validation.parquet"
+"""In a training's folder; the second where rows are held out."""
 
 
 class PlannedReading(ray.train.DataConfig):

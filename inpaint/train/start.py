@@ -21,9 +21,6 @@ from inpaint.train.channel import send_warnings
 from inpaint.train.checkpoint import CHECKPOINTS, CheckpointStore
 from inpaint.train.settings import TrainSettings
 
-VALIDATION_ROWS = "validation.parquet"
-"""In a training's folder, where rows are held out of it."""
-
 
 @dataclass(frozen=True)
 class WorkerConfig:

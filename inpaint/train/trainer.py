@@ -27,10 +27,10 @@ from inpaint.train.channel import open_channel, watched
 from inpaint.train.checkpoint import CHECKPOINTS, CheckpointStore, Progress
 from inpaint.train.console import RunConsole
 from inpaint.train.loop import StepReport
-from inpaint.train.planned_reading import TRAIN_ROWS, PlannedReading
+from inpaint.train.planned_reading import TRAIN_ROWS, VALIDATION_ROWS, PlannedReading
 from inpaint.train.recipe import Recipe
 from inpaint.train.settings import RateSchedule, TrainSettings, plain
-from inpaint.train.start import VALIDATION_ROWS, WorkerConfig, work
+from inpaint.train.start import WorkerConfig, work
 
 VERSIONS = ("torch", "ray", "diffusers", "transformers", "peft", "deepspeed")
 

@@ -24,9 +24,9 @@ from inpaint.train.checkpoint import CheckpointStore, Progress, State
 from inpaint.train.engine import ZeroEngine
 from inpaint.train.loop import Run, train
 from inpaint.train.objective import MicroBatch
-from inpaint.train.planned_reading import TRAIN_ROWS
+from inpaint.train.planned_reading import TRAIN_ROWS, VALIDATION_ROWS
 from inpaint.train.recipe import Recipe
-from inpaint.train.start import VALIDATION_ROWS, WorkerConfig
+from inpaint.train.start import WorkerConfig
 from inpaint.train.validation import ValidationSet
 
 _VALIDATION_SEED = 2**62
