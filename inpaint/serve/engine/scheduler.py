@@ -167,9 +167,9 @@ class Scheduler:
         return list(admitted.items())
 
     def waiting_for(self, digest: str) -> list[Job]:
-        """Jobs that cannot go on without this adapter."""
-        if self.table.is_loaded([digest]):
-            return []  # by another load than the one that is asked about
+        """Jobs that cannot go on without this adapter: none where they have left, or another load has brought it."""
+        if digest in self.table.resident:
+            return []
         return [job for job in self._at(Stage.PREPARING) if digest in job.digests]
 
     def to_encode(self) -> list[Job]:

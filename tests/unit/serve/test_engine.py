@@ -154,6 +154,8 @@ def test_an_order_leaves_in_time_while_it_waits_for_its_adapter():
             paint_all(engine, [order(request(1), "slow", timeout_s=0.05)])
         source.release.set()
         assert engine._scheduler.table.in_use == 0
+        with pytest.raises(AdapterGone):  # the load has failed by now, without ending the loop
+            pictures(engine, [order(request(2), "slow")])
 
 
 @pytest.mark.parametrize(

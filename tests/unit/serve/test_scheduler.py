@@ -218,6 +218,15 @@ def test_a_removed_or_expired_job_steps_no_more_and_its_pictures_are_not_decoded
     assert leaving.next_deadline() == float("inf")
 
 
+def test_an_adapter_whose_jobs_have_all_left_keeps_nobody_waiting() -> None:
+    left = scheduler()
+    left.add(only := job(digests=("a",)))
+    left.admit()
+    assert left.waiting_for("a") == [only]
+    left.remove(only)
+    assert left.waiting_for("a") == []
+
+
 def test_pictures_are_handed_over_in_order_whichever_is_pasted_first() -> None:
     one = job(steps=3, previews=2)
     ordered = scheduler()
