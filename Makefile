@@ -41,9 +41,9 @@ demo: setup
 serve: setup
 	$(BIN)/python -m ray_jobs.serve
 
-# One thread per process: the tests start several on as few as two cores.
+# Two processes, one with all that starts Ray, which waits for much; one thread in each: they start several more.
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
 
 lint: setup
 	$(BIN)/ruff check .

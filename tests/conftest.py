@@ -1,4 +1,8 @@
-"""What all tests share: no network, one thread, fixed seeds, one embedded Ray for the session, quick tests first."""
+"""What all tests share: no network, one thread, fixed seeds, one embedded Ray for the session, quick tests first.
+
+Where several processes run them (`make test`), one has all that start Ray or commands, in their order, and the others
+the rest.
+"""
 
 import os
 
@@ -53,6 +57,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.ray)
         if _room(item) == "jobs":
             item.add_marker(pytest.mark.jobs)
+        if _starts_processes(item):
+            item.add_marker(pytest.mark.xdist_group("cluster"))
     items.sort(key=_rank)
 
 
@@ -60,6 +66,10 @@ def _rank(item: pytest.Item) -> tuple[int, bool]:
     rooms = ("rules", "unit", "jobs", "chaos")
     room = _room(item)
     return (rooms.index(room) if room in rooms else len(rooms), item.get_closest_marker("ray") is not None)
+
+
+def _starts_processes(item: pytest.Item) -> bool:
+    return any(item.get_closest_marker(name) for name in ("ray", "jobs"))
 
 
 def _room(item: pytest.Item) -> str:

@@ -67,11 +67,17 @@ class Base(Modules):
 
     @property
     def device(self) -> torch.device:
-        return self.unet.device
+        # Not `self.unet.device`, for which diffusers looks at every module, several times in each step.
+        return self._weight.device
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.unet.dtype
+        return self._weight.dtype
+
+    @property
+    def _weight(self) -> torch.Tensor:
+        weight: torch.Tensor = self.unet.conv_in.weight
+        return weight
 
     def to(self, device: str | torch.device) -> "Base":
         """Moves every module to `device`, in place; returns self."""
