@@ -45,7 +45,7 @@ from inpaint.recipes.ddpm import TrainDdpm, load_ddpm, preset_of
 from inpaint.stopping import StopToken
 from inpaint.train.loop import StepReport
 from inpaint.train.settings import ValidationSettings
-from inpaint.train.trainer import fit
+from inpaint.train.trainer import Training, fit
 
 SIZE = 32
 BINS = ((0.01, 0.1), (0.1, 0.2), (0.2, 0.3), (0.3, 0.4), (0.4, 0.5), (0.5, 0.6))
@@ -139,7 +139,7 @@ def train_for(recipe: TrainDdpm, rows: Manifest, output: Path, minutes: float) -
         if report["time"] - reports[0]["time"] >= 60 * minutes:
             stop.request()
 
-    ended = fit(recipe, rows, None, str(output), name=output.name, stop=stop, watch=watch)
+    ended = fit(Training(name=output.name, recipe=recipe, rows=rows, output=str(output)), stop=stop, watch=watch)
     seconds = reports[-1]["time"] - reports[0]["time"]
     return Trained(
         samples=ended.samples,

@@ -50,11 +50,10 @@ from inpaint.toy.base import (
     build_vae,
 )
 from inpaint.toy.catalogue import CATEGORIES, CATEGORY_INIT_WORDS, write_catalogue
-from inpaint.train.flops import peak_flops
-from inpaint.train.loop import StepReport
+from inpaint.train.loop import StepReport, peak_flops
 from inpaint.train.objective import MicroBatch
 from inpaint.train.settings import Precision, TrainSettings, ValidationSettings
-from inpaint.train.trainer import fit
+from inpaint.train.trainer import Training, fit
 
 IMAGES = 32
 BATCH = {"toy": 8, "sd15-inpaint": 8, "sdxl": 4, "sdxl-inpaint": 4}
@@ -165,7 +164,8 @@ def ours(subject: Subject, reports: list[StepReport]) -> float:
     """Seconds per sample of a run through Ray Train; its reports are appended to `reports`."""
     found: list[StepReport] = []
     with tempfile.TemporaryDirectory() as output:
-        fit(subject.recipe, subject.rows, None, output, name="train-step", watch=found.append)
+        training = Training(name="train-step", recipe=subject.recipe, rows=subject.rows, output=output)
+        fit(training, watch=found.append)
     reports += found[subject.settings.warmup :]
     return _per_sample([report["time"] for report in found], subject)
 

@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.harness import emit, paired_ratio, progress
 from inpaint.cluster import usable_cores
 from inpaint.diffusion.unet import MaskedUNet, preset
-from inpaint.train.flops import peak_flops
+from inpaint.train.loop import peak_flops
 
 SIZE = 128
 THEIR_WIDTHS = (64, 128, 256, 384)

@@ -23,7 +23,7 @@ _HOMES = {
     "inpaint.stopping": ("StopToken", "stop_on_signals"),
     # Commands
     "inpaint.recipes.category_lora": ("CategoryLora",),
-    "inpaint.recipes.ddpm": ("TrainDdpm", "load_ddpm", "choose_device"),
+    "inpaint.recipes.ddpm": ("TrainDdpm", "load_ddpm"),
     "inpaint.recipes.demo": ("Demo", "run_demo"),
     "inpaint.recipes.inpainting": ("train_inpainting", "inpaint_image", "set_seed"),
     "inpaint.recipes.painting": ("PaintPhotos", "paint_photos"),
@@ -39,6 +39,7 @@ _HOMES = {
     "inpaint.models.base": ("load_base",),
     "inpaint.models.adapter": ("apply_adapter",),
     "inpaint.export.adapter_folder": ("load_adapter",),
+    "inpaint.paint.device": ("choose_device",),
     "inpaint.paint.painter": ("Painter",),
     "inpaint.paint.request": ("PaintRequest", "SamplingSettings", "DdpmRequest"),
     "inpaint.paint.ddpm_painter": ("DdpmPainter", "ModelCard", "ReverseProcess"),

@@ -10,7 +10,7 @@ base that comes with the package; `python -m benchmarks.category` measures what 
 """
 
 from inpaint.command import command
-from inpaint.recipes.category_lora import CategoryLora, defaults
+from inpaint.recipes.category_lora import CategoryLora
 from inpaint.train.run import run
 
 if __name__ == "__main__":
@@ -18,6 +18,6 @@ if __name__ == "__main__":
         run,
         CategoryLora,
         __doc__,
-        defaults=defaults,
+        defaults=CategoryLora.defaults,
         say=lambda folders: [f"adapter: {folder}" for folder in folders],
     )

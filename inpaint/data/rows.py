@@ -138,8 +138,8 @@ class Manifest:
 
     def split(self, share: float, seed: int) -> tuple["Manifest", "Manifest"]:
         """(the rest, a `share` of the rows that is held out). A row's side depends on its digest and the seed alone, so
-        that it stays there when others come; of two images or more, each side has one, and every category stays in
-        the rest.
+        that it stays there when others come; of two images or more, each side has one, and every category and label
+        stays in the rest.
 
         Raises:
             InpaintError: a share outside [0, 1).
@@ -151,10 +151,10 @@ class Manifest:
         held = keys < np.uint64(share * 2.0**64)
         if share and len(np.unique(keys)) > 1:
             held = (held | (keys == keys.min())) & (keys != keys.max())
-        categories = self.table["category"].combine_chunks().dictionary_encode().indices.fill_null(-1).to_numpy() + 1
-        kept = np.bincount(categories, ~held)
-        for category in np.flatnonzero(kept == 0):
-            held &= keys != keys[categories == category].max(initial=0)
+        for column in (self.table["category"], self.table["label"]):
+            names = column.combine_chunks().dictionary_encode().indices.fill_null(-1).to_numpy() + 1
+            for name in np.flatnonzero(np.bincount(names, ~held) == 0):
+                held &= keys != keys[names == name].max(initial=0)
         return self.select(~held), self.select(held)
 
     def save(self, path: str | os.PathLike[str]) -> None:

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from inpaint.export.adapter_folder import CARD_FILE, EMBEDS_FILES, parse_card
+from inpaint.export.adapter_folder import EMBEDS_FILES
 from inpaint.export.grid import grid
-from inpaint.models.adapter import AdapterCard
+from inpaint.models.adapter import Adapter, AdapterCard
 from inpaint.models.base import BaseInfo
 
 LICENCES = {
@@ -19,18 +19,16 @@ LICENCES = {
 """Of the bases that the presets name; an adapter is a derivative of its base."""
 
 
-def write_card(folder: str | Path, info: BaseInfo, comparisons: Sequence[np.ndarray]) -> None:
+def write_card(folder: Path, adapter: Adapter, info: BaseInfo, comparisons: Sequence[np.ndarray]) -> None:
     """Write an adapter folder's `README.md`, and `samples.png` from strips (H W 3, uint8) of input, hole and result."""
-    folder = Path(folder)
     if comparisons:
         Image.fromarray(grid(comparisons, columns=2)).save(folder / "samples.png")
-    card = parse_card((folder / CARD_FILE).read_bytes(), folder / CARD_FILE)
-    text = card_text(card, info, with_samples=bool(comparisons))
-    (folder / "README.md").write_text(text, encoding="utf-8")
+    (folder / "README.md").write_text(_text(adapter, info, with_samples=bool(comparisons)), encoding="utf-8")
 
 
-def card_text(card: AdapterCard, info: BaseInfo, *, with_samples: bool) -> str:
+def _text(adapter: Adapter, info: BaseInfo, *, with_samples: bool) -> str:
     """The card as Markdown."""
+    card = adapter.card
     family = "StableDiffusionXL" if info.is_xl else "StableDiffusion"
     example = card.prompt("a red box", next(iter(card.tokens), None))
     rows = {
@@ -65,7 +63,7 @@ from safetensors.torch import load_file
 
 pipe = {family}InpaintPipeline.{_source(card)}
 pipe.load_lora_weights("ADAPTER_FOLDER", use_safetensors=True)
-{_tokens_snippet(card)}image = pipe("{example}", image=photo, mask_image=hole).images[0]
+{_tokens_snippet(len(adapter.embeds))}image = pipe({example!r}, image=photo, mask_image=hole).images[0]
 ```
 
 | | |
@@ -86,12 +84,11 @@ def _source(card: AdapterCard) -> str:
     return f'from_pretrained("{card.base}"' + (f', revision="{card.base_revision}")' if is_hub_id else ")")
 
 
-def _tokens_snippet(card: AdapterCard) -> str:
+def _tokens_snippet(encoders: int) -> str:
     """A token's vectors are given each with its name: `load_textual_inversion` of a file takes one token alone."""
     second = "token=token, text_encoder=pipe.text_encoder_2, tokenizer=pipe.tokenizer_2"
     return "".join(
         f'for token, vector in load_file("ADAPTER_FOLDER/{file}").items():\n'
         f"    pipe.load_textual_inversion(vector, {arguments})\n"
-        for file, arguments in zip(EMBEDS_FILES, ("token=token", second), strict=True)
-        if file in card.files
+        for file, arguments in list(zip(EMBEDS_FILES, ("token=token", second), strict=True))[:encoders]
     )

@@ -11,9 +11,10 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import torch
 from pydantic import ConfigDict, TypeAdapter, ValidationError
-from torch import Tensor
+from torch import Tensor, nn
 
 from inpaint.diffusion.ddpm import NoiseSettings, fill
+from inpaint.diffusion.schedule import NoiseSchedule
 from inpaint.diffusion.unet import MaskedUNet, UNetSettings
 from inpaint.errors import InpaintError
 from inpaint.paint.crop import batches_of, resize_hole, resize_image, working_shape
@@ -86,7 +87,10 @@ class DdpmPainter:
         holed = [index for index, request in enumerate(requests) if request.hole.any()]
         for batch in batches_of([(self.shape_of(requests[i]), requests[i].sampling) for i in holed], self.max_batch):
             chosen = [holed[i] for i in batch]
-            for i, painted in zip(chosen, self._paint_batch([requests[i] for i in chosen], on_frame), strict=True):
+            rows, shape = [requests[i] for i in chosen], self.shape_of(requests[chosen[0]])
+            labels_B = torch.tensor([self.labels[r.label] for r in rows], device=self.device)
+            pictures = paint_batch(self.unet, self.schedule, rows, labels_B, shape, on_frame)
+            for i, painted in zip(chosen, pictures, strict=True):
                 image, hole = requests[i].image, requests[i].hole
                 results[i] = paste_back(image, resize_image(painted, hole.shape), hole, feather=requests[i].feather)
         return results
@@ -96,34 +100,41 @@ class DdpmPainter:
         height, width = request.hole.shape
         return working_shape(height, width, size=self.card.image_size, multiple=self.card.unet.multiple)
 
-    @torch.no_grad()
-    def _paint_batch(self, requests: list[DdpmRequest], on_frame: OnFrame | None) -> list[np.ndarray]:
-        """What the model paints of requests of one working shape and one sampling: uint8, at that shape."""
-        shape, sampling = self.shape_of(requests[0]), requests[0].sampling
-        images_BHW3 = np.stack([resize_image(r.image, shape) for r in requests])
-        hole_BHW = np.stack([resize_hole(r.hole, shape) for r in requests])
-        known_B3HW = torch.from_numpy(images_BHW3).to(self.device).permute(0, 3, 1, 2).float() / 127.5 - 1
-        hole_B1HW = torch.from_numpy(hole_BHW).to(self.device)[:, None].float()
-        labels_B = torch.tensor([self.labels[r.label] for r in requests], device=self.device)
-        scales_B111 = torch.tensor([r.guidance_scale for r in requests], device=self.device).reshape(-1, 1, 1, 1)
-        guided = bool((scales_B111 > 1).any())
-        generators = [torch.Generator().manual_seed(r.seed) for r in requests]
 
-        def draw() -> Tensor:
-            return torch.stack([torch.randn(3, *shape, generator=g) for g in generators]).to(self.device)
+@torch.no_grad()
+def paint_batch(
+    unet: nn.Module,
+    schedule: NoiseSchedule,
+    requests: Sequence[DdpmRequest],
+    labels_B: Tensor,
+    shape: tuple[int, int],
+    on_frame: OnFrame | None = None,
+) -> np.ndarray:
+    """What a `MaskedUNet` paints of requests of one sampling, at a working shape: uint8 B H W 3."""
+    device = labels_B.device
+    images_BHW3 = np.stack([resize_image(r.image, shape) for r in requests])
+    hole_BHW = np.stack([resize_hole(r.hole, shape) for r in requests])
+    known_B3HW = torch.from_numpy(images_BHW3).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
+    hole_B1HW = torch.from_numpy(hole_BHW).to(device)[:, None].float()
+    scales_B111 = torch.tensor([r.guidance_scale for r in requests], device=device).reshape(-1, 1, 1, 1)
+    guided = any(r.guidance_scale > 1 for r in requests)
+    generators = [torch.Generator().manual_seed(r.seed) for r in requests]
 
-        def predict(noisy_B3HW: Tensor, timesteps_B: Tensor) -> Tensor:
-            labelled = self.unet(noisy_B3HW, timesteps_B, known_B3HW, hole_B1HW, labels_B)
-            if not guided:
-                return labelled
-            free = self.unet(noisy_B3HW, timesteps_B, known_B3HW, hole_B1HW, torch.zeros_like(labels_B))
-            return free + scales_B111.clamp(min=1) * (labelled - free)
+    def draw() -> Tensor:
+        return torch.stack([torch.randn(3, *shape, generator=g) for g in generators]).to(device)
 
-        def on_step(done: int, total: int, noisy_B3HW: Tensor) -> None:
-            if on_frame is not None:
-                on_frame(done, total, to_uint8(noisy_B3HW))
+    def predict(noisy_B3HW: Tensor, timesteps_B: Tensor) -> Tensor:
+        labelled = unet(noisy_B3HW, timesteps_B, known_B3HW, hole_B1HW, labels_B)
+        if not guided:
+            return labelled
+        free = unet(noisy_B3HW, timesteps_B, known_B3HW, hole_B1HW, torch.zeros_like(labels_B))
+        return free + scales_B111.clamp(min=1) * (labelled - free)
 
-        return list(to_uint8(fill(predict, self.schedule, known_B3HW, hole_B1HW, sampling, draw, on_step)))
+    def on_step(done: int, total: int, noisy_B3HW: Tensor) -> None:
+        if on_frame is not None:
+            on_frame(done, total, to_uint8(noisy_B3HW))
+
+    return to_uint8(fill(predict, schedule, known_B3HW, hole_B1HW, requests[0].sampling, draw, on_step))
 
 
 def to_uint8(pixels_B3HW: Tensor) -> np.ndarray:

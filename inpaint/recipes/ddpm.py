@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
+import safetensors
 import safetensors.torch
 import torch
 import tyro
@@ -17,13 +18,14 @@ from inpaint.data.holes import RandomShapes, Sometimes
 from inpaint.data.rows import Manifest
 from inpaint.data.sample import ReadSettings
 from inpaint.data.sources import FolderNames, FolderSource
-from inpaint.data.storage import read_file
+from inpaint.data.storage import read_file, write_file
 from inpaint.diffusion.ddpm import Noise, NoiseSettings
 from inpaint.diffusion.objective import LossSettings
 from inpaint.diffusion.unet import MaskedUNet, UNetSettings
 from inpaint.diffusion.unet import preset as unet_preset
 from inpaint.errors import InpaintError
 from inpaint.paint.ddpm_painter import DdpmPainter, ModelCard
+from inpaint.paint.device import choose_device
 from inpaint.train.checkpoint import CHECKPOINTS, CheckpointStore
 from inpaint.train.pixel import PixelInpainting
 from inpaint.train.recipe import Recipe, Trained
@@ -95,13 +97,16 @@ class TrainDdpm(Recipe):
         names = (self.class_names or rows.labels) if self.classes else ()
         if self.classes and not names:
             raise InpaintError(f"{self.data}: classes are names of folders, and all images lie in the folder itself")
-        unknown = sorted(set(rows.labels) - set(names)) if self.classes else []
-        if unknown:
-            raise InpaintError(f"{self.data}: folder {unknown[0]!r} is no class: class_names are {', '.join(names)}")
         train = self.train
         if self.checkpoint_epochs is not None:
             train = replace(train, checkpoint_every=max(1, round(self.checkpoint_epochs * len(rows))))
         return replace(self, class_names=names, unet=replace(self.unet, classes=len(names)), train=train)
+
+    def check_rows(self, rows: Manifest) -> None:
+        super().check_rows(rows)
+        names = self.class_names
+        for label in sorted(set(rows.labels) - set(names)):
+            raise InpaintError(f"{self.data}: folder {label!r} is no class: class_names are {', '.join(names)}")
 
     def read_settings(self) -> ReadSettings:
         return ReadSettings(
@@ -132,14 +137,14 @@ class TrainDdpm(Recipe):
         self._write_card(folder, {})
 
     def _write_card(self, folder: Path, more: dict[str, int]) -> None:
-        text = json.dumps({**self.card().to_json(), **more}, indent=1)
-        (folder / MODEL).write_text(text + "\n", encoding="utf-8")
+        # Whole or not at all, for it may be read at any time.
+        write_file(folder, MODEL, json.dumps({**self.card().to_json(), **more}, indent=1).encode() + b"\n")
 
     def export_folder(self, part: str) -> str:
         return self.output
 
     def export(self, trained: Trained, folder: Path) -> None:
-        safetensors.torch.save_file(trained.parameters, folder / WEIGHTS)
+        write_file(folder, WEIGHTS, safetensors.torch.save(trained.parameters))
         # Last: who reads it finds the weights. A run that goes on afterwards is painted with its checkpoints.
         self._write_card(folder, {"exported_after": trained.ended})
 
@@ -168,19 +173,6 @@ def preset_of(image_size: int, *, data: str, output: str) -> TrainDdpm:
     return config
 
 
-def choose_device(device: str | torch.device | None = None) -> torch.device:
-    """The device asked for, or else a GPU where there is one. Raises InpaintError for a GPU that is not there."""
-    if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-    except RuntimeError as error:
-        raise InpaintError(f"device {device!r}: give cpu, cuda or cuda:N") from error
-    if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise InpaintError(f"device {device}: torch finds no GPU here; leave the device out")
-    return chosen
-
-
 def load_ddpm(run: str, *, device: str | torch.device | None = None, max_batch: int = 16) -> DdpmPainter:
     """A painter with the newest good weights of a run (the moving average, where one is kept).
 
@@ -202,7 +194,10 @@ def load_ddpm(run: str, *, device: str | torch.device | None = None, max_batch: 
     store, exported = CheckpointStore(f"{run}/{CHECKPOINTS}"), read_file(run, WEIGHTS)
     progress = store.progress()
     if exported is not None and (progress is None or exported_after >= progress.samples):
-        weights = safetensors.torch.load(exported)
+        try:
+            weights = safetensors.torch.load(exported)
+        except safetensors.SafetensorError as error:
+            raise InpaintError(f"{run}/{WEIGHTS} is damaged ({error}): run the training again with --resume") from error
     else:  # it has gone on since, or has not ended yet
         loaded = store.latest()
         if loaded is None:

@@ -11,7 +11,7 @@ from inpaint.errors import InpaintError
 from inpaint.evaluate.report import Curve, Gallery, Report, Table, write_report
 from inpaint.paint.batch import PaintSettings, read_models
 from inpaint.paint.paste import comparison
-from inpaint.recipes.category_lora import PROMPT_FORMAT, Adapters, CategoryLora, preset_of
+from inpaint.recipes.category_lora import PROMPT_FORMAT, Adapters, CategoryLora
 from inpaint.stopping import StopToken
 from inpaint.toy.catalogue import CATEGORIES, CATEGORY_INIT_WORDS, write_catalogue
 from inpaint.toy.detectors import Detectors
@@ -103,7 +103,7 @@ def _training(demo: Demo) -> CategoryLora:
         count=demo.images * len(demo.categories),
         categories=demo.categories,
     )
-    config = preset_of("toy", data=str(data), output=f"{demo.output}/training")
+    config = CategoryLora.of_preset("toy", data=str(data), output=f"{demo.output}/training")
     train = replace(config.train, seed=demo.seed, samples=demo.samples or config.train.samples)
     words = {category: CATEGORY_INIT_WORDS[category] for category in demo.categories}
     # A demo that was interrupted, or is run again, goes on from its checkpoints.

@@ -15,9 +15,10 @@ from inpaint.diffusion.ddpm import PixelSampling
 from inpaint.errors import InpaintError
 from inpaint.paint.crop import resize_hole, resize_image
 from inpaint.paint.ddpm_painter import ReverseProcess
+from inpaint.paint.device import parse_device
 from inpaint.paint.photos import Fill, check_png_name, read_photo, write_pictures, write_png
 from inpaint.paint.request import DdpmRequest
-from inpaint.recipes.ddpm import choose_device, load_ddpm, preset_of
+from inpaint.recipes.ddpm import load_ddpm, preset_of
 from inpaint.train.run import run
 
 _seed = 0
@@ -81,7 +82,7 @@ def train_inpainting(
         epochs=num_epochs,
         global_batch=batch_size,
         workers=workers,
-        gpu=None if device is None else choose_device(device).type == "cuda",
+        gpu=None if device is None else parse_device(device).type == "cuda",
         seed=_seed,
     )
     config = replace(

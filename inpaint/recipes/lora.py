@@ -4,16 +4,18 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
+import tyro
 from PIL import Image
 
 from inpaint.data.holes import Feathered, Grown, Hole, OwnMask, Sometimes
 from inpaint.data.rows import Manifest
 from inpaint.data.sample import Crop, ReadSettings
 from inpaint.diffusion.objective import LossSettings
+from inpaint.errors import InpaintError
 from inpaint.export.adapter_folder import save_adapter
 from inpaint.export.card import write_card
 from inpaint.models.adapter import AdapterCard, adapter_from, check_adapter
@@ -26,7 +28,33 @@ from inpaint.progress import ProgressBar
 from inpaint.train.latent import LatentInpainting
 from inpaint.train.objective import AUTOCAST, ParameterGroup
 from inpaint.train.recipe import Recipe, Trained
-from inpaint.train.settings import may_change
+from inpaint.train.settings import Precision, TrainSettings, ValidationSettings, may_change
+
+Preset = Literal["toy", "sd15", "sdxl"]
+_ON_GPUS: dict[str, Any] = {
+    "lora": LoraSettings(rank=16),
+    "train": TrainSettings(samples=24_000, global_batch=16, precision=Precision.BF16),
+    "validation": ValidationSettings(share=0.05),
+}
+LORA_PRESETS: dict[Preset, dict[str, Any]] = {
+    "toy": {
+        "unet_learning_rate": 2e-3,
+        "text_encoder_learning_rate": 2e-3,
+        "token_learning_rate": 1e-2,
+        "caption_dropout": 0.2,
+        "lora": LoraSettings(rank=6),
+        "loss": LossSettings(debiased=True, noise_offset=0.05),
+        "train": TrainSettings(samples=14_400, global_batch=16, max_micro_batch=8, checkpoint_every=4800),
+    },
+    "sd15": {**_ON_GPUS, "base": "stable-diffusion-v1-5/stable-diffusion-inpainting"},
+    "sdxl": {
+        **_ON_GPUS,
+        "base": "diffusers/stable-diffusion-xl-1.0-inpainting-0.1",
+        "train": replace(_ON_GPUS["train"], max_micro_batch=2, gradient_checkpointing=True),
+    },
+}
+"""What suits each family of bases. toy: four minutes per category on two cores. sd15: kohya's and diffusers' usual rank
+and rates for SD 1.5. sdxl: the same for 1024 px."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +84,23 @@ class LoraRecipe(Recipe):
     token_learning_rate: float = 1e-3
     card_samples: int = may_change(8)
     """Rows painted for the adapter's model card; 0: none."""
+    preset: Preset = may_change("toy")
+    """Whose defaults the other settings have; unset: the one that suits the base, toy for those below 256 px."""
+
+    @classmethod
+    def of_preset(cls, preset: Preset, *, data: str, output: str) -> Self:
+        """The documented defaults of a preset. Raises InpaintError for an unknown one."""
+        if preset not in LORA_PRESETS:
+            raise InpaintError(f"preset {preset!r}: give {', '.join(LORA_PRESETS)}")
+        return cls(data=data, output=output, preset=preset, **LORA_PRESETS[preset])
+
+    @classmethod
+    def defaults(cls, *, preset: Preset | None = None, base: str = "toy") -> Self:
+        """A command's, of a preset or of the one that suits the base."""
+        if preset is None:
+            info = read_base_info(base)
+            preset = "sdxl" if info.is_xl else "sd15" if info.default_size >= 256 else "toy"
+        return cls.of_preset(preset, data=tyro.MISSING, output=tyro.MISSING)
 
     def tokens(self) -> Mapping[str, str]:
         """Category -> the token that is added for it."""
@@ -146,7 +191,7 @@ class LoraRecipe(Recipe):
         adapter, info = adapter_from(trained.parameters, card), read_base_info(self.base, self.revision)
         check_adapter(adapter, info)
         save_adapter(folder, adapter)
-        write_card(folder, info, self._samples(trained.rows, folder) if self.card_samples else [])
+        write_card(folder, adapter, info, self._samples(trained.rows, folder) if self.card_samples else [])
 
     def _samples(self, rows: Manifest, adapter: Path) -> list[np.ndarray]:
         """Comparison strips of a few rows, evenly from all of them, painted with the adapter."""

@@ -10,9 +10,9 @@ from inpaint.data.sources import CsvSource, FolderSource
 from inpaint.diffusion.ddpm import PixelSampling
 from inpaint.errors import InpaintError
 from inpaint.paint.batch import PaintSettings, paint_manifest, read_models
+from inpaint.paint.device import choose_device
 from inpaint.paint.photos import Fill, check_png_name, comparison_name, read_photo, write_pictures
 from inpaint.progress import ProgressBar
-from inpaint.recipes.ddpm import choose_device
 from inpaint.recipes.inpainting import inpaint_image
 from inpaint.rowmap import QUARANTINE, ActorPool
 from inpaint.stopping import StopToken

@@ -160,20 +160,18 @@ def pretrain_toy(config: PretrainToy, *, stop: StopToken | None = None) -> tuple
     """
     if "://" in config.output:
         raise InpaintError(f"output {config.output}: the base is made on one machine; give a folder on it")
-    output = Path(config.output).resolve()
-    csv = output / "catalogue" / "catalogue.csv"
-    if not csv.is_file():
-        write_catalogue(
-            csv.parent, seed=config.seed, count=config.images, categories=None, with_background=config.named
-        )
-
-    def trained(part: type[ToyPart], name: str, settings: TrainSettings, **more: Any) -> str:
-        train = replace(settings, seed=config.seed)
-        (base,) = run(part(data=str(csv), output=str(output / name), train=train, resume=True, **more), stop=stop)
-        return base
-
-    vae = trained(ToyVae, "vae", config.vae, learning_rate=config.vae_learning_rate)
-    folder = trained(ToyUnet, "unet", config.unet, learning_rate=config.unet_learning_rate, base=vae)
+    output, seed = Path(config.output).resolve(), config.seed
+    csv = write_catalogue(
+        output / "catalogue", seed=seed, count=config.images, categories=None, with_background=config.named
+    )
+    # What an earlier run left is gone on with, if it began with these rows.
+    shared: dict[str, Any] = {"data": str(csv), "resume": True, "recheck": True}
+    train = replace(config.vae, seed=seed)
+    vae = ToyVae(**shared, output=f"{output}/vae", train=train, learning_rate=config.vae_learning_rate)
+    (base,) = run(vae, stop=stop)
+    train = replace(config.unet, seed=seed)
+    unet = ToyUnet(**shared, output=f"{output}/unet", train=train, learning_rate=config.unet_learning_rate, base=base)
+    (folder,) = run(unet, stop=stop)
     figures = measure_base(folder)
     settings = {name: value for name, value in plain(config).items() if name != "output"}
     made = {"command": "python -m ray_jobs.pretrain_toy --output RUN", "settings": settings, "figures": figures}

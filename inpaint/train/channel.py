@@ -6,6 +6,7 @@ from __future__ import annotations
 import threading
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -88,7 +89,8 @@ def send_warnings(channel: Any) -> None:
 def watched(
     channel: Any, console: RunConsole, stop: StopToken, watch: Callable[[StepReport], None] | None
 ) -> Iterator[None]:
-    """Within, a thread shows what comes through the channel and passes `stop` on to it."""
+    """Within, a thread shows what comes through the channel and passes `stop` on to it. Where it fails, the workers are
+    asked to stop, and its error is raised at the end."""
     ended = threading.Event()
 
     def poll() -> None:
@@ -101,11 +103,16 @@ def watched(
         while not ended.wait(POLL_SECONDS):
             poll()
 
-    thread = threading.Thread(target=keep_polling, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
-        poll()
+    def end_the_run(polling: Future[None]) -> None:
+        if polling.exception() is not None:
+            channel.hear.remote(True)
+
+    with ThreadPoolExecutor(1) as thread:
+        polling = thread.submit(keep_polling)
+        polling.add_done_callback(end_the_run)
+        try:
+            yield
+        finally:
+            ended.set()
+            polling.result()
+            poll()

@@ -36,6 +36,8 @@ class RunConsole:
             self._validated = f"  validation {told[VALIDATION_LOSS]:.4f}"
             self._show(self._figures())
         else:
+            if self._window and told["samples"] <= self._window[-1]["samples"]:
+                self._window.clear()  # a group that started again, from a checkpoint and perhaps elsewhere
             self._window.append(told)
             figures = self._figures()
             for name, value in {"loss": told["loss"], **figures}.items():

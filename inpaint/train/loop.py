@@ -5,9 +5,10 @@ reader that loses, repeats or reorders rows stops the run instead of spoiling it
 while the next one runs, so that it never waits for them.
 """
 
+import re
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 
@@ -17,13 +18,71 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from inpaint.errors import InpaintError
 from inpaint.train.checkpoint import VALIDATION_LOSS, CheckpointStore, Progress
 from inpaint.train.engine import ZeroEngine
-from inpaint.train.flops import peak_flops
 from inpaint.train.objective import MicroBatch
-from inpaint.train.validation import ValidationSet
 
 StepReport = dict[str, float]
+PEAK_FLOPS = {
+    "H200": 989e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "A10G": 70e12,
+    "L4": 121e12,
+    "T4": 65e12,
+    "RTX 4090": 165e12,
+}
+"""Dense bf16 (T4: fp16) peak in FLOP/s by words of the device's name, from the makers' data sheets."""
+
+
+@dataclass(frozen=True)
+class ValidationSet:
+    """A fixed set of samples with their holes, timesteps and noise, whose loss says how a run goes: one worker's part,
+    in memory.
+
+    The loss is the same number for any number of workers (but for rounding), for each sample's is a function of its
+    position in the set.
+    """
+
+    batches: Sequence[MicroBatch]
+    every: int
+    """Samples between validations."""
+    pictures: int
+    """Samples that the first worker paints."""
+    on_pictures: Callable[[int, list[np.ndarray]], None]
+    """Called on the first rank with (samples trained on, pictures)."""
+
+    def run(self, engine: ZeroEngine, samples: int) -> float:
+        """The mean loss of the set, of what would be exported. Collective.
+
+        Raises:
+            InpaintError: no row of it can be read any more.
+        """
+        with engine.evaluating():
+            total = torch.zeros(2, dtype=torch.float64, device=engine.device)
+            for batch in self.batches:
+                total[0] += engine.validation_loss(batch)
+                total[1] += float(batch["weight"].sum())
+            dist.all_reduce(total)
+            self._paint(engine, samples)
+        if not total[1]:
+            raise InpaintError("no row of the validation can be read: restore its files, or set validation.samples 0")
+        return float(total[0] / total[1])
+
+    def _paint(self, engine: ZeroEngine, samples: int) -> None:
+        # Under ZeRO 3 each forward gathers the parameters of all ranks: all of them paint, each its own samples.
+        is_first, is_sharded = dist.get_rank() == 0, engine.settings.zero_stage == 3
+        if not (self.pictures and self.batches and (is_first or is_sharded)):
+            return
+        painted: list[np.ndarray] = []
+        for first, batch in zip(range(0, self.pictures, len(self.batches[0]["weight"])), self.batches, strict=False):
+            pictures = engine.objective.paint(batch, self.pictures - first)
+            # Those of padding and of rows that could not be read are not shown.
+            painted += [picture for picture, weight in zip(pictures, batch["weight"], strict=False) if weight]
+        if is_first and painted:
+            self.on_pictures(samples, painted)
 
 
 @dataclass(kw_only=True)
@@ -63,7 +122,7 @@ def train(run: Run) -> Progress:
     """Train to `run.total` samples, or until `exchange` asks to stop; returns where it ended, checkpointed.
 
     Raises:
-        FloatingPointError: the loss is not finite; nothing of it was checkpointed.
+        FloatingPointError: the loss or a weight is not finite; nothing of it was checkpointed.
     """
     settings, validation, progress = run.engine.settings, run.validation, run.progress
     may_wait = run.engine.device.type != "cuda"
@@ -144,11 +203,7 @@ def _read(run: Run, step: _Step) -> bool:
         step.arrived.synchronize()
     loss, waited, stop = step.figures.tolist()
     if not np.isfinite(loss):
-        first = step.progress.samples - run.engine.layout.global_batch
-        raise FloatingPointError(
-            f"the loss is {loss} at samples {first} to {step.progress.samples - 1}: lower the learning rate, or use "
-            "bf16 or fp32 instead of fp16. The last checkpoint is from before"
-        )
+        raise _diverged(run, step.progress, f"the loss is {loss}")
     if dist.get_rank() == 0:
         report = {"samples": step.progress.samples, "total": run.total, "loss": loss}
         report |= {"waited": waited / run.engine.layout.workers, "time": time.perf_counter()}
@@ -156,8 +211,16 @@ def _read(run: Run, step: _Step) -> bool:
             peak = peak_flops(torch.cuda.get_device_name(run.engine.device))
             report["flops_per_sample"] = run.flops_per_sample
             report["peak_flops"] = (peak or 0.0) * run.engine.layout.workers
-        run.asked_to_stop = run.exchange(report) or run.asked_to_stop
+        run.asked_to_stop |= run.exchange(report)
     return stop > 0
+
+
+def _diverged(run: Run, progress: Progress, what: str) -> FloatingPointError:
+    first = progress.samples - run.engine.layout.global_batch
+    return FloatingPointError(
+        f"{what} at samples {first} to {progress.samples - 1}: lower the learning rate, or use bf16 or fp32 instead of "
+        "fp16. The last checkpoint is from before"
+    )
 
 
 def _passed(every: int, done: int, progress: Progress) -> bool:
@@ -171,7 +234,7 @@ def _validate(run: Run, progress: Progress) -> Progress:
     loss = run.validation.run(run.engine, progress.samples)
     progress = replace(progress, metrics={**progress.metrics, VALIDATION_LOSS: loss})
     if dist.get_rank() == 0:
-        run.exchange({"samples": progress.samples, "total": run.total, VALIDATION_LOSS: loss})
+        run.asked_to_stop |= run.exchange({"samples": progress.samples, "total": run.total, VALIDATION_LOSS: loss})
     run.on_validation({"samples": progress.samples, **progress.metrics})
     return progress
 
@@ -179,6 +242,14 @@ def _validate(run: Run, progress: Progress) -> Progress:
 def _save(run: Run, progress: Progress) -> None:
     """Gather the state on all ranks and write it on the first. Collective."""
     state = run.engine.gather()
+    wrong = [name for name, tensor in state["trained"].items() if not tensor.isfinite().all()]
+    if wrong:  # a finite loss may have had gradients that are not
+        raise _diverged(run, progress, f"{wrong[0]} is no longer finite")
     if dist.get_rank() == 0:
         run.store.save(state, progress)
     dist.barrier()
+
+
+def peak_flops(device_name: str) -> float | None:
+    """The peak of a GPU by its name, or None where it is not listed."""
+    return next((peak for name, peak in PEAK_FLOPS.items() if re.search(rf"\b{name}\b", device_name)), None)

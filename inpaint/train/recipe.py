@@ -83,6 +83,10 @@ class Recipe(ABC):
         the same when the run is resumed."""
         return self
 
+    def check_rows(self, rows: Manifest) -> None:
+        """Refuse rows that a bound recipe can neither train nor validate on. Raises InpaintError."""
+        self.read_settings().check_categories(rows.table["category"].unique().to_pylist())
+
     def parts(self, rows: Manifest) -> dict[str, Manifest]:
         """The trainings to be run, by name: one, unless the recipe splits its rows among several."""
         return {self.title: rows}

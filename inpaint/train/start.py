@@ -1,7 +1,7 @@
 """Where a Ray Train worker starts: its reading is set going, and only then what takes seconds to import and to load.
 
-Ray Train's own processes import this file and `planned_reading.py`, so that diffusers and the like are not needed here:
-the recipe, with which they come, travels pickled.
+Ray Train's own processes import this file, too, so that diffusers and the like are not needed here: the recipe and the
+holes, with which they come, travel pickled.
 """
 
 from collections.abc import Iterator
@@ -16,13 +16,19 @@ import ray.train
 import torch
 import torch.distributed as dist
 
+from inpaint.data.pipeline import batches
+from inpaint.data.rows import Manifest
+from inpaint.data.sample import ReadSettings
 from inpaint.errors import InpaintError
 from inpaint.train.channel import send_warnings
 from inpaint.train.checkpoint import CHECKPOINTS, CheckpointStore
 from inpaint.train.settings import TrainSettings
 
+TRAIN_ROWS, VALIDATION_ROWS = "manifest.parquet", "validation.parquet"
+"""In a training's folder; the second where rows are held out."""
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, kw_only=True)
 class WorkerConfig:
     """What every worker of a training is told."""
 
@@ -31,49 +37,75 @@ class WorkerConfig:
     """Samples of the whole run."""
     output: str
     channel: Any
+    threads: int
+    """Of torch."""
     pickled: bytes
     """The bound recipe, and the progress to start from where there is no checkpoint."""
 
+    @property
+    def store(self) -> CheckpointStore:
+        return CheckpointStore(f"{self.output}/{CHECKPOINTS}", keep=self.train.keep_checkpoints)
 
-def work(arguments: dict[str, Any]) -> None:
+
+class PlannedReading(ray.train.DataConfig):
+    """Which samples each worker of a group gets: asked by Ray Train whenever a group has started, whatever its size.
+
+    By then the first rank has set aside checkpoints that are damaged, so that reading begins at the very sample that
+    the workers' checkpoint ends with.
+    """
+
+    def __init__(self, read: ReadSettings, config: WorkerConfig) -> None:
+        super().__init__(enable_shard_locality=False)
+        # Pickled, for a hole of one's own may stand in a file that imports much.
+        self.read, self.config = ray.cloudpickle.dumps(read), config
+
+    def configure(
+        self, datasets: dict[str, Any], world_size: int, worker_handles: Any, worker_node_ids: Any, **kwargs: Any
+    ) -> list[dict[str, Any]]:
+        """Each rank's shard, by name."""
+        config, train, progress = self.config, self.config.train, self.config.store.progress()
+        # A run that failed after its last checkpoint has nothing left to read, but a dataset cannot be empty.
+        start = 0 if progress is None else min(progress.samples, config.total - train.global_batch)
+        rows, layout = Manifest.load(f"{config.output}/{TRAIN_ROWS}"), train.layout(world_size)
+        read = ray.cloudpickle.loads(self.read)
+        dataset = batches(rows, read, seed=train.seed, start=start, stop=config.total, layout=layout)
+        return [dict.fromkeys(datasets, shard) for shard in dataset.streaming_split(world_size, equal=True)]
+
+
+def work(arguments: dict[str, WorkerConfig]) -> None:
     """What each Ray Train worker runs. What can never succeed is said once, and not tried again."""
-    config: WorkerConfig = arguments["config"]
+    config = arguments["config"]
     refusal = ray.get(config.channel.refusal.remote())
     if refusal is not None:
         raise InpaintError(refusal)
     try:
-        _work(config, arguments["threads"])
+        if "://" not in config.output and not Path(config.output).is_dir():
+            raise InpaintError(
+                f"{config.output} cannot be seen from every machine: give a shared folder or a URL as output"
+            )
+        torch.set_num_threads(config.threads)
+        send_warnings(config.channel)
+        found = config.store.latest(set_aside=dist.get_rank() == 0)
+        # Reading begins where the newest checkpoint ends, and damaged ones are none any more.
+        dist.barrier()
+        shard = ray.train.get_dataset_shard("train").iter_batches(batch_size=None, prefetch_batches=4)
+        begun = _begun(iter(shard))
+        from inpaint.train.worker import train_on
+
+        train_on(begun, config, found)
     except (InpaintError, FloatingPointError) as error:
         ray.get(config.channel.refuse.remote(str(error)))
         raise
 
 
-def _work(config: WorkerConfig, threads: int) -> None:
-    if "://" not in config.output and not Path(config.output).is_dir():
-        raise InpaintError(
-            f"{config.output} cannot be seen from every machine: give a shared folder or a URL as output"
-        )
-    torch.set_num_threads(threads)
-    send_warnings(config.channel)
-    store = CheckpointStore(f"{config.output}/{CHECKPOINTS}", keep=config.train.keep_checkpoints)
-    found = store.latest(set_aside=dist.get_rank() == 0)
-    # Reading begins where the newest checkpoint ends, and damaged ones are none any more.
-    dist.barrier()
-    batches = ray.train.get_dataset_shard("train").iter_batches(batch_size=None, prefetch_batches=4)
-    begun = _begun(iter(batches))
-    from inpaint.train.worker import train_on
-
-    train_on(begun, config, store, found, threads)
-
-
-def _begun(batches: Iterator[Any]) -> Iterator[Any]:
+def _begun(shard: Iterator[Any]) -> Iterator[Any]:
     """The same batches, the first of which is asked for now, by another thread."""
     thread = ThreadPoolExecutor(1)
-    first = thread.submit(next, batches)
+    first = thread.submit(next, shard)
     thread.shutdown(wait=False)
 
     def all_of_them() -> Iterator[Any]:
         yield first.result()
-        yield from batches
+        yield from shard
 
     return all_of_them()

@@ -8,6 +8,7 @@ run began with.
 import importlib.metadata
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -27,43 +28,60 @@ from inpaint.train.channel import open_channel, watched
 from inpaint.train.checkpoint import CHECKPOINTS, CheckpointStore, Progress
 from inpaint.train.console import RunConsole
 from inpaint.train.loop import StepReport
-from inpaint.train.planned_reading import TRAIN_ROWS, VALIDATION_ROWS, PlannedReading
 from inpaint.train.recipe import Recipe
 from inpaint.train.settings import RateSchedule, TrainSettings, plain
-from inpaint.train.start import WorkerConfig, work
+from inpaint.train.start import TRAIN_ROWS, VALIDATION_ROWS, PlannedReading, WorkerConfig, work
 
 VERSIONS = ("torch", "ray", "diffusers", "transformers", "peft", "deepspeed")
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Training:
+    """One training of a run."""
+
+    name: str
+    """On the console."""
+    recipe: Recipe
+    """Bound to its rows."""
+    rows: Manifest
+    """What is trained on."""
+    held_out: Manifest | None = None
+    """What is validated on; None: on `rows`."""
+    output: str
+    """Folder or URL of its checkpoints, logs and manifests."""
+
+    @property
+    def total(self) -> int:
+        """Samples of all of it."""
+        settings = self.recipe.train
+        return settings.total_samples(Plan.of(self.rows, settings.seed).samples_per_epoch)
+
+    @property
+    def store(self) -> CheckpointStore:
+        return CheckpointStore(f"{self.output}/{CHECKPOINTS}")
+
+
 def fit(
-    recipe: Recipe,
-    rows: Manifest,
-    held_out: Manifest | None,
-    output: str,
+    training: Training,
     *,
-    name: str,
     side_by_side: int = 1,
     stop: StopToken | None = None,
     watch: Callable[[StepReport], None] | None = None,
 ) -> Progress:
-    """Train a bound recipe on the connected cluster; checkpoints, logs and the manifests go to `output`.
+    """Train on the connected cluster.
 
     Args:
-        rows: what is trained on.
-        held_out: what is validated on; None: on `rows`.
         side_by_side: trainings that share the cluster.
         watch: called with every step's report, some time after the step.
 
     Returns where it ended: before the end only where `stop` was asked for.
 
     Raises:
-        InpaintError: `output` holds a run already and `resume` is off, or the cluster can never fit the job.
-        ResumeMismatch: the run in `output` began with other rows or other settings.
+        InpaintError: its output holds a run already and `resume` is off, or the cluster can never fit the job.
+        ResumeMismatch: the run in its output began with other rows or other settings.
     """
-    settings, output = recipe.train, absolute(output)
-    store = CheckpointStore(f"{output}/{CHECKPOINTS}", keep=settings.keep_checkpoints)
-    total = settings.total_samples(Plan.of(rows, settings.seed).samples_per_epoch)
-    started = starting_point(recipe, rows, held_out, output)
+    recipe, rows, held_out, output = training.recipe, training.rows, training.held_out, absolute(training.output)
+    total, started = training.total, starting_point(training)
     if started.samples >= total:
         return started
     stop = stop or StopToken()
@@ -74,12 +92,31 @@ def fit(
             held_out.save(folder / VALIDATION_ROWS)
         recipe.begin(folder)
     channel = open_channel()
-    work = WorkerConfig(recipe.train, total, output, channel, ray.cloudpickle.dumps((recipe, started)))
-    trainer = _trainer(recipe, work, f"{name}-{datetime.now(UTC):%Y%m%d-%H%M%S-%f}", side_by_side)
+    scaling, threads = _scaling(recipe.train, side_by_side)
+    pickled = ray.cloudpickle.dumps((recipe, started))
+    config = WorkerConfig(
+        train=recipe.train, total=total, output=output, channel=channel, threads=threads, pickled=pickled
+    )
+    trainer = TorchTrainer(
+        work,
+        train_loop_config={"config": config},
+        # A placeholder: what is read is decided by `PlannedReading`, once Ray Train knows the world size.
+        datasets={"train": lambda: ray.data.range(1)},
+        dataset_config=PlannedReading(recipe.read_settings(), config),
+        scaling_config=scaling,
+        run_config=ray.train.RunConfig(
+            # A fresh one each time: Ray Train then never looks for a snapshot of its own to restore.
+            name=f"{training.name}-{datetime.now(UTC):%Y%m%d-%H%M%S-%f}",
+            storage_path=f"{output}/ray_train",
+            failure_config=ray.train.FailureConfig(max_failures=recipe.train.max_failures),
+            worker_runtime_env={"env_vars": _environment(threads, use_gpu=scaling.use_gpu)},
+            logging_config=ray.train.LoggingConfig(log_level="WARNING"),
+        ),
+    )
     with (
         output_folder(f"{output}/tensorboard") as logs,
         SummaryWriter(str(logs)) as writer,
-        ProgressBar(name, done=started.samples, total=total, text="starting workers") as bar,
+        ProgressBar(training.name, done=started.samples, total=total, text="starting workers") as bar,
         watched(channel, RunConsole(bar, writer), stop, watch),
     ):
         try:
@@ -89,30 +126,9 @@ def fit(
             if refusal is None:
                 raise
             raise InpaintError(refusal) from error
-    ended = store.progress()
+    ended = training.store.progress()
     assert ended is not None, "a finished run has a checkpoint"
     return ended
-
-
-def _trainer(recipe: Recipe, config: WorkerConfig, name: str, side_by_side: int) -> TorchTrainer:
-    """Args: name: a fresh one each time; Ray Train then never looks for a snapshot of its own to restore."""
-    scaling, threads = _scaling(recipe.train, side_by_side)
-    reading = PlannedReading(recipe.read_settings(), recipe.train, config.output, config.total)
-    return TorchTrainer(
-        work,
-        train_loop_config={"config": config, "threads": threads},
-        # A placeholder: what is read is decided by `PlannedReading`, once Ray Train knows the world size.
-        datasets={"train": lambda: ray.data.range(1)},
-        dataset_config=reading,
-        scaling_config=scaling,
-        run_config=ray.train.RunConfig(
-            name=name,
-            storage_path=f"{config.output}/ray_train",
-            failure_config=ray.train.FailureConfig(max_failures=recipe.train.max_failures),
-            worker_runtime_env={"env_vars": _environment(threads, use_gpu=scaling.use_gpu)},
-            logging_config=ray.train.LoggingConfig(log_level="WARNING"),
-        ),
-    )
 
 
 def runs_side_by_side(settings: TrainSettings) -> int:
@@ -148,36 +164,44 @@ def _scaling(settings: TrainSettings, side_by_side: int) -> tuple[ray.train.Scal
     return scaling, cluster.worker_threads(cpus)
 
 
-def starting_point(recipe: Recipe, rows: Manifest, held_out: Manifest | None, output: str) -> Progress:
+def starting_point(training: Training) -> Progress:
     """Where `fit` would begin. Looks for all that it refuses, and needs no workers. Raises as it does."""
-    settings, output = recipe.train, absolute(output)
-    total = settings.total_samples(Plan.of(rows, settings.seed).samples_per_epoch)
-    read = recipe.read_settings()
+    recipe, output, settings = training.recipe, training.output, training.recipe.train
+    rows, held_out = training.rows, training.held_out
     for used in filter(None, (rows, held_out)):
-        read.check_categories(used.categories)
+        recipe.check_rows(used)
     fixed = plain(recipe, fixed_only=True)
     if settings.schedule is not RateSchedule.CONSTANT or settings.warmup:
         # What a learning rate is depends on where the run will end; a constant one can go on for longer.
-        fixed["total"] = total
+        fixed["total"] = training.total
     fixed = json.loads(json.dumps(fixed))
-    found = CheckpointStore(f"{output}/{CHECKPOINTS}").progress()
+    found = training.store.progress()
     if found is None:
         versions = {name: importlib.metadata.version(name) for name in VERSIONS}
-        return Progress(samples=0, steps=0, seed=settings.seed, manifest=rows.hash, run=fixed, versions=versions)
+        validating = "" if held_out is None else held_out.hash
+        began: dict[str, Any] = {"manifest": rows.hash, "held_out": validating, "run": fixed, "versions": versions}
+        return Progress(samples=0, steps=0, seed=settings.seed, **began)
     if not recipe.resume:
         raise InpaintError(
             f"{output} holds a run that is at sample {found.samples}: continue it with --resume, or give another output"
         )
-    if found.manifest != rows.hash:
-        is_there = read_file(output, TRAIN_ROWS) is not None
-        how = Manifest.load(f"{output}/{TRAIN_ROWS}").difference(rows) if is_there else "its hash is another"
-        raise ResumeMismatch(f"{output} began with other rows: {how}. Restore the data, or start a new output")
+    _check_same(rows, found.manifest, output, TRAIN_ROWS)
     changed = _changes(found.run, fixed)
     if changed:
         raise ResumeMismatch(
             f"{output} began with other settings: {', '.join(changed)}. Resume with the old ones, or a new output"
         )
+    if held_out is not None:
+        _check_same(held_out, found.held_out, output, VALIDATION_ROWS)
     return found
+
+
+def _check_same(rows: Manifest, was: str, output: str, file: str) -> None:
+    """Args: was: the hash of those that lie in `file`."""
+    if rows.hash != was:
+        is_there = read_file(output, file) is not None
+        how = Manifest.load(f"{output}/{file}").difference(rows) if is_there else "its hash is another"
+        raise ResumeMismatch(f"{output} began with other rows: {how}. Restore the data, or start a new output")
 
 
 def _changes(was: Any, now: Any, where: str = "") -> list[str]:

@@ -4,7 +4,6 @@ import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import ray
@@ -20,26 +19,18 @@ from inpaint.data.storage import write_file
 from inpaint.export.grid import grid
 from inpaint.paint.photos import encode_png
 from inpaint.train.channel import Exchange
-from inpaint.train.checkpoint import CheckpointStore, Progress, State
+from inpaint.train.checkpoint import Progress, State
 from inpaint.train.engine import ZeroEngine
-from inpaint.train.loop import Run, train
+from inpaint.train.loop import Run, ValidationSet, train
 from inpaint.train.objective import MicroBatch
-from inpaint.train.planned_reading import TRAIN_ROWS, VALIDATION_ROWS
 from inpaint.train.recipe import Recipe
-from inpaint.train.start import WorkerConfig
-from inpaint.train.validation import ValidationSet
+from inpaint.train.start import TRAIN_ROWS, VALIDATION_ROWS, WorkerConfig
 
 _VALIDATION_SEED = 2**62
 """Of the plan by which a validation set is chosen from its rows, whatever the run's own seed."""
 
 
-def train_on(
-    batches: Iterator[MicroBatch],
-    config: WorkerConfig,
-    store: CheckpointStore,
-    found: tuple[State, Progress] | None,
-    threads: int,
-) -> None:
+def train_on(batches: Iterator[MicroBatch], config: WorkerConfig, found: tuple[State, Progress] | None) -> None:
     """Train to the end, or until the channel says to stop. Args: found: the checkpoint that `batches` follow."""
     recipe, start = ray.cloudpickle.loads(config.pickled)
     settings, device, channel = config.train, get_device(), config.channel
@@ -50,9 +41,9 @@ def train_on(
     exchange = Exchange(channel)
     run = Run(
         engine=engine,
-        store=store,
+        store=config.store,
         batches=batches,
-        validation=_validation(recipe, config.output, channel, threads),
+        validation=_validation(recipe, config),
         total=config.total,
         progress=start,
         exchange=exchange,
@@ -64,24 +55,24 @@ def train_on(
     ray.train.report({"samples": ended.samples, **ended.metrics})
 
 
-def _validation(recipe: Recipe, output: str, channel: Any, threads: int) -> ValidationSet | None:
+def _validation(recipe: Recipe, config: WorkerConfig) -> ValidationSet | None:
     """This worker's part of the set, which it reads itself: so few samples are not worth a stream of their own."""
     settings = recipe.validation
     if not settings.samples:
         return None
-    rows = Manifest.load(f"{output}/{VALIDATION_ROWS if settings.is_held_out else TRAIN_ROWS}")
+    rows = Manifest.load(f"{config.output}/{VALIDATION_ROWS if settings.is_held_out else TRAIN_ROWS}")
     # Its texts are told and its pictures are not mirrored, whatever training does.
     read = replace(recipe.read_settings(), caption_dropout=0.0, flip_probability=0.0)
     wanted = recipe.train.layout(dist.get_world_size(), settings.samples).positions(0, dist.get_rank())
-    with ThreadPoolExecutor(threads) as pool:
+    with ThreadPoolExecutor(config.threads) as pool:
         held = [read_batch(rows, Plan.of(rows, _VALIDATION_SEED), read, positions, pool) for positions in wanted]
     for error in filter(None, (error for batch in held for error in batch["error"])):
         warnings.warn(f"a row of the validation could not be read and counts nothing: {error}", stacklevel=2)
 
     def on_pictures(samples: int, pictures: list[np.ndarray]) -> None:
         together = grid(pictures, columns=4)
-        write_file(output, f"validation/samples-{samples:012d}.png", encode_png(together))
-        channel.tell.remote((samples, together))
+        write_file(config.output, f"validation/samples-{samples:012d}.png", encode_png(together))
+        config.channel.tell.remote((samples, together))
 
     every = settings.every or recipe.train.checkpoint_every
     return ValidationSet(held, every, settings.pictures, on_pictures)

@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 import inpaint
 from inpaint.data.plan import Plan
 from inpaint.data.rows import Manifest
-from inpaint.recipes.category_lora import preset_of
+from inpaint.recipes.category_lora import CategoryLora
 from tests.jobs.conftest import ROOT, run
 from tests.photos import PHOTOS, photo_rows, write_photo_csv
 
@@ -26,7 +26,7 @@ def test_real_photos_go_through_the_whole_job(ray_cluster: None, tmp_path: Path)
     rows = photo_rows()
     data = write_photo_csv(tmp_path, rows)
     output = tmp_path / "run"
-    config = preset_of("toy", data=str(data), output=str(output))
+    config = CategoryLora.of_preset("toy", data=str(data), output=str(output))
     one_epoch = replace(config.train, epochs=1, global_batch=8, max_micro_batch=4)
     inpaint.run(replace(config, card_samples=0, train=one_epoch))
     assert (output / "data" / "quarantine.jsonl").read_text() == ""

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from inpaint.errors import ClusterTooSmall, InpaintError, ResumeMismatch
-from inpaint.recipes.category_lora import preset_of
+from inpaint.recipes.category_lora import CategoryLora
 from inpaint.toy.catalogue import write_catalogue
 from inpaint.train.run import run
 from tests.jobs.conftest import ROOT, RayHead, checkpoint, difference
@@ -41,7 +41,7 @@ class Training:
 
     def run(self, *, resume: bool = False, train: dict[str, Any] = ON_ONE, **changed: Any) -> None:
         """What the command does, on the session's cluster."""
-        config = preset_of("toy", data=str(self.data), output=str(self.output))
+        config = CategoryLora.of_preset("toy", data=str(self.data), output=str(self.output))
         settings = replace(config.train, **{**SETTINGS, "epochs": None, **train})
         validation = replace(config.validation, samples=8, pictures=1)
         config = replace(config, card_samples=0, resume=resume, train=settings, validation=validation)

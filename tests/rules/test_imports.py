@@ -54,7 +54,6 @@ KNOW_RAY = (
     "inpaint/serve/apps/*",
     "inpaint/serve/deployments/*",
     "inpaint/train/channel.py",
-    "inpaint/train/planned_reading.py",
     "inpaint/train/start.py",
     "inpaint/train/trainer.py",
     "inpaint/train/worker.py",

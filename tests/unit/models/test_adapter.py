@@ -245,9 +245,12 @@ def test_an_adapter_is_read_from_a_url(adapter_folder: Path) -> None:
 
 
 def test_the_model_card_shows_what_plain_diffusers_needs(info: BaseInfo, adapter_folder: Path, tmp_path: Path) -> None:
-    for adapter in (load_adapter(adapter_folder), without_tokens(load_adapter(adapter_folder))):
+    with_tokens = load_adapter(adapter_folder)
+    plain = without_tokens(with_tokens)
+    quoting = replace(plain, card=replace(plain.card, prompt_format='a "styled" {prompt}'))
+    for adapter in (with_tokens, plain, quoting):
         folder = save_adapter(tmp_path / str(len(adapter.embeds)), adapter)
-        write_card(folder, info, [np.zeros((4, 12, 3), dtype=np.uint8)] * 3)
+        write_card(folder, adapter, info, [np.zeros((4, 12, 3), dtype=np.uint8)] * 3)
         text = (folder / "README.md").read_text()
         snippet = text.split("```")[1].removeprefix("python")
         compile(snippet, "README.md", "exec")

@@ -15,7 +15,7 @@ from inpaint.errors import InpaintError
 from inpaint.paint.batch import PaintSettings
 from inpaint.paint.ddpm_painter import DdpmPainter, ModelCard, ReverseProcess
 from inpaint.paint.request import DdpmRequest, SamplingSettings
-from inpaint.recipes.ddpm import MODEL, load_ddpm
+from inpaint.recipes.ddpm import MODEL, WEIGHTS, load_ddpm
 from inpaint.recipes.painting import PaintPhotos, paint_photos
 from inpaint.train.checkpoint import CheckpointStore, Progress
 
@@ -135,6 +135,9 @@ def test_what_is_no_run_is_refused(tmp_path: Path, run: Path) -> None:
         load_ddpm(str(tmp_path))
     (tmp_path / MODEL).write_text((run / MODEL).read_text())
     with pytest.raises(InpaintError, match="no checkpoint yet"):
+        load_ddpm(str(tmp_path))
+    (tmp_path / WEIGHTS).write_bytes(b"half a fi")
+    with pytest.raises(InpaintError, match="model.safetensors is damaged"):
         load_ddpm(str(tmp_path))
 
 

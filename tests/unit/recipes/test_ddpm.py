@@ -2,13 +2,16 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
+import torch
 
 from inpaint.data.rows import Manifest, Row
 from inpaint.data.sources import FolderNames
 from inpaint.diffusion.unet import PRESETS
 from inpaint.errors import InpaintError
-from inpaint.recipes.ddpm import preset_of
+from inpaint.recipes import inpainting
+from inpaint.recipes.ddpm import TrainDdpm, preset_of
 from inpaint.train.settings import Precision, plain
 
 ROWS = Manifest.of(
@@ -71,7 +74,12 @@ def test_a_class_is_the_folders_name() -> None:
     bound = classes.bind(ROWS)
     assert bound.card().classes == ("cats", "dogs") and bound.card().unet.classes == 2
     with pytest.raises(InpaintError, match="folder 'dogs' is no class: class_names are cats, cows"):
-        replace(classes, class_names=("cats", "cows")).bind(ROWS)
+        replace(classes, class_names=("cats", "cows")).bind(ROWS).check_rows(ROWS)
+    with pytest.raises(InpaintError, match="folder 'dogs' is no class: class_names are cats"):
+        classes.bind(ROWS.select(np.array([0]))).check_rows(ROWS)  # as rows of its own to validate on
+    for seed in range(8):
+        rest, _ = ROWS.select(np.array([0, 0, 1])).split(0.9, seed)
+        assert rest.labels == ("cats", "dogs"), "no class goes whole"
     assert bound.read_settings().caption_dropout == classes.class_dropout
     with pytest.raises(InpaintError, match="names of folders"):
         classes.bind(ROWS.select(ROWS.table["label"].is_null().to_numpy()))
@@ -82,3 +90,14 @@ def test_what_cannot_be_is_refused() -> None:
         preset_of(100, data="in", output="out")
     with pytest.raises(InpaintError, match="multiple of"):
         replace(preset_of(32, data="in", output="out"), image_size=36)
+
+
+def test_a_cluster_may_have_the_gpus_that_this_process_has_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[TrainDdpm] = []
+    monkeypatch.setattr(inpainting, "run", lambda config: asked.append(config) or ["out"])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for device in ("cuda", "cpu", None):
+        inpainting.train_inpainting("in", "out", image_size=32, device=device, connect=False)
+    assert [config.train.gpu for config in asked] == [True, False, None]
+    with pytest.raises(InpaintError, match="give cpu, cuda or cuda:N"):
+        inpainting.train_inpainting("in", "out", device="tpu9", connect=False)

@@ -10,16 +10,17 @@ from typing import Any
 import pytest
 
 from inpaint.diffusion.unet import PRESETS
-from inpaint.recipes import category_lora, ddpm
+from inpaint.recipes import ddpm
+from inpaint.recipes.category_lora import CategoryLora
 from inpaint.recipes.demo import Demo
-from inpaint.recipes.lora import LoraRecipe
+from inpaint.recipes.lora import LORA_PRESETS, LoraRecipe
 from inpaint.recipes.toy_base import PretrainToy, ToyVae
 from inpaint.train.recipe import Recipe
 from inpaint.train.settings import plain
 
 FOLDER = Path(__file__).parent / "snapshots"
 RECIPES: dict[str, Any] = {
-    **{f"category_lora-{n}": category_lora.preset_of(n, data="DATA", output="OUT") for n in ("toy", "sd15", "sdxl")},
+    **{f"category_lora-{name}": CategoryLora.of_preset(name, data="DATA", output="OUT") for name in LORA_PRESETS},
     **{f"ddpm-{size}": ddpm.preset_of(size, data="DATA", output="OUT") for size in PRESETS},
     "pretrain_toy": PretrainToy(output="OUT"),
     "toy_vae": ToyVae(data="DATA", output="OUT", learning_rate=PretrainToy.vae_learning_rate, train=PretrainToy.vae),

@@ -1,13 +1,14 @@
 """Checkpoints appear whole or not at all, are verified, and the one before is used where one is damaged."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from inpaint.errors import CheckpointCorrupt
-from inpaint.train.checkpoint import CheckpointStore, Progress
+from inpaint.train.checkpoint import VALIDATION_LOSS, CheckpointStore, Progress
 
 
 def tensors(value: float) -> dict[str, dict[str, torch.Tensor]]:
@@ -61,7 +62,10 @@ def test_only_the_newest_are_kept(store: CheckpointStore) -> None:
     assert loaded[1].samples == 12
 
 
-@pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "state"])
+STATES = ('{"files": {', "5", '{"files": {}, "progress": {"other": 1}}')
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "remove", *STATES])
 def test_a_damaged_checkpoint_is_named_and_the_one_before_used(store: CheckpointStore, damage: str) -> None:
     store.save(tensors(4), progress(4))
     newest = Path(store.root.path) / store.save(tensors(8), progress(8))
@@ -75,7 +79,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_used(store: Checkpoint
     elif damage == "remove":
         file.unlink()
     else:
-        (newest / "state.json").write_text('{"files": {')
+        (newest / "state.json").write_text(damage)
     with pytest.warns(UserWarning, match="samples-000000000008.*falling back"):
         loaded = store.latest()
     assert loaded is not None
@@ -83,17 +87,25 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_used(store: Checkpoint
 
 
 def test_nothing_is_trained_over_the_ruins_of_all_checkpoints(store: CheckpointStore) -> None:
-    name = store.save(tensors(4), progress(4))
-    (Path(store.root.path) / name / "trained.safetensors").write_bytes(b"")
-    with pytest.warns(UserWarning), pytest.raises(CheckpointCorrupt, match="no usable checkpoint"):
-        store.latest()
+    for samples in (4, 8):
+        name = store.save(tensors(4), progress(samples))
+        (Path(store.root.path) / name / "trained.safetensors").write_bytes(b"")
+    for _ in range(2):  # also when it is tried again
+        with pytest.warns(UserWarning), pytest.raises(CheckpointCorrupt, match="no usable checkpoint"):
+            store.latest(set_aside=True)
+
+
+def test_a_validation_that_is_not_finite_is_not_the_best(store: CheckpointStore) -> None:
+    for samples, loss in ((4, float("nan")), (8, 0.5), (12, float("inf"))):
+        store.save(tensors(4), replace(progress(samples), metrics={VALIDATION_LOSS: loss}))
+    assert store.best() == ("samples-000000000008", 0.5), "which stays beside the last two"
 
 
 def test_an_interrupted_save_is_no_checkpoint(store: CheckpointStore) -> None:
     store.save(tensors(4), progress(4))
     root = Path(store.root.path)
-    (root / "samples-000000000008.tmp").mkdir()
-    (root / "samples-000000000008.tmp" / "state.json").write_text("{}")
+    (root / "samples-000000000008").mkdir()
+    (root / "samples-000000000008" / "state.json.tmp").write_text("{}")
     (root / "samples-000000000012").mkdir()
     (root / "samples-000000000012" / "trained.safetensors").write_bytes(b"half")
     assert store.names() == ["samples-000000000004"]

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,8 @@ import torch.distributed as dist
 from inpaint.data.plan import StepLayout
 from inpaint.errors import InpaintError
 from inpaint.train.checkpoint import CheckpointStore, Progress
-from inpaint.train.loop import Run, train
+from inpaint.train.loop import Run, ValidationSet, train
 from inpaint.train.settings import TrainSettings
-from inpaint.train.validation import ValidationSet
 
 GLOBAL_BATCH = 4
 
@@ -35,6 +35,7 @@ class Engine:
     device = torch.device("cpu")
     layout = StepLayout(global_batch=GLOBAL_BATCH, max_micro_batch=2, workers=1)
     objective: Any = None
+    weight = 0.0
 
     def __init__(self, losses: Callable[[int], float], validation: Callable[[int], float], every: int) -> None:
         self.settings = TrainSettings(global_batch=GLOBAL_BATCH, checkpoint_every=every)
@@ -47,7 +48,7 @@ class Engine:
         return torch.tensor(self.losses(self.steps))
 
     def gather(self) -> dict[str, dict[str, torch.Tensor]]:
-        return {"trained": {"steps": torch.tensor([float(self.steps)])}}
+        return {"trained": {"steps": torch.tensor([self.weight or float(self.steps)])}}
 
     def evaluating(self) -> Any:
         return nullcontext()
@@ -116,6 +117,14 @@ def test_a_loss_that_is_not_finite_ends_it_and_is_not_saved(tmp_path: Path, at: 
     assert (None if progress is None else progress.samples) == (None if at == 2 else 8)
 
 
+def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
+    run, _ = run_of(tmp_path)
+    run.engine.weight = float("nan")
+    with pytest.raises(FloatingPointError, match="steps is no longer finite at samples 4 to 7"):
+        train(run)
+    assert run.store.progress() is None
+
+
 def test_a_stop_wished_before_the_first_step_costs_one_step_and_is_saved(tmp_path: Path) -> None:
     run, _ = run_of(tmp_path, asked_to_stop=True, validation=lambda step: 1.0)
     assert train(run).samples == run.store.progress().samples == 4
@@ -126,6 +135,11 @@ def test_a_stop_wished_on_the_way_is_heard_within_two_steps(tmp_path: Path) -> N
     ended = train(run)
     assert ended.samples == run.store.progress().samples
     assert 12 < ended.samples <= 20
+
+
+def test_a_stop_told_while_validating_is_heard(tmp_path: Path) -> None:
+    run, _ = run_of(tmp_path, validation=lambda step: 0.1, exchange=lambda report: "validation_loss" in report)
+    assert train(run).samples == 12
 
 
 def test_a_stop_at_a_validation_does_not_leave_it_out(tmp_path: Path) -> None:
@@ -140,6 +154,19 @@ def test_a_validation_without_a_row_that_can_be_read_is_no_loss_of_zero(tmp_path
     with pytest.raises(InpaintError, match="no row of the validation can be read"):
         train(replace(run, validation=replace(run.validation, batches=[unread])))
     assert run.store.progress() is None
+
+
+def test_padding_and_what_could_not_be_read_is_not_painted(tmp_path: Path) -> None:
+    def batch(*weights: float) -> dict[str, Any]:
+        return {"position": np.arange(2), "weight": np.array(weights)}
+
+    shown: list[list[str]] = []
+    run, _ = run_of(tmp_path, total=8, validation=lambda step: 0.1)
+    run.engine.objective = SimpleNamespace(paint=lambda batch, count: [f"of {w}" for w in batch["weight"]][:count])
+    batches = [batch(0.0, 0.5), batch(1.0, 2.0)]
+    run.validation = ValidationSet(batches, 8, 3, lambda samples, pictures: shown.append(pictures))
+    train(run)
+    assert shown == [["of 0.5", "of 1.0"]]
 
 
 def test_the_best_checkpoint_stays_beside_the_last_ones(tmp_path: Path) -> None:

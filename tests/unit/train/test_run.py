@@ -20,7 +20,8 @@ from inpaint.train.checkpoint import CHECKPOINTS, VALIDATION_LOSS, CheckpointSto
 from inpaint.train.recipe import Recipe, Trained
 from inpaint.train.run import run
 from inpaint.train.settings import Keep, TrainSettings, ValidationSettings, plain
-from inpaint.train.trainer import starting_point
+from inpaint.train.start import TRAIN_ROWS, VALIDATION_ROWS
+from inpaint.train.trainer import Training, starting_point
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,9 +94,13 @@ def fits(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[tuple[str, int, 
     def let(losses: list[float], end: int | None = None) -> list[tuple[str, int, int | None]]:
         begun: list[tuple[str, int, int | None]] = []
 
-        def fit(recipe: Recipe, rows: Manifest, held: Manifest | None, output: str, **more: Any) -> Progress:
-            begun.append((more["name"], len(rows), None if held is None else len(held)))
-            progress, store = starting_point(recipe, rows, held, output), CheckpointStore(f"{output}/{CHECKPOINTS}")
+        def fit(training: Training, **more: Any) -> Progress:
+            held = training.held_out
+            begun.append((training.name, len(training.rows), None if held is None else len(held)))
+            progress, store = starting_point(training), training.store
+            for file, rows in ((TRAIN_ROWS, training.rows), (VALIDATION_ROWS, held)):
+                if rows is not None:
+                    rows.save(f"{training.output}/{file}")
             for i, loss in enumerate(losses, start=1):
                 progress = replace(progress, samples=16 * i, metrics={VALIDATION_LOSS: loss})
                 store.save({"trained": {"a": torch.zeros(1)}}, progress)
@@ -124,6 +129,31 @@ def test_a_refusal_leaves_what_the_run_began_with(data, fits, tmp_path):
     assert run(replace(config, resume=True)) == [f"{tmp_path}/export/a"], "on the rows it began with"
     data["d.csv"] = rows_of(a=4)
     assert run(replace(config, resume=True, recheck=True)) == [f"{tmp_path}/export/a"]
+
+
+@pytest.mark.parametrize("validation", [ValidationSettings(share=0.3), ValidationSettings(data="v.csv")])
+def test_what_is_validated_on_is_the_same_on_a_resume(data, fits, tmp_path, validation):
+    """Losses of one set cannot be compared with those of another, and the best of them is exported."""
+    data |= {"d.csv": rows_of(a=60), "v.csv": rows_of(a=3)}
+    fits([0.5, 0.4])
+    config = recipe(tmp_path, validation=validation)
+    run(config)
+    trained, held = (Manifest.load(tmp_path / file) for file in (TRAIN_ROWS, VALIDATION_ROWS))
+    data["d.csv" if validation.data is None else "v.csv"] = held.select(np.arange(1, len(held)))
+    if validation.data is None:
+        data["d.csv"] = Manifest(pa.concat_tables([trained.table, data["d.csv"].table]), (1,))
+    with pytest.raises(ResumeMismatch, match="began with other rows: .*removed: a"):
+        run(replace(config, resume=True, recheck=True))
+
+
+def test_rows_that_the_prompt_cannot_be_written_for_are_refused_before_a_training_begins(data, fits, tmp_path):
+    table, field = rows_of(a=3).table, SCHEMA.field("category")
+    column = pa.array([None, "a", "a"]).cast(field.type)
+    data["d.csv"] = Manifest(table.set_column(SCHEMA.get_field_index("category"), field, column), (1,))
+    begun = fits([0.5, 0.4])
+    with pytest.raises(InpaintError, match="needs a category and some rows have none"):
+        run(recipe(tmp_path))
+    assert begun == []
 
 
 @pytest.mark.parametrize("share", [0.05, 0.9])
