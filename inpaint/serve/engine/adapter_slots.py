@@ -40,11 +40,8 @@ class AdapterSlots:
         """Slot -> token -> vector (D), one mapping per text encoder."""
 
     def pack(self, adapter: Adapter) -> PackedAdapter:
-        """Checks an adapter against the base and lays it out; reads nothing that the loop changes.
-
-        Raises:
-            InpaintError: it does not belong to the base, or its rank is too large for a slot.
-        """
+        """Checks an adapter against the base and lays it out; reads nothing that the loop changes. Raises InpaintError
+        where it does not belong to the base, or its rank is too large for a slot."""
         check_adapter(adapter, self.base.info, max_rank=self.max_rank)
         card = adapter.card
         matrices = {}

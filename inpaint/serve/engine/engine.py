@@ -34,7 +34,8 @@ from inpaint.serve.engine.executor import Executor, LoadAdapter, paste
 from inpaint.serve.engine.scheduler import Event, Job, Outcome, Scheduler
 from inpaint.serve.engine.settings import EngineSettings
 from inpaint.serve.engine.side_stream import StreamEvent
-from inpaint.serve.service import DeadlinePassed, Painted, PaintOrder, Preview
+from inpaint.serve.engine.slot_table import Loan
+from inpaint.serve.service import AdapterUse, DeadlinePassed, Painted, PaintOrder, Preview
 
 T = TypeVar("T")
 _LONGEST_WAIT_S = 60.0
@@ -125,9 +126,10 @@ class Engine:
 
         Raises:
             EngineBroken: the loop has ended, or did not come to it in time.
+            Exception: what the step raised, which ends the loop unless memory ran out.
         """
         answers, tell = _answers()
-        self._post(lambda: tell(self._check()))
+        self._post(partial(self._check, tell))
         try:
             error = await asyncio.wait_for(answers.get(), timeout_s)
         except TimeoutError as late:
@@ -192,11 +194,16 @@ class Engine:
         except (EngineBroken, InpaintError) as error:
             job.tell(error)
 
-    def _check(self) -> EngineBroken | None:
-        if self._has_ended:
-            return self._broken()
-        self._executor.check()
-        return None
+    def _check(self, tell: Callable[[BaseException | None], None]) -> None:
+        try:
+            if self._has_ended:
+                raise self._broken()
+            self._executor.check()
+            tell(None)
+        except BaseException as error:
+            tell(error)
+            if not isinstance(error, (EngineBroken, torch.OutOfMemoryError)):
+                raise
 
     def _close(self, drain: bool) -> None:
         self._is_closing = True
@@ -235,24 +242,31 @@ class Engine:
         return max(0.001, min(self._scheduler.next_deadline() - time.monotonic(), _LONGEST_WAIT_S))
 
     def _admit(self) -> None:
-        for job, missing in self._scheduler.admit():
-            for use in {use.digest: use for use in job.order.adapters if use.digest in missing}.values():
-                failed = partial(self._load_failed, use.digest)
-                self._later(self._loaders, partial(self._executor.load, use), partial(self._loaded, use.digest), failed)
+        for job, loans in self._scheduler.admit():
+            uses = {use.digest: use for use in job.order.adapters}
+            for loan in loans:
+                load, loaded = partial(self._load, loan, uses[loan.digest]), partial(self._loaded, loan)
+                self._later(self._loaders, load, loaded, partial(self._load_failed, loan))
             read = partial(self._executor.read, job.order)
             self._later(self._threads, read, partial(self._have_read, job), partial(self._fail, [job]))
 
     def _have_read(self, job: Job, image: WorkingImage) -> None:
         job.image, job.shape = image, image.shape
 
-    def _loaded(self, digest: str, packed: PackedAdapter) -> None:
-        slot = self._scheduler.table.loaded(digest)
-        if slot is not None:
-            self._executor.runner.slots.put(slot, packed)
+    def _load(self, loan: Loan, use: AdapterUse) -> PackedAdapter | None:
+        """In another thread; None where nobody waits for it any more."""
+        return self._executor.load(use) if loan.users else None
+
+    def _loaded(self, loan: Loan, packed: PackedAdapter | None) -> None:
+        if loan.users and packed is not None:
+            # On the side: a text that was encoded there with what lies in the slot may not be done yet.
+            with self._executor.side.work():
+                self._executor.runner.slots.put(loan.slot, packed)
+            loan.is_loaded = True
             self._counts["adapter_loads"] += 1
 
-    def _load_failed(self, digest: str, error: BaseException) -> None:
-        self._fail(self._scheduler.waiting_for(digest), error)
+    def _load_failed(self, loan: Loan, error: BaseException) -> None:
+        self._fail([job for job in self._scheduler if loan in job.loans], error)
 
     def _encode(self) -> bool:
         """Encodes text and pictures of the next jobs."""
@@ -303,7 +317,8 @@ class Engine:
         try:
             yield
         except torch.OutOfMemoryError as error:
-            self._fail(jobs, error)
+            # Without its frames, which hold tensors: until who ordered has let go of it there would be less memory.
+            self._fail(jobs, error.with_traceback(None))
 
     def _fail(self, jobs: Sequence[Job], error: BaseException) -> None:
         for job in jobs:

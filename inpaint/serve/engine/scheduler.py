@@ -8,13 +8,13 @@ Pure: no torch, no threads, and time is an argument. The engine asks, does what 
 """
 
 import enum
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from inpaint.errors import InpaintError
 from inpaint.serve.engine.settings import EngineSettings
-from inpaint.serve.engine.slot_table import SlotTable
+from inpaint.serve.engine.slot_table import Loan, SlotTable
 from inpaint.serve.service import Painted, PaintOrder, Preview
 
 if TYPE_CHECKING:
@@ -54,8 +54,10 @@ class Job:
     """Hands an event to who asked; from any thread."""
 
     stage: Stage = Stage.WAITING
+    loans: Sequence[Loan] = ()
+    """The slots of its adapters, once it is let in."""
     uses: "Uses" = ()
-    """(slot, weight) of each of its adapters, once it is let in."""
+    """(slot, weight) of each of its adapters, in their order."""
     image: "WorkingImage | None" = None
     shape: tuple[int, int] | None = None
     """Working height and width, once its photo is read."""
@@ -114,8 +116,9 @@ class Scheduler:
         return job in self._active or job in self._waiting
 
     def __iter__(self) -> Iterator[Job]:
-        """All jobs: a copy, from any thread."""
-        return iter(dict.fromkeys([*self._active, *self._waiting]))
+        """All jobs: a copy, from any thread; one that is let in meanwhile is not missed."""
+        waiting = list(self._waiting)
+        return iter(dict.fromkeys([*self._active, *waiting]))
 
     def add(self, job: Job) -> None:
         """A job comes. Raises InpaintError for one with more adapters than there are slots."""
@@ -131,7 +134,7 @@ class Scheduler:
             del self._waiting[job]
             return
         del self._active[job]
-        self.table.release(job.digests)
+        self.table.release(job.loans)
         self._undecoded = [picture for picture in self._undecoded if picture.job is not job]
         job.pictures.clear()
 
@@ -143,39 +146,34 @@ class Scheduler:
         """The earliest; infinite without one."""
         return min((job.deadline for job in self), default=float("inf"))
 
-    def admit(self) -> list[tuple[Job, list[str]]]:
-        """Lets jobs in while there is room: each must now be read, and these of its adapters be loaded."""
+    def admit(self) -> list[tuple[Job, list[Loan]]]:
+        """Lets jobs in while there is room: each must now be read, and the adapters of these loans be loaded."""
         room = self.settings.max_rows + self.settings.ahead_rows - sum(job.unet_rows for job in self._active)
-        admitted: dict[Job, list[str]] = {}
+        admitted: dict[Job, list[Loan]] = {}
         blocked: list[Job] = []
         for job in self._waiting:
             if room < job.unet_rows or any(other.passed >= MAX_PASSED for other in blocked):
                 break
-            missing = self.table.acquire(job.digests)
-            if missing is None:
+            loans = self.table.acquire(job.digests)
+            if loans is None:
                 blocked.append(job)
                 continue
             for other in blocked:
                 other.passed += 1
             room -= job.unet_rows
-            job.stage = Stage.PREPARING
-            job.uses = tuple((self.table.slot_of(use.digest), use.weight) for use in job.order.adapters)
-            admitted[job] = missing
+            job.stage, job.loans = Stage.PREPARING, loans
+            slots = {loan.digest: loan.slot for loan in loans}
+            job.uses = tuple((slots[use.digest], use.weight) for use in job.order.adapters)
+            admitted[job] = [loan for loan in loans if loan.users == 1 and not loan.is_loaded]
         if admitted:
             self._active = dict.fromkeys(sorted([*self._active, *admitted], key=lambda job: job.arrived))
             self._waiting = {job: None for job in self._waiting if job not in admitted}
         return list(admitted.items())
 
-    def waiting_for(self, digest: str) -> list[Job]:
-        """Jobs that cannot go on without this adapter: none where they have left, or another load has brought it."""
-        if digest in self.table.resident:
-            return []
-        return [job for job in self._at(Stage.PREPARING) if digest in job.digests]
-
     def to_encode(self) -> list[Job]:
         """The oldest jobs of one shape that are read and whose adapters are loaded; they are being encoded now."""
         read = [job for job in self._at(Stage.PREPARING) if job.shape is not None]
-        ready = [job for job in read if self.table.is_loaded(job.digests)]
+        ready = [job for job in read if all(loan.is_loaded for loan in job.loans)]
         jobs = [job for job in ready if job.shape == ready[0].shape][: self.settings.side_rows]
         for job in jobs:
             job.stage = Stage.ENCODING

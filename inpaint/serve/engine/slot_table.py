@@ -4,14 +4,18 @@ Guaranteed: an adapter in use is never evicted; a resident one costs nothing to 
 the others makes room. Pure: what lies in a slot is `inpaint.serve.engine.adapter_slots`' business.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 
-@dataclass
-class _Lent:
+@dataclass(eq=False)
+class Loan:
+    """A slot lent for an adapter. What comes of its load concerns the jobs that have this loan, and no later one's."""
+
+    digest: str
     slot: int
     users: int = 0
+    """Jobs that have it now, from any thread. Without any it is over, unless its adapter is loaded."""
     is_loaded: bool = False
 
 
@@ -21,61 +25,40 @@ class SlotTable:
     def __init__(self, slots: int) -> None:
         self.evictions = 0
         self._free = list(range(slots, 0, -1))
-        self._lent: dict[str, _Lent] = {}
+        self._loans: dict[str, Loan] = {}
         """By digest; in use or loaded, and what was released longest ago comes first."""
 
     @property
     def resident(self) -> frozenset[str]:
         """Digests that are loaded; from any thread."""
-        return frozenset(digest for digest, lent in self._lent.copy().items() if lent.is_loaded)
+        return frozenset(digest for digest, loan in self._loans.copy().items() if loan.is_loaded)
 
-    @property
-    def in_use(self) -> int:
-        """How many adapters jobs have now; from any thread."""
-        return sum(lent.users > 0 for lent in self._lent.copy().values())
+    def acquire(self, digests: Sequence[str]) -> list[Loan] | None:
+        """Lend a slot for each of them, all or none: None where too many slots are in use, try again later.
 
-    def acquire(self, digests: Sequence[str]) -> list[str] | None:
-        """Lend a slot for each of them, all or none.
-
-        Returns:
-            Those that must be loaded for it; None where too many slots are in use: try again later.
+        An adapter that is not loaded and has no other user must now be loaded.
         """
         wanted = dict.fromkeys(digests)
-        missing = [digest for digest in wanted if digest not in self._lent]
-        idle = [digest for digest, lent in self._lent.items() if not lent.users and digest not in wanted]
+        missing = [digest for digest in wanted if digest not in self._loans]
+        idle = [digest for digest, loan in self._loans.items() if not loan.users and digest not in wanted]
         if len(missing) > len(self._free) + len(idle):
             return None
         for digest in missing:
             if not self._free:
-                self._free.append(self._lent.pop(idle.pop(0)).slot)
+                self._free.append(self._loans.pop(idle.pop(0)).slot)
                 self.evictions += 1
-            self._lent[digest] = _Lent(self._free.pop())
-        for digest in wanted:
-            self._lent[digest].users += 1
-        return missing
+            self._loans[digest] = Loan(digest, self._free.pop())
+        loans = [self._loans[digest] for digest in wanted]
+        for loan in loans:
+            loan.users += 1
+        return loans
 
-    def release(self, digests: Sequence[str]) -> None:
+    def release(self, loans: Iterable[Loan]) -> None:
         """Give back what `acquire` lent; the adapters stay resident until their slot is needed."""
-        for digest in dict.fromkeys(digests):
-            lent = self._lent.pop(digest)
-            lent.users -= 1
-            if lent.users or lent.is_loaded:
-                self._lent[digest] = lent
+        for loan in loans:
+            del self._loans[loan.digest]
+            loan.users -= 1
+            if loan.users or loan.is_loaded:
+                self._loans[loan.digest] = loan
             else:
-                self._free.append(lent.slot)
-
-    def loaded(self, digest: str) -> int | None:
-        """An adapter has been loaded: the slot to put it in now; None where nobody waits for it any more."""
-        lent = self._lent.get(digest)
-        if lent is None or lent.is_loaded:
-            return None
-        lent.is_loaded = True
-        return lent.slot
-
-    def is_loaded(self, digests: Sequence[str]) -> bool:
-        """Whether all of these lent adapters are."""
-        return all(self._lent[digest].is_loaded for digest in digests)
-
-    def slot_of(self, digest: str) -> int:
-        """Of a lent adapter."""
-        return self._lent[digest].slot
+                self._free.append(loan.slot)

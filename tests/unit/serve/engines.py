@@ -65,6 +65,11 @@ def running(base: str | Path, source: Adapters | None = None, **settings: object
         engine.close(drain=False)
 
 
+def in_use(engine: Engine) -> int:
+    """How many adapters jobs have now."""
+    return sum(loan.users > 0 for loan in engine._scheduler.table._loans.values())
+
+
 class Gate:
     """Counts the U-Net calls of an engine, and lets them through one by one once it is shut."""
 

@@ -8,6 +8,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+import torch
 from pydantic import ValidationError
 
 from inpaint.diffusion.samplers import Sampler
@@ -15,7 +16,7 @@ from inpaint.errors import InpaintError
 from inpaint.paint.paste import kept_pixels_changed
 from inpaint.serve.engine.engine import Engine, EngineBroken
 from inpaint.serve.engine.settings import EngineSettings
-from inpaint.serve.service import DeadlinePassed, Painted, Preview
+from inpaint.serve.service import AdapterGone, DeadlinePassed, Painted, Preview
 from tests.tiny import tiny_sd, tiny_sdxl_inpaint
 from tests.unit.serve.engines import (
     GUARD_S,
@@ -25,6 +26,7 @@ from tests.unit.serve.engines import (
     by_painter,
     difference,
     events_of,
+    in_use,
     order,
     paint_all,
     pictures,
@@ -153,7 +155,7 @@ def test_an_order_leaves_in_time_while_it_waits_for_its_adapter():
         with pytest.raises(DeadlinePassed):
             paint_all(engine, [order(request(1), "slow", timeout_s=0.05)])
         source.release.set()
-        assert engine._scheduler.table.in_use == 0
+        assert in_use(engine) == 0
         with pytest.raises(AdapterGone):  # the load has failed by now, without ending the loop
             pictures(engine, [order(request(2), "slow")])
 
@@ -256,6 +258,40 @@ def test_a_check_sees_a_loop_that_is_stuck():
         asyncio.run(stuck())
         gate.open()
         asyncio.run(engine.check(GUARD_S))
+
+
+@pytest.mark.parametrize("stage", ["encode", "advance", "decode"])
+def test_where_memory_runs_out_the_orders_fail_and_hold_none_and_the_loop_goes_on(stage):
+    with running("toy") as engine:
+        real = getattr(engine._executor, stage)
+
+        def full(_: object) -> None:
+            setattr(engine._executor, stage, real)
+            raise torch.OutOfMemoryError("memory is full")
+
+        setattr(engine._executor, stage, full)
+        with pytest.raises(torch.OutOfMemoryError) as failed:
+            paint_all(engine, [order(request(1))])
+        assert "full" not in [entry.name for entry in failed.traceback], "a frame holds its tensors"
+        assert len(pictures(engine, [order(request(2))])) == 1
+        assert (engine.stats().failed, engine.stats().painted) == (1, 1)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("memory is full"), RuntimeError("the device is gone")])
+def test_a_check_says_what_its_step_raised_and_the_loop_goes_on_where_memory_ran_out(error):
+    def broken() -> None:
+        raise error
+
+    with running("toy") as engine:
+        engine._executor.check = broken
+        with pytest.raises(type(error), match=str(error)):
+            asyncio.run(engine.check(GUARD_S))
+        if isinstance(error, torch.OutOfMemoryError):
+            assert len(pictures(engine, [order(request(1))])) == 1
+        else:
+            with pytest.raises(EngineBroken, match=str(error)):
+                paint_all(engine, [order(request(1))])
 
 
 def test_draining_paints_what_was_ordered():

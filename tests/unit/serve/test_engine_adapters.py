@@ -1,6 +1,7 @@
 """Rows with adapters of their own: each is painted with its own and with no other, as it would be alone."""
 
 import asyncio
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,7 @@ from tests.unit.serve.engines import (
     by_painter,
     difference,
     events_of,
+    in_use,
     order,
     paint_all,
     pictures,
@@ -91,7 +93,7 @@ def test_many_categories_on_few_slots_never_get_each_others_adapter():
     with running("toy", source, slots=4, max_rows=8) as engine:
         together = pictures(engine, orders)
         stats = engine.stats()
-        assert stats.resident_adapters == 4 and engine._scheduler.table.in_use == 0
+        assert stats.resident_adapters == 4 and in_use(engine) == 0
         assert stats.adapter_evictions >= CATEGORIES - 4
         alone = [pictures(engine, [one])[0] for one in orders]
     for name, picture, solo in zip(source.adapters, together, alone, strict=True):
@@ -171,6 +173,63 @@ def test_loading_does_not_hold_the_others_up():
         assert asyncio.run(asyncio.wait_for(both(), GUARD_S)) == 3
 
 
+def test_a_load_that_fails_late_fails_no_later_order_whose_own_load_is_on_its_way():
+    class FailsFirst(Adapters):
+        def __init__(self) -> None:
+            super().__init__()
+            self.begun = threading.Semaphore(0)
+            self.go_on = [threading.Event(), threading.Event()]
+
+        def load(self, name: str, digest: str) -> Adapter:
+            number = len(self.loaded)
+            self.loaded.append(digest)
+            self.begun.release()
+            assert self.go_on[number].wait(GUARD_S)
+            if number == 0:
+                raise AdapterGone("gone")
+            return made_up("toy", 1)
+
+    async def twice(engine: Engine) -> int:
+        first, second = (asyncio.ensure_future(events_of(engine, order(request(1), "a"))) for _ in range(2))
+        await asyncio.to_thread(source.begun.acquire)
+        for one in (first, second):
+            one.cancel()
+        await asyncio.gather(first, second, return_exceptions=True)
+        third = asyncio.ensure_future(events_of(engine, order(request(1), "a")))
+        await asyncio.to_thread(source.begun.acquire)
+        source.go_on[0].set()
+        engine._loaders.submit(lambda: None).result(GUARD_S)  # the first load's thread is free again: it has failed
+        await engine.check(GUARD_S)
+        assert not third.done()
+        source.go_on[1].set()
+        return (await third)[-1].steps
+
+    source = FailsFirst()
+    with running("toy", source, loaders=2) as engine:
+        assert asyncio.run(asyncio.wait_for(twice(engine), GUARD_S)) == 3
+
+
+def test_what_nobody_waits_for_any_more_is_not_loaded():
+    source = Adapters({"slow": made_up("toy", 1)})
+    source.held.add("slow")
+
+    async def one_leaves(engine: Engine) -> None:
+        slow, leaves = (asyncio.ensure_future(events_of(engine, order(request(1), name))) for name in ("slow", "x"))
+        for _ in range(2):  # its load waits behind the slow one
+            await engine.check(GUARD_S)
+        assert in_use(engine) == 2
+        leaves.cancel()
+        await asyncio.gather(leaves, return_exceptions=True)
+        await engine.check(GUARD_S)
+        source.release.set()
+        await slow
+        engine._loaders.submit(lambda: None).result(GUARD_S)
+
+    with running("toy", source) as engine:
+        asyncio.run(asyncio.wait_for(one_leaves(engine), GUARD_S))
+    assert source.loaded == ["slow"]
+
+
 @pytest.mark.parametrize("damage", ["gone", "bad"])
 def test_an_adapter_that_cannot_be_loaded_fails_its_orders_alone(damage):
     source = Adapters({"good": made_up("toy", 1)} | ({"bad": made_up("toy", 2, rank=30)} if damage == "bad" else {}))
@@ -183,7 +242,7 @@ def test_an_adapter_that_cannot_be_loaded_fails_its_orders_alone(damage):
 
     with running("toy", source, slots=1) as engine:
         first, second, good = asyncio.run(both(engine))
-        assert engine._scheduler.table.in_use == 0 and engine.resident() == {"good"}
+        assert in_use(engine) == 0 and engine.resident() == {"good"}
     for error in (first, second):
         assert isinstance(error, AdapterGone if damage == "gone" else InpaintError)
         assert ("is gone" if damage == "gone" else "rank 30") in str(error)

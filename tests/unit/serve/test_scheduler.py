@@ -2,7 +2,7 @@
 
 import random
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pytest
@@ -13,6 +13,7 @@ from inpaint.errors import InpaintError
 from inpaint.paint.request import PaintRequest, SamplingSettings
 from inpaint.serve.engine.scheduler import MAX_PASSED, Job, Outcome, Scheduler, Stage
 from inpaint.serve.engine.settings import EngineSettings
+from inpaint.serve.engine.slot_table import Loan
 from inpaint.serve.service import AdapterUse, PaintOrder
 
 SHAPES = [(64, 64), (64, 96), (128, 128)]
@@ -35,10 +36,10 @@ def scheduler(**limits: int) -> Scheduler:
 def prepare(scheduler: Scheduler, shape: tuple[int, int] = SHAPES[0]) -> list[Job]:
     """Admits, reads, loads and encodes all that there is room for."""
     ready: list[Job] = []
-    for admitted, missing in scheduler.admit():
+    for admitted, loans in scheduler.admit():
         admitted.shape = shape
-        for digest in missing:
-            scheduler.table.loaded(digest)
+        for loan in loans:
+            loan.is_loaded = True
     while jobs := scheduler.to_encode():
         scheduler.encoded(jobs)
         ready += jobs
@@ -69,7 +70,7 @@ class Simulation:
                 self.come()
             self.turn()
             assert self.now < 100 * jobs, f"jobs wait for ever: {[j.stage for j in self.scheduler]}"
-        assert self.scheduler.table.in_use == 0
+        assert not any(loan.users for loan in self.scheduler.table._loans.values())
         for one in set(self.came) - self.gone:
             wanted = min(one.previews, one.steps - 1)
             assert self.handed[one] == [*range(wanted), None], "previews in order, then the end"
@@ -110,20 +111,20 @@ class Simulation:
         self.scheduler.remove(one)
 
     def admit(self) -> None:
-        for one, missing in self.scheduler.admit():
+        for one, loans in self.scheduler.admit():
             shape = self.random.choice(SHAPES)
             self.later(lambda one=one, shape=shape: setattr(one, "shape", shape))
-            for digest in missing:
-                self.later(lambda digest=digest: self.load(digest))
+            for loan in loans:
+                self.later(lambda loan=loan: self.load(loan))
 
-    def load(self, digest: str) -> None:
+    def load(self, loan: Loan) -> None:
+        waiting = [one for one in self.scheduler if loan in one.loans]
+        assert len(waiting) == loan.users and not loan.is_loaded
         if self.random.random() < 0.05:
-            for one in self.scheduler.waiting_for(digest):
+            for one in waiting:
                 self.leave(one)
-            return
-        slot = self.scheduler.table.loaded(digest)
-        if slot is not None:
-            self.slots[slot] = digest
+        elif waiting:
+            self.slots[loan.slot], loan.is_loaded = loan.digest, True
 
     def check(self, batch: list[Job]) -> None:
         shape, rows = batch[0].shape, sum(one.unet_rows for one in batch)
@@ -218,13 +219,20 @@ def test_a_removed_or_expired_job_steps_no_more_and_its_pictures_are_not_decoded
     assert leaving.next_deadline() == float("inf")
 
 
-def test_an_adapter_whose_jobs_have_all_left_keeps_nobody_waiting() -> None:
-    left = scheduler()
-    left.add(only := job(digests=("a",)))
-    left.admit()
-    assert left.waiting_for("a") == [only]
-    left.remove(only)
-    assert left.waiting_for("a") == []
+def test_who_counts_jobs_while_one_is_let_in_misses_none() -> None:
+    class Meanwhile(dict):
+        """Active jobs; another thread lets one in while they are looked at."""
+
+        def __iter__(self) -> Iterator[Job]:
+            active = list(super().__iter__())
+            counted._active = dict(self)
+            counted.admit()
+            return iter(active)
+
+    counted = scheduler()
+    counted.add(only := job())
+    counted._active = Meanwhile()
+    assert list(counted) == [only] and not counted._waiting
 
 
 def test_pictures_are_handed_over_in_order_whichever_is_pasted_first() -> None:
