@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import tempfile
+import time
 from pathlib import Path
 
 import pyarrow.fs as pafs
@@ -20,7 +21,6 @@ from inpaint.export.adapter_folder import (
     EMBEDS_FILES,
     LORA_FILE,
     AdapterIncomplete,
-    load_adapter,
     parse_card,
     read_adapter,
 )
@@ -28,6 +28,8 @@ from inpaint.models.adapter import Adapter, AdapterCard
 from inpaint.serve.service import AdapterGone
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+_NEW = ".new-"
+_LONGEST_PUT_S = 3600
 _MAX_CARD_BYTES = 1 << 20
 
 AdapterFiles = dict[str, bytes]
@@ -48,41 +50,47 @@ class AdapterCache:
 
     def load(self, name: str, digest: str) -> Adapter:
         """That version, verified: the copy, else from the registry while it still has it. Raises AdapterGone."""
+        return self._found(name, digest)[1]
+
+    def files(self, name: str, digest: str) -> AdapterFiles:
+        """The bytes of that version. Raises AdapterGone."""
+        return self._found(name, digest)[0]
+
+    def _found(self, name: str, digest: str) -> tuple[AdapterFiles, Adapter]:
         try:
             return self.fetch(name, digest)
         except (InpaintError, OSError) as error:
             raise AdapterGone(f"adapter {name} at {digest[:12]} cannot be read: {error}") from error
 
-    def fetch(self, name: str, digest: str) -> Adapter:
-        """As `load`, with the reason.
+    def fetch(self, name: str, digest: str) -> tuple[AdapterFiles, Adapter]:
+        """`files` and `load` in one, with the reason.
 
         Raises:
             AdapterIncomplete: a file is missing or does not match its sha256, or the registry has another version.
             InpaintError: the files are what the card says, but no adapter, or too large.
             OSError: the registry cannot be read.
         """
-        return self._copy(digest) or self.put(self._download(name, digest), name)
-
-    def files(self, name: str, digest: str) -> AdapterFiles:
-        """The bytes of that version. Raises AdapterGone."""
-        self.load(name, digest)
-        try:
-            return {path.name: path.read_bytes() for path in (self.folder / digest).iterdir()}
-        except FileNotFoundError:  # another process let it go in between
-            files = self._download(name, digest)
-            read_adapter(files.get, name)
-            return files
+        if digest in self:
+            folder = self.folder / digest
+            try:
+                os.utime(folder)
+                files = {path.name: path.read_bytes() for path in folder.iterdir()}
+                if _sha256(files.get(CARD_FILE, b"")) == digest:
+                    return files, read_adapter(files.get, folder)
+            except (OSError, InpaintError):
+                pass
+            # Another process has taken it off in between, or the disk has damaged it.
+            shutil.rmtree(folder, ignore_errors=True)
+        files = self._download(name, digest)
+        return files, self.put(files, name)
 
     def put(self, files: AdapterFiles, where: str = "files") -> Adapter:
-        """Keep a version, verified, by the digest of its card; errors call it `where`.
-
-        Raises:
-            InpaintError: the bytes are no adapter.
-        """
+        """Keep a version, verified, by the digest of its card; errors call it `where`. Raises InpaintError where the
+        bytes are no adapter."""
         if not files.keys() <= {CARD_FILE, LORA_FILE, *EMBEDS_FILES}:
             raise InpaintError(f"{where}: {', '.join(files)[:80]}: these are not the files of an adapter")
         adapter = read_adapter(files.get, where)
-        new = Path(tempfile.mkdtemp(prefix=".new-", dir=self.folder))
+        new = Path(tempfile.mkdtemp(prefix=_NEW, dir=self.folder))
         try:
             for name, data in files.items():
                 (new / name).write_bytes(data)
@@ -98,21 +106,6 @@ class AdapterCache:
             return parse_card(data, CARD_FILE), _sha256(data)
         except InpaintError as error:
             raise AdapterIncomplete(str(error)) from error
-
-    def _copy(self, digest: str) -> Adapter | None:
-        """What is kept, verified again; None where it is not here."""
-        if digest not in self:
-            return None
-        folder = self.folder / digest
-        try:
-            os.utime(folder)
-            if _sha256((folder / CARD_FILE).read_bytes()) != digest:
-                raise InpaintError(f"{folder}: its card is not the one that it is named by")
-            return load_adapter(folder)
-        except (OSError, InpaintError):
-            # Another process has taken it off in between, or the disk has damaged it: it will be fetched again.
-            shutil.rmtree(folder, ignore_errors=True)
-            return None
 
     def _download(self, name: str, digest: str) -> AdapterFiles:
         """What the registry has now; `put` sees whether it is whole."""
@@ -143,15 +136,15 @@ class AdapterCache:
             except OSError:
                 if digest not in self:  # else another process was faster
                     raise
-        os.utime(target)
         copies = []
         for kept in self.folder.iterdir():
-            if _DIGEST.fullmatch(kept.name):
-                try:
-                    size = sum(file.stat().st_size for file in kept.iterdir())
-                    copies.append((kept.stat().st_mtime_ns, size, kept))
-                except FileNotFoundError:
-                    continue  # another process lets copies go, too
+            try:
+                used = kept.stat().st_mtime
+                # What a process that was killed had begun counts, too.
+                if _DIGEST.fullmatch(kept.name) or (kept.name.startswith(_NEW) and used < time.time() - _LONGEST_PUT_S):
+                    copies.append((used, sum(file.stat().st_size for file in kept.iterdir()), kept))
+            except FileNotFoundError:
+                continue  # another process lets copies go, too
         left = sum(size for _, size, _ in copies)
         for _, size, kept in sorted(copies):
             if left > self.max_bytes and kept != target:

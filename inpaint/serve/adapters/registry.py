@@ -107,7 +107,7 @@ class Registry:
         """Look once. Where the registry cannot be listed, all stays as it was."""
         try:
             listing = self._list()
-        except OSError as error:
+        except (OSError, UnicodeError) as error:  # also for a file name that is not UTF-8
             _LOG.warning("registry %s cannot be listed, so nothing changes: %s", self.settings.root, error)
             return
         self._folders = {name: self._folders.get(name, _Folder()) for name in listing}
@@ -142,7 +142,7 @@ class Registry:
             card, digest = self.cache.read_card(name)
             if folder.served is None or folder.served.digest != digest:
                 check_card(card, self.base, max_rank=self.settings.max_rank)
-                check_adapter(self.cache.fetch(name, digest), self.base, max_rank=self.settings.max_rank)
+                check_adapter(self.cache.fetch(name, digest)[1], self.base, max_rank=self.settings.max_rank)
                 folder.served = ServedAdapter(name=name, digest=digest, card=card)
                 _LOG.info("adapter %s at %s is served", name, digest[:12])
             folder.refused = ""
@@ -161,12 +161,8 @@ class Registry:
 
 
 def settle(entries: Iterable[ServedAdapter]) -> tuple[dict[str, ServedAdapter], dict[str, str]]:
-    """Who is served where two claim a category: the adapter that is called like it, else the first by name.
-
-    The same for every process that sees the same registry, whatever came first.
-
-    Returns:
-        Served adapters by name, and the reasons of the others.
+    """Served adapters by name, and the reasons of the others: where two claim a category, the one that is called like
+    it is served, else the first by name. The same for every process that sees the same registry, whatever came first.
     """
     owners: dict[str, str] = {}
     served: dict[str, ServedAdapter] = {}

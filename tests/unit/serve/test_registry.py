@@ -262,8 +262,12 @@ def test_young_files_are_looked_at_again_though_their_size_and_time_stay(registr
         old = registry.catalogue()["CDP_COS"].digest
 
 
-def test_a_registry_that_cannot_be_listed_leaves_all_as_it_was(registry: Registry, root: Path) -> None:
-    root.rename(root.with_name("away"))
+@pytest.mark.parametrize("why", ["away", "a name that is not UTF-8"])
+def test_a_registry_that_cannot_be_listed_leaves_all_as_it_was(registry: Registry, root: Path, why: str) -> None:
+    if why == "away":
+        root.rename(root.with_name("away"))
+    else:
+        (root / "CDP_COS" / os.fsdecode(b"caf\xe9.txt")).write_bytes(b"")
     registry.poll()
     assert list(registry.catalogue()) == ["CDP_COS", "CDP_FOOD"]
 
@@ -334,6 +338,22 @@ def test_a_damaged_copy_is_fetched_again(registry: Registry) -> None:
     assert copy.stat().st_size > 7
 
 
+def test_a_copy_that_goes_while_its_bytes_are_read_is_fetched_again(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = registry.catalogue()["CDP_COS"].digest
+    whole = registry.cache.files("CDP_COS", digest)
+    copy, listed = registry.cache.folder / digest, Path.iterdir
+
+    def half_gone(path: Path) -> list[Path]:
+        if path == copy:
+            (copy / LORA_FILE).unlink(missing_ok=True)
+        return list(listed(path))
+
+    monkeypatch.setattr(Path, "iterdir", half_gone)
+    assert registry.cache.files("CDP_COS", digest) == whole
+
+
 def test_the_cache_is_bounded_and_drops_what_was_used_longest_ago(
     registry: Registry, root: Path, tmp_path: Path
 ) -> None:
@@ -346,3 +366,9 @@ def test_the_cache_is_bounded_and_drops_what_was_used_longest_ago(
     small = cache_in(tmp_path / "smaller", root, 1)
     small.put(versions[0])
     assert digests[0] in small, "the newest stays in any case"
+    for name, hours in ((".new-killed", 2), (".new-at-work", 0)):
+        (small.folder / name).mkdir()
+        (small.folder / name / LORA_FILE).write_bytes(b"half")
+        os.utime(small.folder / name, (time.time() - 3600 * hours,) * 2)
+    small.put(versions[1])
+    assert {path.name for path in small.folder.iterdir()} == {digests[1], ".new-at-work"}
