@@ -107,7 +107,8 @@ def sampling_timesteps(schedule: NoiseSchedule, steps: int) -> Tensor:
     elif spacing == "linspace":
         timesteps_S = torch.linspace(0, count - 1, steps, dtype=torch.float64).round().long()
     else:
-        timesteps_S = torch.arange(count, 0, -count / steps, dtype=torch.float64).round().long().flip(0) - 1
+        # Cut: where `count / steps` is rounded down, diffusers visits one more, which is -1.
+        timesteps_S = torch.arange(count, 0, -count / steps, dtype=torch.float64)[:steps].round().long().flip(0) - 1
     if int(timesteps_S[-1]) >= count:
         raise InpaintError(
             f"steps {steps}: with this base's steps_offset at most {count - schedule.steps_offset} steps"

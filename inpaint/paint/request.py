@@ -118,6 +118,8 @@ class PaintRequest:
 
     def __post_init__(self) -> None:
         _check_picture(self.image, self.hole, self.seed)
+        if any("\ud800" <= letter <= "\udfff" for letter in self.prompt + self.negative_prompt):
+            raise InpaintError("prompt: it holds half a surrogate pair, which is no text; decode it as UTF-8")
         if self.control is not None and self.control.image.shape != self.image.shape:
             raise InpaintError(f"control: {self.control.image.shape}; give a picture of shape {self.image.shape}")
 

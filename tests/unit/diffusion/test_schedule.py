@@ -55,6 +55,14 @@ def test_sampling_timesteps_are_ddims(spacing, steps):
     assert sampling_timesteps(schedule_of(scheduler), steps).tolist() == scheduler.timesteps.tolist()
 
 
+@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
+def test_there_are_as_many_timesteps_as_steps_whatever_is_rounded(spacing):
+    schedule = schedule_of(DDIMScheduler.from_config(tiny_scheduler().config, timestep_spacing=spacing))
+    for steps in range(1, 1000):
+        visited = sampling_timesteps(schedule, steps)
+        assert len(visited) == steps and visited.diff().lt(0).all() and visited[-1] >= 0, steps
+
+
 @pytest.mark.parametrize("steps", [0, 1000, 1001])
 def test_steps_out_of_range_are_refused(steps):
     with pytest.raises(InpaintError, match=f"steps {steps}: .*(1000|999)"):

@@ -161,8 +161,10 @@ def test_bad_settings_are_refused_by_name(settings):
         request_with(**{"image": good.image, "hole": good.hole, "prompt": "", "seed": 0, **settings})
 
 
-def test_images_and_holes_of_other_kinds_are_refused():
+def test_what_is_no_image_hole_or_text_is_refused():
     good = request(1)
+    with pytest.raises(InpaintError, match="half a surrogate pair"):
+        request(1, prompt="a box \ud800")
     with pytest.raises(InpaintError, match=r"image: float64"):
         request_with(image=good.image / 255, hole=good.hole, prompt="", seed=0)
     with pytest.raises(InpaintError, match=r"hole: uint8"):
