@@ -125,10 +125,8 @@ def fill(
     """Pictures whose holes are sampled and whose kept pixels are `known_B3HW` exactly, float32.
 
     Outside the hole every x_t is replaced by the known pixels, noised to t (Lugmayr 2022, eq. 8). DDIM without
-    resampling uses one noise for all t, since its own path has but one; else it is drawn anew each time.
-
-    Raises:
-        InpaintError: more steps than the schedule has timesteps.
+    resampling uses one noise for all t, since its own path has but one; else it is drawn anew each time. Raises
+    InpaintError for more steps than the schedule has timesteps.
     """
     device, is_ddpm = known_B3HW.device, sampling.sampler is PixelSampler.DDPM
     timesteps_S = sampling_timesteps(schedule, sampling.steps)

@@ -71,10 +71,8 @@ def trajectory(schedule: NoiseSchedule, sampler: Sampler, steps: int, strength: 
     """The steps taken at `strength`: the last `int(steps * strength)` of `steps`, as diffusers' inpaint pipelines.
 
     At strength 1 it starts from noise alone, else from the image's latents with the noise of the first step taken.
-
-    Raises:
-        InpaintError: a number of steps that this base or sampler has no timesteps for, a strength that leaves no step,
-            or a stored scheduler setting that is not supported with this sampler.
+    Raises InpaintError for a number of steps that this base or sampler has no timesteps for, a strength that leaves no
+    step, or a stored scheduler setting that is not supported with this sampler.
     """
     for name, usual in _USUAL.get(sampler, {}).items():
         if schedule.stated.get(name, usual) != usual:
@@ -135,11 +133,8 @@ def column(table_BK: Tensor, name: str, ndim: int) -> Tensor:
 
 def visiting(schedule: NoiseSchedule, times_S: Array, before_S: Array, *, ancestral: bool = False) -> Trajectory:
     """DDIM with eta 0 (Song 2020, eq. 12) at any timesteps, or samples of q(x_s | x_t, c) (Ho 2020, eq. 6 and 7) as
-    `DDPMScheduler` with `variance_type="fixed_small"`.
-
-    Args:
-        before_S: a_s of the timesteps that the steps lead to, float64.
-    """
+    `DDPMScheduler` with `variance_type="fixed_small"`. `before_S` are a_s of the timesteps that the steps lead to,
+    float64."""
     a_S = _alphas(schedule)[times_S]
     columns = {"next_clean": np.sqrt(before_S)}
     if ancestral:

@@ -46,11 +46,8 @@ class LoraSettings:
 
 
 def inject_lora(base: Base, settings: LoraSettings, *, seed: int, only: Collection[str] | None = None) -> None:
-    """Freeze the base and add trainable fp32 LoRA layers; equal seeds give equal layers, on every worker.
-
-    Args:
-        only: names of layers on disk; unset: all that can have one.
-    """
+    """Freeze the base and add trainable fp32 LoRA layers; equal seeds give equal layers, on every worker. `only`
+    names layers on disk; unset: all that can have one."""
     for model in adapted_models(base).values():
         model.requires_grad_(False)
     base.vae.requires_grad_(False)

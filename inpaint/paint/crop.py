@@ -23,7 +23,6 @@ if TYPE_CHECKING:  # a DDPM and HTTP start sooner without diffusers
 LONGEST = 2.0
 """A window is at most this many times as long as wide, where the photo is: what bases were trained on."""
 
-
 Window = tuple[slice, slice]
 """A rectangle: `photo[window]` is its part of a photo or hole."""
 
@@ -88,11 +87,8 @@ def working_image(info: "BaseInfo", request: PaintRequest) -> WorkingImage:
 
 
 def pasted(request: PaintRequest, window: Window, painted: np.ndarray) -> np.ndarray:
-    """The original with what was painted in its hole: a new array, kept pixels bit for bit.
-
-    Args:
-        painted: the window as it was painted, at its working shape: H x W x 3 float32 in [0, 1].
-    """
+    """The original with what was painted in its hole: a new array, kept pixels bit for bit. `painted` is the
+    window as it was painted, at its working shape: H x W x 3 float32 in [0, 1]."""
     small = np.rint(painted * 255).astype(np.uint8)
     large = request.image.copy()
     large[window] = resize_image(small, request.hole[window].shape)

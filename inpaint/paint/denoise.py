@@ -53,11 +53,6 @@ class DenoisingRow:
     """Steps taken."""
 
     @property
-    def unet_rows(self) -> int:
-        """What a step of it costs: 1, with guidance 2."""
-        return 1 if self.negative is None else 2
-
-    @property
     def left(self) -> int:
         """Steps to take."""
         return len(self.trajectory) - self.step
@@ -156,7 +151,7 @@ class Batch:
         self._hole_B1hw = torch.stack([row.hole_1hw for row in rows])
         self._noise_BChw = torch.stack([row.noise_Chw for row in rows])
         # Rows with adapters first, so that the others cost their adapters' kernels nothing; padding last.
-        places = [(i, positive) for i, row in enumerate(rows) for positive in (False, True)[-row.unet_rows :]]
+        places = [(i, positive) for i, row in enumerate(rows) for positive in (False, True) if positive or row.negative]
         places.sort(key=lambda place: not rows[place[0]].uses)
         where = {place: index for index, place in enumerate(places)}
         wanted = next((size for size in sizes if size >= len(places)), len(places))
@@ -182,7 +177,7 @@ class Batch:
         if controls:
             assert controlnet is not None, "rows with a control picture need a ControlNet"
             kwargs = unet_kwargs(_stacked([texts[u] for u in controls]), *size)
-            self._control = _Control(controlnet, controls, kwargs, len(padded))
+            self._control = _control(controlnet, controls, kwargs, len(padded))
 
     @property
     def text_ULD(self) -> Tensor:
@@ -214,7 +209,7 @@ class Batch:
         inputs_UChw = (self.latents_BChw * column(table_BK, "scale_input", 4))[self.source_U]
         times_U, kwargs = times_B[self.source_U], self._kwargs
         if self._control is not None:
-            kwargs = {**kwargs, **self._control.residuals(inputs_UChw.to(self.base.dtype), times_U)}
+            kwargs = {**kwargs, **self._control(inputs_UChw.to(self.base.dtype), times_U)}
         inputs_UChw = unet_input(inputs_UChw, self._hole_U1hw, self._known_UChw).to(self.base.dtype)
         inputs_UChw = inputs_UChw.contiguous(memory_format=self._memory_format)
         output_UChw = unet(inputs_UChw, times_U, return_dict=False, **kwargs)[0].float()
@@ -238,37 +233,28 @@ class Batch:
             row.latents_Chw, row.clean_Chw = latents_Chw, clean_Chw
 
 
-class _Control:
-    """What a ControlNet adds to the rows that have a picture for it; it sees the latents alone, as in diffusers."""
+def _control(
+    net: Callable[..., Any], controls: dict[int, tuple[Tensor, float]], kwargs: dict[str, Any], rows: int
+) -> Callable[[Tensor, Tensor], dict[str, Any]]:
+    """(scaled latents U x C x h x w, timesteps U) -> keyword arguments of the U-Net: what a ControlNet adds to the rows
+    that have a picture for it (`controls`, by U-Net row), zeros in the others. It sees the latents alone, as in
+    diffusers, and the U-Net's `kwargs` of these rows."""
+    pictures, scales = zip(*controls.values(), strict=True)
+    image_V3HW = torch.stack(pictures)
+    index_V = torch.tensor(list(controls), device=image_V3HW.device)
+    scale_V111 = image_V3HW.new_tensor(scales).reshape(-1, 1, 1, 1)
 
-    def __init__(
-        self, net: Callable[..., Any], controls: dict[int, tuple[Tensor, float]], kwargs: dict[str, Any], rows: int
-    ) -> None:
-        """Args: controls: by U-Net row. kwargs: the U-Net's, of these rows. rows: of the U-Net in all."""
-        pictures, scales = zip(*controls.values(), strict=True)
-        self._net, self._kwargs, self._rows = net, kwargs, rows
-        self._image_V3HW = torch.stack(pictures)
-        self._index_V = torch.tensor(list(controls), device=self._image_V3HW.device)
-        self._scale_V111 = self._image_V3HW.new_tensor(scales).reshape(-1, 1, 1, 1)
+    def spread(residual_Vchw: Tensor) -> Tensor:
+        everywhere = residual_Vchw.new_zeros((rows, *residual_Vchw.shape[1:]))
+        return everywhere.index_copy_(0, index_V, residual_Vchw * scale_V111)
 
-    def residuals(self, latents_UChw: Tensor, times_U: Tensor) -> dict[str, Any]:
-        """Keyword arguments of the U-Net; zeros in the other rows."""
-        index_V = self._index_V
-        down, middle = self._net(
-            latents_UChw[index_V],
-            times_U[index_V],
-            controlnet_cond=self._image_V3HW,
-            return_dict=False,
-            **self._kwargs,
-        )
-        return {
-            "down_block_additional_residuals": tuple(self._spread(residual) for residual in down),
-            "mid_block_additional_residual": self._spread(middle),
-        }
+    def residuals(latents_UChw: Tensor, times_U: Tensor) -> dict[str, Any]:
+        seen = latents_UChw[index_V], times_U[index_V]
+        down, middle = net(*seen, controlnet_cond=image_V3HW, return_dict=False, **kwargs)
+        added = tuple(spread(residual) for residual in down)
+        return {"down_block_additional_residuals": added, "mid_block_additional_residual": spread(middle)}
 
-    def _spread(self, residual_Vchw: Tensor) -> Tensor:
-        everywhere = residual_Vchw.new_zeros((self._rows, *residual_Vchw.shape[1:]))
-        return everywhere.index_copy_(0, self._index_V, residual_Vchw * self._scale_V111)
+    return residuals
 
 
 def _stacked(texts: Sequence[Conditioning]) -> Conditioning:

@@ -19,7 +19,7 @@ from inpaint.diffusion.schedule import schedule_of
 from inpaint.errors import InpaintError
 from inpaint.models.base import Base
 from inpaint.models.latents import decode
-from inpaint.models.prompts import Conditioning, encode_prompts
+from inpaint.models.prompts import encode_prompts
 from inpaint.paint.crop import WorkingImage, batches_of, pasted, window_of, working_image
 from inpaint.paint.denoise import Batch, start_rows
 from inpaint.paint.request import PaintRequest
@@ -49,10 +49,8 @@ class Painter:
     def paint(self, requests: Sequence[PaintRequest]) -> list[np.ndarray]:
         """The originals with their holes painted, H x W x 3 uint8, in the requests' order.
 
-        A request without a hole gets its image back, and costs nothing.
-
-        Raises:
-            InpaintError: settings that the base cannot be sampled with, or a control picture without a ControlNet.
+        A request without a hole gets its image back, and costs nothing. Raises InpaintError for settings that the base
+        cannot be sampled with, or a control picture without a ControlNet.
         """
         results = [request.image.copy() for request in requests]
         holed = [index for index, request in enumerate(requests) if request.hole.any()]
@@ -77,7 +75,10 @@ class Painter:
 
     def _paint_batch(self, requests: list[PaintRequest], images: list[WorkingImage]) -> list[np.ndarray]:
         texts = encode_prompts(self.base, [r.prompt for r in requests]).split()
-        rows = start_rows(self.base, self.schedule, requests, images, texts, self._negatives(requests))
+        guided = [r.negative_prompt for r in requests if r.sampling.is_guided]
+        encoded = iter(encode_prompts(self.base, guided, negative=True).split() if guided else [])
+        negatives = [next(encoded) if r.sampling.is_guided else None for r in requests]
+        rows = start_rows(self.base, self.schedule, requests, images, texts, negatives)
         running = rows
         while running:
             batch = Batch(self.base, self.schedule, running, controlnet=self.controlnet)
@@ -87,12 +88,6 @@ class Painter:
             running = [row for row in running if row.left]
         images_B3HW = decode(self.base, torch.stack([row.latents_Chw for row in rows]))
         return list(images_B3HW.permute(0, 2, 3, 1).cpu().numpy())
-
-    def _negatives(self, requests: list[PaintRequest]) -> list[Conditioning | None]:
-        """One row for each guided request."""
-        guided = [request.negative_prompt for request in requests if request.sampling.is_guided]
-        encoded = iter(encode_prompts(self.base, guided, negative=True).split() if guided else [])
-        return [next(encoded) if request.sampling.is_guided else None for request in requests]
 
 
 @contextmanager

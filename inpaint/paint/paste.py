@@ -13,13 +13,10 @@ GAP = 4  # pixels between the pictures of a comparison
 
 
 def paste_back(original: np.ndarray, painted: np.ndarray, hole: np.ndarray, *, feather: int = 0) -> np.ndarray:
-    """The original with `painted` in the hole; a new array.
+    """The original with `painted` in the hole; a new array. Raises AssertionError where a kept pixel differs.
 
     Args:
         feather: width in pixels, inside the hole, over which the original fades into the painting; 0: a hard edge.
-
-    Raises:
-        AssertionError: a kept pixel differs.
     """
     assert original.shape == painted.shape and hole.shape == original.shape[:2], "one size for all three"
     assert original.dtype == painted.dtype == np.uint8 and hole.dtype == bool

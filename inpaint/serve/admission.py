@@ -88,11 +88,7 @@ class Admission:
         return self._measured or self.settings.expected_speed * self.capacity.portion
 
     def admit(self, work: float) -> None:
-        """Let `work` rows in.
-
-        Raises:
-            Overloaded: they do not fit beside what is outstanding.
-        """
+        """Let `work` rows in. Raises Overloaded where they do not fit beside what is outstanding."""
         surplus = self.outstanding + work - self.limit
         if surplus > 0 and self.outstanding > 0:
             self.refused += work

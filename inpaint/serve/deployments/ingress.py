@@ -51,6 +51,12 @@ class IngressReplica:
         """Called by Serve after the constructor."""
         return self._http
 
+    async def check_health(self) -> None:
+        """Called by Serve every few seconds: replaced where registry or capacity are no longer looked at."""
+        for watching in self._watching:
+            if watching.done():
+                watching.result()  # raises what ended it
+
     async def _call(
         self, order: PaintOrder, files: tuple[AdapterFiles, ...]
     ) -> AsyncGenerator[Preview | Painted, None]:

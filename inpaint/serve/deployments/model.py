@@ -28,14 +28,24 @@ class ModelApplication(Protocol):
         ...
 
 
+def own_device(threads: int | None, wanted: str = "auto") -> str:
+    """The device that Serve gave this replica, or the wanted one; of a GPU no more memory than its share, of CPUs as
+    many threads as were given, where they are not named."""
+    given = ray.get_runtime_context().get_assigned_resources()
+    torch.set_num_threads(threads or worker_threads(given.get("CPU", 1)))
+    gpus = given.get("GPU", 0.0)
+    device = ("cuda" if gpus and torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
+    if device == "cuda" and 0 < gpus < 1:
+        torch.cuda.set_per_process_memory_fraction(gpus)
+    return device
+
+
 class ModelReplica:
     """A replica."""
 
     def __init__(self, start: Callable[[Any, str], ModelApplication], args: Any) -> None:
         """Args: start: makes the application of its arguments and a torch device. args: `threads`, if any, holds."""
-        given = ray.get_runtime_context().get_assigned_resources()
-        torch.set_num_threads(args.threads or worker_threads(given.get("CPU", 1)))
-        self._application = start(args, "cuda" if given.get("GPU", 0.0) and torch.cuda.is_available() else "cpu")
+        self._application = start(args, own_device(args.threads))
         self._metrics = RequestMetrics(serve.get_replica_context().replica_tag)
 
     def __serve_build_asgi_app__(self) -> FastAPI:

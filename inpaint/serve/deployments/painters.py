@@ -7,15 +7,13 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import TYPE_CHECKING, NoReturn
 
-import ray
-import torch
 from ray import serve
 from ray.serve.config import RequestRouterConfig
 
-from inpaint.cluster import worker_threads
 from inpaint.models.base import DTYPES, load_base
 from inpaint.serve.adapters.cache import AdapterFiles
 from inpaint.serve.deployments.metrics import PainterMetrics
+from inpaint.serve.deployments.model import own_device
 from inpaint.serve.deployments.router import AdapterRouter, PainterLoad
 from inpaint.serve.deployments.scaling import WORK
 from inpaint.serve.engine.engine import Engine, EngineBroken, EngineStats
@@ -32,12 +30,7 @@ class PainterReplica:
     """A replica. Serve stops it only when its last order is done, or after `graceful_shutdown_timeout_s`."""
 
     def __init__(self, args: "PaintArgs") -> None:
-        given = ray.get_runtime_context().get_assigned_resources()
-        torch.set_num_threads(args.threads or worker_threads(given.get("CPU", 1)))
-        gpus = given.get("GPU", 0.0)
-        device = ("cuda" if gpus and torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device
-        if device == "cuda" and 0 < gpus < 1:
-            torch.cuda.set_per_process_memory_fraction(gpus)
+        device = own_device(args.threads, args.device)
         base = load_base(args.base, revision=args.base_revision, dtype=DTYPES[args.precision], device=device)
         self._health_timeout_s = args.health_timeout_s
         self._cache = args.registry_settings.open_cache()
@@ -49,11 +42,8 @@ class PainterReplica:
     async def paint(
         self, order: PaintOrder, files: tuple[AdapterFiles, ...] = ()
     ) -> AsyncGenerator[Preview | Painted, None]:
-        """The order's events; closing it, or cancelling the call, takes the order off within a tick.
-
-        Args:
-            files: adapters that a painter could not find when it was asked before.
-        """
+        """The order's events; closing it, or cancelling the call, takes the order off within a tick. `files`
+        are adapters that a painter could not find when it was asked before."""
         for version in files:
             await asyncio.to_thread(self._cache.put, version)
         try:

@@ -39,11 +39,7 @@ class AdapterRouter(FIFOMixin, RequestRouter):
     """Prefers painters that hold the order's adapters, as long as that is worth the wait."""
 
     def initialize_state(self, load_cost: float = 30.0) -> None:
-        """Called by Serve with `request_router_kwargs`.
-
-        Args:
-            load_cost: U-Net rows that loading one adapter costs.
-        """
+        """Called by Serve with `request_router_kwargs`. `load_cost`: U-Net rows that loading one adapter costs."""
         self._load_cost = load_cost
         self._sent: dict[ReplicaID, list[tuple[str, float]]] = {}
         """Of orders that are not yet answered: HTTP request's id and work."""

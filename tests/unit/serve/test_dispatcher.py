@@ -11,6 +11,7 @@ import pytest
 from inpaint.errors import InpaintError
 from inpaint.serve.adapters.cache import AdapterFiles
 from inpaint.serve.admission import Admission, AdmissionSettings, Capacity
+from inpaint.serve.deployments.ingress import IngressReplica
 from inpaint.serve.dispatcher import MOST_TRIES, Dispatcher, PainterLost
 from inpaint.serve.service import AdapterGone, AdapterUse, DeadlinePassed, Overloaded, Painted, PaintOrder, Preview
 from tests.unit.paint.examples import request_with
@@ -184,6 +185,20 @@ def test_it_goes_by_how_many_painters_and_ingresses_there_are() -> None:
     admission.capacity = Capacity(painters=0, ingresses=1, healthy=False)
     assert admission.limit == 100
     assert not asyncio.run(service.healthy())
+
+
+def test_an_ingress_whose_watch_has_ended_is_not_healthy() -> None:
+    async def watched() -> None:
+        ingress = IngressReplica.__new__(IngressReplica)  # without Serve
+        ends, goes_on = asyncio.get_running_loop().create_future(), asyncio.create_task(asyncio.sleep(60))
+        ingress._watching = [ends, goes_on]
+        await ingress.check_health()
+        ends.set_exception(UnicodeError("a name that is none"))
+        with pytest.raises(UnicodeError, match="a name"):
+            await ingress.check_health()
+        goes_on.cancel()
+
+    asyncio.run(watched())
 
 
 def test_an_order_carries_the_work_that_it_was_admitted_with() -> None:
