@@ -31,6 +31,13 @@ class Node:
     cpus: float
     gpus: float = 0.0
 
+    def room(self, cpus: float, gpus: float) -> int:
+        """How many processes of so many CPUs and GPUs it holds at once; a share of a GPU is one of a single GPU."""
+        by_cpus = int(self.cpus / cpus + 1e-9)
+        if not gpus:
+            return by_cpus
+        return min(by_cpus, int(self.gpus / gpus + 1e-9) if gpus >= 1 else int(self.gpus) * int(1 / gpus + 1e-9))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Needs:
@@ -46,13 +53,7 @@ class Needs:
     """CPUs that must stay free for reading and decoding, >= 1 where Ray Data feeds the workers."""
 
     def __post_init__(self) -> None:
-        if self.workers < 1:
-            raise InpaintError(f"workers is {self.workers}: it must be at least 1")
-        if self.cpus_per_worker <= 0 or self.gpus_per_worker < 0 or self.data_cpus < 0:
-            raise InpaintError(
-                f"cpus_per_worker {self.cpus_per_worker}, gpus_per_worker {self.gpus_per_worker} and data_cpus "
-                f"{self.data_cpus}: the first must be positive, the others not negative"
-            )
+        assert self.workers >= 1 and self.cpus_per_worker > 0 and min(self.gpus_per_worker, self.data_cpus) >= 0, self
 
 
 def connect(*, num_cpus: int | None = None, dashboard: bool = False) -> None:
@@ -156,23 +157,21 @@ def nodes_hold(needs: Needs, nodes: Sequence[Node]) -> bool:
     to_place, free_cpus = needs.workers, 0
     # Workers go to GPU machines with few CPUs first, which leaves the most whole CPUs for reading.
     for node in sorted(nodes, key=lambda n: (n.gpus == 0, n.cpus)):
-        room = int(node.cpus / needs.cpus_per_worker + 1e-9)
-        if needs.gpus_per_worker:
-            room = min(room, int(node.gpus / needs.gpus_per_worker + 1e-9))
-        here = min(room, to_place)
+        here = min(node.room(needs.cpus_per_worker, needs.gpus_per_worker), to_place)
         to_place -= here
         free_cpus += int(node.cpus - here * needs.cpus_per_worker + 1e-9)
     return to_place == 0 and free_cpus >= needs.data_cpus
 
 
-def plan_workers(workers: int, use_gpu: bool, nodes: Sequence[Node]) -> float:
-    """CPUs to ask for per training worker, such that reading keeps a quarter of them, and never less than one.
+def plan_workers(workers: int, use_gpu: bool, nodes: Sequence[Node], data_cpus: int | None = None) -> float:
+    """CPUs to ask for per worker, such that reading keeps `data_cpus`: by default a quarter, and never less than one.
 
     Two workers on two CPUs get 0.5 each and leave one; two workers on sixteen get 6 each and leave four. A worker with
     a GPU asks for few.
     """
     total = sum(n.cpus for n in nodes)
-    data_cpus = max(1, int(total // 4))
+    if data_cpus is None:
+        data_cpus = max(1, int(total // 4))
     most = int((total - data_cpus) / workers)
     if use_gpu:
         most = min(most, GPU_WORKER_CPUS)

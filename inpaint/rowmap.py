@@ -17,14 +17,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pyarrow.fs as pafs
 import ray
 import ray.exceptions
 
-from inpaint.cluster import Needs, check_fits, cluster_nodes, worker_threads
+from inpaint.cluster import Needs, check_fits, cluster_nodes, plan_workers, worker_threads
 from inpaint.data import quarantine
 from inpaint.data.quarantine import Quarantined
-from inpaint.data.storage import open_root, read_file, write_file
+from inpaint.data.storage import exists, open_root, read_file, write_file
 from inpaint.errors import BadRow, InpaintError
 from inpaint.stopping import StopToken
 
@@ -98,17 +97,10 @@ class ActorPool:
         """How many actors of what size on the connected cluster; never more than batches. Raises ClusterTooSmall."""
         nodes = cluster_nodes()
         gpus = self.gpus_per_actor if any(node.gpus for node in nodes) else 0.0
-        if gpus:
-            most = sum(int(node.gpus / gpus + 1e-9) for node in nodes)
-        else:
-            most = sum(node.cpus >= 1 for node in nodes)
+        room = [node.room(self.cpus_per_actor or 1.0, gpus) for node in nodes]
+        most = sum(room) if gpus else sum(count > 0 for count in room)
         actors = min(self.actors or max(1, most), batches)
-        cpus = self.cpus_per_actor
-        if cpus is None and gpus:
-            cpus = 1.0
-        elif cpus is None:
-            smallest = min((node.cpus for node in nodes if node.cpus >= 1), default=1.0)
-            cpus = max(1.0, smallest * max(1, most) // actors)
+        cpus = self.cpus_per_actor or (1.0 if gpus else max(1.0, plan_workers(actors, False, nodes, data_cpus=0)))
         needs = Needs(workers=actors, cpus_per_worker=cpus, gpus_per_worker=gpus, data_cpus=0)
         check_fits(needs, nodes)
         return needs
@@ -161,8 +153,6 @@ def map_rows(
         finished = 0
         try:
             for batch, outcomes in _on_actors(batches, load, pool) if here is None else _here(batches, load, here):
-                if isinstance(outcomes, InpaintError):
-                    raise outcomes
                 pairs = list(zip(batch, outcomes, strict=True))
                 bad += [Quarantined.of(0, item.id, error) for item, error in pairs if isinstance(error, BadRow)]
                 done_list.add([(item, result) for item, result in pairs if isinstance(result, Result)])
@@ -180,15 +170,16 @@ def map_rows(
 
 def _here(
     batches: Sequence[list[Item]], load: Callable[[ActorResources], Work], resources: ActorResources
-) -> Iterator[tuple[list[Item], Outcomes | InpaintError]]:
-    worker = _Worker()
+) -> Iterator[tuple[list[Item], Outcomes]]:
+    work: Work | None = None
     for batch in batches:
-        yield batch, worker.work([item.value for item in batch], lambda: load(resources))
+        work = work or load(resources)
+        yield batch, work([item.value for item in batch])
 
 
 def _on_actors(
     batches: Sequence[list[Item]], load: Callable[[ActorResources], Work], pool: ActorPool
-) -> Iterator[tuple[list[Item], Outcomes | InpaintError]]:
+) -> Iterator[tuple[list[Item], Outcomes]]:
     """Each batch and what became of it, as it is finished."""
     if not batches:
         return
@@ -221,6 +212,8 @@ def _on_actors(
                     f"{1 + MOST_RETRIES} workers died of {names or 'their models'}, out of memory perhaps: give a "
                     "smaller max_batch or fewer actors, or leave these out, and run it again; it goes on"
                 ) from error
+            if isinstance(outcomes, InpaintError):
+                raise outcomes
             if waiting:
                 begin(actor, waiting.popleft())
             if batch:
@@ -253,9 +246,8 @@ class _DoneList:
     """JSON lines in the output, one per item that is done."""
 
     def __init__(self, output: str, name: str, threads: Executor) -> None:
-        self._output, self._name, self._threads = output, name, threads
-        self._root = open_root(output)
-        if self._root.filesystem.get_file_info(self._root.path).type == pafs.FileType.File:
+        self._root, self._name, self._threads = open_root(output), name, threads
+        if exists(self._root):
             raise InpaintError(f"output {output}: is a file; give a folder")
         self._lines: list[str] = []
         self._due = 0.0
@@ -274,7 +266,7 @@ class _DoneList:
     def add(self, results: Sequence[tuple[Item, Result]]) -> None:
         """Write the files, then the lines."""
         files = [file for _, result in results for file in result.files.items()]
-        list(self._threads.map(lambda file: write_file(self._output, *file), files))
+        list(self._threads.map(lambda file: write_file(self._root, *file), files))
         lines = []
         for item, result in results:
             known = {path: {"bytes": len(data), "sha256": _sha256(data)} for path, data in result.files.items()}
@@ -289,14 +281,14 @@ class _DoneList:
     def save(self) -> None:
         """Write the whole list; objects cannot be appended to."""
         started = time.monotonic()
-        write_file(self._output, self._name, "".join(self._lines).encode())
+        write_file(self._root, self._name, "".join(self._lines).encode())
         now = time.monotonic()
         # A long list takes long: at most a twentieth of the time is spent on it.
         self._due = now + max(FLUSH_S, 20 * (now - started))
 
     def _read(self) -> Iterator[dict[str, Any]]:
         """The lines that can be read; a line torn by a crash is an item to do again."""
-        for text in (read_file(self._output, self._name) or b"").decode(errors="replace").splitlines():
+        for text in (read_file(self._root, self._name) or b"").decode(errors="replace").splitlines():
             try:
                 line = json.loads(text)
             except ValueError:
@@ -307,11 +299,8 @@ class _DoneList:
     def _is_whole(self, files: Mapping[str, Mapping[str, Any]], sizes: Mapping[str, int]) -> bool:
         if any(sizes.get(path) != known["bytes"] for path, known in files.items()):
             return False
-        if not self._root.is_local:
-            return True
-        return all(
-            _sha256(Path(self._root.join(path)).read_bytes()) == known["sha256"] for path, known in files.items()
-        )
+        hashed = files.items() if self._root.is_local else ()
+        return all(_sha256(Path(self._root.join(path)).read_bytes()) == known["sha256"] for path, known in hashed)
 
 
 def _sha256(data: bytes) -> str:

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future
 from enum import IntEnum
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -23,7 +24,7 @@ import pyarrow.parquet as pq
 from inpaint.data.decode import PAINT, Limits, check_hole, load_hole, load_rgb
 from inpaint.data.files import read, stat
 from inpaint.data.quarantine import Quarantined, Reason
-from inpaint.data.rows import NAMES, as_bytes, mixed, packed, read_parquet
+from inpaint.data.rows import DAMAGED_PARQUET, NAMES, as_bytes, mixed, packed, read_parquet
 from inpaint.data.storage import exists, open_root, written
 from inpaint.errors import BadRow
 
@@ -102,60 +103,58 @@ def inspect_files(files: pa.Table, limits: Limits, fetchers: Executor | None, re
     """
 
     def fetch(line: dict[str, Any]) -> tuple[dict[str, Any], bytes | None]:
-        """What is known of a file, and its bytes where they are to tell the rest."""
+        """What is known of a file, and its bytes where they are to tell the rest. Raises BadRow."""
         root, path, modified = open_root(line["root"]), line["path"], None
-        field = next(name for _, name, kind in USES if kind == line["kind"])
-        try:
-            if remember:
-                size, modified = stat(root, path)
-                if modified is not None and (size, modified) == (line.get("bytes"), line.get("modified")):
-                    return line, None
-            data = read(root, path, field, limits.max_bytes)
-        except BadRow as error:
-            return {"reason": str(error.reason), "detail": error.detail}, None
+        if remember:
+            size, modified = stat(root, path)
+            if modified is not None and (size, modified) == (line.get("bytes"), line.get("modified")):
+                return line, None
+        data = read(root, path, Kind(line["kind"]).name, limits.max_bytes)
         settled = modified is not None and time.time_ns() - modified > SETTLED_NS and size == len(data)
         return {"bytes": len(data), "modified": modified if settled else None}, data
 
     lines = files.to_pylist()
-    fetched = map(fetch, lines) if fetchers is None else _ahead(fetchers, fetch, lines)
-    told = [
-        found if data is None else found | _told(Kind(line["kind"]), line["path"], data, limits)
-        for line, (found, data) in zip(lines, fetched, strict=True)
-    ]
+    calls: Iterator[Callable[[], Any]] = (partial(fetch, line) for line in lines)
+    if fetchers is not None:
+        calls = _ahead(fetchers, calls)
+    told = []
+    for line, fetched in zip(lines, calls, strict=True):
+        try:
+            found, data = fetched()
+            told.append(found if data is None else found | _content(Kind(line["kind"]), line["path"], data, limits))
+        except BadRow as error:
+            told.append({"reason": str(error.reason), "detail": error.detail})
     columns = [*files.select(FILES.names).columns, *pa.Table.from_pylist(told, schema=TOLD).columns]
     return pa.table(columns, schema=MEMORY)
 
 
-def _ahead(pool: Executor, call: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
-    """As `map`, with a few calls ahead of the one that is waited for."""
+def _ahead(pool: Executor, calls: Iterable[Callable[[], Any]]) -> Iterator[Callable[[], Any]]:
+    """The calls' results, to be asked for in turn, while a few more are worked on."""
     waiting: deque[Future[Any]] = deque()
-    for item in items:
-        waiting.append(pool.submit(call, item))
+    for call in calls:
+        waiting.append(pool.submit(call))
         if len(waiting) > FETCHED_AHEAD:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
+            yield waiting.popleft().result
+    for last in waiting:
+        yield last.result
 
 
-def _told(kind: Kind, path: str, data: bytes, limits: Limits) -> dict[str, Any]:
-    """What a file holds, or why it cannot be used."""
-    found: dict[str, Any] = {}
-    try:
-        if kind is Kind.CAPTION:
-            found["text"] = data.decode("utf-8-sig").strip()
-        elif kind is Kind.IMAGE:
-            found["width"], found["height"] = load_rgb(data, "output", limits).size
-        else:
-            hole = np.asarray(load_hole(data, "mask", limits))
-            check_hole(hole, "mask")
-            found["height"], found["width"] = hole.shape
-            found["wide"], found["high"] = (int(np.ptp(np.flatnonzero((hole >= PAINT).any(a)))) + 1 for a in (0, 1))
-    except UnicodeDecodeError as error:
-        detail = f"{path!r} is not UTF-8 (byte {error.start}): save it as UTF-8"
-        return {"reason": str(Reason.UNREADABLE), "detail": detail}
-    except BadRow as error:
-        return {"reason": str(error.reason), "detail": error.detail}
-    return {**found, "digest": hashlib.sha256(data).digest()}
+def _content(kind: Kind, path: str, data: bytes, limits: Limits) -> dict[str, Any]:
+    """What a file holds. Raises BadRow where it cannot be used."""
+    found: dict[str, Any] = {"digest": hashlib.sha256(data).digest()}
+    if kind is Kind.CAPTION:
+        try:
+            return found | {"text": data.decode("utf-8-sig").strip()}
+        except UnicodeDecodeError as error:
+            detail = f"{path!r} is not UTF-8 (byte {error.start}): save it as UTF-8"
+            raise BadRow("prompt", Reason.UNREADABLE, detail) from error
+    if kind is Kind.IMAGE:
+        width, height = load_rgb(data, "output", limits).size
+        return found | {"width": width, "height": height}
+    hole = np.asarray(load_hole(data, "mask", limits))
+    check_hole(hole, "mask")
+    wide, high = (int(np.ptp(np.flatnonzero((hole >= PAINT).any(axis)))) + 1 for axis in (0, 1))
+    return found | {"width": hole.shape[1], "height": hole.shape[0], "wide": wide, "high": high}
 
 
 def recall(memory: str, files: pa.Table, limits: Limits) -> pa.Table:
@@ -170,13 +169,18 @@ def recall(memory: str, files: pa.Table, limits: Limits) -> pa.Table:
         sizes, _ = read_parquet(memory, pa.schema([TOLD.field(name) for name in ("bytes", "width", "height")]))
         pixels = pc.multiply(sizes["width"].cast(pa.int64()), sizes["height"].cast(pa.int64())).fill_null(0)
         usable = pc.and_(pc.less_equal(pixels, limits.max_pixels), pc.less_equal(sizes["bytes"], limits.max_bytes))
-        wanted = pa.array(places, mask=~np.append(usable.to_numpy(), False)[places])
+        places = np.where(np.append(usable.to_numpy(), False)[places], places, -1)
         # One at a time: all of them and what is taken of them would be in memory together.
-        recalled = [read_parquet(memory, pa.schema([field]))[0][field.name].take(wanted) for field in TOLD]
-    except (pa.ArrowException, KeyError) as error:
+        recalled = [_taken(read_parquet(memory, pa.schema([field]))[0][field.name], places) for field in TOLD]
+    except DAMAGED_PARQUET as error:
         warnings.warn(f"{memory} cannot be read ({error}): all files are opened again", stacklevel=3)
         return files
     return pa.table([*files.columns, *recalled], schema=MEMORY)
+
+
+def _taken(values: Any, places: np.ndarray) -> Any:
+    """The lines of a table or column at `places`; null where -1."""
+    return values.take(pa.array(places, mask=places < 0))
 
 
 def _places_in(known: pa.Table, files: pa.Table) -> np.ndarray:
@@ -214,69 +218,53 @@ def rows_found(
     """
     sizes = {name: np.append(told[name].fill_null(0).to_numpy(), 0) for name in ("width", "height", "wide", "high")}
     if (places["caption"] >= 0).any():
-        texts = told["text"].take(pa.array(places["caption"], mask=places["caption"] < 0))
+        texts = _taken(told["text"], places["caption"])
         listed["prompt"] = pc.if_else(pc.equal(texts, "").fill_null(True), listed["prompt"], texts)
-    bad = _unusable(listed["prompt"], places, told, sizes)
-    why = _reasons(listed, np.flatnonzero(bad), places, told) if bad.any() else []
+    several = len(pc.unique(listed["root"])) > 1
+    wrong = _wrong(listed, places, told, sizes)
+    why = []
+    for i in sorted(wrong):
+        line, root, image = (listed[name][i].as_py() for name in ("line", "root", "image"))
+        why.append(Quarantined.of(line, f"{root}/{image}" if several else image, wrong[i]))
     listed["digest"] = _digests(told["digest"], [places[name] for name in ("image", "input", "hole")])
     for side in ("width", "height"):
         listed[side] = pa.chunked_array([sizes[side][places["image"]]])
-    if bad.any():
+    if wrong:
+        usable = np.delete(np.arange(len(places["image"])), list(wrong))
         for name in listed:
-            listed[name] = listed[name].filter(pa.array(~bad))
-        places = {name: where[~bad] for name, where in places.items()}
-    alone = len(pc.unique(listed["root"])) <= 1  # then equal paths are equal files
-    codes = places["image"] if alone else listed["image"].combine_chunks().dictionary_encode().indices.to_numpy()
+            listed[name] = listed[name].take(pa.array(usable))
+        places = {name: where[usable] for name, where in places.items()}
+    # Of one root equal paths are equal files.
+    codes = listed["image"].combine_chunks().dictionary_encode().indices.to_numpy() if several else places["image"]
     listed["id"], repeated = _ids(listed["image"], codes)
     if repeated:
         _warn_of_repeats(listed, places)
     if crop_aspect is not None:
-        wide, high = (sizes[name][places["hole"]] for name in ("wide", "high"))
-        width, height = (sizes[name][places["image"]] for name in ("width", "height"))
-        room = (np.minimum(width, height / crop_aspect), np.minimum(height, width * crop_aspect))
-        is_cut = (wide > room[0]) | (high > room[1])
-        is_all = (wide == room[0]) & (high == room[1]) & ((wide < width) | (high < height))
-        _warn_of_cut_holes(listed["id"], is_cut | is_all)
+        _warn_of_cut_holes(listed["id"], places, sizes, crop_aspect)
     return packed(listed), why
 
 
-def _unusable(prompts: pa.ChunkedArray, places: Places, told: pa.Table, sizes: dict[str, np.ndarray]) -> np.ndarray:
-    """bool[rows]: a file that failed, files of unlike size, or no prompt."""
+def _wrong(
+    listed: dict[str, pa.ChunkedArray], places: Places, told: pa.Table, sizes: dict[str, np.ndarray]
+) -> dict[int, BadRow]:
+    """The first thing that is wrong with each row that cannot be used: a file that failed, or of another size than the
+    image, or no prompt."""
+    found: dict[int, BadRow] = {}
     failed = np.append(told["reason"].is_valid().to_numpy(), False)
-    bad = prompts.is_null().to_numpy()
-    for name, *_ in USES:
-        bad = bad | failed[places[name]]
-    for name in ("input", "hole"):
-        for side in ("width", "height"):
-            bad |= (places[name] >= 0) & (sizes[side][places[name]] != sizes[side][places["image"]])
-    return bad
-
-
-def _reasons(listed: dict[str, pa.ChunkedArray], rows: np.ndarray, places: Places, told: pa.Table) -> list[Quarantined]:
-    names = ("line", "root", "image", "caption")
-    lines = pa.table({name: listed[name].take(pa.array(rows)) for name in names}).to_pylist()
-    several = len(pc.unique(listed["root"])) > 1
-    files = []
-    for name, *_ in USES:
-        which = pa.array(places[name][rows], mask=places[name][rows] < 0)
-        files.append(told.select(["width", "height", "reason", "detail"]).take(which).to_pylist())
-    found = []
-    for line, *of_row in zip(lines, *files, strict=True):
-        name = f"{line['root']}/{line['image']}" if several else line["image"]
-        found.append(Quarantined(row=line["line"], name=name, **_why(of_row, line["caption"])))
+    width, height = (sizes[side][places["image"]] for side in ("width", "height"))
+    for name, field, kind in USES:
+        where = places[name]
+        for i in np.flatnonzero(failed[where]):
+            reason, detail = (str(told[column][where[i]]) for column in ("reason", "detail"))
+            found.setdefault(int(i), BadRow(field, reason, detail))
+        wide, high = (sizes[side][where] for side in ("width", "height"))
+        for i in np.flatnonzero((where >= 0) & (kind != Kind.CAPTION) & ((wide != width) | (high != height))):
+            detail = f"{wide[i]} x {high[i]}, the output is {width[i]} x {height[i]}: make them the same size"
+            found.setdefault(int(i), BadRow(field, Reason.OTHER_SIZE, detail))
+    for i in np.flatnonzero(listed["prompt"].is_null().to_numpy()):
+        detail = f"write a caption into {listed['caption'][i]}"
+        found.setdefault(int(i), BadRow("prompt", Reason.EMPTY_PROMPT, detail))
     return found
-
-
-def _why(files: list[dict[str, Any]], caption: str | None) -> dict[str, str]:
-    """The first thing that is wrong with a row: the field, the reason and the detail."""
-    width, height = files[0]["width"], files[0]["height"]
-    for (_, field, _), file in zip(USES, files, strict=True):
-        if file["reason"] is not None:
-            return {"field": field, "reason": file["reason"], "detail": file["detail"]}
-        if file["width"] is not None and (file["width"], file["height"]) != (width, height):
-            detail = f"{file['width']} x {file['height']}, the output is {width} x {height}: make them the same size"
-            return {"field": field, "reason": str(Reason.OTHER_SIZE), "detail": detail}
-    return {"field": "prompt", "reason": str(Reason.EMPTY_PROMPT), "detail": f"write a caption into {caption}"}
 
 
 def _digests(files: pa.ChunkedArray, places: list[np.ndarray]) -> pa.ChunkedArray:
@@ -316,12 +304,18 @@ def _warn_of_repeats(rows: dict[str, pa.ChunkedArray], places: Places) -> None:
         warnings.warn(f"{len(repeats)} rows repeat an earlier row (the first: {first}); they are used", stacklevel=4)
 
 
-def _warn_of_cut_holes(ids: pa.ChunkedArray, cut: np.ndarray) -> None:
-    if cut.any():
-        which = np.flatnonzero(cut)
+def _warn_of_cut_holes(ids: pa.ChunkedArray, places: Places, sizes: dict[str, np.ndarray], aspect: float) -> None:
+    wide, high = (sizes[name][places["hole"]] for name in ("wide", "high"))
+    width, height = (sizes[name][places["image"]] for name in ("width", "height"))
+    # Rounded, for an image of the crop's own shape would lose its last column to the division.
+    room = [np.minimum(*sides).round(6) for sides in ((width, height / aspect), (height, width * aspect))]
+    is_cut = (wide > room[0]) | (high > room[1])
+    is_all = (wide == room[0]) & (high == room[1]) & ((wide < width) | (high < height))
+    which = np.flatnonzero(is_cut | is_all)
+    if len(which):
         shown = ", ".join(ids.take(pa.array(which[:SHOWN])).to_pylist()) + (", ..." if len(which) > SHOWN else "")
         warnings.warn(
-            f"{len(which)} of {len(cut)} rows have a hole that no crop of the training's shape holds beside something "
+            f"{len(which)} of {len(ids)} rows have a hole that no crop of the training's shape holds beside something "
             f"that is kept ({shown}); they are used with as much of both as a crop holds",
             stacklevel=4,
         )

@@ -7,8 +7,9 @@ Source of the idea: EDM2's `InfiniteSampler(start_idx=cur_nimg)`, edm2/training/
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 
@@ -19,11 +20,16 @@ from inpaint.randomness import generator
 PADDING = -1
 """The position of a slot that no sample fills."""
 MOST_SHARES = 100_000
-_CACHED_EPOCHS = 4  # one worker touches at most two epochs at a time, and a set of 10 M rows costs 40 MB each
 
 
-@lru_cache(maxsize=_CACHED_EPOCHS)
-def permutation(seed: int, source: int, epoch: int, slots: int) -> np.ndarray:
+@lru_cache
+def orders(seed: int, source: int, slots: int) -> Callable[[int], np.ndarray]:
+    """Epoch -> its `permutation`. The last two of each source are kept, for a worker touches no more at a time, and a
+    set of 10 M rows costs 40 MB each."""
+    return lru_cache(maxsize=2)(partial(permutation, seed, source, slots))
+
+
+def permutation(seed: int, source: int, slots: int, epoch: int) -> np.ndarray:
     """The order of one epoch of a source: a Philox permutation, uint32[slots], read-only."""
     # Sorting the raw Philox words, for numpy promises their stream for ever and that of `shuffle` not.
     purpose = f"order of source {source}" if source else "order"
@@ -76,9 +82,10 @@ class Plan:
             here = np.flatnonzero(mine[turns])
             drawn = rounds[here] * mine.sum() + (np.cumsum(mine) - mine)[turns[here]]
             epochs[here], offsets = np.divmod(drawn, len(slots))
+            order_of = orders(self.seed, source, len(slots))
             for epoch in np.unique(epochs[here]):
                 now = epochs[here] == epoch
-                rows[here[now]] = slots[permutation(self.seed, source, int(epoch), len(slots))[offsets[now]]]
+                rows[here[now]] = slots[order_of(int(epoch))[offsets[now]]]
         return epochs, rows
 
 

@@ -68,8 +68,6 @@ def write(rows: Sequence[Quarantined], path: str | os.PathLike[str]) -> None:
 
 def table(rows: Sequence[Quarantined], total: int) -> str:
     """A short text for the console: the count of each reason, then the first rows."""
-    if not rows:
-        return f"all {total} rows are usable"
     counts = Counter(row.reason for row in rows)
     lines = [f"{len(rows)} of {total} rows are in the quarantine:"]
     lines += [f"  {count:6d} x {reason}" for reason, count in counts.most_common()]

@@ -45,6 +45,8 @@ SCHEMA = pa.schema(
     ]
 )
 HASHED = tuple(name for name in SCHEMA.names if name != "root")
+DAMAGED_PARQUET = (pa.ArrowException, KeyError, OSError)
+"""What `read_parquet` raises for a file that is not parquet, lacks a column, or is damaged inside."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -130,11 +132,9 @@ class Manifest:
 
     def select(self, chosen: str | np.ndarray) -> "Manifest":
         """The rows of a category, or those that a mask (bool[len]) or indices (int[any], in that order) name."""
-        if isinstance(chosen, str):
-            return Manifest(self.table.filter(pc.equal(self.table["category"], chosen)), self.shares)
-        if chosen.dtype == np.bool_:
-            return Manifest(self.table.filter(pa.array(chosen)), self.shares)
-        return Manifest(self.table.take(pa.array(chosen)), self.shares)
+        which = pc.equal(self.table["category"], chosen) if isinstance(chosen, str) else pa.array(chosen)
+        pick = self.table.filter if pa.types.is_boolean(which.type) else self.table.take
+        return Manifest(pick(which), self.shares)
 
     def split(self, share: float, seed: int) -> tuple["Manifest", "Manifest"]:
         """(the rest, a `share` of the rows that is held out). A row's side depends on its digest and the seed alone, so
@@ -172,7 +172,7 @@ class Manifest:
         """
         try:
             table, told = read_parquet(path, SCHEMA)
-        except (pa.ArrowException, KeyError) as error:
+        except DAMAGED_PARQUET as error:
             raise InpaintError(f"{path} is no manifest ({error}): make it again from its source") from error
         found = cls(table, tuple(int(share) for share in told.get("shares", "1").split(",")))
         if told.get("hash") != found.hash:
@@ -213,7 +213,7 @@ def read_parquet(path: str | os.PathLike[str], schema: pa.Schema) -> tuple[pa.Ta
 
     Raises:
         InpaintError: there is no such file.
-        pyarrow.ArrowException, KeyError: it is not parquet, or lacks a column.
+        DAMAGED_PARQUET: it is not what it should be.
     """
     with opened(path) as file:
         parquet = pq.ParquetFile(file)

@@ -11,14 +11,14 @@ import posixpath
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from itertools import chain, islice
+from itertools import islice
 from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from inpaint.data.files import PLAIN, check_relative
+from inpaint.data.files import check_relative
 from inpaint.data.quarantine import Quarantined, Reason
 from inpaint.data.rows import NAMES, SCHEMA, packed
 from inpaint.data.storage import absolute, open_root, opened
@@ -82,8 +82,8 @@ class CsvSource:
             try:
                 header = _header(next(lines, []), shown)
                 tables = [LISTED.empty_table()]
-                while (chunk := _next_lines(lines))[0]:
-                    tables.append(self._table(header, *chunk, bad))
+                while chunk := [(lines.line_num, cells) for cells in islice(lines, CHUNK)]:
+                    tables.append(self._table(header, chunk, bad))
             except UnicodeDecodeError as error:
                 raise InpaintError(f"{shown}: not UTF-8, after line {lines.line_num}: save it as UTF-8") from error
             except csv.Error as error:
@@ -93,53 +93,27 @@ class CsvSource:
         del tables, table
         return Listing(packed(listed, LISTED), bad)
 
-    def _table(self, header: list[str], numbers: list[int], rows: list[list[str]], bad: list[Quarantined]) -> pa.Table:
+    def _table(self, header: list[str], chunk: list[tuple[int, list[str]]], bad: list[Quarantined]) -> pa.Table:
         """The usable ones of some lines, a table of `LISTED`; the others go to `bad`."""
-        columns = self._plain(header, rows)
-        if columns is None:
-            usable = [row for line in zip(numbers, rows, strict=True) if (row := self._row(header, *line, bad))]
-            columns = {name: [row[name] for row in usable] for name in ("line", *COLUMNS.values())}
-        return _listed(posixpath.dirname(absolute(self.path)), self.weight, {"line": numbers, **columns})
-
-    def _plain(self, header: list[str], rows: list[list[str]]) -> dict[str, list[Any]] | None:
-        """The columns of lines that need no closer look, which takes half the time; None where one does."""
-        if {len(row) for row in rows} != {len(header)} or "repeats" in header:
-            return None
-        columns: dict[str, list[Any]] = {
-            name: [cell.strip() or None for cell in column]
-            for name, column in zip(header, zip(*rows, strict=True), strict=True)
-            if name
-        }
-        categories = set(columns.get("category", [None]))
-        paths = chain(columns["image"], filter(None, chain(columns.get("input", ()), columns.get("hole", ()))))
-        if (
-            None in columns["image"]
-            or None in columns["prompt"]
-            or (self.category_required and None in categories)
-            or (self.categories is not None and not categories <= set(self.categories))
-            or not all(map(PLAIN.match, paths))
-        ):
-            return None
-        return columns
-
-    def _row(self, header: list[str], line: int, cells: list[str], bad: list[Quarantined]) -> dict[str, Any] | None:
-        if not any(map(str.strip, cells)):
-            return None
-        values: dict[str, Any] = dict.fromkeys(COLUMNS.values(), "")
-        values.update(zip(header, map(str.strip, cells), strict=False))
-        try:
-            if len(cells) <= max(i for i, name in enumerate(header) if name):
-                detail = f"{len(cells)} fields, the header has {len(header)}: add the missing commas"
-                raise BadRow("row", Reason.TOO_FEW_FIELDS, detail)
-            self._check(values)
-        except BadRow as error:
-            bad.append(Quarantined.of(line, values["image"], error))
-            return None
-        return {"line": line, **{name: value or None for name, value in values.items()}}
+        usable = []
+        for line, cells in chunk:
+            if not any(map(str.strip, cells)):
+                continue
+            values: dict[str, Any] = dict(zip(header, map(str.strip, cells), strict=False), line=line)
+            try:
+                if len(cells) < len(header):
+                    detail = f"{len(cells)} fields, the columns that are used are {len(header)}: add the missing commas"
+                    raise BadRow("row", Reason.TOO_FEW_FIELDS, detail)
+                self._check(values)
+                usable.append(values)
+            except BadRow as error:
+                bad.append(Quarantined.of(line, values.get("image", ""), error))
+        columns = {name: [row.get(name) or None for row in usable] for name in ("line", *COLUMNS.values())}
+        return _listed(posixpath.dirname(absolute(self.path)), self.weight, columns)
 
     def _check(self, values: dict[str, Any]) -> None:
         """Raise BadRow for what cannot be used; paths are normalised, repeats become a number."""
-        category = values["category"] or None
+        category = values.get("category") or None
         if self.category_required and category is None:
             raise BadRow("category", Reason.EMPTY_FIELD, "write the category that the row belongs to")
         if not values["image"]:
@@ -150,14 +124,14 @@ class CsvSource:
             near = difflib.get_close_matches(category or "", self.categories, n=3, cutoff=0.4)
             shown = ", ".join(near or list(self.categories)[:5])
             raise BadRow("category", Reason.UNKNOWN_CATEGORY, f"{category!r}: nearest known: {shown}")
-        repeats = values["repeats"] or "1"
+        repeats = values.get("repeats") or "1"
         if not repeats.isdecimal() or not 1 <= int(repeats) <= MOST_REPEATS:
             detail = f"{repeats!r}: write how often the row shall come per epoch, 1 to {MOST_REPEATS}"
             raise BadRow("repeats", Reason.NOT_A_COUNT, detail)
         values["repeats"] = int(repeats)
         for column in ("output", "input", "mask"):
-            name = COLUMNS[column]
-            values[name] = values[name] and check_relative(values[name], column)
+            if path := values.get(COLUMNS[column]):
+                values[COLUMNS[column]] = check_relative(path, column)
 
 
 class FolderNames(StrEnum):
@@ -192,12 +166,14 @@ class FolderSource:
             raise InpaintError(f"repeats {self.repeats} of {self.path}: give 1 to {MOST_REPEATS}")
 
     def listing(self) -> Listing:
-        """Walk the folder, sorted by path. Raises InpaintError where it does not exist."""
+        """Walk the folder, sorted by path. Raises InpaintError where it does not exist, or cannot be listed."""
         root = absolute(self.path)
         try:
             names = pa.array(list(open_root(root).files()), pa.string())
         except (FileNotFoundError, NotADirectoryError) as error:
             raise InpaintError(f"{self.path}: there is no such folder") from error
+        except OSError as error:
+            raise InpaintError(f"{self.path}: cannot be listed: {error}") from error
         images = names.filter(pc.match_substring_regex(names, IMAGES))
         images = images.take(pc.sort_indices(images))
         captions = pc.replace_substring_regex(images, r"(\.[^./]*)$", ".txt")
@@ -216,10 +192,11 @@ class FolderSource:
         listed = _listed(root, self.weight, columns)
         if not self.captions_required:
             return Listing(listed)
-        bare = pa.table({"line": listed["line"], "image": images, "caption": captions}).filter(pc.invert(captioned))
+        stated = zip(images.to_pylist(), captions.to_pylist(), captioned.to_pylist(), strict=True)
         bad = [
-            Quarantined.of(line, image, BadRow("prompt", Reason.EMPTY_PROMPT, f"write a caption into {caption}"))
-            for line, image, caption in zip(*(column.to_pylist() for column in bare.columns), strict=True)
+            Quarantined.of(number, image, BadRow("prompt", Reason.EMPTY_PROMPT, f"write a caption into {caption}"))
+            for number, (image, caption, is_there) in enumerate(stated, start=1)
+            if not is_there
         ]
         return Listing(listed.filter(captioned), bad)
 
@@ -267,18 +244,9 @@ def _listed(root: str, weight: float, columns: dict[str, Any]) -> pa.Table:
     return pa.table(found, schema=LISTED)
 
 
-def _next_lines(lines: Any) -> tuple[list[int], list[list[str]]]:
-    """The numbers, as an editor counts them, and the cells of the next `CHUNK` lines."""
-    numbers: list[int] = []
-    rows: list[list[str]] = []
-    for cells in islice(lines, CHUNK):
-        numbers.append(lines.line_num)
-        rows.append(cells)
-    return numbers, rows
-
-
 def _header(cells: list[str], path: str) -> list[str]:
-    """What rows call each column, "" where we do not know it. Raises InpaintError for missing or doubled ones."""
+    """What rows call each column up to the last that we know, "" for others. Raises InpaintError for missing or doubled
+    ones."""
     found = [cell.strip().lower() for cell in cells]
     missing = [name for name in REQUIRED if name not in found]
     if missing:
@@ -290,4 +258,4 @@ def _header(cells: list[str], path: str) -> list[str]:
     doubled = [name for name in COLUMNS if found.count(name) > 1]
     if doubled:
         raise InpaintError(f"{path}: column {doubled[0]!r} occurs {found.count(doubled[0])} times in the first line")
-    return [COLUMNS.get(name, "") for name in found]
+    return [COLUMNS.get(name, "") for name in found[: 1 + max(i for i, name in enumerate(found) if name in COLUMNS)]]

@@ -28,12 +28,19 @@ class Root:
     filesystem: pafs.FileSystem
     path: str
 
+    def __str__(self) -> str:
+        return self.path
+
     @property
     def is_local(self) -> bool:
         return self.filesystem.type_name == "local"
 
     def join(self, relative: str) -> str:
         return posixpath.join(self.path, relative) if self.path else relative
+
+    def at(self, relative: str) -> "Root":
+        """What lies below: any name as it is, where a URL gives a meaning to `#`, `?` and `%`."""
+        return Root(self.filesystem, self.join(relative))
 
     def files(self) -> dict[str, pafs.FileInfo]:
         """Every file below, by its path from here, in one listing. Raises OSError where there is no folder."""
@@ -42,10 +49,16 @@ class Root:
         return {info.path.removeprefix(above): info for info in infos if info.is_file}
 
 
-def open_root(where: str | os.PathLike[str]) -> Root:
-    """A local path, or a URL that pyarrow knows (`file://`, `s3://`, `gs://`, `fsspec+...://`) -> Root."""
-    text = os.fspath(where)
-    return _connected(text) if "://" in text else Root(pafs.LocalFileSystem(), os.path.abspath(text))
+Where = str | os.PathLike[str] | Root
+"""A local path, or a URL that pyarrow knows (`file://`, `s3://`, `gs://`, `fsspec+...://`); or what is open already."""
+
+
+def open_root(where: Where) -> Root:
+    """The file or folder at `where`. Raises InpaintError for URLs of unknown stores."""
+    if isinstance(where, Root):
+        return where
+    text = absolute(where)
+    return _connected(text) if "://" in text else Root(pafs.LocalFileSystem(), text)
 
 
 def absolute(where: str | os.PathLike[str]) -> str:
@@ -63,8 +76,8 @@ def _connected(url: str) -> Root:
 
 
 @contextmanager
-def opened(where: str | os.PathLike[str]) -> Iterator[pa.NativeFile]:
-    """The file at `where` (a path or URL), to be read. Raises InpaintError where it cannot be opened."""
+def opened(where: Where) -> Iterator[pa.NativeFile]:
+    """The file at `where`, to be read. Raises InpaintError where it cannot be opened."""
     root = open_root(where)
     try:
         file = root.filesystem.open_input_file(root.path)
@@ -77,9 +90,9 @@ def opened(where: str | os.PathLike[str]) -> Iterator[pa.NativeFile]:
 
 
 @contextmanager
-def written(where: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """A file to be written, which is at `where` (a path or URL) when the block ends without an error: whole or not at
-    all, for it is written aside."""
+def written(where: Where) -> Iterator[BinaryIO]:
+    """A file to be written, which is at `where` when the block ends without an error: whole or not at all, for it is
+    written aside."""
     root = open_root(where)
     name = f"{uuid.uuid4().hex}.tmp"
     aside = Path(f"{root.path}.{name}") if root.is_local else Path(tempfile.gettempdir(), name)
@@ -95,21 +108,21 @@ def written(where: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         aside.unlink(missing_ok=True)
 
 
-def exists(where: str | os.PathLike[str]) -> bool:
-    """Whether there is a file at `where`, a path or URL."""
+def exists(where: Where) -> bool:
+    """Whether there is a file at `where`."""
     root = open_root(where)
     return bool(root.filesystem.get_file_info(root.path).type == pafs.FileType.File)
 
 
-def write_file(folder: str | os.PathLike[str], relative: str, data: bytes) -> None:
-    """Write one file below a folder (a path or URL), whole or not at all."""
-    with written(f"{os.fspath(folder)}/{relative}") as file:
+def write_file(folder: Where, relative: str, data: bytes) -> None:
+    """Write one file below a folder, whole or not at all."""
+    with written(open_root(folder).at(relative)) as file:
         file.write(data)
 
 
-def read_file(folder: str | os.PathLike[str], relative: str) -> bytes | None:
+def read_file(folder: Where, relative: str) -> bytes | None:
     """What `write_file` wrote, or None where there is no such file."""
-    where = f"{os.fspath(folder)}/{relative}"
+    where = open_root(folder).at(relative)
     if not exists(where):
         return None
     with opened(where) as file:

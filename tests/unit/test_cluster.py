@@ -57,6 +57,13 @@ def test_gpu_workers_ask_for_few_cpus() -> None:
     assert plan_workers(2, use_gpu=True, nodes=(Node(8), Node(4, 1), Node(4, 1))) == 4.0
 
 
+def test_a_share_of_a_gpu_is_of_a_single_one() -> None:
+    assert [Node(8, 2).room(1, gpus) for gpus in (0, 0.25, 0.5, 0.6, 1, 2)] == [8, 8, 4, 2, 2, 1]
+    assert Node(1, 2).room(1, 0.5) == 1
+    with pytest.raises(ClusterTooSmall):
+        check_fits(Needs(workers=3, cpus_per_worker=1, gpus_per_worker=0.6, data_cpus=0), (Node(8, 2),))
+
+
 def test_missing_gpus_are_named() -> None:
     needs = Needs(workers=2, cpus_per_worker=1, gpus_per_worker=1)
     with pytest.raises(ClusterTooSmall, match=r"lacks 2 more GPU \(2 asked, 0 there\)"):
@@ -88,8 +95,8 @@ def test_on_kuberay_whose_limits_are_unknown_it_warns(
 
 
 @pytest.mark.parametrize("bad", [{"workers": 0}, {"cpus_per_worker": 0}, {"gpus_per_worker": -1}])
-def test_nonsense_needs_are_refused(bad: dict[str, float]) -> None:
-    with pytest.raises(InpaintError, match=next(iter(bad))):
+def test_nonsense_needs_are_our_own_error(bad: dict[str, float]) -> None:
+    with pytest.raises(AssertionError, match=next(iter(bad))):
         Needs(**{"workers": 1, "cpus_per_worker": 1, **bad})  # type: ignore[arg-type]
 
 

@@ -110,6 +110,13 @@ def test_every_item_is_done_once_and_only_what_is_lost_again(run, log, output):
     assert names == {"a.txt", "b.txt", "c.txt", "d.txt", "done.jsonl", "quarantine.jsonl"}, "nothing half-written stays"
 
 
+def test_files_keep_names_that_mean_something_in_a_url(run, log, output):
+    names = ("a b#2", "a b#3", "50%", "50%25", "what?x=1")
+    assert run(output, items(*names)).done == 5
+    assert [read_file(output, f"{name}.txt") for name in names] == [name.upper().encode() for name in names]
+    assert run(output, items(*names)).skipped == 5
+
+
 def test_a_changed_file_of_the_same_length_is_seen_on_a_disk(run, log, tmp_path):
     run(tmp_path / "out", items("a", "b"))
     worked_on(log)
@@ -218,6 +225,9 @@ def test_results_do_not_gather_in_memory(tmp_path):
         ({"gpus_per_actor": 0.5}, [Node(8, 2)], 3, (3, 1, 0.5)),
         ({"gpus_per_actor": 0.0}, [Node(8, 2)], 9, (1, 8, 0)),
         ({}, [Node(8)], 1, (1, 8, 0)),
+        ({}, [Node(8), Node(8)], 1, (1, 8, 0)),
+        ({"actors": 3}, [Node(4), Node(8)], 9, (3, 4, 0)),
+        ({"gpus_per_actor": 0.6}, [Node(8, 2)], 9, (2, 1, 0.6)),
     ],
 )
 def test_actors_fill_the_cluster(monkeypatch, asked, nodes, batches, needs):

@@ -133,9 +133,13 @@ def test_limits_hold_for_what_is_remembered_too(folder, opened, tmp_path):
     assert [(q.name, q.reason) for q in bad] == [("3.png", Reason.TOO_MANY_PIXELS)]
 
 
-def test_a_memory_that_cannot_be_read_is_told_and_made_anew(folder, opened, tmp_path):
-    (tmp_path / "memory.parquet").write_bytes(b"not parquet")
-    with pytest.warns(UserWarning, match="cannot be read .*: all files are opened again"):
+@pytest.mark.parametrize("damaged", ["whole", "columns"])
+def test_a_memory_that_cannot_be_read_is_told_and_made_anew(folder, opened, tmp_path, damaged):
+    read(CsvSource(path=folder / "set.csv"), tmp_path)
+    data = (tmp_path / "memory.parquet").read_bytes()
+    damage = b"not parquet" if damaged == "whole" else b"PAR1" + b"\xff" * 300 + data[304:]
+    (tmp_path / "memory.parquet").write_bytes(damage)
+    with pytest.warns(UserWarning, match="(?s)cannot be read .*: all files are opened again"):
         read(CsvSource(path=folder / "set.csv"), tmp_path)
     opened.clear()
     read(CsvSource(path=folder / "set.csv"), tmp_path)
@@ -202,6 +206,19 @@ def test_holes_that_no_crop_holds_are_counted_and_named_once(tmp_path, opened, a
     expected = f"{len(cut)} of 5 rows have a hole that no crop of the training's shape holds beside something that is"
     assert all(f"kept ({names})" in text for text in told)
     assert [text.startswith(expected) for text in told] == [True] * bool(cut)
+
+
+def test_images_of_the_crops_own_shape_hold_any_hole(tmp_path, opened):
+    mask = np.full((1120, 480), 255, dtype=np.uint8)
+    mask[500:600, 200:300] = 0
+    (tmp_path / "0.png").write_bytes(images.encoded(images.picture(480, 1120)))
+    (tmp_path / "m0.png").write_bytes(images.encoded(Image.fromarray(mask)))
+    (tmp_path / "set.csv").write_text("mask,output,prompt\nm0.png,0.png,x")
+    aspect = 448 / 192
+    assert 1120 / aspect < 480, "rounded"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pipeline.read_manifest(CsvSource(path=tmp_path / "set.csv"), crop_aspect=aspect)
 
 
 def test_remote_files_are_fetched_side_by_side():

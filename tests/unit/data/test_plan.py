@@ -7,9 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from inpaint.data import plan
 from inpaint.data.plan import PADDING, Plan, StepLayout
 from inpaint.data.rows import Manifest, Row
 from inpaint.errors import InpaintError
+from inpaint.randomness import generator
 
 WORKERS = (1, 2, 3, 5)
 
@@ -150,6 +152,15 @@ def test_micro_batches_are_worked_out(workers, accumulation, micro_batch):
 def test_layouts_of_nothing_are_refused(wrong):
     with pytest.raises(InpaintError, match="at least 1"):
         layout_of(**{"workers": 1, **wrong})
+
+
+def test_each_order_is_made_once_however_many_sources_there_are(monkeypatch):
+    made = []
+    monkeypatch.setattr(plan, "generator", lambda *key: made.append(key) or generator(*key))
+    joined = Plan(77, np.ones(60, dtype=int), np.arange(60) % 6, (1,) * 6)
+    for start in range(54, 90, 6):
+        joined.lookup(np.arange(start, start + 6))
+    assert len(made) == len(set(made)) == 12
 
 
 def test_plans_that_cannot_be_are_refused():

@@ -67,6 +67,11 @@ def test_a_file_that_was_changed_or_is_no_manifest_is_refused(tmp_path):
     (tmp_path / "m.parquet").write_text("rows")
     with pytest.raises(InpaintError, match="is no manifest"):
         Manifest.load(tmp_path / "m.parquet")
+    manifest.save(tmp_path / "m.parquet")
+    data = (tmp_path / "m.parquet").read_bytes()
+    (tmp_path / "m.parquet").write_bytes(b"PAR1" + b"\xff" * 300 + data[304:])  # only its columns are damaged
+    with pytest.raises(InpaintError, match="is no manifest"):
+        Manifest.load(tmp_path / "m.parquet")
     with pytest.raises(InpaintError, match="no such file"):
         Manifest.load(tmp_path / "absent.parquet")
 
