@@ -41,17 +41,18 @@ class Batcher(Generic[RequestT, ResultT]):
         self._work, self._kind = work, kind
         self.max_batch, self.max_waiting = max_batch, max_waiting
         self._ticks = 0
-        self._waiting: dict[asyncio.Future[ResultT], RequestT] = {}
+        self._waiting: dict[asyncio.Future[ResultT], tuple[Hashable, RequestT]] = {}
+        """With their kinds."""
         self._loop: asyncio.Task[None] | None = None
         self._seconds_per_request = 1.0
 
     async def submit(self, request: RequestT) -> ResultT:
-        """The request's result; cancelling takes the request out. Raises Overloaded, or what its work raises."""
+        """The request's result; cancelling takes the request out. Raises Overloaded, or what kind or work raises."""
         if len(self._waiting) >= self.max_waiting:
             wait = self._seconds_per_request * len(self._waiting)
             raise Overloaded(f"{len(self._waiting)} requests are waiting, which is the limit", wait)
         result = asyncio.get_running_loop().create_future()
-        self._waiting[result] = request
+        self._waiting[result] = self._kind(request), request
         if self._loop is None:
             self._loop = asyncio.create_task(self._run())
         try:
@@ -60,25 +61,29 @@ class Batcher(Generic[RequestT, ResultT]):
             self._waiting.pop(result, None)
 
     async def check(self, probe: RequestT, timeout_s: float) -> None:
-        """See real work done: the next tick of the batch that is running, else the probe. Raises TimeoutError."""
+        """See work done: of the batch that is running, else the probe. Raises TimeoutError, or what the work raises."""
         before = self._ticks
         async with asyncio.timeout(timeout_s):
-            if self._loop is None:
-                await self.submit(probe)
             while self._loop is not None and self._ticks == before:
                 await asyncio.sleep(0.1)
+            if self._ticks == before:
+                await self.submit(probe)
 
     async def _run(self) -> None:
         try:
             while self._waiting:
                 # The oldest, and those that can share its batch.
-                kind = self._kind(next(iter(self._waiting.values())))
-                alike = [result for result, request in self._waiting.items() if self._kind(request) == kind]
-                await self._do({result: self._waiting.pop(result) for result in alike[: self.max_batch]})
+                oldest, _ = next(iter(self._waiting.values()))
+                alike = [result for result, (kind, _) in self._waiting.items() if kind == oldest]
+                await self._do({result: self._waiting.pop(result)[1] for result in alike[: self.max_batch]})
         finally:
             self._loop = None
 
     async def _do(self, batch: dict[asyncio.Future[ResultT], RequestT]) -> None:
+        batch = {result: request for result, request in batch.items() if not result.cancelled()}
+        if not batch:
+            return
+
         def tick() -> None:
             self._ticks += 1
             if all(result.cancelled() for result in batch):
@@ -86,15 +91,15 @@ class Batcher(Generic[RequestT, ResultT]):
 
         began = time.monotonic()
         try:
-            done = await asyncio.to_thread(self._work, list(batch.values()), tick)
+            values = await asyncio.to_thread(self._work, list(batch.values()), tick)
+            done = list(zip(batch, values, strict=True))
         except _Abandoned:
             return
         except BaseException as error:
             if isinstance(error, InpaintError) and len(batch) > 1:
                 # One of them is at fault: the others are done without it.
                 for result, request in batch.items():
-                    if not result.cancelled():
-                        await self._do({result: request})
+                    await self._do({result: request})
                 return
             for result in batch:
                 if not result.done():
@@ -102,7 +107,8 @@ class Batcher(Generic[RequestT, ResultT]):
             if isinstance(error, Exception):
                 return
             raise
+        self._ticks += 1  # the work may have none of its own
         self._seconds_per_request = (time.monotonic() - began) / len(batch)
-        for result, value in zip(batch, done, strict=True):
+        for result, value in done:
             if not result.done():
                 result.set_result(value)

@@ -6,6 +6,7 @@ import sys
 import urllib.request
 from contextlib import suppress
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -43,16 +44,18 @@ def serve_here(settings: ServeHere, *, stop: StopToken | None = None) -> None:
     command = [str(Path(sys.executable).with_name("serve")), "run", "--address", "local", str(settings.config)]
     # A session of its own: a Ctrl-C reaches it once, from here.
     serve, answered = subprocess.Popen(command, start_new_session=True), False
-    while not stop.requested:
-        try:
-            raise InpaintError(f"the service ended with exit code {serve.wait(0.5)}; it has said why above")
-        except subprocess.TimeoutExpired:
+    try:
+        while not stop.requested:
+            with suppress(subprocess.TimeoutExpired):
+                raise InpaintError(f"the service ended with exit code {serve.wait(0.5)}; it has said why above")
             if not answered:
-                with suppress(OSError), urllib.request.urlopen(f"{url}/ready", timeout=2):
+                with suppress(OSError, HTTPException), urllib.request.urlopen(f"{url}/ready", timeout=2):
                     answered = True
                     print(examples(url, settings.examples), flush=True)
-    serve.send_signal(signal.SIGINT)
-    serve.wait()
+    finally:
+        # Also where a second Ctrl-C ends this process: nothing else ends the service.
+        serve.send_signal(signal.SIGINT)
+        serve.wait()
 
 
 def write_examples(folder: Path) -> None:
@@ -70,7 +73,8 @@ def url_of(config: str) -> str:
     try:
         parsed: Any = yaml.safe_load(config)
         http = parsed.get("http_options", {})
-        return f"http://{http.get('host', '127.0.0.1')}:{http.get('port', 8000)}"
+        host = http.get("host", "127.0.0.1")
+        return f"http://{f'[{host}]' if ':' in host else host}:{http.get('port', 8000)}"
     except (yaml.YAMLError, AttributeError) as error:
         raise InpaintError(f"not a configuration of Ray Serve: {error}") from error
 

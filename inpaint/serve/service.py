@@ -108,15 +108,12 @@ class Service(Protocol):
     @property
     def base(self) -> "BaseInfo":
         """The base that all orders are painted with."""
-        ...
 
     def catalogue(self) -> Mapping[str, ServedAdapter]:
         """Adapter name -> what is served under it now. Cheap: asked for with every request."""
-        ...
 
     def refused(self) -> Mapping[str, str]:
         """Adapter name -> why it is not served."""
-        ...
 
     def paint(self, orders: Sequence[PaintOrder]) -> AsyncGenerator[tuple[int, Preview | Painted], None]:
         """Paint all or admit none: (number of the order, what came), each number ending with its Painted.
@@ -128,8 +125,6 @@ class Service(Protocol):
             DeadlinePassed: an order took too long.
             InpaintError: an order cannot be painted, whoever tries.
         """
-        ...
 
     async def healthy(self) -> bool:
         """Whether a replica does, or can be started to do, real work."""
-        ...

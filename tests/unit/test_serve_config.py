@@ -1,5 +1,7 @@
 """serve_config.yaml: what Ray Serve accepts, closed to the world, and what the application's arguments accept."""
 
+import signal
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from inpaint.models.base import read_base_info
 from inpaint.serve.apps.ddpm import DdpmArgs, build
 from inpaint.serve.apps.paint import PaintArgs
 from inpaint.serve.deployments.painters import Painters
-from inpaint.serve.local import examples, url_of, write_examples
+from inpaint.serve.local import ServeHere, examples, serve_here, url_of, write_examples
 from tests.tiny import base_info
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -97,6 +99,40 @@ def test_examples_name_the_url_and_files_that_are_there(tmp_path: Path) -> None:
     text = examples(url, tmp_path)
     assert all(word in text for word in ("curl ", "openai.OpenAI", "<lora:CDP_FOOD", f"{url}/paint"))
     assert all((tmp_path / name).is_file() for name in ("photo.png", "mask.png", "hole.png"))
+
+
+def test_examples_name_an_ipv6_host_so_that_it_is_found() -> None:
+    assert url_of("http_options: {host: '::1', port: 9}") == "http://[::1]:9"
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, RuntimeError])
+def test_however_it_ends_the_service_ends_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type) -> None:
+    sent = []
+
+    class Serving:
+        """In place of the process that serves."""
+
+        def __init__(self, command: list[str], start_new_session: bool) -> None:
+            self.ends = False
+
+        def send_signal(self, number: int) -> None:
+            sent.append(number)
+            self.ends = True
+
+        def wait(self, timeout: float | None = None) -> int:
+            if self.ends:
+                return 0
+            raise subprocess.TimeoutExpired("serve", timeout or 0)
+
+    class Interrupted:
+        @property
+        def requested(self) -> bool:
+            raise kind
+
+    monkeypatch.setattr(subprocess, "Popen", Serving)
+    with pytest.raises(kind):
+        serve_here(ServeHere(config=CONFIG, examples=tmp_path), stop=Interrupted())
+    assert sent == [signal.SIGINT]
 
 
 def test_the_model_of_ones_own_that_it_shows_is_accepted_too() -> None:

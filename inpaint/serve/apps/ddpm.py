@@ -90,22 +90,22 @@ class FillEndpoint(Endpoint[FillFields, Call[DdpmRequest]]):
         self.application = application
 
     def read(self, fields: FillFields) -> Call[DdpmRequest]:
-        """Black pixels of the mask are the hole."""
+        """Names first, then pictures."""
         application, settings = self.application, self.settings
         card = application.painter.card
         if fields.label and fields.label not in card.classes:
             raise bad("label", f"{shown(fields.label)}; the model's classes are: {', '.join(card.classes) or 'none'}")
         photo = decode_photo(fields.image, "image", settings, card.unet.multiple)
-        keep = read_hole(fields.mask, photo, settings, "white")
+        hole = read_hole(fields.mask, photo, settings, "black")
         sampling = fields.model_dump(include={field.name for field in dataclasses.fields(PixelSampling)})
         beside = fields.model_dump(include={"label", "guidance_scale", "feather"})
         seed = secrets.randbelow(2**32) if fields.seed is None else fields.seed
         name, revision = application.name, application.revision
         return Call(
-            request=DdpmRequest(image=photo.image, hole=~keep, seed=seed, sampling=PixelSampling(**sampling), **beside),
+            request=DdpmRequest(image=photo.image, hole=hole, seed=seed, sampling=PixelSampling(**sampling), **beside),
             receipt=Receipt(base=name, base_revision=revision, seed=seed, sampling={**sampling, **beside}),
             encoding=fields.encoding(fields.quality, settings),
-            pixels=keep.size,
+            pixels=hole.size,
         )
 
     async def submit(self, call: Call[DdpmRequest], record: Record) -> AsyncGenerator[Picture, None]:

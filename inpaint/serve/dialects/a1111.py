@@ -21,7 +21,7 @@ from inpaint.models.base import BaseInfo
 from inpaint.paint.crop import resize_hole, resize_image
 from inpaint.paint.request import SamplingSettings
 from inpaint.serve.dialects.a1111_info import SAMPLERS, check_checkpoint, info, infotext, probes_router
-from inpaint.serve.dialects.adapters import as_trained, choose
+from inpaint.serve.dialects.adapters import choose
 from inpaint.serve.dialects.painting import PaintCall, PaintEndpoint, TextFields, largest_size
 from inpaint.serve.http.body import JSON
 from inpaint.serve.http.endpoint import Picture
@@ -34,15 +34,14 @@ _TAG = re.compile(r"\s*<(?:lora|lyco):([^<>]*)>", re.IGNORECASE)
 _ATTENTION = re.compile(r"\([^()]*:\s*[\d.]+\s*\)")
 _SAMPLER_OF = {name.casefold(): s for s, names in SAMPLERS.items() for name in (*names, str(s))}
 _HARMLESS: dict[str, tuple[Any, ...]] = {
-    "initial_noise_multiplier": (1, None), "image_cfg_scale": (1.5, None), "styles": ([], None), "subseed": (-1,),
-    "subseed_strength": (0,), "seed_resize_from_h": (0, -1), "seed_resize_from_w": (0, -1),
-    "restore_faces": (False, None), "tiling": (False, None), "do_not_save_samples": (False, True),
-    "do_not_save_grid": (False, True), "save_images": (False,), "override_settings_restore_afterwards": (True, False),
-    "eta": (None, 0, 1), "s_churn": (0, None), "s_tmax": (0, None), "s_tmin": (0, None), "s_noise": (1, None),
-    "s_min_uncond": (0, None), "script_args": ([], None), "refiner_checkpoint": ("", None),
-    "disable_extra_networks": (False,), "scheduler": ("", None, "automatic", "Automatic"),
+    "initial_noise_multiplier": (1,), "image_cfg_scale": (1.5,), "styles": ([],), "subseed": (-1,),
+    "subseed_strength": (0,), "seed_resize_from_h": (0, -1), "seed_resize_from_w": (0, -1), "restore_faces": (False,),
+    "tiling": (False,), "do_not_save_samples": (False, True), "do_not_save_grid": (False, True),
+    "save_images": (False,), "override_settings_restore_afterwards": (True, False), "eta": (0, 1), "s_churn": (0,),
+    "s_tmax": (0,), "s_tmin": (0,), "s_noise": (1,), "s_min_uncond": (0,), "script_args": ([],),
+    "refiner_checkpoint": ("",), "disable_extra_networks": (False,), "scheduler": ("", "automatic", "Automatic"),
 }  # fmt: skip
-"""Fields without effect here -> values that have none in A1111 either; other values are named in `info.ignored`."""
+"""Fields without effect here -> values that, beside null, have none in A1111 either; others are in `info.ignored`."""
 
 
 def _error(problem: Problem, request_id: str) -> dict[str, Any]:
@@ -175,7 +174,7 @@ class Img2ImgEndpoint(PaintEndpoint[Img2ImgFields]):
         prompt, tags = _without_tags(fields.prompt, self.limits)
         catalogue = self.service.catalogue()
         chosen = [choose(name, catalogue, "prompt", weight=weight) for name, weight in tags]
-        prompt = as_trained(prompt, chosen, "prompt")
+        prompt, adapters = self.adapted(prompt, chosen)
         n = fields.n_iter * fields.batch_size
         if n > settings.max_pictures:
             message = f"n_iter x batch_size is {n}, the limit is {settings.max_pictures}"
@@ -186,7 +185,7 @@ class Img2ImgEndpoint(PaintEndpoint[Img2ImgFields]):
         return self.call(
             fields,
             prompt=prompt,
-            chosen=chosen,
+            adapters=adapters,
             image=resize_image(photo.image, shape),
             hole=resize_hole(hole, shape),
             sampling=fields.sampling(largest_size(base)),
@@ -254,7 +253,8 @@ def _without_tags(prompt: str, limits: Bounds) -> tuple[str, list[tuple[str, flo
 def _ignored(fields: Img2ImgFields, prompt: str, base: BaseInfo) -> list[str]:
     """What was given and has no effect."""
     options = (fields.override_settings or {}).keys() - {"sd_model_checkpoint"}
-    extra = [name for name, value in (fields.model_extra or {}).items() if value not in _HARMLESS.get(name, ())]
+    given = {name: value for name, value in (fields.model_extra or {}).items() if value is not None}
+    extra = [name for name, value in given.items() if value not in _HARMLESS.get(name, ())]
     names = [*(f"override_settings.{name}" for name in sorted(options)), *sorted(extra)]
     strange = [ascii(name)[1:-1][:60] for name in names]
     if _ATTENTION.search(prompt):

@@ -1,5 +1,6 @@
 """What A1111's clients are told: of each picture (infotext, `info`), and what they ask before and beside painting."""
 
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter
@@ -125,9 +126,9 @@ def probes_router(service: Service) -> APIRouter:
     """The paths under /sdapi/v1 beside img2img."""
     routes = APIRouter(prefix="/sdapi/v1", tags=["a1111"])
     for name, answer in _NOTHING.items():
-        routes.add_api_route(f"/{name}", _always(answer), methods=["GET"], include_in_schema=False)
+        routes.add_api_route(f"/{name}", partial(_same, answer), methods=["GET"], include_in_schema=False)
     for name in _NO_OPERATION:
-        routes.add_api_route(f"/{name}", _always({}), methods=["POST"], include_in_schema=False)
+        routes.add_api_route(f"/{name}", partial(_same, {}), methods=["POST"], include_in_schema=False)
 
     @routes.get("/samplers")
     async def samplers() -> list[dict[str, Any]]:
@@ -178,8 +179,5 @@ def _png_info(body: bytes, content_type: str) -> str:
         raise bad("image", str(error)) from error
 
 
-def _always(answer: Any) -> Any:
-    async def same() -> Any:
-        return answer
-
-    return same
+async def _same(answer: Any) -> Any:
+    return answer

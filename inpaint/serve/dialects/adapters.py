@@ -33,8 +33,7 @@ def choose(
 ) -> ChosenAdapter:
     """The adapter of a category's or an adapter's name. Args: also: the base's name, where the field may name it.
 
-    Raises:
-        Problem: 404 with the nearest names, or 400 where several adapters know the category.
+    Raises Problem: 404 with the nearest names, or 400 where several adapters know the category.
     """
     if name in catalogue:
         tokens = catalogue[name].card.tokens
@@ -57,13 +56,11 @@ def unknown(name: str, known: Sequence[str], field: str) -> Problem:
     return bad(field, message, "model_not_found", 404)
 
 
-def as_trained(prompt: str, chosen: Sequence[ChosenAdapter], field: str) -> str:
+def as_trained(prompt: str, chosen: Sequence[ChosenAdapter]) -> str:
     """The prompt as the adapters' cards write it, the first adapter's token first.
 
     A prompt that already holds one of an adapter's tokens, as a word, is left as it is for that adapter.
-
-    Raises:
-        Problem: an adapter has several tokens, and neither a category nor the prompt says which.
+    Raises Problem: an adapter has several tokens, and neither a category nor the prompt says which.
     """
     for one in reversed(chosen):
         card = one.adapter.card
@@ -71,7 +68,8 @@ def as_trained(prompt: str, chosen: Sequence[ChosenAdapter], field: str) -> str:
             continue
         if card.tokens and one.category is None:
             tokens = ", ".join(sorted(card.tokens.values()))
-            raise bad(field, f"adapter {one.adapter.name} has the tokens {tokens}: write one of them into the prompt")
+            message = f"adapter {one.adapter.name} has the tokens {tokens}: write one of them into the prompt"
+            raise bad("prompt", message)
         prompt = card.prompt(prompt, one.category)
     return prompt
 

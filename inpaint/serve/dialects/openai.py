@@ -18,7 +18,7 @@ from pydantic import ConfigDict
 from starlette.responses import JSONResponse, Response
 
 from inpaint.paint.crop import resize_hole, resize_image
-from inpaint.serve.dialects.adapters import as_trained, categories, choose, unknown
+from inpaint.serve.dialects.adapters import categories, choose, unknown
 from inpaint.serve.dialects.painting import PaintCall, PaintEndpoint, PaintFields
 from inpaint.serve.http.body import FORM
 from inpaint.serve.http.endpoint import Picture, sse
@@ -85,7 +85,7 @@ class EditEndpoint(PaintEndpoint[EditFields]):
         settings, base = self.settings, self.base
         model = fields.model or base.name
         chosen = [] if model == base.name else [choose(model, self.service.catalogue(), "model", also=base.name)]
-        prompt = as_trained(fields.prompt, chosen, "prompt")
+        prompt, adapters = self.adapted(fields.prompt, chosen)
         if fields.response_format == "url":
             raise bad("response_format", "url: pictures are not stored here; ask for b64_json", "url_refused")
         photo = decode_photo(fields.image, "image", settings, base.size_multiple)
@@ -94,7 +94,7 @@ class EditEndpoint(PaintEndpoint[EditFields]):
         return self.call(
             fields,
             prompt=prompt,
-            chosen=chosen,
+            adapters=adapters,
             image=resize_image(photo.image, shape),
             hole=resize_hole(hole, shape),
             sampling=fields.sampling(),

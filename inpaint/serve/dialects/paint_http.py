@@ -18,10 +18,6 @@ from inpaint.serve.service import Service
 
 
 def paint_http(service: Service, settings: HttpSettings, metrics: HttpMetrics | None = None) -> FastAPI:
-    """The application.
-
-    Raises:
-        InpaintError: keys are unusable, or there are none and `settings.host` is not a loopback address.
-    """
+    """The application. Raises InpaintError, as `build_http` does."""
     endpoints = [kind(settings, service) for kind in (EditEndpoint, Img2ImgEndpoint, OwnEndpoint)]
     return build_http("inpaint", endpoints, settings, service.healthy, metrics, __doc__ or "")

@@ -11,14 +11,14 @@ import numpy as np
 from inpaint.diffusion.samplers import Sampler
 from inpaint.models.base import BaseInfo
 from inpaint.paint.request import PaintRequest, SamplingSettings
-from inpaint.serve.dialects.adapters import ChosenAdapter, different
+from inpaint.serve.dialects.adapters import ChosenAdapter, as_trained, different
 from inpaint.serve.http.endpoint import Call, Endpoint, Picture
 from inpaint.serve.http.errors import bad
 from inpaint.serve.http.limits import HttpSettings
 from inpaint.serve.http.receipt import Encoding, Receipt
 from inpaint.serve.http.resources import Record
 from inpaint.serve.http.schema import LARGEST_SEED, Fields, PictureFields, PromptText, Within
-from inpaint.serve.service import Painted, PaintOrder, Service
+from inpaint.serve.service import AdapterUse, Painted, PaintOrder, Service
 
 _NOTHING_DONE: dict[str, Any] = dict.fromkeys(("kept_pixels_changed", "steps", "batch_rows", "queue_s", "paint_s"), 0)
 _SAMPLING = {field.name for field in dataclasses.fields(SamplingSettings)} - {"size"}
@@ -82,12 +82,17 @@ class PaintEndpoint(Endpoint[FieldsT, PaintCall[FieldsT]]):
         self.service, self.base = service, service.base
         super().__init__(settings, size_multiple=self.base.size_multiple, largest_size=largest_size(self.base))
 
+    def adapted(self, prompt: str, chosen: Sequence[ChosenAdapter]) -> tuple[str, tuple[AdapterUse, ...]]:
+        """The prompt as the adapters were trained, and the adapters. Raises Problem."""
+        adapters = different(chosen, self.adapters_field, self.settings.max_adapters)
+        return as_trained(prompt, chosen), adapters
+
     def call(
         self,
         fields: FieldsT,
         *,
         prompt: str,
-        chosen: Sequence[ChosenAdapter],
+        adapters: tuple[AdapterUse, ...],
         image: np.ndarray,
         hole: np.ndarray,
         sampling: SamplingSettings,
@@ -99,29 +104,18 @@ class PaintEndpoint(Endpoint[FieldsT, PaintCall[FieldsT]]):
         warnings: Sequence[str] = (),
     ) -> PaintCall[FieldsT]:
         """The call, and what all dialects check. Args: previews: per picture, of a stream; None: no stream."""
-        adapters = different(chosen, self.adapters_field, self.settings.max_adapters)
+        base, last_seed = self.base, LARGEST_SEED - n + 1
         if seed is None:
             seed = secrets.randbelow(2**32)  # every client's numbers can hold it
-        if seed > LARGEST_SEED - n + 1:
-            raise bad("seed", f"{seed}; give 0 to {LARGEST_SEED - n + 1} for {n} pictures", "out_of_range")
-        request = PaintRequest(
-            image=image,
-            hole=hole,
-            prompt=prompt,
-            negative_prompt=fields.negative_prompt,
-            seed=seed,
-            sampling=sampling.resolved(self.base),
-        )
-        receipt = Receipt(
-            base=self.base.name,
-            base_revision=self.base.revision,
-            adapters=adapters,
-            seed=seed,
-            sampling=dataclasses.asdict(request.sampling),
-        )
+        if seed > last_seed:
+            raise bad("seed", f"{seed}; give 0 to {last_seed} for {n} pictures", "out_of_range")
+        sampling = sampling.resolved(base)
+        negative, told = fields.negative_prompt, dataclasses.asdict(sampling)
         return PaintCall(
-            request=request,
-            receipt=receipt,
+            request=PaintRequest(
+                image=image, hole=hole, prompt=prompt, negative_prompt=negative, seed=seed, sampling=sampling
+            ),
+            receipt=Receipt(base=base.name, base_revision=base.revision, adapters=adapters, seed=seed, sampling=told),
             encoding=encoding,
             model=model or "+".join(use.name for use in adapters),
             n=n,

@@ -39,8 +39,7 @@ def build_http(
 ) -> FastAPI:
     """The ASGI application; further GETs can be added to it. /ready asks `healthy` whether work can be done now.
 
-    Raises:
-        InpaintError: keys are unusable, or there are none and the host is not a loopback address.
+    Raises InpaintError: keys are unusable, or there are none and the host is not a loopback address.
     """
     app = FastAPI(title=title, version="1", description=description)
     for endpoint in endpoints:
@@ -56,8 +55,13 @@ def build_http(
             return JSONResponse({"status": "ready"})
         return JSONResponse({"status": "not ready"}, status_code=503, headers={"retry-after": "5"})
 
-    for kind in (InpaintError, HTTPException):
-        app.add_exception_handler(kind, error_response)
+    @app.exception_handler(HTTPException)
+    async def refused(request: Request, error: HTTPException) -> Response:
+        """Of paths and methods: told as our own problems are."""
+        code = {404: "no_such_path", 405: "no_such_method"}.get(error.status_code, "refused")
+        message = f"{error.detail}: {request.method} {request.state.record.path}"
+        raise Problem(message, status=error.status_code, code=code, headers=dict(error.headers or {}))
+
     app.add_middleware(
         RequestMiddleware,
         keys=ApiKeys(settings),
@@ -84,18 +88,14 @@ class RequestMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            if scope["type"] == "lifespan":
-                self.resources.close()
-            return
+            return await self.app(scope, receive, send)
         request = Request(scope, receive)
         path = scope["path"].removeprefix(scope.get("root_path", ""))
         dialect = next((one for one in self.dialects if one is not OWN and path.startswith(one.prefix)), OWN)
         # A client's own id goes into the log and into headers.
-        given = re.fullmatch(r"[A-Za-z0-9._:-]{1,128}", request.headers.get("x-request-id", ""))
-        record = Record(
-            id=given[0] if given else uuid.uuid4().hex, dialect=dialect.name, method=request.method, path=path[:200]
-        )
+        given = request.headers.get("x-request-id", "")
+        name = given if re.fullmatch(r"[A-Za-z0-9._:-]{1,128}", given) else uuid.uuid4().hex
+        record = Record(id=name, dialect=dialect.name, method=request.method, path=path[:200])
         request.state.record, request.state.dialect, request.state.resources = record, dialect, self.resources
 
         async def watched(message: Message) -> None:
@@ -127,14 +127,17 @@ class RequestMiddleware:
         except ClientDisconnect:
             logger.info("request %s: its client has gone", record.id)
             return
-        except Problem as error:
-            problem = error
-        except Exception:
-            logger.exception("request %s failed", record.id)
+        except Exception as error:
+            if not isinstance(error, InpaintError):
+                logger.exception("request %s failed", record.id)
+                error = Problem(f"our own fault; quote request {record.id}", status=500, code="internal")
+            problem = problem_of(error)
+            record.problem = problem.code
             if record.status:
                 raise  # half an answer is out: only closing the connection tells the client
-            problem = Problem(f"our own fault; quote request {record.id}", status=500, code="internal")
-        response = await error_response(request, problem)
+        dialect: Dialect = request.state.dialect
+        told = dialect.error(problem, record.id)
+        response = JSONResponse(told, problem.status, problem.headers, dialect.media_type)
         await response(request.scope, request.receive, send)
 
     def _let_in(self, request: Request) -> None:
@@ -147,27 +150,7 @@ class RequestMiddleware:
             raise overloaded(f"{settings.max_in_flight} requests are being handled: come back later", 1.0)
         key = self.keys.name_of(request.headers)
         if key is None:
-            raise Problem(
-                "no valid API key: send `Authorization: Bearer KEY`, Basic with the key as password, or "
-                "`x-api-key: KEY`",
-                status=401,
-                code="invalid_api_key",
-                headers={"www-authenticate": request.state.dialect.challenge},
-            )
+            ways = "`Authorization: Bearer KEY`, Basic with the key as password, or `x-api-key: KEY`"
+            challenge = {"www-authenticate": request.state.dialect.challenge}
+            raise Problem(f"no valid API key: send {ways}", status=401, code="invalid_api_key", headers=challenge)
         record.key = key
-
-
-async def error_response(request: Request, error: Exception) -> Response:
-    """What went wrong, in the form of the request's dialect: our own errors, and Starlette's of paths and methods."""
-    record: Record = request.state.record
-    dialect: Dialect = request.state.dialect
-    if isinstance(error, HTTPException):
-        code = {404: "no_such_path", 405: "no_such_method"}.get(error.status_code, "refused")
-        message = f"{error.detail}: {record.method} {record.path}"
-        headers = dict(error.headers or {})
-        problem = Problem(message, status=error.status_code, code=code, headers=headers)
-    else:
-        assert isinstance(error, InpaintError)
-        problem = problem_of(error)
-    record.problem = problem.code
-    return JSONResponse(dialect.error(problem, record.id), problem.status, problem.headers, dialect.media_type)

@@ -30,8 +30,7 @@ def parse_body(
 ) -> dict[str, Any]:
     """What a form (`files` as bytes, else text) or a JSON object says, by name.
 
-    Raises:
-        Problem: 415 for a content type that is not among `media_types`, 400 for what is not well-formed.
+    Raises Problem: 415 for a content type that is not among `media_types`, 400 for what is not well-formed.
     """
     kind = content_type.split(";", 1)[0].strip().lower()
     if kind not in media_types:
@@ -46,7 +45,7 @@ def parse_form(body: bytes, content_type: str, files: Collection[str], max_parts
     if not boundary:
         raise bad("content-type", "has no boundary: let the HTTP library write this header", "broken_form")
     values: dict[str, bytes | str] = {}
-    ended = False
+    ends: list[bool] = []
 
     def take(part: Field | File) -> None:
         if len(values) == max_parts:
@@ -68,19 +67,15 @@ def parse_form(body: bytes, content_type: str, files: Collection[str], max_parts
         except UnicodeDecodeError as error:
             raise bad(field, "its text is not UTF-8") from error
 
-    def end() -> None:
-        nonlocal ended
-        ended = True
-
     try:
         in_memory = {"MAX_MEMORY_FILE_SIZE": math.inf}
-        parser = FormParser(FORM, take, take, end, boundary, config=in_memory)
+        parser = FormParser(FORM, take, take, lambda: ends.append(True), boundary, config=in_memory)
         parser.write(body)
         parser.finalize()
     except (FormParserError, UnicodeDecodeError) as error:
         message = f"not a well-formed form ({str(error)[:120]}): let the HTTP library write it"
         raise bad("body", message, "broken_form") from error
-    if not ended:
+    if not ends:
         raise bad("body", "the form ends before its last boundary: it was cut off, send it again", "broken_form")
     return values
 

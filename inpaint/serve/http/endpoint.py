@@ -12,7 +12,7 @@ import asyncio
 import base64
 import json
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Generic, TypeVar
@@ -136,9 +136,10 @@ class Endpoint(ABC, Generic[FieldsT, CallT]):
             headers["x-warnings"] = "; ".join(call.warnings).encode("ascii", "replace").decode()[:1000]
         if call.stream:
             headers["cache-control"] = "no-store"
-            return EventStream(self._events(call, request), headers=headers, media_type="text/event-stream")
-        pictures = await until_gone(request.receive, self._collect(call, request))
-        response = await resources.offload(self.answer, call, pictures)
+            events = self._done(call, request, self._event)
+            return EventStream(events, headers=headers, media_type="text/event-stream")
+        pictures = await until_gone(request.receive, _all(self._done(call, request, self._encoded)))
+        response = await resources.offload(self.answer, call, sorted(pictures, key=lambda picture: picture.number))
         response.headers.update(headers)
         return response
 
@@ -152,24 +153,21 @@ class Endpoint(ABC, Generic[FieldsT, CallT]):
             raise bad(self.n_field, message, "too_many_pixels")
         return call
 
-    async def _pictures(self, call: CallT, request: Request) -> AsyncGenerator[Picture, None]:
+    async def _done(
+        self, call: CallT, request: Request, write: Callable[[CallT, Picture], T]
+    ) -> AsyncGenerator[T, None]:
+        """What is written of each picture, as they come."""
         async with aclosing(self.submit(call, request.state.record)) as pictures:
             async for picture in pictures:
-                yield await request.state.resources.offload(self._encoded, call, picture)
+                yield await request.state.resources.offload(write, call, picture)
 
     def _encoded(self, call: CallT, picture: Picture) -> Picture:
         receipt = replace(call.receipt, seed=call.receipt.seed + picture.number)
         file = encode(picture.image, call.encoding, receipt, self.infotext(call, receipt.seed))
         return replace(picture, file=file)
 
-    async def _collect(self, call: CallT, request: Request) -> list[Picture]:
-        async with aclosing(self._pictures(call, request)) as pictures:
-            return sorted([picture async for picture in pictures], key=lambda picture: picture.number)
-
-    async def _events(self, call: CallT, request: Request) -> AsyncGenerator[bytes, None]:
-        async with aclosing(self._pictures(call, request)) as pictures:
-            async for picture in pictures:
-                yield await request.state.resources.offload(self.event, call, picture)
+    def _event(self, call: CallT, picture: Picture) -> bytes:
+        return self.event(call, self._encoded(call, picture))
 
     def add_to(self, app: FastAPI) -> None:
         """Put the path into an application and its documentation; what belongs to it, too, in subclasses."""
@@ -218,8 +216,9 @@ class EventStream(StreamingResponse):
             except InpaintError as error:
                 if not started:
                     raise
-                dialect: Dialect = request.state.dialect
-                last = sse("error", dialect.error(problem_of(error), request.state.record.id))
+                record, problem = request.state.record, problem_of(error)
+                record.problem = problem.code
+                last = sse("error", request.state.dialect.error(problem, record.id))
                 await send({"type": "http.response.body", "body": last, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
@@ -227,6 +226,11 @@ class EventStream(StreamingResponse):
 def sse(kind: str, value: Mapping[str, Any]) -> bytes:
     """One server-sent event."""
     return f"event: {kind}\ndata: {json.dumps(value)}\n\n".encode()
+
+
+async def _all(results: AsyncGenerator[T, None]) -> list[T]:
+    async with aclosing(results):
+        return [result async for result in results]
 
 
 async def until_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:

@@ -34,14 +34,14 @@ def decode_photo(data: bytes, field: str, settings: HttpSettings, smallest: int)
 
 
 def read_hole(
-    data: bytes | None, photo: Photo, settings: HttpSettings, paints: Literal["white", "opaque", "transparent"]
+    data: bytes | None, photo: Photo, settings: HttpSettings, paints: Literal["white", "black", "opaque", "transparent"]
 ) -> np.ndarray:
     """H x W bool, True = paint, of a mask; without one, what is transparent in the photo. Raises BadRow, Problem.
 
     Args:
         paints: `white`: grey values from 128, and a mask with transparent pixels is refused, for OpenAI's mean the
-            opposite; `opaque`: the same, but such a mask is read by its alpha, as A1111 does; `transparent`: alpha 0,
-            as OpenAI does, and a mask without alpha is refused.
+            opposite; `black`: its contrary; `opaque`: as `white`, but such a mask is read by its alpha, as A1111 does;
+            `transparent`: alpha 0, as OpenAI does, and a mask without alpha is refused.
     """
     if data is None:
         if photo.transparent is None:
@@ -60,16 +60,13 @@ def read_hole(
             )
         hole = np.asarray(alpha) == 0
     elif alpha is None or np.asarray(alpha).min() == 255:
-        hole = np.asarray(decode.to_grey(mask)) >= decode.PAINT
+        hole = (np.asarray(decode.to_grey(mask)) >= decode.PAINT) != (paints == "black")
     elif paints == "opaque":
         hole = np.asarray(alpha) >= decode.PAINT
     else:
-        raise bad(
-            "mask",
-            "has transparent pixels, and here white is painted, not transparency: send a grey image, white = paint, "
-            "or use /v1/images/edits, where transparency is painted",
-            "ambiguous_mask",
-        )
+        other = ", or use /v1/images/edits, where transparency is painted" if paints == "white" else ""
+        message = f"has transparent pixels, and here {paints} is painted, not transparency: send a grey image, "
+        raise bad("mask", f"{message}{paints} = paint{other}", "ambiguous_mask")
     height, width = photo.image.shape[:2]
     if hole.shape != (height, width):
         raise bad(

@@ -34,8 +34,9 @@ class ApiKeys:
         self._file = Path(settings.keys_file) if settings.keys_file else None
         given = environment.get(settings.keys_variable, "")
         self._fixed = parse_keys(given.replace(",", "\n"), settings.keys_variable)
-        self._state = _state(self._file)
-        self._from_file = _read(self._file) if self._file else {}
+        self._from_file: dict[str, bytes] = {}
+        self._state: tuple[int, ...] | None = None
+        self._refresh()
         if not self.required and not _is_loopback(settings.host):
             raise InpaintError(
                 f"host {settings.host} can be reached from other machines and there are no API keys: put some into "
@@ -51,7 +52,10 @@ class ApiKeys:
         """The name of the key that a request shows; None where none is valid."""
         if not self.required:
             return NOBODY
-        self._refresh()
+        try:
+            self._refresh()
+        except InpaintError as error:
+            logger.error("the keys stay as they were: %s", error)
         digests = [hashlib.sha256(shown).digest() for shown in _shown(headers)]
         found: str | None = None
         for name, known in (*self._fixed.items(), *self._from_file.items()):
@@ -62,14 +66,14 @@ class ApiKeys:
         return found
 
     def _refresh(self) -> None:
-        state = _state(self._file)
-        if self._file is None or state == self._state:
+        """Read the file where it has changed. Raises InpaintError, once, where it cannot be read."""
+        if self._file is None or self._state == (state := _state(self._file)):
             return
         self._state = state
         try:
-            self._from_file = _read(self._file)
-        except InpaintError as error:
-            logger.error("the keys stay as they were: %s", error)
+            self._from_file = parse_keys(self._file.read_text(encoding="utf-8"), str(self._file))
+        except (OSError, UnicodeDecodeError) as error:
+            raise InpaintError(f"keys_file {self._file} cannot be read: {error}") from error
 
 
 def parse_keys(text: str, source: str) -> dict[str, bytes]:
@@ -107,19 +111,12 @@ def _shown(headers: Mapping[str, str]) -> list[bytes]:
     return shown
 
 
-def _read(path: Path) -> dict[str, bytes]:
-    try:
-        return parse_keys(path.read_text(encoding="utf-8"), str(path))
-    except (OSError, UnicodeDecodeError) as error:
-        raise InpaintError(f"keys_file {path} cannot be read: {error}") from error
-
-
-def _state(path: Path | None) -> tuple[int, ...] | None:
+def _state(path: Path) -> tuple[int, ...]:
+    """Of a file, another one when its content or who may read it has changed; empty where there is none."""
     with suppress(OSError):
-        if path is not None:
-            stat = path.stat()
-            return stat.st_mtime_ns, stat.st_size, stat.st_ino
-    return None
+        stat = path.stat()
+        return stat.st_ctime_ns, stat.st_size, stat.st_ino
+    return ()
 
 
 def _is_loopback(host: str) -> bool:

@@ -79,10 +79,6 @@ class Resources:
         self._threads = ThreadPoolExecutor(settings.threads, thread_name_prefix="pictures")
         self._held = 0
 
-    def close(self) -> None:
-        """Let the threads end."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
-
     async def offload(self, work: Callable[[*Ts], T], *arguments: *Ts) -> T:
         """Run `work` in a thread; at most `threads` run at once."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
@@ -103,8 +99,7 @@ class Resources:
     async def read(self, request: Request, parse: Callable[[bytes, str], T]) -> T:
         """The body as `parse(body, content type)` understands it, in a thread.
 
-        Raises:
-            Problem: of `parse`, 415 for a compressed body, 413 above `max_body_bytes`, 408 for one that took too long.
+        Raises Problem: `parse`'s, 415 for a compressed body, 413 above `max_body_bytes`, 408 where it took too long.
         """
         record: Record = request.state.record
         headers, most = request.headers, self.settings.max_body_bytes

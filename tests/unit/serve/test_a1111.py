@@ -120,6 +120,12 @@ def test_what_has_no_effect_is_listed(api, service):
         assert any(name in ignored for ignored in result.info["ignored"])
 
 
+def test_what_is_null_was_not_given(api, service, running):
+    body = {"init_images": [b64(encoded(picture()))], "latent_mask": None, "infotext": None, "tiling": None}
+    answer = httpx2.post(f"{running[1]}/sdapi/v1/img2img", json=body, auth=("", KEY), timeout=30)
+    assert json.loads(answer.json()["info"])["ignored"] == [] and "x-warnings" not in answer.headers
+
+
 def test_another_checkpoint_scripts_and_extensions_are_refused(api, service):
     img2img(api, override_settings={"sd_model_checkpoint": "toy"})
     for settings in (

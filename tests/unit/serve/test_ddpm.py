@@ -18,6 +18,7 @@ from inpaint.errors import InpaintError
 from inpaint.paint.ddpm_painter import DdpmPainter, ModelCard
 from inpaint.paint.request import DdpmRequest
 from inpaint.serve.apps.ddpm import DdpmApplication, DdpmArgs, batcher_of
+from inpaint.serve.batcher import Batcher
 from inpaint.serve.http.receipt import read_receipt
 from inpaint.serve.service import Overloaded
 
@@ -138,6 +139,56 @@ def test_who_has_gone_is_not_painted_and_an_abandoned_batch_ends() -> None:
     assert painting.batches == [[1], [3]]
 
 
+def test_who_goes_before_the_batch_begins_is_not_painted() -> None:
+    painting = Painting()
+    painting.go.set()
+
+    async def run() -> None:
+        batcher = batcher_of(painting)
+        gone = asyncio.create_task(batcher.submit(request(1)))
+        await asyncio.sleep(0)
+        gone.cancel()
+        await batcher.submit(request(2))
+
+    asyncio.run(run())
+    assert painting.batches == [[2]]
+
+
+def test_work_and_kinds_that_are_broken_leave_nobody_waiting() -> None:
+    async def run() -> list[object]:
+        short: Batcher[int, int] = Batcher(lambda requests, tick: [1])
+        unkind: Batcher[int, int] = Batcher(lambda requests, tick: requests, lambda request: 1 // request)
+        work = [short.submit(1), short.submit(2), unkind.submit(0), unkind.submit(3)]
+        async with asyncio.timeout(30):
+            return await asyncio.gather(*work, return_exceptions=True)
+
+    one, two, three, four = asyncio.run(run())
+    assert isinstance(one, ValueError) and isinstance(two, ValueError)
+    assert isinstance(three, ZeroDivisionError) and four == 3
+
+
+def test_a_check_beside_a_batch_that_fails_sees_work_done_or_raises() -> None:
+    began, go = threading.Event(), threading.Event()
+
+    def work(requests: Sequence[int], tick: Callable[[], None]) -> list[int]:
+        began.set()
+        assert go.wait(60)
+        raise RuntimeError("the model is broken")
+
+    async def run() -> None:
+        batcher: Batcher[int, int] = Batcher(work)
+        painting = asyncio.create_task(batcher.submit(1))
+        await until(began)
+        checking = asyncio.create_task(batcher.check(2, 60))
+        await asyncio.sleep(0)
+        go.set()
+        for task in (painting, checking):
+            with pytest.raises(RuntimeError, match="broken"):
+                await task
+
+    asyncio.run(run())
+
+
 def test_the_queue_is_bounded() -> None:
     painting = Painting()
 
@@ -202,6 +253,11 @@ def test_black_is_filled_and_white_kept_bit_for_bit(client: TestClient) -> None:
     receipt = read_receipt(answer.content)
     assert (receipt.base, receipt.seed, receipt.sampling["steps"]) == ("mine", 3, 2)
     assert receipt.base_revision == answer.headers["x-base-revision"]
+
+
+def test_a_transparent_mask_is_refused_and_told_that_black_is_filled(client: TestClient) -> None:
+    answer = ask(client, np.zeros((24, 24, 4), dtype=np.uint8))
+    assert answer.json()["code"] == "ambiguous_mask" and "black = paint" in answer.json()["detail"]
 
 
 def test_a_mask_without_black_gives_the_photo_back(client: TestClient) -> None:

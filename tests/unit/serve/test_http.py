@@ -387,6 +387,16 @@ def test_every_request_is_counted_and_has_one_line_of_json(service, caplog):
     assert lines[2]["id"].isalnum()
 
 
+@pytest.mark.parametrize(("error", "problem"), [(DeadlinePassed("late"), "deadline_passed"), (KeyError(), "internal")])
+def test_what_ends_a_stream_early_is_counted_and_logged_too(service, error, problem):
+    service.fails_later = error
+    counting = Counting()
+    app = paint_http(service, HttpSettings(), counting)
+    with TestClient(app, raise_server_exceptions=False) as client:
+        ask(client, "own", stream="true", previews=1)
+    assert [(record.status, record.problem) for record in counting.records] == [(200, problem)]
+
+
 def test_health_readiness_and_the_catalogue(client, service):
     assert client.get("/health").status_code == 200
     assert client.get("/ready").status_code == 200

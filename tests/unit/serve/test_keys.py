@@ -97,6 +97,18 @@ def test_the_file_is_read_again_when_it_has_changed(tmp_path, caplog):
     assert keys.name_of({}) is None, "an emptied file opens nothing"
 
 
+def test_a_file_that_could_not_be_read_is_read_once_it_may_be(tmp_path, monkeypatch):
+    path = tmp_path / "keys"
+    path.write_text(f"shop:{ONE}\n")
+    keys = ApiKeys(HttpSettings(keys_file=str(path)), {})
+    path.write_text(f"shop:{TWO} # the other\n")
+    with monkeypatch.context() as forbidden:
+        forbidden.setattr("pathlib.Path.read_text", lambda *_, **__: (_ for _ in ()).throw(PermissionError("no")))
+        assert keys.name_of({"x-api-key": ONE}) == "shop"
+    path.chmod(0o600)
+    assert keys.name_of({"x-api-key": ONE}) is None and keys.name_of({"x-api-key": TWO}) == "shop"
+
+
 @pytest.mark.parametrize(
     "text, says",
     [
