@@ -187,10 +187,8 @@ def row_seed(seed: int, row_id: str) -> int:
 
 
 def output_names(ids: Iterable[str]) -> dict[str, str]:
-    """Row id -> its picture's path below the output folder: `shoes/a.jpg` -> `shoes/a.png`.
-
-    Where two rows would share a path (`a.jpg` beside `a.png`), both keep their whole id: `a.jpg.png`, `a.png.png`.
-    """
+    """Row id -> its picture's path below the output folder: `shoes/a.jpg` -> `shoes/a.png`. Where two rows would share
+    a path (`a.jpg` beside `a.png`), both keep their whole id: `a.jpg.png`, `a.png.png`."""
     short = {row_id: _short_name(row_id) for row_id in ids}
     uses = Counter(name.casefold() for name in short.values())
     names = {i: name if uses[name.casefold()] == 1 else f"{i}.png" for i, name in short.items()}
@@ -202,11 +200,10 @@ def output_names(ids: Iterable[str]) -> dict[str, str]:
 
 
 def _short_name(row_id: str) -> str:
-    path, hash_sign, number = row_id.rpartition("#")
-    if not (hash_sign and number.isdigit()):
-        path, number = row_id, ""
-    stem = PurePosixPath(path).with_suffix("").as_posix()
-    return f"{stem}#{number}.png" if number else f"{stem}.png"
+    path, sign, number = row_id.rpartition("#")
+    if not (sign and number.isdigit()):
+        path, sign, number = row_id, "", ""
+    return f"{PurePosixPath(path).with_suffix('').as_posix()}{sign}{number}.png"
 
 
 class PaintWorker:
@@ -222,11 +219,10 @@ class PaintWorker:
     def __call__(self, tasks: Sequence[PaintTask]) -> list[Result | BadRow]:
         started = time.monotonic()
         read = list(self.threads.map(self._request, tasks))
-        requests = [request for request in read if isinstance(request, PaintRequest)]
-        pictures = self.painter.paint(requests)
+        good = [(task, request) for task, request in zip(tasks, read, strict=True) if isinstance(request, PaintRequest)]
+        pictures = self.painter.paint([request for _, request in good])
         seconds = round((time.monotonic() - started) / len(tasks), 3)
-        good = [task for task, request in zip(tasks, read, strict=True) if isinstance(request, PaintRequest)]
-        results = iter(self.threads.map(partial(_result, seconds), good, requests, pictures))
+        results = iter(self.threads.map(partial(_result, seconds), good, pictures))
         return [outcome if isinstance(outcome, BadRow) else next(results) for outcome in read]
 
     def _request(self, task: PaintTask) -> PaintRequest | BadRow:
@@ -239,7 +235,8 @@ class PaintWorker:
         return self.models.request(photo, hole, task.prompt, row_seed(seed, task.row.id))
 
 
-def _result(seconds: float, task: PaintTask, request: PaintRequest, picture: np.ndarray) -> Result:
+def _result(seconds: float, painted: tuple[PaintTask, PaintRequest], picture: np.ndarray) -> Result:
+    task, request = painted
     strip = comparison(request.image, request.hole, picture)
     return Result(
         files={f"{COMPARISONS}/{task.output}": encode_png(strip), task.output: encode_png(picture)},
