@@ -21,7 +21,7 @@ from inpaint.models.base import BaseInfo
 from inpaint.paint.crop import resize_hole, resize_image
 from inpaint.paint.request import SamplingSettings
 from inpaint.serve.dialects.a1111_info import SAMPLERS, check_checkpoint, info, infotext, probes_router
-from inpaint.serve.dialects.adapters import choose
+from inpaint.serve.dialects.adapters import adapted, choose
 from inpaint.serve.dialects.painting import PaintCall, PaintEndpoint, TextFields, largest_size
 from inpaint.serve.http.body import JSON
 from inpaint.serve.http.endpoint import Picture
@@ -165,7 +165,6 @@ class Img2ImgEndpoint(PaintEndpoint[Img2ImgFields]):
     media_types = (JSON,)
     answers = ("application/json",)
     n_field = "batch_size"
-    adapters_field = "prompt"
 
     def read(self, fields: Img2ImgFields) -> PaintCall[Img2ImgFields]:
         """Names first, then pictures."""
@@ -174,7 +173,7 @@ class Img2ImgEndpoint(PaintEndpoint[Img2ImgFields]):
         prompt, tags = _without_tags(fields.prompt, self.limits)
         catalogue = self.service.catalogue()
         chosen = [choose(name, catalogue, "prompt", weight=weight) for name, weight in tags]
-        prompt, adapters = self.adapted(prompt, chosen)
+        prompt, adapters = adapted(prompt, chosen, "prompt", settings.max_adapters)
         n = fields.n_iter * fields.batch_size
         if n > settings.max_pictures:
             message = f"n_iter x batch_size is {n}, the limit is {settings.max_pictures}"

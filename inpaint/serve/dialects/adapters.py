@@ -56,12 +56,19 @@ def unknown(name: str, known: Sequence[str], field: str) -> Problem:
     return bad(field, message, "model_not_found", 404)
 
 
-def as_trained(prompt: str, chosen: Sequence[ChosenAdapter]) -> str:
-    """The prompt as the adapters' cards write it, the first adapter's token first.
+def adapted(prompt: str, chosen: Sequence[ChosenAdapter], field: str, most: int) -> tuple[str, tuple[AdapterUse, ...]]:
+    """The prompt as the adapters' cards write it, the first adapter's token first; and the adapters to use.
 
     A prompt that already holds one of an adapter's tokens, as a word, is left as it is for that adapter.
-    Raises Problem: an adapter has several tokens, and neither a category nor the prompt says which.
+    Raises Problem: `field` names one twice or more than `most`; or one has several tokens, and neither a category nor
+    the prompt says which.
     """
+    names = [one.adapter.name for one in chosen]
+    if len(names) > most:
+        raise bad(field, f"{len(names)} adapters, the limit is {most}")
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise bad(field, f"adapter {twice} is named twice: give it once, with the weight you mean", "given_twice")
     for one in reversed(chosen):
         card = one.adapter.card
         if any(re.search(rf"(?<!\w){re.escape(token)}(?!\w)", prompt) for token in card.tokens.values()):
@@ -71,15 +78,6 @@ def as_trained(prompt: str, chosen: Sequence[ChosenAdapter]) -> str:
             message = f"adapter {one.adapter.name} has the tokens {tokens}: write one of them into the prompt"
             raise bad("prompt", message)
         prompt = card.prompt(prompt, one.category)
-    return prompt
-
-
-def different(chosen: Sequence[ChosenAdapter], field: str, most: int) -> tuple[AdapterUse, ...]:
-    """The adapters to use. Raises Problem where one comes twice or there are too many."""
-    names = [one.adapter.name for one in chosen]
-    if len(names) > most:
-        raise bad(field, f"{len(names)} adapters, the limit is {most}")
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise bad(field, f"adapter {twice} is named twice: give it once, with the weight you mean", "given_twice")
-    return tuple(AdapterUse(name=one.adapter.name, digest=one.adapter.digest, weight=one.weight) for one in chosen)
+    return prompt, tuple(
+        AdapterUse(name=one.adapter.name, digest=one.adapter.digest, weight=one.weight) for one in chosen
+    )

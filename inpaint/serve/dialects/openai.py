@@ -18,7 +18,7 @@ from pydantic import ConfigDict
 from starlette.responses import JSONResponse, Response
 
 from inpaint.paint.crop import resize_hole, resize_image
-from inpaint.serve.dialects.adapters import categories, choose, unknown
+from inpaint.serve.dialects.adapters import adapted, categories, choose, unknown
 from inpaint.serve.dialects.painting import PaintCall, PaintEndpoint, PaintFields
 from inpaint.serve.http.body import FORM
 from inpaint.serve.http.endpoint import Picture, sse
@@ -78,14 +78,13 @@ class EditEndpoint(PaintEndpoint[EditFields]):
     fields = EditFields
     media_types = (FORM,)
     answers = ("application/json", "text/event-stream")
-    adapters_field = "model"
 
     def read(self, fields: EditFields) -> PaintCall[EditFields]:
         """Names first, then pictures."""
         settings, base = self.settings, self.base
         model = fields.model or base.name
         chosen = [] if model == base.name else [choose(model, self.service.catalogue(), "model", also=base.name)]
-        prompt, adapters = self.adapted(fields.prompt, chosen)
+        prompt, adapters = adapted(fields.prompt, chosen, "model", settings.max_adapters)
         if fields.response_format == "url":
             raise bad("response_format", "url: pictures are not stored here; ask for b64_json", "url_refused")
         photo = decode_photo(fields.image, "image", settings, base.size_multiple)

@@ -16,7 +16,7 @@ from fastapi import FastAPI
 from pydantic import BeforeValidator, ConfigDict, JsonValue
 from starlette.responses import JSONResponse, Response
 
-from inpaint.serve.dialects.adapters import ChosenAdapter, choose
+from inpaint.serve.dialects.adapters import ChosenAdapter, adapted, choose
 from inpaint.serve.dialects.painting import PaintCall, PaintEndpoint, PaintFields
 from inpaint.serve.http.endpoint import Picture, sse
 from inpaint.serve.http.errors import bad, shown
@@ -84,7 +84,7 @@ class OwnEndpoint(PaintEndpoint[OwnFields]):
     def read(self, fields: OwnFields) -> PaintCall[OwnFields]:
         """Names first, then pictures."""
         chosen = _adapters(fields, self.service.catalogue())
-        prompt, adapters = self.adapted(fields.prompt, chosen)
+        prompt, adapters = adapted(fields.prompt, chosen, "adapters", self.settings.max_adapters)
         if fields.answer == "image" and fields.n > 1:
             raise bad("answer", f"image, but n is {fields.n}: ask for json")
         photo = decode_photo(fields.image, "image", self.settings, self.base.size_multiple)

@@ -11,7 +11,6 @@ import numpy as np
 from inpaint.diffusion.samplers import Sampler
 from inpaint.models.base import BaseInfo
 from inpaint.paint.request import PaintRequest, SamplingSettings
-from inpaint.serve.dialects.adapters import ChosenAdapter, as_trained, different
 from inpaint.serve.http.endpoint import Call, Endpoint, Picture
 from inpaint.serve.http.errors import bad
 from inpaint.serve.http.limits import HttpSettings
@@ -75,17 +74,9 @@ class PaintEndpoint(Endpoint[FieldsT, PaintCall[FieldsT]]):
     Pictures are `about` the `Painted` or `Preview` that came.
     """
 
-    adapters_field = "adapters"
-    """Blamed where adapters come twice or are too many."""
-
     def __init__(self, settings: HttpSettings, service: Service) -> None:
         self.service, self.base = service, service.base
         super().__init__(settings, size_multiple=self.base.size_multiple, largest_size=largest_size(self.base))
-
-    def adapted(self, prompt: str, chosen: Sequence[ChosenAdapter]) -> tuple[str, tuple[AdapterUse, ...]]:
-        """The prompt as the adapters were trained, and the adapters. Raises Problem."""
-        adapters = different(chosen, self.adapters_field, self.settings.max_adapters)
-        return as_trained(prompt, chosen), adapters
 
     def call(
         self,

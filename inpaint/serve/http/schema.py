@@ -19,16 +19,7 @@ from dataclasses import dataclass
 from functools import cache, partial
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    ValidationInfo,
-    model_validator,
-)
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, model_validator
 from pydantic_core import PydanticCustomError, core_schema
 
 from inpaint.serve.http.errors import Problem, shown
@@ -98,15 +89,15 @@ class Within:
 def _text(limit: str) -> tuple[Any, Any]:
     """At most so many characters, none of them NUL."""
 
-    def check(value: str, info: ValidationInfo) -> str:
+    def check(value: Any, info: ValidationInfo) -> Any:
         most = _bound(limit, info.context)
-        if len(value) > most:
+        if isinstance(value, str) and len(value) > most:
             raise PydanticCustomError("too_long", f"{len(value):,} characters, the limit is {most:,}")
-        if "\0" in value:
+        if isinstance(value, str) and "\0" in value:
             raise PydanticCustomError("invalid_value", "holds a NUL character: send plain text")
         return value
 
-    return AfterValidator(check), Field(json_schema_extra={"maxLength": limit})
+    return BeforeValidator(check), Field(json_schema_extra={"maxLength": limit})
 
 
 def _file(value: Any) -> bytes:
