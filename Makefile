@@ -41,9 +41,9 @@ demo: setup
 serve: setup
 	$(BIN)/python -m ray_jobs.serve
 
-# Two processes, one with all that starts Ray, which waits for much; one thread in each: they start several more.
+# Two processes, each with a Ray of its own, for a training waits for much; one thread in each: they start several more.
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
 lint: setup
 	$(BIN)/ruff check .

@@ -1,7 +1,7 @@
 """What all tests share: no network, one thread, fixed seeds, one embedded Ray for the session, quick tests first.
 
-Where several processes run them (`make test`), one has all that start Ray or commands, in their order, and the others
-the rest.
+Where several processes run them (`make test`), each test of a group (`xdist_group`) runs in the same one: those that
+start Ray or commands are one group, "cluster", unless they say another, so that one process has one Ray.
 """
 
 import os
@@ -57,7 +57,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.ray)
         if _room(item) == "jobs":
             item.add_marker(pytest.mark.jobs)
-        if _starts_processes(item):
+        if {"ray", "jobs"} & {mark.name for mark in item.iter_markers()} and not item.get_closest_marker("xdist_group"):
             item.add_marker(pytest.mark.xdist_group("cluster"))
     items.sort(key=_rank)
 
@@ -66,10 +66,6 @@ def _rank(item: pytest.Item) -> tuple[int, bool]:
     rooms = ("rules", "unit", "jobs", "chaos")
     room = _room(item)
     return (rooms.index(room) if room in rooms else len(rooms), item.get_closest_marker("ray") is not None)
-
-
-def _starts_processes(item: pytest.Item) -> bool:
-    return any(item.get_closest_marker(name) for name in ("ray", "jobs"))
 
 
 def _room(item: pytest.Item) -> str:
