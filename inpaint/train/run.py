@@ -103,19 +103,15 @@ def _trainings(recipe: Recipe, read: Mapping[str, Manifest]) -> list[Training]:
         for name in sorted(trained.keys() - held.keys()):
             raise InpaintError(f"{name}: no row of {recipe.validation.data} is of it, so that it cannot be validated")
     elif recipe.validation.share:
-        for name, part in trained.items():
-            trained[name], held[name] = part.split(recipe.validation.share, recipe.train.seed)
+        for name, rows in trained.items():
+            trained[name], held[name] = rows.split(recipe.validation.share, recipe.train.seed)
             if not len(held[name]):
                 raise InpaintError(f"{name}: none of its rows can be held out, for all show one image")
     return [
         Training(
-            name=name,
-            recipe=recipe.bind(part),
-            rows=part,
-            held_out=held.get(name),
-            output=recipe.run_folder(name),
+            name=name, recipe=recipe.bind(rows), rows=rows, held_out=held.get(name), output=recipe.run_folder(name)
         )
-        for name, part in trained.items()
+        for name, rows in trained.items()
     ]
 
 

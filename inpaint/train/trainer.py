@@ -140,19 +140,16 @@ def runs_side_by_side(settings: TrainSettings) -> int:
     Raises:
         ClusterTooSmall: it can never hold even one.
     """
-    _scaling(settings, 1)
+    scaling, _ = _scaling(settings, 1)
     nodes = cluster.cluster_nodes()
-    places = sum(int(node.gpus) for node in nodes) if _on_gpu(settings) else len(nodes)
+    places = sum(int(node.gpus) for node in nodes) if scaling.use_gpu else len(nodes)
     return max(1, places // settings.worker_range[0])
-
-
-def _on_gpu(settings: TrainSettings) -> bool:
-    return settings.gpu if settings.gpu is not None else any(node.gpus for node in cluster.cluster_nodes())
 
 
 def _scaling(settings: TrainSettings, side_by_side: int) -> tuple[ray.train.ScalingConfig, int]:
     """As many workers of the settings' range as find a GPU, or a CPU, each; and the threads of one."""
-    nodes, use_gpu = cluster.cluster_nodes(), _on_gpu(settings)
+    nodes = cluster.cluster_nodes()
+    use_gpu = settings.gpu if settings.gpu is not None else any(node.gpus for node in nodes)
     fewest, most = settings.worker_range
     places = sum(int(node.gpus if use_gpu else node.cpus) for node in nodes)
     workers = max(fewest, min(most, places // side_by_side))

@@ -15,7 +15,7 @@ from inpaint.recipes.ddpm import TrainDdpm, preset_of
 from inpaint.train.settings import Precision, plain
 
 ROWS = Manifest.of(
-    Row(id=f"{i}", root="", image=f"{i}.png", label=label, width=40, height=30, digest=f"{i:064x}")
+    Row(id=f"{i}", root="", image=f"{i}.png", label=label, width=40, height=30, digest=f"{i:016x}{0:048x}")
     for i, label in enumerate(("cats", "dogs", None))
 )
 
