@@ -50,6 +50,7 @@ def ray_cluster() -> Iterator[None]:
     ray.shutdown()
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Order: rules, units without Ray, units with Ray, jobs, so that what fails fast fails first."""
     for item in items:
