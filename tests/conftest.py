@@ -1,7 +1,6 @@
 """What all tests share: no network, one thread, fixed seeds, one embedded Ray for the session, quick tests first.
 
-Where several processes run them (`make test`), each test of a group (`xdist_group`) runs in the same one: those that
-start Ray or commands are one group, "cluster", unless they say another, so that one process has one Ray.
+Where several processes run them (`make test`), each has a Ray of its own, and a file's tests run in one of them.
 """
 
 import os
@@ -50,7 +49,6 @@ def ray_cluster() -> Iterator[None]:
     ray.shutdown()
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Order: rules, units without Ray, units with Ray, jobs, so that what fails fast fails first."""
     for item in items:
@@ -58,8 +56,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.ray)
         if _room(item) == "jobs":
             item.add_marker(pytest.mark.jobs)
-        if {"ray", "jobs"} & {mark.name for mark in item.iter_markers()} and not item.get_closest_marker("xdist_group"):
-            item.add_marker(pytest.mark.xdist_group("cluster"))
     items.sort(key=_rank)
 
 

@@ -12,7 +12,6 @@ from tests.jobs.conftest import ROOT, run
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.xdist_group("trainings")
 def test_the_demo_trains_paints_and_reports(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "ray_jobs.demo", "--output", str(tmp_path)]
     command += ["--categories", "CDP_COS", "--samples", "32", "--held-out", "4", "--images", "6"]

@@ -10,7 +10,6 @@ import pytest
 
 from tests.jobs.conftest import ROOT, RayHead, run
 
-pytestmark = pytest.mark.xdist_group("trainings")
 PROBE = """
 import inpaint, inpaint.cluster, ray
 inpaint.cluster.connect()

@@ -24,7 +24,7 @@ SAMPLES = 48
 SETTINGS = {"samples": SAMPLES, "global_batch": 8, "max_micro_batch": 4, "checkpoint_every": 16, "ema_halflife": 16}
 OTHERS = ["--card-samples", "0", "--validation.samples", "8", "--validation.pictures", "1"]
 ON_ONE = {"workers": 1, "zero_stage": 0}
-pytestmark = [pytest.mark.timeout(600), pytest.mark.xdist_group("trainings")]
+pytestmark = pytest.mark.timeout(600)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from inpaint.errors import InpaintError, ResumeMismatch
 from inpaint.train.checkpoint import CheckpointStore
 from tests.jobs.conftest import ROOT, JobResult, checkpoint, difference, run
 
-pytestmark = [pytest.mark.timeout(900), pytest.mark.xdist_group("trainings")]
+pytestmark = pytest.mark.timeout(900)
 # At the preset's own rate Adam makes 1e-5 of rounding in gradients that should be zero.
 RATE = 1e-4
 
