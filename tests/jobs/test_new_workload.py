@@ -41,7 +41,8 @@ def test_it_reads_holds_out_trains_on_two_workers_and_validates(style: StyleRun)
 
 
 def test_it_goes_on_without_listing_its_data_and_refuses_other_settings(style: StyleRun, tmp_path: Path) -> None:
-    longer = replace(style.recipe, resume=True, train=replace(style.recipe.train, samples=24))
+    """On another number of workers, too."""
+    longer = replace(style.recipe, resume=True, train=replace(style.recipe.train, samples=24, workers=1))
     assert inpaint.run(longer) == [str(style.adapter)]
     progress = CheckpointStore(str(style.folder / "checkpoints")).progress()
     assert progress is not None and (progress.samples, progress.steps) == (24, 3)

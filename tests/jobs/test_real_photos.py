@@ -1,8 +1,6 @@
 """The whole job on real photos, in short form: every photo is used, none wrongly in quarantine, products are kept."""
 
 import json
-import os
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +12,6 @@ import inpaint
 from inpaint.data.plan import Plan
 from inpaint.data.rows import Manifest
 from inpaint.recipes.category_lora import CategoryLora
-from tests.jobs.conftest import ROOT, run
 from tests.photos import PHOTOS, photo_rows, write_photo_csv
 
 pytestmark = pytest.mark.skipif(not PHOTOS.is_dir(), reason=f"the photos are not in ../{PHOTOS.parent.name}")
@@ -40,10 +37,8 @@ def test_real_photos_go_through_the_whole_job(ray_cluster: None, tmp_path: Path)
 
     some = write_photo_csv(tmp_path, rows[:: len(rows) // PAINTED][:PAINTED])
     pictures = tmp_path / "painted"
-    command = [sys.executable, "-m", "ray_jobs.paint", "--data", str(some), "--output", str(pictures)]
-    command += ["--steps", "6", "--base", "toy", "--adapter", str(adapter)]
-    painted = run(command, cwd=ROOT, env=dict(os.environ))
-    assert painted.succeeded, painted.logs
+    settings = inpaint.PaintSettings(base="toy", adapter=str(adapter), sampling=inpaint.SamplingSettings(steps=6))
+    inpaint.paint_photos(inpaint.PaintPhotos(data=str(some), output=str(pictures), settings=settings))
     lines = [json.loads(line) for line in (pictures / "painted.jsonl").read_text().splitlines()]
     assert len(lines) == PAINTED
     for line in lines:
