@@ -20,6 +20,10 @@ class Reason(StrEnum):
     """Why a row is not used: fixed phrases, so that they can be counted."""
 
     TOO_FEW_FIELDS = "too few fields"
+    TOO_MANY_FIELDS = "too many fields"
+    OPEN_QUOTE = "quote not closed"
+    NOT_UTF8 = "not UTF-8"
+    TOO_LONG = "too long"
     EMPTY_FIELD = "empty field"
     EMPTY_PROMPT = "empty prompt"
     UNKNOWN_CATEGORY = "unknown category"

@@ -3,14 +3,15 @@
 A source lists what it states, as an Arrow table, and the rows that already failed; `data/pipeline.py` opens the files.
 """
 
-import csv
 import difflib
 import io
 import os
 import posixpath
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from functools import partial
 from itertools import islice
 from typing import Any, Protocol
 
@@ -18,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from inpaint.data.csv_records import Record, Records
 from inpaint.data.files import check_relative
 from inpaint.data.quarantine import Quarantined, Reason
 from inpaint.data.rows import NAMES, SCHEMA, packed
@@ -74,36 +76,41 @@ class CsvSource:
     """Share of each row in the loss."""
 
     def listing(self) -> Listing:
-        """Read the CSV. Raises InpaintError where it is absent, not UTF-8, or lacks a required column."""
+        """Read the CSV. Raises InpaintError where it is absent, or lacks a required column."""
         shown = os.fspath(self.path)
         bad: list[Quarantined] = []
         with opened(shown) as file:
-            lines = csv.reader(io.TextIOWrapper(io.BufferedReader(file), encoding="utf-8-sig", newline=""))
-            try:
-                header = _header(next(lines, []), shown)
-                tables = [LISTED.empty_table()]
-                while chunk := [(lines.line_num, cells) for cells in islice(lines, CHUNK)]:
-                    tables.append(self._table(header, chunk, bad))
-            except UnicodeDecodeError as error:
-                raise InpaintError(f"{shown}: not UTF-8, after line {lines.line_num}: save it as UTF-8") from error
-            except csv.Error as error:
-                raise InpaintError(f"{shown}, line {lines.line_num}: not a CSV: {error}") from error
+            records = Records(io.BufferedReader(file))
+            _, first = next(records, (1, []))
+            if isinstance(first, BadRow):
+                raise InpaintError(f"{shown}, line 1: {first.detail}")
+            header = _header(first, shown)
+            records.is_row = partial(_is_row, header, len(first))
+            tables = [LISTED.empty_table()]
+            while chunk := list(islice(records, CHUNK)):
+                tables.append(self._table(header, len(first), chunk, bad))
         table = pa.concat_tables(tables).unify_dictionaries()
         listed = dict(zip(LISTED.names, table.columns, strict=True))
         del tables, table
         return Listing(packed(listed, LISTED), bad)
 
-    def _table(self, header: list[str], chunk: list[tuple[int, list[str]]], bad: list[Quarantined]) -> pa.Table:
-        """The usable ones of some lines, a table of `LISTED`; the others go to `bad`."""
+    def _table(self, header: list[str], width: int, chunk: list[Record], bad: list[Quarantined]) -> pa.Table:
+        """The usable ones of some records, a table of `LISTED`; the others go to `bad`."""
         usable = []
         for line, cells in chunk:
-            if not any(map(str.strip, cells)):
-                continue
-            values: dict[str, Any] = dict(zip(header, map(str.strip, cells), strict=False), line=line)
+            values: dict[str, Any] = {}
             try:
+                if isinstance(cells, BadRow):
+                    raise cells
+                if not any(map(str.strip, cells)):
+                    continue
+                values = dict(zip(header, map(str.strip, cells), strict=False), line=line)
                 if len(cells) < len(header):
                     detail = f"{len(cells)} fields, the columns that are used are {len(header)}: add the missing commas"
                     raise BadRow("row", Reason.TOO_FEW_FIELDS, detail)
+                if any(map(str.strip, cells[width:])):
+                    detail = f"{len(cells)} fields, the header has {width}: put text with commas in quotes"
+                    raise BadRow("row", Reason.TOO_MANY_FIELDS, detail)
                 self._check(values)
                 usable.append(values)
             except BadRow as error:
@@ -242,6 +249,11 @@ def _listed(root: str, weight: float, columns: dict[str, Any]) -> pa.Table:
             values = pa.array(values, plain)
         found.append(values.dictionary_encode() if kind == NAMES else values)
     return pa.table(found, schema=LISTED)
+
+
+def _is_row(header: list[str], width: int, cells: list[str]) -> bool:
+    """Whether what a quote might have swallowed is a row by itself."""
+    return len(cells) == width and re.search(IMAGES, cells[header.index("image")].strip()) is not None
 
 
 def _header(cells: list[str], path: str) -> list[str]:

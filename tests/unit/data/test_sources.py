@@ -98,11 +98,40 @@ def test_lines_are_counted_as_an_editor_does(tmp_path):
     assert [row.row for row in listing.quarantined] == [5]
 
 
+@pytest.mark.parametrize(
+    ("damaged", "reason"),
+    [
+        (b',,d.png,"a jar,C', Reason.OPEN_QUOTE),
+        (b',,d.png,"a jar,C\n\n', Reason.OPEN_QUOTE),
+        (b',,d.png,a jar,"C', Reason.OPEN_QUOTE),
+        (b",,d.png,Stra\xdfe,C", Reason.NOT_UTF8),
+        (b",,d.png,red box, shiny,C", Reason.TOO_MANY_FIELDS),
+        (b",,d.png," + b"x" * 200_000 + b",C", Reason.TOO_LONG),
+    ],
+)
+@pytest.mark.parametrize("behind", [0, 1, 30])
+def test_a_damaged_line_costs_no_other_and_is_named(tmp_path, damaged, reason, behind):
+    """Whether the next quote is far behind it, or there is none up to the end of the file."""
+    good = [b",,%d.png,thing,C" % i for i in range(60)] + [b',,q.png,"a, b",C'] * bool(behind)
+    lines = [HEADER.encode(), *good[:60], damaged, *good[60:], *good[:behind]]
+    listing = listed(tmp_path, b"\r\n".join(lines))
+    assert [(row.row, row.reason) for row in listing.quarantined] == [(62, reason)]
+    assert listing.table.num_rows == len(lines) - 2
+
+
+def test_a_cell_may_have_lines_of_its_own_and_a_row_empty_cells_too_many(tmp_path):
+    text = f'{HEADER}\n,,a.png,"a jar,\nred, shiny, new,\n\nold",C,,\n,,b.png,"x",C\n'
+    assert [(row.prompt, row.line) for row in rows_of(listed(tmp_path, text))] == [
+        ("a jar,\nred, shiny, new,\n\nold", 2),
+        ("x", 6),
+    ]
+
+
 def test_files_that_are_no_csv_are_refused(tmp_path):
     with pytest.raises(InpaintError, match="no such file"):
         CsvSource(path=tmp_path / "absent.csv").listing()
-    with pytest.raises(InpaintError, match="not UTF-8"):
-        listed(tmp_path, f"{HEADER}\n,,o.png,caf".encode() + b"\xe9,C\n")
+    with pytest.raises(InpaintError, match="line 1: the line is not UTF-8"):
+        listed(tmp_path, f"{HEADER},caf".encode() + b"\xe9\n,,o.png,x,C,\n")
     with pytest.raises(InpaintError, match="cannot open this URL"):
         CsvSource(path="gopher://x/set.csv").listing()
 

@@ -1,0 +1,71 @@
+"""The records of a CSV, for which what is damaged costs its own lines and no others.
+
+A record whose quote is not closed would swallow the lines behind it, up to the next quote or the end of the file: it
+ends before the first line that is a row by itself. Lines are numbered as an editor counts them, the first is 1.
+"""
+
+import csv
+import io
+from collections.abc import Callable, Iterator
+from typing import BinaryIO
+
+from inpaint.data.quarantine import Reason
+from inpaint.errors import BadRow
+
+Record = tuple[int, list[str] | BadRow]
+"""The number of its first line; and its cells, or why it has none that can be used."""
+
+
+class Records(Iterator[Record]):
+    """The records of an open file."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._lines = _Lines(file)
+        self._cells = csv.reader(self._lines)
+        self.is_row: Callable[[list[str]], bool] = lambda cells: False
+        """Tells the cells of a row from those of any line; to be set once the header is known."""
+
+    def __next__(self) -> Record:
+        lines = self._lines
+        lines.begin_record(self.is_row)
+        first = lines.number + 1
+        try:
+            cells = next(self._cells)
+        except csv.Error as error:
+            # The other kind, a line end within a line, does not come with lines that are cut at each.
+            return first, BadRow("row", Reason.TOO_LONG, f"{error} of characters: shorten the cell")
+        if lines.has_stopped:
+            detail = f"a quote is not closed before line {lines.number + 1}, which is no part of the cell: close it"
+            return first, BadRow("row", Reason.OPEN_QUOTE, detail)
+        if lines.is_damaged:
+            return first, BadRow("row", Reason.NOT_UTF8, "the line is not UTF-8: save the file as UTF-8")
+        return first, cells
+
+
+class _Lines(Iterator[str]):
+    """What a csv reader is fed."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        # Bytes that are no UTF-8 come as lone surrogates, which no text has.
+        self._file = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
+        self._next: str | None = None
+        self.number = 0
+        """Of the last line that was fed."""
+
+    def begin_record(self, is_row: Callable[[list[str]], bool]) -> None:
+        self._is_row, self._is_first, self.has_stopped, self.is_damaged = is_row, True, False, False
+
+    def __next__(self) -> str:
+        line = self._next or next(self._file, None)
+        self._next = None
+        if not self._is_first and (line is None or self._is_row(next(csv.reader([line]), []))):
+            # The record ends here; the reader asks again for the next one.
+            self._next, self.has_stopped = line, True
+            raise StopIteration
+        if line is None:
+            raise StopIteration
+        self._is_first = False
+        self.number += 1
+        if not line.isascii() and any("\udc80" <= letter <= "\udcff" for letter in line):
+            self.is_damaged = True
+        return line
