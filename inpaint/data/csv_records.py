@@ -66,6 +66,11 @@ class _Lines(Iterator[str]):
             raise StopIteration
         self._is_first = False
         self.number += 1
-        if not line.isascii() and any("\udc80" <= letter <= "\udcff" for letter in line):
+        if not line.isascii() and not is_utf8(line):
             self.is_damaged = True
         return line
+
+
+def is_utf8(text: str) -> bool:
+    """Whether it was; what was not has lone surrogates in place of bytes (PEP 383)."""
+    return not any("\udc80" <= letter <= "\udcff" for letter in text)

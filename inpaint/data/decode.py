@@ -1,27 +1,30 @@
 """Bytes of a file -> uint8 arrays. Everything is checked before anything is decoded.
 
-Used after conversion: JPEG, PNG and WEBP by content (whatever the extension), CMYK, grey, palette, alpha (on
-white), 16-bit (scaled), EXIF-rotated. Refused as BadRow: other formats, animations, truncated files, bombs.
-Not covered: colour profiles (numbers are taken as sRGB).
+Used after conversion to sRGB: JPEG, PNG, WEBP, TIFF and AVIF by content (whatever the extension), CMYK, grey, palette,
+alpha (on white), 16-bit (scaled), EXIF-rotated, with a colour profile (a broken one is as none). Refused as BadRow:
+other formats, animations and other files of several pictures, truncated files, bombs.
 """
 
 import io
 import struct
 import zlib
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from inpaint.data.quarantine import Reason
 from inpaint.errors import BadRow, InpaintError
 
-FORMATS = ("JPEG", "PNG", "WEBP")
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "AVIF")
+LINES = 64  # decoded at a time where numbers must be wider
 PAINT = 128  # a hole's value from which a pixel counts as painted
 _ORIENTATION = 0x0112
 BROKEN = (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, EOFError, struct.error, zlib.error)
 """What Pillow's decoders raise on damaged files."""
-_SIGNATURES = {b"GIF8": "GIF", b"BM": "BMP", b"II*\0": "TIFF", b"MM\0*": "TIFF", b"%PDF": "PDF", b"<svg": "SVG"}
+_SIGNATURES = {b"GIF8": "GIF", b"BM": "BMP", b"%PDF": "PDF", b"<svg": "SVG"}
+_HEIC = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"hevm", b"hevs", b"mif1", b"msf1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +56,11 @@ def open_image(data: bytes, field: str, limits: Limits) -> Image.Image:
         form = next((name for start, name in _SIGNATURES.items() if data.startswith(start)), None)
         if form is not None:
             raise BadRow(field, Reason.WRONG_FORMAT, f"it is {form}: save it as JPEG, PNG or WEBP") from error
-        detail = "its content is neither JPEG, PNG nor WEBP: export it again"
+        if data[4:8] == b"ftyp" and data[8:12] in _HEIC:
+            detail = "it is HEIC: convert it with `heif-convert photo.heic photo.jpg` (package libheif-examples), or "
+            detail += "on a Mac with `sips -s format jpeg photo.heic --out photo.jpg`"
+            raise BadRow(field, Reason.WRONG_FORMAT, detail) from error
+        detail = f"its content is none of {', '.join(FORMATS)}: export it again"
         raise BadRow(field, Reason.NOT_AN_IMAGE, detail) from error
     except Image.DecompressionBombError as error:
         raise BadRow(field, Reason.TOO_MANY_PIXELS, f"the limit is {limits.max_pixels:,}") from error
@@ -68,7 +75,9 @@ def open_image(data: bytes, field: str, limits: Limits) -> Image.Image:
         )
     # A JPEG with several pictures (MPO, which many phones write) is a photo with previews, not an animation.
     if getattr(image, "is_animated", False) and image.format != "MPO":
-        raise BadRow(field, Reason.ANIMATED, f"{getattr(image, 'n_frames', 2)} frames: save one frame as an image")
+        raise BadRow(field, Reason.ANIMATED, f"{getattr(image, 'n_frames', 2)} pictures in one file: save one of them")
+    if image.mode == "F":
+        raise BadRow(field, Reason.WRONG_FORMAT, "its pixels are fractions (32-bit float): save it with 8 or 16 bits")
     return image
 
 
@@ -76,14 +85,18 @@ def load_rgb(data: bytes, field: str, limits: Limits, target: tuple[int, int] | 
     """An RGB image, upright.
 
     `target`: the height and width that the largest crop of their aspect will be resized to; a JPEG that is far larger
-    is then decoded at 1/2, 1/4 or 1/8 of its size (never below twice the target), which is several times faster.
+    is then decoded at 1/2, 1/4 or 1/8 of its size (never below twice the target), which is several times faster, and
+    16 bits of grey become "L", to be made RGB when they are few.
     """
     image = open_image(data, field, limits)
     if target is not None and image.format == "JPEG":
         height, width = target[::-1] if _orientation(image) >= 5 else target  # its pixels lie on their side
         scale = min(1.0, 2.0 * max(height / image.height, width / image.width))
         image.draft(None, (max(1, round(image.width * scale)), max(1, round(image.height * scale))))
-    return to_rgb(upright(image, field))
+    image = upright(image, field)
+    if target is not None and image.mode.startswith("I") and "icc_profile" not in image.info:
+        return to_grey(image)
+    return to_rgb(image)
 
 
 def load_hole(data: bytes, field: str, limits: Limits) -> Image.Image:
@@ -121,16 +134,39 @@ def _orientation(image: Image.Image) -> int:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """RGB of any mode; transparency on white, 16 bits scaled."""
+    """RGB of any mode, as sRGB; transparency on white, 16 bits scaled."""
+    profile = image.info.get("icc_profile")
     if image.mode == "RGB" and "transparency" not in image.info:
-        return image
+        return _as_srgb(image, profile)
     if image.mode.startswith("I"):
-        return _scaled_16_bit(image).convert("RGB")
+        return _as_srgb(_scaled_16_bit(image), profile)
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, "white")
-        return Image.alpha_composite(white, rgba).convert("RGB")
-    return image.convert("RGB")
+        rgb = _as_srgb(rgba.convert("RGB"), profile)
+        rgb.putalpha(rgba.getchannel("A"))
+        return Image.alpha_composite(Image.new("RGBA", rgb.size, "white"), rgb).convert("RGB")
+    return _as_srgb(image if image.mode in ("L", "CMYK") else image.convert("RGB"), profile)
+
+
+def _as_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
+    """An image in mode RGB, L or CMYK -> RGB, its numbers those of sRGB."""
+    change = None if not profile else _to_srgb(profile, image.mode)
+    return image.convert("RGB") if change is None else ImageCms.applyTransform(image, change) or image
+
+
+@lru_cache(maxsize=8)
+def _to_srgb(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
+    """None where nothing is to do: it is sRGB, or a profile that is broken or not of this mode, as viewers do it."""
+    try:
+        theirs = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        if ImageCms.getProfileDescription(theirs).startswith("sRGB"):
+            return None
+        # Threads share it, which the library's own cache does not bear.
+        flags = ImageCms.Flags.NOCACHE | ImageCms.Flags.BLACKPOINTCOMPENSATION
+        how = ImageCms.Intent.RELATIVE_COLORIMETRIC
+        return ImageCms.buildTransform(theirs, ImageCms.createProfile("sRGB"), mode, "RGB", how, flags)
+    except (ImageCms.PyCMSError, *BROKEN):
+        return None
 
 
 def to_grey(image: Image.Image) -> Image.Image:
@@ -146,6 +182,11 @@ def alpha_of(image: Image.Image) -> Image.Image | None:
 
 
 def _scaled_16_bit(image: Image.Image) -> Image.Image:
-    # Pillow's own conversion clips at 255, which turns nearly every 16-bit image white.
-    values = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
-    return Image.fromarray(((values + 128) // 257).astype(np.uint8))
+    # Pillow's own conversion clips at 255, which turns nearly every 16-bit image white. Some lines at a time: all of
+    # them as wider numbers would take ten times the pixels' own memory.
+    grey = Image.new("L", image.size)
+    for top in range(0, image.height, LINES):
+        part = image.crop((0, top, image.width, min(image.height, top + LINES)))
+        values = np.asarray(part).astype(np.int64).clip(0, 65535)
+        grey.paste(Image.fromarray(((values + 128) // 257).astype(np.uint8)), (0, top))
+    return grey

@@ -8,9 +8,10 @@ import posixpath
 import re
 import time
 from functools import lru_cache
+from stat import S_ISREG
 
 from inpaint.data.quarantine import Reason
-from inpaint.data.storage import Root
+from inpaint.data.storage import Root, Stat
 from inpaint.errors import BadRow
 
 PLAIN = re.compile(r"([^/\\:.~\0][^/\\:\0]*/)*[^/\\:.~\0][^/\\:\0]*$")  # no part begins with a dot, no URL, no drive
@@ -59,7 +60,10 @@ def _read_once(root: Root, relative: str, field: str, max_bytes: int) -> bytes:
         real, base = os.path.realpath(path), _real_root(root.path)
         if os.path.commonpath([real, base]) != base:
             raise BadRow(field, Reason.OUTSIDE_ROOT, f"{relative!r} is a link out of {root.path}: copy the file in")
-        with open(real, "rb") as file:
+        # A pipe or a device would keep its reader waiting.
+        with open(os.open(real, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+            if not S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise FileNotFoundError(f"{real} is no regular file")
             data = file.read(max_bytes + 1)
     else:
         with root.filesystem.open_input_stream(path) as stream:
@@ -69,10 +73,10 @@ def _read_once(root: Root, relative: str, field: str, max_bytes: int) -> bytes:
     return data
 
 
-def stat(root: Root, relative: str) -> tuple[int | None, int | None]:
-    """Bytes and time of change (nanoseconds since 1970) of one file below `root`, None where they are not known."""
+def stat(root: Root, relative: str) -> Stat:
+    """Of one file below `root`."""
     try:
         info = root.filesystem.get_file_info(root.join(relative))
     except OSError:
-        return None, None  # whether it can be read is `read`'s to say
-    return info.size, info.mtime_ns
+        return Stat(None, None)  # whether it can be read is `read`'s to say
+    return Stat(info.size, info.mtime_ns)

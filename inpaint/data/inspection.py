@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from inpaint.data.decode import PAINT, Limits, check_hole, load_hole, load_rgb
+from inpaint.data.decode import PAINT, Limits, check_hole, load_hole, open_image, upright
 from inpaint.data.files import read, stat
 from inpaint.data.quarantine import Quarantined, Reason
 from inpaint.data.rows import DAMAGED_PARQUET, NAMES, as_bytes, mixed, packed, read_parquet
@@ -149,7 +149,7 @@ def _content(kind: Kind, path: str, data: bytes, limits: Limits) -> dict[str, An
             detail = f"{path!r} is not UTF-8 (byte {error.start}): save it as UTF-8"
             raise BadRow("prompt", Reason.UNREADABLE, detail) from error
     if kind is Kind.IMAGE:
-        width, height = load_rgb(data, "output", limits).size
+        width, height = upright(open_image(data, "output", limits), "output").size
         return found | {"width": width, "height": height}
     hole = np.asarray(load_hole(data, "mask", limits))
     check_hole(hole, "mask")

@@ -222,5 +222,5 @@ def _resized(image: Image.Image, box: Box, shape: tuple[int, int], flip: bool) -
     pixels = (left * image.width, top * image.height, right * image.width, bottom * image.height)
     # reducing_gap averages whole blocks first: several times faster on large images, no visible difference.
     small = image.resize((shape[1], shape[0]), Image.Resampling.BICUBIC, box=pixels, reducing_gap=3.0)
-    array = np.asarray(small)
+    array = np.asarray(small if small.mode == "RGB" else small.convert("RGB"))
     return np.ascontiguousarray(array[:, ::-1]) if flip else array

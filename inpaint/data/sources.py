@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from inpaint.data.csv_records import Record, Records
+from inpaint.data.csv_records import Record, Records, is_utf8
 from inpaint.data.files import check_relative
 from inpaint.data.quarantine import Quarantined, Reason
 from inpaint.data.rows import NAMES, SCHEMA, packed
@@ -29,7 +29,7 @@ from inpaint.errors import BadRow, InpaintError
 COLUMNS = {"input": "input", "mask": "hole", "output": "image"} | {n: n for n in ("prompt", "category", "repeats")}
 """Columns of a CSV, and what rows call them."""
 REQUIRED = ("output", "prompt")
-IMAGES = r"(?i)\.(jpe?g|png|webp)$"
+IMAGES = r"(?i)\.(jpe?g|png|webp|tiff?|avif|heic|heif|gif|bmp)$"  # some only to be refused by name
 CHUNK = 16_384  # lines that are Python objects at a time
 MOST_REPEATS = 9999
 
@@ -151,7 +151,7 @@ class FolderNames(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class FolderSource:
-    """Every JPEG, PNG and WEBP below a folder; the prompt is in `x.txt` beside `x.png`, where there is one."""
+    """Every image below a folder, by its extension; the prompt is in `x.txt` beside `x.png`, where there is one."""
 
     path: str | os.PathLike[str]
     """A local path or an object-store URL."""
@@ -176,11 +176,14 @@ class FolderSource:
         """Walk the folder, sorted by path. Raises InpaintError where it does not exist, or cannot be listed."""
         root = absolute(self.path)
         try:
-            names = pa.array(list(open_root(root).files()), pa.string())
+            found = open_root(root).files()
         except (FileNotFoundError, NotADirectoryError) as error:
             raise InpaintError(f"{self.path}: there is no such folder") from error
         except OSError as error:
             raise InpaintError(f"{self.path}: cannot be listed: {error}") from error
+        # Bytes that are no UTF-8 come as lone surrogates, which Arrow does not take.
+        odd = [name for name in found if not name.isascii() and not is_utf8(name)]
+        names = pa.array([name for name in found if name not in odd] if odd else list(found), pa.string())
         images = names.filter(pc.match_substring_regex(names, IMAGES))
         images = images.take(pc.sort_indices(images))
         captions = pc.replace_substring_regex(images, r"(\.[^./]*)$", ".txt")
@@ -197,10 +200,15 @@ class FolderSource:
             folders = pc.extract_regex(images, r"(?:^|/)(?P<name>[^/]+)/[^/]*$")
             columns[str(self.folder_names)] = pc.struct_field(folders, "name")
         listed = _listed(root, self.weight, columns)
-        if not self.captions_required:
-            return Listing(listed)
-        stated = zip(images.to_pylist(), captions.to_pylist(), captioned.to_pylist(), strict=True)
         bad = [
+            Quarantined.of(number, ascii(name), BadRow("output", Reason.NOT_UTF8, "its name is not UTF-8: rename it"))
+            for number, name in enumerate(odd, start=len(images) + 1)
+            if re.search(IMAGES, name)
+        ]
+        if not self.captions_required:
+            return Listing(listed, bad)
+        stated = zip(images.to_pylist(), captions.to_pylist(), captioned.to_pylist(), strict=True)
+        bad += [
             Quarantined.of(number, image, BadRow("prompt", Reason.EMPTY_PROMPT, f"write a caption into {caption}"))
             for number, (image, caption, is_there) in enumerate(stated, start=1)
             if not is_there

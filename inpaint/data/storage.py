@@ -8,17 +8,27 @@ import os
 import posixpath
 import tempfile
 import uuid
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 
 from inpaint.errors import InpaintError
+
+
+class Stat(NamedTuple):
+    """What is known of a file without opening it."""
+
+    size: int | None
+    """Bytes."""
+    mtime_ns: int | None
+    """Time of its last change, nanoseconds since 1970."""
 
 
 @dataclass(frozen=True)
@@ -42,11 +52,34 @@ class Root:
         """What lies below: any name as it is, where a URL gives a meaning to `#`, `?` and `%`."""
         return Root(self.filesystem, self.join(relative))
 
-    def files(self) -> dict[str, pafs.FileInfo]:
-        """Every file below, by its path from here, in one listing. Raises OSError where there is no folder."""
+    def files(self) -> dict[str, Stat]:
+        """Every file below, by its path from here. What is a file by its name alone (a pipe, a link to nothing) is
+        among them, with no size. Raises OSError where there is no folder."""
+        if self.is_local:
+            return dict(_local_files(self.path))
         above = self.path.rstrip("/") + "/" if self.path else ""
         infos = self.filesystem.get_file_info(pafs.FileSelector(self.path, recursive=True))
-        return {info.path.removeprefix(above): info for info in infos if info.is_file}
+        return {i.path.removeprefix(above): Stat(i.size, i.mtime_ns) for i in infos if i.is_file}
+
+
+def _local_files(top: str) -> Iterator[tuple[str, Stat]]:
+    """Folders that links lead to again are listed once, and under their own path where they have one below."""
+    seen: set[tuple[int, int]] = set()
+    folders, linked = deque([""]), deque[str]()
+    while folders or linked:
+        below = (folders or linked).popleft()
+        info = os.stat(posixpath.join(top, below))
+        if (info.st_dev, info.st_ino) in seen:
+            continue
+        seen.add((info.st_dev, info.st_ino))
+        for entry in sorted(os.scandir(posixpath.join(top, below)), key=lambda entry: entry.name):
+            path = posixpath.join(below, entry.name)
+            if entry.is_dir():
+                (linked if entry.is_symlink() else folders).append(path)
+            elif entry.is_file():
+                yield path, Stat(entry.stat().st_size, entry.stat().st_mtime_ns)
+            else:
+                yield path, Stat(None, None)
 
 
 Where = str | os.PathLike[str] | Root

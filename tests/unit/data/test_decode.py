@@ -1,11 +1,17 @@
 """Bytes -> pixels: what is converted, what is refused, and that nothing else comes out of broken files."""
 
+import io
+import tracemalloc
+from functools import partial
+
 import numpy as np
 import pytest
+import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageCms
 
+from benchmarks.damaged import PROFILES, SRGB_TO_XYZ, profile, srgb_to_linear
 from inpaint.data.decode import DEFAULT_LIMITS, FORMATS, Limits, check_hole, load_hole, load_rgb
 from inpaint.data.quarantine import Reason
 from inpaint.errors import BadRow, InpaintError
@@ -29,7 +35,7 @@ def reason(data: bytes, limits: Limits = DEFAULT_LIMITS) -> str:
 
 @pytest.mark.parametrize("form", FORMATS)
 def test_formats_are_read(form):
-    lossless = {"lossless": True} if form == "WEBP" else {}
+    lossless = {"WEBP": {"lossless": True}, "AVIF": {"quality": 95}}.get(form, {})
     assert np.abs(rgb(images.encoded(images.picture(), form, **lossless)) - np.asarray(images.picture())).max() <= 12
 
 
@@ -120,11 +126,73 @@ def test_other_files_are_refused():
     assert reason(b"") == Reason.ZERO_BYTES
     assert reason(b"hello world" * 10) == Reason.NOT_AN_IMAGE
     assert reason(images.encoded(images.picture(), "BMP")) == Reason.WRONG_FORMAT
-    assert reason(images.encoded(images.picture(), "TIFF")) == Reason.WRONG_FORMAT
+    assert reason(images.encoded(Image.fromarray(np.ones((8, 8), np.float32)), "TIFF")) == Reason.WRONG_FORMAT
     assert reason(images.animated("GIF")) == Reason.WRONG_FORMAT
 
 
-@pytest.mark.parametrize("form", ["PNG", "WEBP"])
+def test_heic_is_refused_with_the_command_that_converts_it():
+    with pytest.raises(BadRow, match="heif-convert") as caught:
+        load_rgb(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "output", DEFAULT_LIMITS)
+    assert caught.value.reason == Reason.WRONG_FORMAT
+
+
+@pytest.mark.parametrize("compression", [None, "tiff_lzw", "tiff_adobe_deflate"])
+@pytest.mark.parametrize("mode", ["RGB", "I;16", "RGB of 16 bits"])
+def test_tiff_is_read_with_8_and_16_bits(mode, compression):
+    want = np.asarray(images.picture()).astype(int)
+    if mode == "RGB":
+        found = rgb(images.encoded(images.picture(), "TIFF", compression=compression))
+    elif mode == "I;16":
+        want = want[..., :1]
+        grey = Image.fromarray((want[..., 0] * 257).astype(np.uint16))
+        found = rgb(images.encoded(grey, "TIFF", compression=compression))
+    elif compression != "tiff_lzw":
+        file = io.BytesIO()
+        tifffile.imwrite(file, (want * 257).astype(np.uint16), photometric="rgb", compression=compression and "zlib")
+        found = rgb(file.getvalue())
+    else:
+        pytest.skip("nothing here writes it")
+    assert np.abs(found - want).max() <= 1
+
+
+@pytest.mark.parametrize("primaries", list(PROFILES))
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+def test_colours_of_another_profile_become_srgb(primaries, mode):
+    to_xyz, curve = PROFILES[primaries]
+    linear = srgb_to_linear(np.asarray(images.picture()) / 255) @ SRGB_TO_XYZ.T
+    numbers = np.rint(255 * (linear @ np.linalg.inv(to_xyz).T).clip(0, 1) ** (1 / curve)).astype(np.uint8)
+    data = images.encoded(Image.fromarray(numbers).convert(mode), icc_profile=profile(to_xyz, curve))
+    error = np.abs(rgb(data) - np.asarray(images.picture()))
+    assert error.mean() < 1.5 and np.abs(numbers.astype(int) - np.asarray(images.picture())).mean() > 4
+
+
+def test_cmyk_with_a_profile_for_rgb_and_broken_profiles_are_as_without():
+    plain = images.encoded(images.picture())
+    for broken in (b"not a profile" * 20, profile(*PROFILES["display-p3"])[:200]):
+        assert np.array_equal(rgb(images.encoded(images.picture(), icc_profile=broken)), rgb(plain))
+    red = Image.new("RGB", (16, 16), (255, 0, 0)).convert("CMYK")
+    data = images.encoded(red, "JPEG", quality=95, icc_profile=profile(*PROFILES["display-p3"]))
+    assert np.abs(rgb(data) - [255, 0, 0]).max() <= 6
+
+
+def test_srgb_keeps_its_numbers():
+    own = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    assert np.array_equal(rgb(images.encoded(images.picture(), icc_profile=own)), np.asarray(images.picture()))
+
+
+@pytest.mark.parametrize("load", [load_hole, partial(load_rgb, target=(64, 64))])
+def test_16_bits_cost_little_memory(load):
+    """Numpy's part of it, which was 17 bytes per pixel."""
+    data = images.encoded(Image.fromarray(np.full((3000, 3000), 40_000, np.uint16)))
+    tracemalloc.start()
+    try:
+        assert load(data, "output", DEFAULT_LIMITS).getpixel((0, 0)) == 156
+        assert tracemalloc.get_traced_memory()[1] <= 3000 * 3000
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("form", ["PNG", "WEBP", "TIFF"])
 def test_animations_are_refused(form):
     assert reason(images.animated(form)) == Reason.ANIMATED
 

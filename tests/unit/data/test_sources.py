@@ -1,5 +1,6 @@
 """Listing: what a CSV or a folder states, found by column name, and the rows that fail before a file is opened."""
 
+import os
 import shutil
 import warnings
 from types import SimpleNamespace
@@ -167,6 +168,27 @@ def test_a_folder_that_cannot_be_listed_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(Root, "files", refuse)
     with pytest.raises(InpaintError, match="cannot be listed: .*Permission denied"):
         FolderSource(path=tmp_path).listing()
+
+
+@pytest.mark.timeout(20)
+def test_links_pipes_and_odd_names_below_a_folder(tmp_path):
+    """A loop of links lists nothing twice, and what cannot be read is named, not waited for."""
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "photo.png").write_bytes(images.encoded(images.picture()))
+    (tmp_path / "a" / "again").symlink_to("..")
+    (tmp_path / "0-first").symlink_to("a")
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "gone.png").symlink_to("nothing.png")
+    (tmp_path / "phone.HEIC").write_bytes(b"")
+    with open(os.fsencode(tmp_path) + b"/caf\xe9.png", "wb"):
+        pass
+    listing = FolderSource(path=tmp_path).listing()
+    assert [row.image for row in rows_of(listing)] == ["a/photo.png", "gone.png", "phone.HEIC", "pipe.png"]
+    assert [(row.name, row.reason) for row in listing.quarantined] == [("'caf\\udce9.png'", Reason.NOT_UTF8)]
+    for name in ("pipe.png", "gone.png"):
+        with pytest.raises(BadRow) as caught:
+            read(open_root(tmp_path), name, "output", 1000)
+        assert caught.value.reason == Reason.MISSING_FILE
 
 
 @pytest.mark.parametrize("what", ["category", "label"])
