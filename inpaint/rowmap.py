@@ -296,7 +296,7 @@ class _DoneList:
             if isinstance(line, dict) and {"id", "key", "files"} <= line.keys():
                 yield line
 
-    def _is_whole(self, files: Mapping[str, Mapping[str, Any]], sizes: Mapping[str, int]) -> bool:
+    def _is_whole(self, files: Mapping[str, Mapping[str, Any]], sizes: Mapping[str, int | None]) -> bool:
         if any(sizes.get(path) != known["bytes"] for path, known in files.items()):
             return False
         hashed = files.items() if self._root.is_local else ()

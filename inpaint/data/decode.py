@@ -60,6 +60,8 @@ def open_image(data: bytes, field: str, limits: Limits) -> Image.Image:
             detail = "it is HEIC: convert it with `heif-convert photo.heic photo.jpg` (package libheif-examples), or "
             detail += "on a Mac with `sips -s format jpeg photo.heic --out photo.jpg`"
             raise BadRow(field, Reason.WRONG_FORMAT, detail) from error
+        if data[4:12] == b"ftypavif":
+            raise BadRow(field, Reason.TRUNCATED, "it is an AVIF that cannot be read: copy or save it again") from error
         detail = f"its content is none of {', '.join(FORMATS)}: export it again"
         raise BadRow(field, Reason.NOT_AN_IMAGE, detail) from error
     except Image.DecompressionBombError as error:

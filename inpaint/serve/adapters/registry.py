@@ -62,7 +62,7 @@ class RegistrySettings(BaseModel):
         )
 
 
-_Listed = frozenset[tuple[str, int, int | None]]
+_Listed = frozenset[tuple[str, int | None, int | None]]
 """What a listing says of one folder: (file, bytes, time of change in ns) of each."""
 
 
@@ -127,7 +127,7 @@ class Registry:
         self._publish()
 
     def _list(self) -> dict[str, _Listed]:
-        files: dict[str, list[tuple[str, int, int | None]]] = {}
+        files: dict[str, list[tuple[str, int | None, int | None]]] = {}
         # One recursive listing: on an object store a thousand keys per call, where a look at each would be a call each.
         for path, info in self.cache.root.files().items():
             name, _, file = path.partition("/")
