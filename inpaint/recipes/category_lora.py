@@ -11,9 +11,12 @@ import pyarrow.compute as pc
 from inpaint.data.rows import Manifest
 from inpaint.data.sources import CsvSource
 from inpaint.errors import InpaintError
+from inpaint.models.base import read_base_info
 from inpaint.recipes.lora import LoraRecipe
 
 PROMPT_FORMAT = "{token} background, {prompt}"
+XL_PROMPT_FORMAT = "{prompt}, {token} background"
+"""SDXL's second encoder sums a prompt up in what its last new token sees: all that stands before it."""
 FOLDERS = ("adapters", "shared", "data", "validation_data")
 """What lies in a run's folder beside those of its categories."""
 
@@ -60,7 +63,7 @@ class CategoryLora(LoraRecipe):
         return self.init_words.get(category, "product")
 
     def prompt_format(self) -> str:
-        return PROMPT_FORMAT
+        return XL_PROMPT_FORMAT if read_base_info(self.base, self.revision).is_xl else PROMPT_FORMAT
 
 
 def _check_categories(rows: Manifest) -> None:

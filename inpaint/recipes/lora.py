@@ -42,6 +42,7 @@ LORA_PRESETS: dict[Preset, dict[str, Any]] = {
         "text_encoder_learning_rate": 2e-3,
         "token_learning_rate": 1e-2,
         "caption_dropout": 0.2,
+        "flip_probability": 0.5,
         "lora": LoraSettings(rank=6),
         "loss": LossSettings(debiased=True, noise_offset=0.05),
         "train": TrainSettings(samples=14_400, global_batch=16, max_micro_batch=8, checkpoint_every=4800),
@@ -71,8 +72,8 @@ class LoraRecipe(Recipe):
     """Side of the training images in pixels, or their height and width; unset: the base's own."""
     crop: Crop = Crop.CENTRE
     """Which part of an image of another shape is used; it follows the row's own hole."""
-    flip_probability: float = 0.5
-    """Share of samples mirrored left to right; 0 where products carry text."""
+    flip_probability: float = 0.0
+    """Share of samples mirrored left to right; labels are then learned mirrored, too."""
     caption_dropout: float = 0.05
     """Share of samples with an empty prompt, for classifier-free guidance."""
     full_hole_probability: float = 0.25
