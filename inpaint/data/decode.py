@@ -137,36 +137,58 @@ def _orientation(image: Image.Image) -> int:
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """RGB of any mode, as sRGB; transparency on white, 16 bits scaled."""
-    profile = image.info.get("icc_profile")
-    if image.mode == "RGB" and "transparency" not in image.info:
-        return _as_srgb(image, profile)
+    rgb, alpha = to_rgb_and_alpha(image)
+    if alpha is None:
+        return rgb
+    rgba = rgb.copy()
+    rgba.putalpha(alpha)
+    return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+
+
+def to_rgb_and_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
+    """RGB, as sRGB, and the alpha channel ("L"), where there is one."""
+    profile = image.info.get("icc_profile", b"")
     if image.mode.startswith("I"):
-        return _as_srgb(_scaled_16_bit(image), profile)
-    if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        rgb = _as_srgb(rgba.convert("RGB"), profile)
-        rgb.putalpha(rgba.getchannel("A"))
-        return Image.alpha_composite(Image.new("RGBA", rgb.size, "white"), rgb).convert("RGB")
-    return _as_srgb(image if image.mode in ("L", "CMYK") else image.convert("RGB"), profile)
+        return _as_srgb(_scaled_16_bit(image), profile), None
+    alpha = alpha_of(image)
+    return _as_srgb(image if image.mode in ("RGB", "L", "CMYK") else image.convert("RGB"), profile), alpha
 
 
-def _as_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
+def rgb_profile(image: Image.Image) -> bytes:
+    """The ICC profile of an image's numbers in mode RGB; empty where they are sRGB's, or it is of no use."""
+    profile: bytes = image.info.get("icc_profile", b"")
+    is_rgb = image.mode in ("RGB", "RGBA", "P")
+    return profile if is_rgb and profile and _transform(profile, "RGB") is not None else b""
+
+
+def from_srgb(image: Image.Image, profile: bytes) -> Image.Image:
+    """An RGB image with the numbers of an `rgb_profile`."""
+    back = _transform(profile, "RGB", back=True) if profile else None
+    return image if back is None else ImageCms.applyTransform(image, back) or image
+
+
+def _as_srgb(image: Image.Image, profile: bytes) -> Image.Image:
     """An image in mode RGB, L or CMYK -> RGB, its numbers those of sRGB."""
-    change = None if not profile else _to_srgb(profile, image.mode)
-    return image.convert("RGB") if change is None else ImageCms.applyTransform(image, change) or image
+    change = _transform(profile, image.mode) if profile else None
+    if change is None:
+        return image if image.mode == "RGB" else image.convert("RGB")
+    return ImageCms.applyTransform(image, change) or image
 
 
-@lru_cache(maxsize=8)
-def _to_srgb(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
-    """None where nothing is to do: it is sRGB, or a profile that is broken or not of this mode, as viewers do it."""
+@lru_cache(maxsize=16)
+def _transform(profile: bytes, mode: str, *, back: bool = False) -> ImageCms.ImageCmsTransform | None:
+    """To sRGB, or back. None for a profile that is broken or of another mode, which viewers overlook, too, and where
+    nothing is to do: it is sRGB."""
     try:
-        theirs = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        theirs, ours = ImageCms.ImageCmsProfile(io.BytesIO(profile)), ImageCms.createProfile("sRGB")
         if ImageCms.getProfileDescription(theirs).startswith("sRGB"):
             return None
         # Threads share it, which the library's own cache does not bear.
         flags = ImageCms.Flags.NOCACHE | ImageCms.Flags.BLACKPOINTCOMPENSATION
         how = ImageCms.Intent.RELATIVE_COLORIMETRIC
-        return ImageCms.buildTransform(theirs, ImageCms.createProfile("sRGB"), mode, "RGB", how, flags)
+        if back:
+            return ImageCms.buildTransform(ours, theirs, "RGB", mode, how, flags)
+        return ImageCms.buildTransform(theirs, ours, mode, "RGB", how, flags)
     except (ImageCms.PyCMSError, *BROKEN):
         return None
 

@@ -29,7 +29,7 @@ from inpaint.models.base import DTYPES, load_base, read_base_info
 from inpaint.models.locate import absolute_name
 from inpaint.paint.painter import Painter
 from inpaint.paint.paste import comparison, kept_pixels_changed
-from inpaint.paint.photos import encode_png, read_row
+from inpaint.paint.photos import Photo, encode_png, read_row
 from inpaint.paint.request import PaintRequest, SamplingSettings
 from inpaint.rowmap import QUARANTINE, ActorPool, ActorResources, Item, MapReport, Result, map_rows
 from inpaint.stopping import StopToken
@@ -219,32 +219,32 @@ class PaintWorker:
     def __call__(self, tasks: Sequence[PaintTask]) -> list[Result | BadRow]:
         started = time.monotonic()
         read = list(self.threads.map(self._request, tasks))
-        good = [(task, request) for task, request in zip(tasks, read, strict=True) if isinstance(request, PaintRequest)]
-        pictures = self.painter.paint([request for _, request in good])
+        good = [(task, *one) for task, one in zip(tasks, read, strict=True) if not isinstance(one, BadRow)]
+        pictures = self.painter.paint([request for _, _, request in good])
         seconds = round((time.monotonic() - started) / len(tasks), 3)
         results = iter(self.threads.map(partial(_result, seconds), good, pictures))
         return [outcome if isinstance(outcome, BadRow) else next(results) for outcome in read]
 
-    def _request(self, task: PaintTask) -> PaintRequest | BadRow:
+    def _request(self, task: PaintTask) -> tuple[Photo, PaintRequest] | BadRow:
         seed = self.models.settings.seed
         try:
             photo, hole = read_row(task.row, seed)
         except BadRow as error:
             # The file vanished or changed since the manifest was made.
             return error
-        return self.models.request(photo, hole, task.prompt, row_seed(seed, task.row.id))
+        return photo, self.models.request(photo.image, hole, task.prompt, row_seed(seed, task.row.id))
 
 
-def _result(seconds: float, painted: tuple[PaintTask, PaintRequest], picture: np.ndarray) -> Result:
-    task, request = painted
-    strip = comparison(request.image, request.hole, picture)
+def _result(seconds: float, painted: tuple[PaintTask, Photo, PaintRequest], picture: np.ndarray) -> Result:
+    task, photo, request = painted
+    strip, whole = comparison(request.image, request.hole, picture), photo.painted(picture, request.hole)
     return Result(
-        files={f"{COMPARISONS}/{task.output}": encode_png(strip), task.output: encode_png(picture)},
+        files={f"{COMPARISONS}/{task.output}": encode_png(strip), task.output: encode_png(whole)},
         line={
             "prompt": request.prompt,
             "seed": request.seed,
             "output": task.output,
-            "kept_pixels_changed": kept_pixels_changed(request.image, picture, request.hole),
+            "kept_pixels_changed": kept_pixels_changed(photo.own[..., :3], np.asarray(whole)[..., :3], request.hole),
             "seconds": seconds,
         },
     )

@@ -13,7 +13,7 @@ import torch
 
 from inpaint.diffusion.ddpm import PixelSampling
 from inpaint.errors import InpaintError
-from inpaint.paint.crop import resize_hole, resize_image
+from inpaint.paint.crop import resize_hole
 from inpaint.paint.ddpm_painter import ReverseProcess
 from inpaint.paint.device import parse_device
 from inpaint.paint.photos import Fill, check_png_name, read_photo, write_pictures, write_png
@@ -131,7 +131,7 @@ def inpaint_image(
         display_reverse: a PNG with ten pictures of the reverse process.
         on_step: called with (network evaluations done, all of them).
 
-    Returns the result, H x W x 3 uint8.
+    Returns the result, H x W x 3 uint8, as sRGB.
 
     Raises:
         InpaintError: a file that cannot be used (BadRow), no model there, or settings out of range.
@@ -139,11 +139,11 @@ def inpaint_image(
     for path in (save_result, display_reverse):
         if path is not None:
             check_png_name(str(path))
-    image, hole = read_photo(str(image_path), str(mask_path), Fill.BLACK)
-    shape = _output_shape(image.shape[0], image.shape[1], output_size)
-    image, hole = resize_image(image, shape), resize_hole(hole, shape)
+    photo, hole = read_photo(str(image_path), str(mask_path), Fill.BLACK)
+    shape = _output_shape(hole.shape[0], hole.shape[1], output_size)
+    photo, hole = photo.resized(shape), resize_hole(hole, shape)
     request = DdpmRequest(
-        image=image,
+        image=photo.image,
         hole=hole,
         seed=_seed if seed is None else seed,
         sampling=sampling or PixelSampling(steps=num_denoising_steps),
@@ -163,7 +163,7 @@ def inpaint_image(
     if display_reverse is not None:
         write_png(str(display_reverse), frames.strip())
     if save_result is not None:
-        write_pictures(str(save_result), image, hole, result)
+        write_pictures(str(save_result), photo, hole, result)
     return result
 
 

@@ -127,7 +127,7 @@ def _paint_data(config: PaintPhotos, data: str, stop: StopToken | None) -> str:
 def _paint_photo(config: PaintPhotos, image: str, mask: str) -> None:
     photo, hole = read_photo(image, mask, Fill.WHITE)
     models = read_models(config.settings)
-    request = models.request(photo, hole, models.prompt(config.prompt, config.category), models.settings.seed)
+    request = models.request(photo.image, hole, models.prompt(config.prompt, config.category), models.settings.seed)
     (picture,) = models.painter(str(choose_device()), max_batch=1).paint([request])
     write_pictures(config.output, photo, hole, picture)
 

@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import secrets
 from collections.abc import AsyncGenerator, Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -105,6 +106,7 @@ class FillEndpoint(Endpoint[FillFields, Call[DdpmRequest]]):
             request=DdpmRequest(image=photo.image, hole=hole, seed=seed, sampling=PixelSampling(**sampling), **beside),
             receipt=Receipt(base=name, base_revision=revision, seed=seed, sampling={**sampling, **beside}),
             encoding=fields.encoding(fields.quality, settings),
+            finish=partial(photo.painted, hole=hole),
             pixels=hole.size,
         )
 

@@ -18,7 +18,8 @@ from pydantic_core import PydanticCustomError
 from starlette.responses import JSONResponse, Response
 
 from inpaint.models.base import BaseInfo
-from inpaint.paint.crop import resize_hole, resize_image
+from inpaint.paint.crop import resize_hole
+from inpaint.paint.photos import Photo
 from inpaint.paint.request import SamplingSettings
 from inpaint.serve.dialects.a1111_info import SAMPLERS, check_checkpoint, info, infotext, probes_router
 from inpaint.serve.dialects.adapters import adapted, choose
@@ -26,7 +27,7 @@ from inpaint.serve.dialects.painting import PaintCall, PaintEndpoint, TextFields
 from inpaint.serve.http.body import JSON
 from inpaint.serve.http.endpoint import Picture
 from inpaint.serve.http.errors import Dialect, Problem, bad, shown
-from inpaint.serve.http.images import Photo, decode_photo, read_hole
+from inpaint.serve.http.images import decode_photo, read_hole
 from inpaint.serve.http.receipt import Encoding
 from inpaint.serve.http.schema import LARGEST_SEED, Bounds, Fields, Upload, Within, read_fields
 
@@ -185,7 +186,7 @@ class Img2ImgEndpoint(PaintEndpoint[Img2ImgFields]):
             fields,
             prompt=prompt,
             adapters=adapters,
-            image=resize_image(photo.image, shape),
+            photo=photo.resized(shape),
             hole=resize_hole(hole, shape),
             sampling=fields.sampling(largest_size(base)),
             seed=None if fields.seed < 0 else fields.seed,

@@ -17,7 +17,7 @@ from fastapi import FastAPI
 from pydantic import ConfigDict
 from starlette.responses import JSONResponse, Response
 
-from inpaint.paint.crop import resize_hole, resize_image
+from inpaint.paint.crop import resize_hole
 from inpaint.serve.dialects.adapters import adapted, categories, choose, unknown
 from inpaint.serve.dialects.painting import PaintCall, PaintEndpoint, PaintFields
 from inpaint.serve.http.body import FORM
@@ -94,7 +94,7 @@ class EditEndpoint(PaintEndpoint[EditFields]):
             fields,
             prompt=prompt,
             adapters=adapters,
-            image=resize_image(photo.image, shape),
+            photo=photo.resized(shape),
             hole=resize_hole(hole, shape),
             sampling=fields.sampling(),
             seed=fields.seed,

@@ -92,7 +92,7 @@ class OwnEndpoint(PaintEndpoint[OwnFields]):
             fields,
             prompt=prompt,
             adapters=adapters,
-            image=photo.image,
+            photo=photo,
             hole=read_hole(fields.mask, photo, self.settings, "white"),
             sampling=fields.sampling(fields.size),
             seed=fields.seed,

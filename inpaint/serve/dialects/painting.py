@@ -4,12 +4,14 @@ import dataclasses
 import secrets
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from functools import partial
 from typing import Annotated, Any, Generic, TypeVar
 
 import numpy as np
 
 from inpaint.diffusion.samplers import Sampler
 from inpaint.models.base import BaseInfo
+from inpaint.paint.photos import Photo
 from inpaint.paint.request import PaintRequest, SamplingSettings
 from inpaint.serve.http.endpoint import Call, Endpoint, Picture
 from inpaint.serve.http.errors import bad
@@ -84,7 +86,7 @@ class PaintEndpoint(Endpoint[FieldsT, PaintCall[FieldsT]]):
         *,
         prompt: str,
         adapters: tuple[AdapterUse, ...],
-        image: np.ndarray,
+        photo: Photo,
         hole: np.ndarray,
         sampling: SamplingSettings,
         seed: int | None,
@@ -104,10 +106,11 @@ class PaintEndpoint(Endpoint[FieldsT, PaintCall[FieldsT]]):
         negative, told = fields.negative_prompt, dataclasses.asdict(sampling)
         return PaintCall(
             request=PaintRequest(
-                image=image, hole=hole, prompt=prompt, negative_prompt=negative, seed=seed, sampling=sampling
+                image=photo.image, hole=hole, prompt=prompt, negative_prompt=negative, seed=seed, sampling=sampling
             ),
             receipt=Receipt(base=base.name, base_revision=base.revision, adapters=adapters, seed=seed, sampling=told),
             encoding=encoding,
+            finish=partial(photo.painted, hole=hole),
             model=model or "+".join(use.name for use in adapters),
             n=n,
             pixels=hole.size,

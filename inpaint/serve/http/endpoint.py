@@ -19,6 +19,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 from fastapi import FastAPI
+from PIL import Image
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
@@ -45,6 +46,8 @@ class Call(Generic[RequestT]):
     """Of the first picture; the next ones have the next seeds."""
     encoding: Encoding = Encoding()
     """How its pictures are written."""
+    finish: Callable[[np.ndarray], Image.Image] = Image.fromarray
+    """What is written of a picture (H x W x 3 uint8): the photo's own numbers around what was painted."""
     model: str = ""
     """As the client named it, for the log; empty: the receipt's base."""
     n: int = 1
@@ -163,7 +166,7 @@ class Endpoint(ABC, Generic[FieldsT, CallT]):
 
     def _encoded(self, call: CallT, picture: Picture) -> Picture:
         receipt = replace(call.receipt, seed=call.receipt.seed + picture.number)
-        file = encode(picture.image, call.encoding, receipt, self.infotext(call, receipt.seed))
+        file = encode(call.finish(picture.image), call.encoding, receipt, self.infotext(call, receipt.seed))
         return replace(picture, file=file)
 
     def _event(self, call: CallT, picture: Picture) -> bytes:

@@ -4,33 +4,20 @@ Guaranteed: photo and mask are each turned by their own EXIF and then have one s
 the dialect's to say; a mask of the other kind is refused where it can be told, never read upside down.
 """
 
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from PIL import Image
 
 from inpaint.data import decode
+from inpaint.paint.photos import Photo
 from inpaint.serve.http.errors import bad
 from inpaint.serve.http.limits import HttpSettings
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Photo:
-    """A photo as it will be painted."""
-
-    image: np.ndarray
-    """H x W x 3 uint8; what was transparent is on white."""
-    transparent: np.ndarray | None
-    """H x W bool, True where alpha is 0; None without an alpha channel."""
-
-
 def decode_photo(data: bytes, field: str, settings: HttpSettings, smallest: int) -> Photo:
     """Decode a photo whose sides have at least `smallest` pixels. Raises BadRow, Problem."""
-    picture = _opened(data, field, settings, smallest)
-    alpha = decode.alpha_of(picture)
-    transparent = None if alpha is None else np.asarray(alpha) == 0
-    return Photo(image=np.array(decode.to_rgb(picture)), transparent=transparent)
+    return Photo.of(_opened(data, field, settings, smallest))
 
 
 def read_hole(

@@ -6,8 +6,8 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, m
 
 from inpaint.errors import InpaintError
 
-BYTES_PER_PIXEL = 8
-"""That a picture in work takes: the photo, its hole, and what goes out."""
+BYTES_PER_PIXEL = 12
+"""That a picture in work takes: the photo, also as it came, its hole, and what goes out."""
 
 
 class HttpSettings(BaseModel):

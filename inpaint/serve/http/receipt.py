@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import Any
 
-import numpy as np
 from PIL import ExifTags, Image, PngImagePlugin
 
 from inpaint.data import decode
@@ -49,10 +48,11 @@ class Receipt:
     """The request's sampling settings by their names."""
 
 
-def encode(image: np.ndarray, encoding: Encoding, receipt: Receipt, infotext: str = "") -> bytes:
-    """H x W x 3 uint8 -> a file with its receipt, and with A1111's `parameters` where there is an infotext."""
+def encode(picture: Image.Image, encoding: Encoding, receipt: Receipt, infotext: str = "") -> bytes:
+    """A picture in RGB or RGBA -> a file with its receipt and its colour profile, and with A1111's `parameters` where
+    there is an infotext. A JPEG has no alpha: what is transparent is on white."""
     file = io.BytesIO()
-    picture = Image.fromarray(image)
+    profile = picture.info.get("icc_profile")
     text = json.dumps(asdict(receipt))
     if encoding.format == "png":
         chunks = PngImagePlugin.PngInfo()
@@ -60,13 +60,17 @@ def encode(image: np.ndarray, encoding: Encoding, receipt: Receipt, infotext: st
         chunks.add_text("Software", receipt.software)
         if infotext:
             chunks.add_text("parameters", infotext)
-        picture.save(file, "PNG", pnginfo=chunks, compress_level=encoding.compress_level)
+        picture.save(file, "PNG", pnginfo=chunks, compress_level=encoding.compress_level, icc_profile=profile)
         return file.getvalue()
     exif = Image.Exif()
     exif[ExifTags.Base.Software] = receipt.software
     exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = _ASCII + text.encode("ascii")
-    options = {"subsampling": "4:4:4"} if encoding.format == "jpeg" else {}
-    picture.save(file, encoding.format.upper(), quality=encoding.quality, exif=exif, **options)
+    options = {}
+    if encoding.format == "jpeg":
+        options["subsampling"] = "4:4:4"
+        if picture.mode == "RGBA":
+            picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+    picture.save(file, encoding.format.upper(), quality=encoding.quality, exif=exif, icc_profile=profile, **options)
     return file.getvalue()
 
 

@@ -314,12 +314,12 @@ def test_more_requests_than_may_be_in_flight_are_told_to_come_back(service):
 
 
 def test_memory_held_by_requests_is_bounded_and_given_back(service):
-    settings = HttpSettings(max_body_bytes=50_000, max_answer_pixels=2_400, max_held_bytes=70_000)
+    settings = HttpSettings(max_body_bytes=50_000, max_answer_pixels=2_400, max_held_bytes=80_000)
     with TestClient(paint_http(service, settings)) as client:
         for _ in range(20):
             assert ask(client, "own").status_code == 200
-    # Three tenths of a megabyte: one photo's request fits, a second one beside it does not.
-    large = HttpSettings(max_body_bytes=100_000, max_answer_pixels=30_000, max_held_bytes=350_000)
+    # 0.4 megabytes: one photo's request fits, a second one beside it does not.
+    large = HttpSettings(max_body_bytes=100_000, max_answer_pixels=30_000, max_held_bytes=470_000)
     service.waits = True
     with served(service, large) as url, httpx2.Client() as first, httpx2.Client() as second:
         files = {"image": photo_png(200, 150), "mask": mask_png(200, 150)}

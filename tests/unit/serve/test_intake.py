@@ -51,7 +51,8 @@ BAD_IMAGES = {
     "text": (b"hello" * 100, "not an image"),
     "gif": (encoded(picture(), "GIF"), "GIF"),
     "bmp": (encoded(picture(), "BMP"), "BMP"),
-    "tiff": (encoded(picture(), "TIFF"), "TIFF"),
+    "tiff of fractions": (encoded(picture().convert("F"), "TIFF"), "fractions"),
+    "heic": (b"\0\0\0\x18ftypheic" + bytes(100), "heif-convert"),
     "truncated png": (photo_png()[:-60], "truncated"),
     "truncated jpeg": (encoded(picture(100, 80), "JPEG")[:-300], "truncated"),
     "bomb": (png_bomb(40_000, 40_000), "100,000"),
@@ -62,8 +63,8 @@ BAD_IMAGES = {
     "20,000 x 1": (encoded(Image.new("RGB", (20_000, 1))), "16,383"),
     "below the multiple": (encoded(picture(40, 7)), "8"),
     "aspect": (encoded(picture(400, 10)), "factor of 16"),
-    "animated png": (animated("PNG"), "frames"),
-    "animated webp": (animated("WEBP"), "frames"),
+    "animated png": (animated("PNG"), "pictures in one file"),
+    "animated webp": (animated("WEBP"), "pictures in one file"),
 }
 
 

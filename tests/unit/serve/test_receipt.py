@@ -25,14 +25,14 @@ RECEIPT = Receipt(
 
 @pytest.mark.parametrize("form", ["png", "jpeg", "webp"])
 def test_what_is_written_is_read_back_exactly(form):
-    data = encode(np.asarray(picture()), Encoding(format=form), RECEIPT, "an infotext, Steps: 3, \u732b")
+    data = encode(picture(), Encoding(format=form), RECEIPT, "an infotext, Steps: 3, \u732b")
     assert read_receipt(data) == RECEIPT
     assert Image.open(io.BytesIO(data)).format == form.upper()
     assert read_infotext(data) == ("an infotext, Steps: 3, \u732b" if form == "png" else "")
 
 
 def test_png_keeps_every_pixel():
-    data = encode(np.asarray(picture()), Encoding(compress_level=0), RECEIPT)
+    data = encode(picture(), Encoding(compress_level=0), RECEIPT)
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(data))), np.asarray(picture()))
 
 
