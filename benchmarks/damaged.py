@@ -9,7 +9,7 @@ import os
 import struct
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -89,10 +89,6 @@ class Kind:
     change: Callable[[Row], object]
     reason: Reason | None = None
     """Why its rows are refused; None: they are used."""
-    warns: str = ""
-    """What is said of rows that are used all the same."""
-    swallows: bool = field(default=False)
-    """Whether the line that follows is in danger, too: it must be used."""
 
 
 def encoded(image: Image.Image, form: str, **how: object) -> bytes:
@@ -223,8 +219,8 @@ def thin_hole(row: Row) -> None:
     row.image = row.image.resize((2048, 2048))
     mask = Image.new("L", row.image.size, 0)
     ImageDraw.Draw(mask).line([(1200, 300), (1200, 1500)], fill=255, width=1)
+    row.mask, row.close = mask, 8.0
     row.image_bytes, row.mask_bytes = row.saved("JPEG", quality=90), encoded(mask, "PNG")
-    row.close = 8.0
 
 
 def hole_aside(row: Row) -> None:
@@ -233,8 +229,8 @@ def hole_aside(row: Row) -> None:
     wide.paste(row.image, (192, 0))
     mask = Image.new("L", wide.size, 0)
     mask.paste(255, (200, 8, 248, 56))
-    row.image, row.mask_bytes = wide, encoded(mask, "PNG")
-    row.image_bytes = row.saved("PNG")
+    row.image, row.mask = wide, mask
+    row.image_bytes, row.mask_bytes = row.saved("PNG"), encoded(mask, "PNG")
 
 
 # Names and cells that are used.
@@ -381,9 +377,10 @@ def huge_cell(row: Row) -> None:
     row.prompt = "x" * 200_000
 
 
-def png(pixels_HW3: np.ndarray, *, interlace: bool = False) -> bytes:
-    """A PNG of 8 or 16 bits per channel as Pillow does not write it. Interlaced: Adam7's seven passes."""
-    height, width = pixels_HW3.shape[:2]
+def png(pixels_HW3: np.ndarray, *, interlace: bool = False, side: int | None = None) -> bytes:
+    """A PNG of 8 or 16 bits per channel as Pillow does not write it. Interlaced: Adam7's seven passes. Args: side: that
+    the header claims."""
+    height, width = (side, side) if side else pixels_HW3.shape[:2]
     bits = 8 * pixels_HW3.dtype.itemsize
     big = pixels_HW3.astype(pixels_HW3.dtype.newbyteorder(">"))
     passes = [(0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1)]
@@ -398,7 +395,7 @@ def png(pixels_HW3: np.ndarray, *, interlace: bool = False) -> bytes:
 
 
 _HEIC = struct.pack(">I", 24) + b"ftypheic\0\0\0\0mif1heic" + bytes(100)
-_HUGE = png(np.zeros((1, 1, 3), np.uint8)).replace(struct.pack(">II", 1, 1), struct.pack(">II", 60_000, 60_000), 1)
+_HUGE = png(np.zeros((1, 1, 3), np.uint8), side=60_000)
 
 KINDS: dict[str, Kind] = {
     "png": Kind(lambda row: None),
