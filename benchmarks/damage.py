@@ -122,7 +122,7 @@ def judge_reading(judge: Judge, rows: Rows, manifest: Manifest, bad: Sequence[Qu
 
 def judge_training(judge: Judge, data: Path, output: Path, good: int) -> None:
     recipe = CategoryLora.of_preset("toy", data=str(data), output=str(output))
-    train = replace(recipe.train, samples=None, epochs=1.0, workers=1)
+    train = replace(recipe.train, epochs=1.0, workers=1)
     run(replace(recipe, categories=CATEGORIES, max_bad_fraction=1.0, card_samples=0, train=train))
     ended = CheckpointStore(f"{output}/{CHECKPOINTS}").progress()
     expected = -(-good // train.global_batch) * train.global_batch
@@ -184,8 +184,7 @@ class BlueService:
         for number, order in enumerate(orders):
             image = order.request.image.copy()
             image[order.request.hole] = (0, 0, 255)
-            times = {"steps": 1, "batch_rows": 1.0, "queue_s": 0.0, "paint_s": 0.0}
-            yield number, Painted(image=image, kept_pixels_changed=0, **times)
+            yield number, Painted(image=image, kept_pixels_changed=0, steps=1, batch_rows=1, queue_s=0, paint_s=0)
 
 
 def judge_http(judge: Judge, rows: Rows, folder: Path) -> int:
