@@ -37,14 +37,23 @@ class CategoryLora(LoraRecipe):
     """Categories that may occur in the CSV; rows of others go to the quarantine. Empty: any."""
     init_words: Mapping[str, str] = field(default_factory=dict)
     """Words whose mean embedding starts a category's token; `product` where not given."""
+    prompt_template: str | None = None
+    """How prompts are written; unset: `"{token} background, {prompt}"`, for SDXL `"{prompt}, {token} background"`."""
     adapters: Adapters = Adapters.SHARED
     """One adapter for all categories, or one for each, trained side by side where the cluster has room."""
 
     def source(self, data: str) -> CsvSource:
         return CsvSource(path=data, categories=self.categories or None, category_required=True)
 
+    def check(self) -> None:
+        super().check()
+        if "{token}" not in self.prompt_format():
+            raise InpaintError(f"prompt_template {self.prompt_template!r}: write where the category's {{token}} goes")
+
     def bind(self, rows: Manifest) -> Self:
-        return replace(super().bind(rows), categories=rows.categories)
+        bound = super().bind(rows)
+        default = XL_PROMPT_FORMAT if read_base_info(bound.base, bound.revision).is_xl else PROMPT_FORMAT
+        return replace(bound, categories=rows.categories, prompt_template=self.prompt_template or default)
 
     def parts(self, rows: Manifest) -> dict[str, Manifest]:
         categories = rows.categories
@@ -63,7 +72,7 @@ class CategoryLora(LoraRecipe):
         return self.init_words.get(category, "product")
 
     def prompt_format(self) -> str:
-        return XL_PROMPT_FORMAT if read_base_info(self.base, self.revision).is_xl else PROMPT_FORMAT
+        return self.prompt_template or PROMPT_FORMAT
 
 
 def _check_categories(rows: Manifest) -> None:

@@ -7,7 +7,8 @@ import torch
 from diffusers import StableDiffusionInpaintPipeline, StableDiffusionXLInpaintPipeline
 
 from inpaint.models.base import load_base
-from inpaint.models.prompts import encode_prompts, unet_kwargs
+from inpaint.models.prompts import add_tokens, encode_prompts, unet_kwargs
+from inpaint.recipes.category_lora import PROMPT_FORMAT, XL_PROMPT_FORMAT
 
 PROMPTS = ["a red wood box", "", "The  BOX, in 3 woods!", "the red wood " * 40]
 
@@ -50,6 +51,20 @@ def test_learned_tokens_of_several_vectors_are_expanded_as_diffusers_does(sd_fol
     prompts = ["<FOOD> background, a red box", "<COS> background, <FOOD>", "<FOOD>_1", "a box"]
     theirs, _ = pipeline.encode_prompt(prompts, "cpu", 1, False)
     assert torch.equal(encode_prompts(base, prompts).embeds_BLD, theirs)
+
+
+def test_sdxl_pools_all_of_a_prompt_that_ends_with_its_new_token(xl_folder):
+    """Where the token comes first, as on other bases, the second encoder's summary holds nothing of the prompt."""
+    base = load_base(xl_folder)
+    base.text_encoders[1].text_model.eos_token_id = 2  # as SDXL's own configuration says, and transformers honours
+    add_tokens(base, {"CDP_BOX": "box"})
+
+    def pooled(template: str) -> torch.Tensor:
+        prompts = [template.format(token="CDP_BOX", prompt=prompt) for prompt in ("a red wood box", "the woods")]
+        return encode_prompts(base, prompts).pooled_BP
+
+    first, last = pooled(PROMPT_FORMAT), pooled(XL_PROMPT_FORMAT)
+    assert torch.equal(first[0], first[1]) and (last[0] - last[1]).abs().max() > 1e-3
 
 
 def test_gradients_reach_the_text_encoders(xl_folder):
