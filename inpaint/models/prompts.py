@@ -79,18 +79,15 @@ def unet_kwargs(conditioning: Conditioning, height: int, width: int) -> dict[str
 
 
 def tokenize(tokenizer: Any, prompts: list[str]) -> Tensor:
-    """Token ids B L, padded to the tokenizer's window; warns once per prompt that is cut."""
+    """Token ids B L, padded to the tokenizer's window; warns once where prompts are cut, without repeating any: they
+    are their authors', and a service has many."""
     prompts = [_expand_multi_vector_tokens(tokenizer, p) for p in prompts]
     length = tokenizer.model_max_length
     encoded = tokenizer(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
-    for row in encoded.attention_mask[:, -1].nonzero()[:, 0].tolist():
-        ids = tokenizer(prompts[row], verbose=False).input_ids
-        if len(ids) > length:
-            # Python's default filter shows each message once, so once per prompt.
-            warnings.warn(
-                f"prompt cut to {length} tokens; lost: {tokenizer.decode(ids[length - 1 : -1])!r} of {prompts[row]!r}",
-                stacklevel=3,
-            )
+    full = [prompts[row] for row in encoded.attention_mask[:, -1].nonzero()[:, 0].tolist()]
+    if any(len(tokenizer(prompt, verbose=False).input_ids) > length for prompt in full):
+        # Python's default filter shows each message once.
+        warnings.warn(f"prompts of more than {length} tokens are cut: the rest has no effect", stacklevel=2)
     ids_BL: Tensor = encoded.input_ids
     return ids_BL
 

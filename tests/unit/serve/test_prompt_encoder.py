@@ -54,7 +54,7 @@ def base(request, tmp_path) -> str:
     return str(folder)
 
 
-@pytest.mark.filterwarnings("ignore:prompt cut")
+@pytest.mark.filterwarnings("ignore:prompts of more")
 def test_rows_are_encoded_together_as_alone(base):
     adapters = {slot: made_up(base, slot, rank=1 + slot, tokens=TOKENS) for slot in (1, 2)}
     prompts = [prompt(text, slot) for text in PROMPTS for slot in (0, *adapters)]
