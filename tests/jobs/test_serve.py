@@ -102,6 +102,7 @@ def client(ray_cluster: None, style: StyleRun, tmp_path_factory: pytest.TempPath
     from inpaint.serve.deployments.ingress import Ingress
     from inpaint.serve.deployments.painters import Painters
     from inpaint.serve.engine.settings import EngineSettings
+    from inpaint.serve.http.limits import HttpSettings
 
     folder = tmp_path_factory.mktemp("service")
     registry = folder / "registry"
@@ -112,6 +113,7 @@ def client(ray_cluster: None, style: StyleRun, tmp_path_factory: pytest.TempPath
         registry=RegistrySettings(root=str(registry), cache=str(folder / "cache"), poll_s=0.2),
         engine=EngineSettings(slots=4, max_rows=8),
         admission=AdmissionSettings(queue_per_painter=500),
+        http=HttpSettings(host="0.0.0.0"),  # no keys are asked for all the same: it is Serve that listens
         threads=1,
     )
     with socket.create_server(("127.0.0.1", 0)) as free:

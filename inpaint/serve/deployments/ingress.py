@@ -18,6 +18,7 @@ from inpaint.serve.adapters.cache import AdapterFiles
 from inpaint.serve.adapters.registry import Registry
 from inpaint.serve.admission import Admission, Capacity
 from inpaint.serve.deployments.metrics import IngressMetrics, RequestMetrics
+from inpaint.serve.deployments.serve_internals import listening
 from inpaint.serve.dialects.paint_http import paint_http
 from inpaint.serve.dispatcher import Dispatcher, PainterLost
 from inpaint.serve.service import Painted, PaintOrder, Preview
@@ -43,7 +44,7 @@ class IngressReplica:
         self._names = context.app_name, painters.deployment_name, context.deployment
         self._painters = painters.options(method_name="paint", stream=True)
         dispatcher = Dispatcher(args.served(info), self._registry, self._admission, self._call)
-        self._http = paint_http(dispatcher, args.http, RequestMetrics(context.replica_tag))
+        self._http = paint_http(dispatcher, listening(args.http), RequestMetrics(context.replica_tag))
         self._metrics = IngressMetrics(context.replica_tag)
         self._watching = [asyncio.create_task(self._registry.watch()), asyncio.create_task(self._watch())]
 

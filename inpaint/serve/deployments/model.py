@@ -13,6 +13,7 @@ from ray import serve
 
 from inpaint.cluster import worker_threads
 from inpaint.serve.deployments.metrics import RequestMetrics
+from inpaint.serve.deployments.serve_internals import listening
 from inpaint.serve.http.resources import HttpMetrics
 
 
@@ -44,7 +45,9 @@ class ModelReplica:
     """A replica."""
 
     def __init__(self, start: Callable[[Any, str], ModelApplication], args: Any) -> None:
-        """Args: start: makes the application of its arguments and a torch device. args: `threads`, if any, holds."""
+        """Args: start: makes the application of its arguments and a torch device. args: a pydantic model with `threads`
+        and `http`."""
+        args = args.model_copy(update={"http": listening(args.http)})
         self._application = start(args, own_device(args.threads))
         self._metrics = RequestMetrics(serve.get_replica_context().replica_tag)
 

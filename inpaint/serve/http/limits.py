@@ -16,7 +16,8 @@ class HttpSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     host: str = Field(default="127.0.0.1", min_length=1)
-    """Address that the server listens on. Without keys only a loopback address is allowed."""
+    """Address that the server listens on; behind Serve that of its `http_options`. Without keys only a loopback address
+    is allowed."""
     keys_file: str | None = None
     """API keys, one per line as `name:key` or `key`; `#` begins a comment. Read again whenever it has changed."""
     keys_variable: str = "INPAINT_API_KEYS"
