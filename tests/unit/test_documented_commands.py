@@ -1,0 +1,87 @@
+"""Every command line that the documentation shows is understood by its command."""
+
+import contextlib
+import re
+import runpy
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import inpaint.command
+from inpaint.errors import InpaintError
+from inpaint.models.base import read_base_info
+from inpaint.recipes import lora as recipes_lora
+from tests.rules.sources import ROOT
+
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES += sorted((ROOT / "ray_jobs").glob("[a-z]*.py"))
+
+
+NEEDED = {
+    "train_category_lora": "--data d.csv --output runs/x",
+    "train_ddpm": "--data d --output runs/x",
+    "paint": "--model runs/x --image i.png --mask m.png --output o.png",
+}
+"""What these commands cannot do without."""
+
+
+def shown() -> list[str]:
+    """Command lines that can be tried as they stand."""
+    found = []
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+        for line in re.findall(r"^(?:    |ray job submit .*-- )?python -m (ray_jobs\.\w+.*)$", text, re.MULTILINE):
+            found.append(re.sub(r"\s+#.*", "", line))
+    return sorted({line for line in found if not line.endswith("...")})
+
+
+def flags() -> list[str]:
+    """Flags in the README's sentences, with a value where the sentence shows one; each of several values alone."""
+    found = []
+    for snippet in re.findall(r"`(--[a-z][^`]*)`", (ROOT / "README.md").read_text(encoding="utf-8")):
+        flag, *values = snippet.split()
+        found += [[flag, value] for value in values[0].split("|")] if len(values) == 1 else [[flag, *values]]
+    return sorted({" ".join(words) for words in found} - {"--help"})
+
+
+@pytest.fixture
+def parse(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], bool]:
+    """Whether a command understands a line: its module runs as it does from a shell, up to the job itself."""
+    # Bases of the hub are not here: what suits them is asked of another.
+    monkeypatch.setattr(recipes_lora, "read_base_info", lambda base: read_base_info("toy"))
+    monkeypatch.chdir(tmp_path)
+    parsed: list[object] = []
+
+    def only_parse(job, config, description, *, defaults=None, **_: object) -> None:
+        parsed.append(inpaint.command.parse(config, description, sys.argv[1:], defaults))
+
+    monkeypatch.setattr(inpaint.command, "command", only_parse)
+
+    def is_understood(line: str) -> bool:
+        parsed.clear()
+        monkeypatch.setattr(sys, "argv", shlex.split(line))
+        with contextlib.suppress(SystemExit, InpaintError):
+            runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+        return len(parsed) == 1
+
+    return is_understood
+
+
+def test_there_are_some() -> None:
+    assert {line.split()[0].partition(".")[2] for line in shown()} >= {"demo", "paint", "train_category_lora"}
+    assert {"--adapters per-category", "--preset sd15", "--resume"} <= set(flags())
+
+
+@pytest.mark.parametrize("line", shown())
+def test_a_line_is_understood(line: str, parse: Callable[[str], bool]) -> None:
+    assert parse(line)
+
+
+@pytest.mark.parametrize("flag", flags())
+def test_a_flag_is_some_commands(flag: str, parse: Callable[[str], bool]) -> None:
+    """One that is named without a value is tried with a few."""
+    values = [""] if " " in flag else ["", "toy", "8", "0.5", "d.csv"]
+    assert any(parse(f"ray_jobs.{name} {needed} {flag} {value}") for name, needed in NEEDED.items() for value in values)
