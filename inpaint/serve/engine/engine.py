@@ -85,6 +85,8 @@ class Engine:
         self._post_lock = threading.Lock()
         self._is_closing = self._has_ended = False
         self._error: BaseException | None = None
+        self._turned = time.monotonic()
+        """When the loop last began a turn: its heartbeat."""
 
     def start(self) -> None:
         """Starts the loop."""
@@ -122,10 +124,10 @@ class Engine:
             self._mail.put(partial(self._leaves, job, "cancelled"))
 
     async def check(self, timeout_s: float) -> None:
-        """Lets the loop do a step of the U-Net.
+        """Lets the loop do a step of the U-Net; that it is at a turn which takes longer than the check is no fault.
 
         Raises:
-            EngineBroken: the loop has ended, or did not come to it in time.
+            EngineBroken: the loop has ended, or has been at one turn for `longest_turn_s`.
             Exception: what the step raised, which ends the loop unless memory ran out.
         """
         answers, tell = _answers()
@@ -133,7 +135,10 @@ class Engine:
         try:
             error = await asyncio.wait_for(answers.get(), timeout_s)
         except TimeoutError as late:
-            raise EngineBroken(f"the engine's loop did no forward in {timeout_s} s") from late
+            at_it = time.monotonic() - self._turned
+            if at_it < self.settings.longest_turn_s:
+                return
+            raise EngineBroken(f"the engine's loop has been at one turn for {at_it:.1f} s") from late
         if error is not None:
             raise error
 
@@ -233,6 +238,7 @@ class Engine:
 
     def _turn(self) -> float:
         """Some of all that there is to do. Seconds that the next turn may wait for mail."""
+        self._turned = time.monotonic()
         for job in self._scheduler.expired(time.monotonic()):
             self._fail([job], DeadlinePassed(f"order {job.order.id} took longer than {job.order.timeout_s} s"))
         self._admit()

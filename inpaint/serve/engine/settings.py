@@ -36,6 +36,8 @@ class EngineSettings(BaseModel):
     """That resize photos and paste back."""
     loaders: int = Field(default=1, ge=1)
     """Threads that load adapters."""
+    longest_turn_s: float = Field(default=600.0, gt=0)
+    """A step, or its first compilation, that takes longer is a hang: the painter is replaced."""
 
     @model_validator(mode="after")
     def _check_batch_sizes(self) -> Self:
