@@ -12,9 +12,7 @@ from inpaint.serve.http.limits import HttpSettings
 
 
 def test_the_version_is_the_one_it_was_tried_on() -> None:
-    assert ray.__version__.startswith(f"{serve_internals.TRIED_ON}."), (
-        "look at serve_internals.py"
-    )
+    assert ray.__version__.startswith(f"{serve_internals.TRIED_ON}."), "look at serve_internals.py"
 
 
 def test_keys_are_asked_for_where_serve_listens_whatever_the_settings_say(monkeypatch: pytest.MonkeyPatch) -> None:
