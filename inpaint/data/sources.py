@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import partial
-from itertools import islice
+from itertools import chain
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from inpaint.data.csv_records import Record, Records, is_utf8
-from inpaint.data.files import check_relative
+from inpaint.data.files import PLAIN, check_relative
 from inpaint.data.quarantine import Quarantined, Reason
 from inpaint.data.rows import NAMES, SCHEMA, packed
 from inpaint.data.storage import absolute, open_root, opened
@@ -87,7 +87,7 @@ class CsvSource:
             header = _header(first, shown)
             records.is_row = partial(_is_row, header, len(first))
             tables = [LISTED.empty_table()]
-            while chunk := list(islice(records, CHUNK)):
+            while chunk := records.take(CHUNK):
                 tables.append(self._table(header, len(first), chunk, bad))
         table = pa.concat_tables(tables).unify_dictionaries()
         listed = dict(zip(LISTED.names, table.columns, strict=True))
@@ -96,6 +96,10 @@ class CsvSource:
 
     def _table(self, header: list[str], width: int, chunk: list[Record], bad: list[Quarantined]) -> pa.Table:
         """The usable ones of some records, a table of `LISTED`; the others go to `bad`."""
+        root = posixpath.dirname(absolute(self.path))
+        plain = self._plain(header, width, [cells for _, cells in chunk])
+        if plain is not None:
+            return _listed(root, self.weight, {"line": [line for line, _ in chunk], **plain})
         usable = []
         for line, cells in chunk:
             values: dict[str, Any] = {}
@@ -116,7 +120,28 @@ class CsvSource:
             except BadRow as error:
                 bad.append(Quarantined.of(line, values.get("image", ""), error))
         columns = {name: [row.get(name) or None for row in usable] for name in ("line", *COLUMNS.values())}
-        return _listed(posixpath.dirname(absolute(self.path)), self.weight, columns)
+        return _listed(root, self.weight, columns)
+
+    def _plain(self, header: list[str], width: int, rows: list[Any]) -> dict[str, list[Any]] | None:
+        """The columns of rows that need no closer look, which takes half the time; None where one does."""
+        if any(isinstance(row, BadRow) or len(row) != width for row in rows) or "repeats" in header:
+            return None
+        columns: dict[str, list[Any]] = {
+            name: [cell.strip() or None for cell in column]
+            for name, column in zip(header, zip(*rows, strict=True), strict=False)
+            if name
+        }
+        categories = set(columns.get("category", [None]))
+        paths = chain(columns["image"], filter(None, chain(columns.get("input", ()), columns.get("hole", ()))))
+        if (
+            None in columns["image"]
+            or None in columns["prompt"]
+            or (self.category_required and None in categories)
+            or (self.categories is not None and not categories <= set(self.categories))
+            or not all(map(PLAIN.match, paths))
+        ):
+            return None
+        return columns
 
     def _check(self, values: dict[str, Any]) -> None:
         """Raise BadRow for what cannot be used; paths are normalised, repeats become a number."""
