@@ -137,21 +137,28 @@ def _orientation(image: Image.Image) -> int:
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """RGB of any mode, as sRGB; transparency on white, 16 bits scaled."""
-    rgb, alpha = to_rgb_and_alpha(image)
+    return on_white(*to_rgb_and_alpha(image))
+
+
+def to_rgb_and_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
+    """RGB, as sRGB, and the alpha channel ("L"), where there is one."""
+    profile, alpha = image.info.get("icc_profile", b""), alpha_of(image)
+    if image.mode.startswith("I"):
+        image = _scaled_16_bit(image)
+    elif alpha is not None:
+        image = image.convert("RGBA").convert("RGB")
+    elif image.mode not in ("RGB", "L", "CMYK"):
+        image = image.convert("RGB")
+    return _as_srgb(image, profile), alpha
+
+
+def on_white(rgb: Image.Image, alpha: Image.Image | None) -> Image.Image:
+    """What an image with an alpha channel looks like on white; the same image without one."""
     if alpha is None:
         return rgb
     rgba = rgb.copy()
     rgba.putalpha(alpha)
     return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-
-
-def to_rgb_and_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
-    """RGB, as sRGB, and the alpha channel ("L"), where there is one."""
-    profile = image.info.get("icc_profile", b"")
-    if image.mode.startswith("I"):
-        return _as_srgb(_scaled_16_bit(image), profile), None
-    alpha = alpha_of(image)
-    return _as_srgb(image if image.mode in ("RGB", "L", "CMYK") else image.convert("RGB"), profile), alpha
 
 
 def rgb_profile(image: Image.Image) -> bytes:

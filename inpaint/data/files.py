@@ -61,7 +61,7 @@ def _read_once(root: Root, relative: str, field: str, max_bytes: int) -> bytes:
         if os.path.commonpath([real, base]) != base:
             raise BadRow(field, Reason.OUTSIDE_ROOT, f"{relative!r} is a link out of {root.path}: copy the file in")
         # A pipe or a device would keep its reader waiting.
-        with open(os.open(real, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+        with open(real, "rb", opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK)) as file:
             if not S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise FileNotFoundError(f"{real} is no regular file")
             data = file.read(max_bytes + 1)

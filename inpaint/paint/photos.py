@@ -16,9 +16,9 @@ from inpaint.data.decode import (
     PAINT,
     from_srgb,
     load_hole,
+    on_white,
     open_image,
     rgb_profile,
-    to_rgb,
     to_rgb_and_alpha,
     upright,
 )
@@ -47,11 +47,11 @@ class Photo:
     @classmethod
     def of(cls, picture: Image.Image) -> "Photo":
         """Of an upright picture."""
-        image, profile = np.array(to_rgb(picture)), rgb_profile(picture)
-        rgb, alpha = to_rgb_and_alpha(picture)
+        (rgb, alpha), profile = to_rgb_and_alpha(picture), rgb_profile(picture)
+        image = np.array(on_white(rgb, alpha))
         if alpha is None and not profile:
             return cls(image=image, own=image)
-        own = np.array(picture.convert("RGB") if profile else rgb)
+        own = np.array(picture.convert("RGBA").convert("RGB") if profile else rgb)
         return cls(image=image, own=own if alpha is None else np.dstack([own, np.asarray(alpha)]), profile=profile)
 
     @property

@@ -18,6 +18,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from filelock import FileLock
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -169,16 +170,17 @@ class StyleRun:
     def adapter(self) -> Path:
         return self.folder / "adapters" / "style"
 
+    @property
+    def first_adapter(self) -> Path:
+        """As it was, whatever goes on with the run meanwhile."""
+        return self.folder.with_name("adapter")
+
 
 @pytest.fixture(scope="session")
 def style(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> StyleRun:
-    """Trained on two workers."""
-    folder = tmp_path_factory.mktemp("style")
-    for index in range(12):
-        scene = render(5, index)
-        (folder / "images").mkdir(exist_ok=True)
-        Image.fromarray(scene.image).save(folder / "images" / f"{index:02}.png")
-        (folder / "images" / f"{index:02}.txt").write_text(scene.caption(True))
+    """Trained on two workers; once, where several processes run the tests."""
+    folder = tmp_path_factory.getbasetemp()
+    folder = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "style"
     recipe = StyleLora(
         data=str(folder / "images"),
         output=str(folder / "run"),
@@ -188,5 +190,13 @@ def style(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> StyleR
         ),
         validation=ValidationSettings(share=0.25, samples=4, pictures=2),
     )
-    inpaint.run(recipe)
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            for index in range(12):
+                scene = render(5, index)
+                (folder / "images").mkdir(parents=True, exist_ok=True)
+                Image.fromarray(scene.image).save(folder / "images" / f"{index:02}.png")
+                (folder / "images" / f"{index:02}.txt").write_text(scene.caption(True))
+            inpaint.run(recipe)
+            shutil.copytree(StyleRun(recipe, 12).adapter, folder / "adapter")
     return StyleRun(recipe, 12)

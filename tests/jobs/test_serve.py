@@ -214,10 +214,10 @@ def test_new_replaced_put_back_and_bad_adapters_without_a_restart(client: Client
 
 
 def test_the_adapter_of_a_workload_of_ones_own_is_served(client: Client, style: StyleRun) -> None:
-    shutil.copytree(style.adapter, client.registry / "style")
+    shutil.copytree(style.first_adapter, client.registry / "style")
     _until(lambda: client.digest("style") is not None)
     base = load_base("toy")
-    apply_adapter(base, load_adapter(style.adapter))
+    apply_adapter(base, load_adapter(style.first_adapter))
     request = PaintRequest(
         image=client.scene.image,
         hole=~client.scene.product,

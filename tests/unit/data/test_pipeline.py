@@ -107,6 +107,8 @@ def test_every_bad_row_is_in_the_quarantine_with_its_reason(folder):
         ",,0.png,,COS": ("prompt", Reason.EMPTY_PROMPT),
         ",,0.png,x,COZ": ("category", Reason.UNKNOWN_CATEGORY),
         ",,0.png": ("row", Reason.TOO_FEW_FIELDS),
+        ",,0.png,red, shiny, new,COS": ("row", Reason.TOO_MANY_FIELDS),
+        ',,0.png,"red,COS': ("row", Reason.OPEN_QUOTE),
         ",,0.png,x,COS,never": ("repeats", Reason.NOT_A_COUNT),
     }
     lines = [good(0), *expected, good(1)]
@@ -119,8 +121,9 @@ def test_every_bad_row_is_in_the_quarantine_with_its_reason(folder):
     assert all(q.detail for q in bad)
     written = [json.loads(line) for line in (folder / "q.jsonl").read_text().splitlines()]
     assert [line["row"] for line in written] == sorted(q.row for q in bad)
-    # The two that this test does not make: see test_sources.py and test_decode.py.
-    assert {q.reason for q in bad} == set(Reason) - {Reason.UNREADABLE, Reason.TOO_MANY_BYTES}
+    # Those that this test does not make: see test_sources.py and test_decode.py.
+    others = {Reason.UNREADABLE, Reason.TOO_MANY_BYTES, Reason.NOT_UTF8, Reason.TOO_LONG}
+    assert {q.reason for q in bad} == set(Reason) - others
 
 
 def test_too_many_bad_rows_stop_before_training(folder):

@@ -305,11 +305,11 @@ def test_a_root_may_itself_be_a_link(small_set, tmp_path):
 def test_a_passing_error_is_tried_again_and_a_lasting_one_is_reported(small_set, monkeypatch):
     attempts = []
 
-    def flaky(path, mode):
+    def flaky(path, mode, opener):
         attempts.append(path)
         if len(attempts) < limit:
             raise OSError(5, "Input/output error")
-        return open(path, mode)
+        return open(path, mode, opener=opener)
 
     monkeypatch.setattr("inpaint.data.files.open", flaky, raising=False)
     limit = 3
