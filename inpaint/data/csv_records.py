@@ -1,7 +1,8 @@
 """The records of a CSV, for which what is damaged costs its own lines and no others.
 
-A record whose quote is not closed would swallow the lines behind it, up to the next quote or the end of the file: it
-ends before the first line that is a row by itself. Lines are numbered as an editor counts them, the first is 1.
+A record whose quote is not closed would swallow the lines behind it, up to the next quote or the end of the file. It is
+known by a line in it that is a row by itself, or by the file's end: then it is its first line alone, and the others are
+read for themselves. Lines are numbered as an editor counts them, the first is 1.
 """
 
 import csv
@@ -28,8 +29,8 @@ class Records(Iterator[Record]):
     def __init__(self, file: BinaryIO) -> None:
         self._lines = _Lines(file)
         self._cells = csv.reader(self._lines)
-        self.is_row: Callable[[list[str]], bool] = lambda cells: False
-        """Tells the cells of a row from those of any line; to be set once the header is known."""
+        self.is_row: Callable[[str], bool] = lambda line: False
+        """Tells a row from any other line; to be set once the header is known."""
 
     def __next__(self) -> Record:
         lines = self._lines
@@ -39,9 +40,12 @@ class Records(Iterator[Record]):
             cells = next(self._cells)
         except csv.Error as error:
             # The other kind, a line end within a line, does not come with lines that are cut at each.
-            return first, BadRow("row", Reason.TOO_LONG, f"{error} of characters: shorten the cell")
+            if lines.number == first:
+                return first, BadRow("row", Reason.TOO_LONG, f"{error} of characters: shorten the cell")
+            lines.has_stopped = True
         if lines.has_stopped:
             detail = f"a quote is not closed before line {lines.number + 1}, which is no part of the cell: close it"
+            lines.give_back()
             return first, BadRow("row", Reason.OPEN_QUOTE, detail)
         if lines.is_damaged:
             return first, BadRow("row", Reason.NOT_UTF8, "the line is not UTF-8: save the file as UTF-8")
@@ -71,8 +75,13 @@ class _Lines(Iterator[str]):
         self.number = 0
         """Of the last line that was fed."""
 
-    def begin_record(self, is_row: Callable[[list[str]], bool]) -> None:
-        self._is_row, self._is_first, self.has_stopped, self.is_damaged = is_row, True, False, False
+    def begin_record(self, is_row: Callable[[str], bool]) -> None:
+        self._is_row, self._taken, self.has_stopped, self.is_damaged = is_row, list[str](), False, False
+
+    def give_back(self) -> None:
+        """All lines of the record but its first."""
+        self._ahead.extendleft(reversed(self._taken[1:]))
+        self.number -= len(self._taken) - 1
 
     def look(self, count: int) -> deque[str]:
         """The next lines; who takes some out counts them."""
@@ -81,14 +90,14 @@ class _Lines(Iterator[str]):
 
     def __next__(self) -> str:
         line = self._ahead.popleft() if self._ahead else next(self._file, None)
-        if not self._is_first and (line is None or self._is_row(next(csv.reader([line]), []))):
+        if self._taken and (line is None or self._is_row(line)):
             # The record ends here; the reader asks again for the next one.
             self._ahead.extendleft([] if line is None else [line])
             self.has_stopped = True
             raise StopIteration
         if line is None:
             raise StopIteration
-        self._is_first = False
+        self._taken.append(line)
         self.number += 1
         self.is_damaged = self.is_damaged or not is_utf8(line)
         return line

@@ -3,6 +3,7 @@
 A source lists what it states, as an Arrow table, and the rows that already failed; `data/pipeline.py` opens the files.
 """
 
+import csv
 import difflib
 import io
 import os
@@ -284,9 +285,13 @@ def _listed(root: str, weight: float, columns: dict[str, Any]) -> pa.Table:
     return pa.table(found, schema=LISTED)
 
 
-def _is_row(header: list[str], width: int, cells: list[str]) -> bool:
-    """Whether what a quote might have swallowed is a row by itself."""
-    return len(cells) == width and re.search(IMAGES, cells[header.index("image")].strip()) is not None
+def _is_row(header: list[str], width: int, line: str) -> bool:
+    """Whether a line that a quote might have swallowed is a row by itself: an image's name stands where it belongs, no
+    quote that began before the line ends in it, and it has all cells or an open quote of its own."""
+    image, cells = header.index("image"), next(csv.reader([line]), [])
+    if len(cells) <= image or not re.search(IMAGES, cells[image].strip()) or '"' in "".join(cells[: image + 1]):
+        return False
+    return len(cells) == width or line.count('"') % 2 == 1
 
 
 def _header(cells: list[str], path: str) -> list[str]:

@@ -120,11 +120,31 @@ def test_a_damaged_line_costs_no_other_and_is_named(tmp_path, damaged, reason, b
     assert listing.table.num_rows == len(lines) - 2
 
 
+@pytest.mark.parametrize("behind", ["", ",,b.png,x,C\n"])
+def test_what_stands_behind_an_open_quote_is_read_for_itself(tmp_path, behind):
+    """Damaged or not: also where it is no row, and where it has an open quote of its own."""
+    text = f'{HEADER}\n,,a.png,"red,C\n,,/etc/hostname,x,C\n,,c\n,,d.png,"red,C\n{behind}'
+    listing = listed(tmp_path, text)
+    reasons = [Reason.OPEN_QUOTE, Reason.OUTSIDE_ROOT, Reason.TOO_FEW_FIELDS, Reason.OPEN_QUOTE]
+    assert [(row.row, row.reason) for row in listing.quarantined] == list(zip(range(2, 6), reasons, strict=True))
+    assert listing.table.num_rows == bool(behind)
+
+
+def test_an_open_quote_before_more_than_a_cell_may_hold_costs_its_line(tmp_path):
+    listing = listed(tmp_path, f'{HEADER}\n,,a.png,"red,C\n' + ",,photo,x,C\n" * 20_000)
+    assert [row.row for row in listing.quarantined] == [2] and listing.table.num_rows == 20_000
+
+
 def test_a_cell_may_have_lines_of_its_own_and_a_row_empty_cells_too_many(tmp_path):
     text = f'{HEADER}\n,,a.png,"a jar,\nred, shiny, new,\n\nold",C,,\n,,b.png,"x",C\n'
     assert [(row.prompt, row.line) for row in rows_of(listed(tmp_path, text))] == [
         ("a jar,\nred, shiny, new,\n\nold", 2),
         ("x", 6),
+    ]
+    text = 'prompt,output\n"two\nlines",a.png\n"three\n\nlines, see b.png",c.png\n'
+    assert [(row.prompt, row.image) for row in rows_of(listed(tmp_path, text))] == [
+        ("two\nlines", "a.png"),
+        ("three\n\nlines, see b.png", "c.png"),
     ]
 
 
