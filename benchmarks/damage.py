@@ -26,8 +26,7 @@ import numpy as np
 from starlette.testclient import TestClient
 
 from benchmarks.damaged import CATEGORIES, HEADER, KINDS, Row
-from benchmarks.harness import emit, progress
-from benchmarks.ingest import PeakMemory
+from benchmarks.harness import PeakMemory, emit, progress
 from inpaint.cluster import connect
 from inpaint.data.decode import DEFAULT_LIMITS, PAINT, load_hole, load_rgb, open_image, upright
 from inpaint.data.pipeline import read_manifest

@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tifffile
@@ -91,9 +92,9 @@ class Kind:
     """Why its rows are refused; None: they are used."""
 
 
-def encoded(image: Image.Image, form: str, **how: object) -> bytes:
+def encoded(image: Image.Image, form: str, **how: Any) -> bytes:
     file = io.BytesIO()
-    image.save(file, format=form, **how)  # type: ignore[arg-type]
+    image.save(file, format=form, **how)
     return file.getvalue()
 
 

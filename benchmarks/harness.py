@@ -5,8 +5,11 @@ import json
 import os
 import platform
 import sys
+import threading
 from collections.abc import Callable
 from statistics import median
+
+import psutil
 
 
 def progress(message: str) -> None:
@@ -40,3 +43,31 @@ def paired_ratio(ours: Callable[[], float], theirs: Callable[[], float], rounds:
         ratios.append(a / b)
         progress(f"round {i + 1}/{rounds}: ours {a:.4g}, theirs {b:.4g}, ratio {a / b:.3f}")
     return median(ratios), ratios
+
+
+class PeakMemory(threading.Thread):
+    """The largest sum of proportional set sizes of this process and all below it, sampled every 0.2 s."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.peak = 0
+        self._stop_now = threading.Event()
+
+    def run(self) -> None:
+        me = psutil.Process()
+        while not self._stop_now.wait(0.2):
+            total = 0
+            for process in [me, *me.children(recursive=True)]:
+                try:
+                    total += process.memory_full_info().pss
+                except psutil.NoSuchProcess:
+                    continue
+            self.peak = max(self.peak, total)
+
+    def __enter__(self) -> "PeakMemory":
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop_now.set()
+        self.join()

@@ -16,7 +16,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import warnings
 from collections.abc import Iterator
@@ -26,12 +25,11 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
-import psutil
 import ray
 import torch
 from PIL import Image
 
-from benchmarks.harness import emit, paired_ratio, progress
+from benchmarks.harness import PeakMemory, emit, paired_ratio, progress
 from inpaint.data.pipeline import batches, read_manifest
 from inpaint.data.plan import Plan, StepLayout
 from inpaint.data.rows import Manifest
@@ -185,34 +183,6 @@ def measure_memory(images: int) -> float:
             manifest, _ = read_manifest(CsvSource(path=path))
             ray_epochs(manifest, count)
         return sampler.peak / 2**20
-
-
-class PeakMemory(threading.Thread):
-    """The largest sum of proportional set sizes of this process and all below it, sampled every 0.2 s."""
-
-    def __init__(self) -> None:
-        super().__init__(daemon=True)
-        self.peak = 0
-        self._stop_now = threading.Event()
-
-    def run(self) -> None:
-        me = psutil.Process()
-        while not self._stop_now.wait(0.2):
-            total = 0
-            for process in [me, *me.children(recursive=True)]:
-                try:
-                    total += process.memory_full_info().pss
-                except psutil.NoSuchProcess:
-                    continue
-            self.peak = max(self.peak, total)
-
-    def __enter__(self) -> "PeakMemory":
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop_now.set()
-        self.join()
 
 
 def main() -> None:

@@ -244,7 +244,7 @@ def _result(seconds: float, painted: tuple[PaintTask, Photo, PaintRequest], pict
             "prompt": request.prompt,
             "seed": request.seed,
             "output": task.output,
-            "kept_pixels_changed": kept_pixels_changed(photo.own[..., :3], np.asarray(whole)[..., :3], request.hole),
+            "kept_pixels_changed": kept_pixels_changed(request.image, picture, request.hole),
             "seconds": seconds,
         },
     )

@@ -71,8 +71,10 @@ class Photo:
         something still is.
 
         Args:
-            picture: as `image`. hole: H x W bool.
+            picture: as `image`, its kept pixels unchanged. hole: H x W bool.
         """
+        if self.own is self.image:
+            return Image.fromarray(picture)
         result = self.own.copy()
         result[hole, :3] = np.asarray(from_srgb(Image.fromarray(picture), self.profile))[hole]
         if result.shape[2] == 4:

@@ -69,7 +69,7 @@ def encode(picture: Image.Image, encoding: Encoding, receipt: Receipt, infotext:
     if encoding.format == "jpeg":
         options["subsampling"] = "4:4:4"
         if picture.mode == "RGBA":
-            picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+            picture = decode.on_white(picture.convert("RGB"), picture.getchannel("A"))
     picture.save(file, encoding.format.upper(), quality=encoding.quality, exif=exif, icc_profile=profile, **options)
     return file.getvalue()
 

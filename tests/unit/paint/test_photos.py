@@ -1,6 +1,7 @@
 """Photos come back as they came: their own numbers, colour profile and alpha around what was painted."""
 
 import io
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,9 +20,9 @@ def numbers(channels: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (24, 32, channels), dtype=np.uint8)
 
 
-def opened(image: Image.Image, form: str = "PNG", **how: object) -> Photo:
+def opened(image: Image.Image, form: str = "PNG", **how: Any) -> Photo:
     file = io.BytesIO()
-    image.save(file, form, **how)  # type: ignore[arg-type]
+    image.save(file, form, **how)
     return Photo.of(Image.open(file))
 
 
