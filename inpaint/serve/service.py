@@ -89,6 +89,10 @@ class DeadlinePassed(InpaintError):
     """The order took longer than its `timeout_s`."""
 
 
+class Unpaintable(InpaintError):
+    """The order fails wherever it is painted; what was painted beside it does not."""
+
+
 class AdapterGone(InpaintError):
     """The registry no longer has this version of an adapter, and no replica holds it."""
 

@@ -3,8 +3,9 @@
 Guaranteed: the picture of an order does not depend on what shares its ticks and is the one that `Painter` gives with
 the adapter applied (1e-3 in [0, 1] before paste-back, float32); kept pixels come back bit for bit, or the order fails;
 an order whose generator is closed or whose time is up leaves before the next tick; what one order does wrong fails that
-order alone; who asks the loop for something after its end is told so; and what `inpaint.serve.engine.scheduler`
-guarantees.
+order alone: where a step of several raises, whatever it is, halves of them are tried until it is found, and the others
+get the pictures that they would have had; only where the base cannot do a step for nobody either does the loop end. Who
+asks the loop for something after its end is told so; and what `inpaint.serve.engine.scheduler` guarantees.
 Not covered: a limit of the queue (whoever admits orders counts them).
 
 The loop's thread owns all state; other threads post to its mail. Photos are read, pictures pasted back and adapters
@@ -13,12 +14,13 @@ loaded by threads of their own.
 
 import asyncio
 import contextlib
+import logging
 import queue
 import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -30,14 +32,16 @@ from inpaint.errors import InpaintError
 from inpaint.models.base import Base
 from inpaint.paint.crop import WorkingImage
 from inpaint.serve.engine.adapter_slots import PackedAdapter
-from inpaint.serve.engine.executor import Executor, LoadAdapter, paste
+from inpaint.serve.engine.executor import Executor, LoadAdapter, is_memory, paste
 from inpaint.serve.engine.scheduler import Event, Job, Outcome, Scheduler
 from inpaint.serve.engine.settings import EngineSettings
 from inpaint.serve.engine.side_stream import StreamEvent
 from inpaint.serve.engine.slot_table import Loan
-from inpaint.serve.service import AdapterUse, DeadlinePassed, Painted, PaintOrder, Preview
+from inpaint.serve.service import AdapterUse, DeadlinePassed, Painted, PaintOrder, Preview, Unpaintable
 
+logger = logging.getLogger(__name__)
 T = TypeVar("T")
+ItemT = TypeVar("ItemT")
 _LONGEST_WAIT_S = 60.0
 
 
@@ -108,6 +112,7 @@ class Engine:
         Raises:
             DeadlinePassed: its `timeout_s` has passed.
             InpaintError: it cannot be painted on this base, or an adapter of it cannot be loaded (AdapterGone).
+            Unpaintable: it failed alone, and the base was found to work.
             EngineBroken: the loop has ended.
         """
         events, tell = _answers()
@@ -207,7 +212,7 @@ class Engine:
             tell(None)
         except BaseException as error:
             tell(error)
-            if not isinstance(error, (EngineBroken, torch.OutOfMemoryError)):
+            if not (isinstance(error, EngineBroken) or is_memory(error)):
                 raise
 
     def _close(self, drain: bool) -> None:
@@ -264,12 +269,13 @@ class Engine:
         return self._executor.load(use) if loan.users else None
 
     def _loaded(self, loan: Loan, packed: PackedAdapter | None) -> None:
-        if loan.users and packed is not None:
-            # On the side: a text that was encoded there with what lies in the slot may not be done yet.
-            with self._executor.side.work():
-                self._executor.runner.slots.put(loan.slot, packed)
-            loan.is_loaded = True
-            self._counts["adapter_loads"] += 1
+        def put(_: object) -> None:
+            if loan.users and packed is not None:
+                self._executor.put(loan.slot, packed)
+                loan.is_loaded = True
+                self._counts["adapter_loads"] += 1
+
+        self._separately([loan], put, lambda _, error: self._load_failed(loan, error))
 
     def _load_failed(self, loan: Loan, error: BaseException) -> None:
         self._fail([job for job in self._scheduler if loan in job.loans], error)
@@ -277,36 +283,37 @@ class Engine:
     def _encode(self) -> bool:
         """Encodes text and pictures of the next jobs."""
         jobs = self._scheduler.to_encode()
-        if jobs:
-            with self._failing(jobs):
-                self._encoding.append((jobs, self._executor.encode(jobs)))
+        self._encoding += self._separately(jobs, self._executor.encode, self._fail)
         while self._encoding and self._encoding[0][1].query():
             self._scheduler.encoded(self._encoding.pop(0)[0])
         return bool(jobs or self._encoding)
 
     def _step(self) -> bool:
         """One step of the next batch."""
-        jobs = self._scheduler.to_step(time.monotonic())
-        if jobs:
-            with self._failing(jobs):
-                latents_BChw, clean_BChw = self._executor.advance(jobs)
-                self._counts["ticks"] += 1
-                self._counts["rows"] += sum(job.unet_rows for job in jobs)
-                for picture in self._scheduler.stepped(jobs):
-                    place = jobs.index(picture.job)
-                    picture.content = (latents_BChw if picture.index is None else clean_BChw)[place : place + 1]
-        return bool(jobs)
+        batch = self._scheduler.to_step(time.monotonic())
+        parts = self._separately(batch, self._executor.advance, self._fail)
+        for jobs, (latents_BChw, clean_BChw) in parts:
+            self._counts["ticks"] += 1
+            self._counts["rows"] += sum(job.unet_rows for job in jobs)
+            for picture in self._scheduler.stepped(jobs):
+                place = jobs.index(picture.job)
+                picture.content = (latents_BChw if picture.index is None else clean_BChw)[place : place + 1]
+        if len(parts) > 1 and sum(len(jobs) for jobs, _ in parts) == len(batch):
+            self._scheduler.narrow([jobs for jobs, _ in parts], time.monotonic())
+        return bool(batch)
 
     def _decode(self) -> bool:
         """Decodes the next pictures; they are pasted back by other threads."""
-        pictures = self._scheduler.to_decode()
-        if pictures:
-            with self._failing([picture.job for picture in pictures]):
-                images_B3HW, done = self._executor.decode(pictures)
-                for picture, image_3HW in zip(pictures, images_B3HW, strict=True):
-                    work = partial(paste, picture, image_3HW, done)
-                    self._later(self._threads, work, partial(self._pasted, picture), partial(self._fail, [picture.job]))
-        return bool(pictures)
+
+        def failed(pictures: list[Outcome], error: BaseException) -> None:
+            self._fail([picture.job for picture in pictures], error)
+
+        taken = self._scheduler.to_decode()
+        for pictures, (images_B3HW, done) in self._separately(taken, self._executor.decode, failed):
+            for picture, image_3HW in zip(pictures, images_B3HW, strict=True):
+                work = partial(paste, picture, image_3HW, done)
+                self._later(self._threads, work, partial(self._pasted, picture), partial(self._fail, [picture.job]))
+        return bool(taken)
 
     def _pasted(self, picture: Outcome, event: Event) -> None:
         picture.content = event
@@ -317,19 +324,37 @@ class Engine:
             # Last, so that who gets it sees an engine that has let the order go.
             picture.job.tell(ready.content)
 
-    @contextlib.contextmanager
-    def _failing(self, jobs: list[Job]) -> Iterator[None]:
-        """Where memory runs out, these jobs end and the loop goes on."""
-        try:
-            yield
-        except torch.OutOfMemoryError as error:
-            # Without its frames, which hold tensors: until who ordered has let go of it there would be less memory.
-            self._fail(jobs, error.with_traceback(None))
+    def _separately(
+        self, items: list[ItemT], work: Callable[[list[ItemT]], T], failed: Callable[[list[ItemT], BaseException], None]
+    ) -> list[tuple[list[ItemT], T]]:
+        """What came of the work on items together, or on parts of them where that raises: on halves, with what memory
+        there was to free, down to single ones. `failed` is told of each that fails alone, too. Raises what a step of a
+        blank picture raises after that, for then the fault is not the item's."""
+        done, to_do = [], [items] if items else []
+        while to_do:
+            part = to_do.pop(0)
+            try:
+                done.append((part, work(part)))
+                continue
+            except Exception as error:
+                logger.exception("%d of %d failed", len(part), len(items))
+                # Without its frames, which hold tensors.
+                reason = error.with_traceback(None)
+            self._executor.recover()
+            if len(part) > 1:
+                to_do[:0] = [part[: len(part) // 2], part[len(part) // 2 :]]
+            elif part is items:
+                to_do.append([*part])
+            else:
+                if not is_memory(reason):
+                    self._executor.check()
+                failed(part, reason)
+        return done
 
-    def _fail(self, jobs: Sequence[Job], error: BaseException) -> None:
+    def _fail(self, jobs: Iterable[Job], error: BaseException) -> None:
         for job in jobs:
             if self._leaves(job, "failed"):
-                job.tell(error)
+                job.tell(error if isinstance(error, (InpaintError, EngineBroken)) else _unpaintable(job, error))
 
     def _leaves(self, job: Job, why: str) -> bool:
         """Takes a job out before its end; False where it is not here any more."""
@@ -339,6 +364,12 @@ class Engine:
         self._counts["wasted_steps"] += job.step
         self._scheduler.remove(job)
         return True
+
+
+def _unpaintable(job: Job, error: BaseException) -> Unpaintable:
+    reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0][:200]}"
+    way_out = "; ask for a smaller size" if is_memory(error) else ""
+    return Unpaintable(f"order {job.order.id} fails, also when nothing is painted beside it: {reason}{way_out}")
 
 
 def _answers() -> tuple["asyncio.Queue[Any]", Callable[[Any], None]]:

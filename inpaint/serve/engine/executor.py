@@ -55,6 +55,12 @@ class Executor:
         with self._timed("load"):
             return self.runner.slots.pack(self._load(use.name, use.digest))
 
+    def put(self, slot: int, packed: PackedAdapter) -> None:
+        """Copies an adapter into a slot."""
+        # On the side: a text that was encoded there with what lies in the slot may not be done yet.
+        with self.side.work():
+            self.runner.slots.put(slot, packed)
+
     def encode(self, jobs: list[Job]) -> StreamEvent:
         """Gives jobs of one shape their rows; they may step once the event is past."""
         with self.side.work() as done:
@@ -118,6 +124,11 @@ class Executor:
         if not torch.isfinite(stack.batch.latents_BChw).all():
             raise AssertionError("the U-Net gives numbers that are not finite")
 
+    def recover(self) -> None:
+        """After something failed: frees the memory that can be done without."""
+        self.runner.disband()
+        self.side.free()
+
     @contextlib.contextmanager
     def _timed(self, stage: str) -> Iterator[None]:
         started = time.perf_counter()
@@ -125,6 +136,11 @@ class Executor:
             yield
         finally:
             self.seconds[stage] += time.perf_counter() - started
+
+
+def is_memory(error: BaseException) -> bool:
+    """Whether memory ran out. A CPU's allocator raises a plain RuntimeError."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
 
 
 def paste(picture: Outcome, image_3HW: Tensor, done: StreamEvent) -> Preview | Painted:

@@ -27,6 +27,9 @@ Event = Preview | Painted | BaseException
 MAX_PASSED = 32
 """Jobs that may be let in before one that waits for an adapter slot; then it is waited for."""
 
+NARROW_S = 60.0
+"""For so long no more rows of a shape step together than could, then it is tried again."""
+
 
 class Stage(enum.Enum):
     """Where a job stands."""
@@ -108,6 +111,8 @@ class Scheduler:
         self._turns: list[tuple[int, int]] = []
         """Shapes whose jobs step or are ready to, the one that has waited longest first."""
         self._undecoded: list[Outcome] = []
+        self._narrow: dict[tuple[int, int], tuple[int, float]] = {}
+        """Shape -> U-Net rows that may step together, and until when, where more could not."""
 
     def __len__(self) -> int:
         return len(self._waiting) + len(self._active)
@@ -197,15 +202,22 @@ class Scheduler:
         if not shapes:
             return []
         self._turns.append(shape := self._turns.pop(0))
-        alike = [job for job in self._at(Stage.RUNNING, Stage.READY) if job.shape == shape]
-        room = self.settings.max_rows - sum(job.unet_rows for job in alike if job.stage is Stage.RUNNING)
-        for job in alike:
+        width, until = self._narrow.get(shape, (0, now))
+        room, batch = width if now < until else self.settings.max_rows, set()
+        for job in (job for stage in (Stage.RUNNING, Stage.READY) for job in self._at(stage) if job.shape == shape):
+            room -= job.unet_rows
+            if room < 0:
+                break
             if job.stage is Stage.READY:
-                room -= job.unet_rows
-                if room < 0:
-                    break
                 job.stage, job.started = Stage.RUNNING, now
-        return [job for job in alike if job.stage is Stage.RUNNING]
+            batch.add(job)
+        return [job for job in self._active if job in batch]
+
+    def narrow(self, parts: Sequence[list[Job]], now: float) -> None:
+        """A batch could only step in these parts, so for a while no more of its shape step together."""
+        shape, widest = parts[0][0].shape, max(sum(job.unet_rows for job in jobs) for jobs in parts)
+        assert shape is not None
+        self._narrow[shape] = widest, now + NARROW_S
 
     def stepped(self, batch: list[Job]) -> list[Outcome]:
         """All jobs of the batch have taken their step: the previews and ends that are to be decoded because of it."""

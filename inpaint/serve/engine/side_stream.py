@@ -45,6 +45,11 @@ class SideStream:
             return tensor
         return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
 
+    def free(self) -> None:
+        """Give back the device's memory that is cached for nobody."""
+        if self._torch is torch.cuda:
+            self._torch.empty_cache()
+
     def mark(self) -> StreamEvent:
         """When the main stream has done all that it was given."""
         event: StreamEvent = self._torch.Event()

@@ -96,16 +96,15 @@ class UNetRunner:
         """The text of the stack that the U-Net is set up for."""
 
     def advance(self, shape: tuple[int, int], rows: list[DenoisingRow]) -> Batch:
-        """One step of all rows of a shape; those that stepped before and are not among them have left."""
-        stack = self._stacks.pop(shape, None)
-        if stack is not None and stack.batch.rows != rows:
-            stack.batch.split()
-            stack = None
-        if stack is None:
-            stack = self.stack(rows)
+        """One step of all rows of a shape; those that stepped before and are not among them have left.
+
+        Where it raises, the rows stand where they did, and may be tried again.
+        """
+        stack = self._stacks.get(shape)
+        if stack is None or stack.batch.rows != rows:
+            self._disband(shape)
+            stack = self._stacks[shape] = self.stack(rows)
         self.step(stack)
-        # Only now: where memory ran out, the rows are given up.
-        self._stacks[shape] = stack
         return stack.batch
 
     def stack(self, rows: list[DenoisingRow]) -> RunningBatch:
@@ -130,6 +129,20 @@ class UNetRunner:
         """Free what is kept for shapes that have no rows any more."""
         for shape in self._stacks.keys() - present:
             del self._stacks[shape]
+
+    def disband(self) -> None:
+        """Give all rows their state back, and free what is kept for their batches."""
+        for shape in list(self._stacks):
+            self._disband(shape)
+        self._pool.install((None, 0))
+        self._installed = None
+        for attention in self._attentions:
+            attention.key_value = None
+
+    def _disband(self, shape: tuple[int, int]) -> None:
+        stack = self._stacks.pop(shape, None)
+        if stack is not None:
+            stack.batch.split()
 
     def attention(self) -> AbstractContextManager[None]:
         """The context to step in."""

@@ -195,6 +195,7 @@ _REFUSALS: dict[int | str, dict[str, Any]] = {
     409: {"description": "The adapter was replaced meanwhile: ask again."},
     413: {"description": "More bytes than are read."},
     415: {"description": "Another content type."},
+    422: {"description": "It failed alone, too, though painters work: asking again is no use."},
     429: {"description": "Too much to do; Retry-After says when to come back."},
 }
 

@@ -1,7 +1,7 @@
 """What a client is told when it gets no picture: one exception, which each dialect writes in its own form.
 
 Status codes are chosen by what a retry would do, for SDKs retry 408, 409, 429 and all 5xx and send the whole body
-again: 400, 404, 413, 415 for what will never succeed; 429 with `Retry-After` for load; 409 where the same request
+again: 400, 404, 413, 415, 422 for what will never succeed; 429 with `Retry-After` for load; 409 where the same request
 will be understood anew (an adapter was replaced meanwhile); 408 with `x-should-retry: false` for a deadline that the
 client set; 5xx only for our own faults.
 """
@@ -14,7 +14,7 @@ from http import HTTPStatus
 from typing import Any
 
 from inpaint.errors import BadRow, InpaintError
-from inpaint.serve.service import AdapterGone, DeadlinePassed, Overloaded
+from inpaint.serve.service import AdapterGone, DeadlinePassed, Overloaded, Unpaintable
 
 _SHOWN = 60  # characters of a bad value that are told
 
@@ -61,6 +61,8 @@ def problem_of(error: InpaintError) -> Problem:
             return overloaded(message, error.retry_after_s)
         case DeadlinePassed():
             return Problem(message, status=408, code="deadline_passed", headers={"x-should-retry": "false"})
+        case Unpaintable():
+            return Problem(message, status=422, code="unpaintable", headers={"x-should-retry": "false"})
         case AdapterGone():
             return Problem(message, status=409, code="adapter_gone", headers={"retry-after": "1"})
         case BadRow():

@@ -24,7 +24,7 @@ from inpaint.serve.http.endpoint import Picture
 from inpaint.serve.http.limits import HttpSettings
 from inpaint.serve.http.receipt import read_receipt
 from inpaint.serve.http.resources import Record
-from inpaint.serve.service import AdapterGone, DeadlinePassed, Overloaded
+from inpaint.serve.service import AdapterGone, DeadlinePassed, Overloaded, Unpaintable
 from tests.unit.serve.clients import DIALECTS, ask, b64, told
 from tests.unit.serve.fake import BASE, CATALOGUE, FakeService, alpha_png, expected, mask_png, photo_png, served
 
@@ -219,6 +219,7 @@ def test_a_client_that_leaves_in_the_middle_of_its_body_costs_nothing(service):
         (Overloaded("full", 0.01), 429, ("retry-after", "1")),
         (Overloaded("full", 12.01), 429, ("retry-after", "13")),
         (DeadlinePassed("too long"), 408, ("x-should-retry", "false")),
+        (Unpaintable("fails alone"), 422, ("x-should-retry", "false")),
         (AdapterGone("replaced"), 409, ("retry-after", "1")),
         (InpaintError("size 3: too small"), 400, None),
     ],
