@@ -1,7 +1,8 @@
 """The service behind the dialects: admission, the registry's answers, and orders that survive a lost painter.
 
 Guarantees: an admitted order is answered or raises; where a painter dies, another one paints the order again, and for
-its settings are all decided the picture is the same; no preview comes twice. Closing `paint` cancels all its orders.
+its settings are all decided the picture is the same; no preview comes twice; an order with which two painters died
+that had begun it, the second with nothing else, is refused. Closing `paint` cancels all its orders.
 """
 
 import asyncio
@@ -14,12 +15,21 @@ from inpaint.models.base import BaseInfo
 from inpaint.serve.adapters.cache import AdapterFiles
 from inpaint.serve.adapters.registry import Registry
 from inpaint.serve.admission import Admission, work_of
-from inpaint.serve.service import AdapterGone, DeadlinePassed, Overloaded, Painted, PaintOrder, Preview
+from inpaint.serve.service import (
+    AdapterGone,
+    Begun,
+    DeadlinePassed,
+    Overloaded,
+    Painted,
+    PaintOrder,
+    Preview,
+    Unpaintable,
+)
 
 MOST_TRIES = 4
 """Painters that an order may lose before its client hears of it."""
 
-PaintOn = Callable[[PaintOrder, tuple[AdapterFiles, ...]], AsyncGenerator[Preview | Painted, None]]
+PaintOn = Callable[[PaintOrder, tuple[AdapterFiles, ...]], AsyncGenerator[Begun | Preview | Painted, None]]
 """Paints an order on a painter, which may need these adapters. Raises PainterLost, or what the painter raised."""
 
 
@@ -81,10 +91,14 @@ class Dispatcher:
         files: tuple[AdapterFiles, ...] = ()
         painted = False
         while not painted:
+            begun = False
             try:
                 async with aclosing(self._call(order, files)) as events:
                     async for event in events:
                         painted = isinstance(event, Painted)
+                        if isinstance(event, Begun):
+                            begun = True
+                            continue
                         if isinstance(event, Preview):
                             if event.index < shown:
                                 continue
@@ -95,6 +109,11 @@ class Dispatcher:
             except PainterLost as error:
                 if painted:
                     return
+                if begun and order.alone:
+                    message = f"order {order.id}: two painters died with it, the second painted nothing else: {error}"
+                    raise Unpaintable(message) from error
+                # It may be why: it is tried once more, and costs nobody else anything.
+                order = replace(order, alone=begun or order.alone)
                 lost += 1
                 if lost == MOST_TRIES:
                     raise Overloaded(f"order {order.id}: {lost} painters were lost; the last: {error}", 5.0) from error

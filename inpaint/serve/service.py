@@ -1,7 +1,7 @@
 """What the rooms of the service hand each other: orders, what comes of them, and what they find each other to be.
 
     dialects (HTTP bytes) -> PaintOrder -> Service (registry, admission, router) -> Engine (one base, its loop)
-                          <- Preview, ..., Painted <-
+                          <- Begun, Preview, ..., Painted <-
 
 Plain frozen values; no ray, no HTTP, no torch modules. A dialect never sees a replica, the engine never sees bytes of
 a client that were not checked.
@@ -46,8 +46,15 @@ class PaintOrder:
     """Pictures of the state between wanted on the way, spread evenly over the steps."""
     timeout_s: float | None = None
     """Given up when it takes longer than this."""
+    alone: bool = False
+    """Painted while its painter paints nothing else: one was lost with it before."""
     work: float = 0.0
     """U-Net rows that it takes, weighed by their pixels (`inpaint.serve.admission`); the dispatcher fills it in."""
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A painter has begun with the order: where it dies from now on, the order may be why."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

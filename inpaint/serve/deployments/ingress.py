@@ -21,7 +21,7 @@ from inpaint.serve.deployments.metrics import IngressMetrics, RequestMetrics
 from inpaint.serve.deployments.serve_internals import listening
 from inpaint.serve.dialects.paint_http import paint_http
 from inpaint.serve.dispatcher import Dispatcher, PainterLost
-from inpaint.serve.service import Painted, PaintOrder, Preview
+from inpaint.serve.service import Begun, Painted, PaintOrder, Preview
 
 if TYPE_CHECKING:
     from inpaint.serve.apps.paint import PaintArgs
@@ -60,7 +60,7 @@ class IngressReplica:
 
     async def _call(
         self, order: PaintOrder, files: tuple[AdapterFiles, ...]
-    ) -> AsyncGenerator[Preview | Painted, None]:
+    ) -> AsyncGenerator[Begun | Preview | Painted, None]:
         """One try on one painter, which the router chooses."""
         events = self._painters.remote(order, files)
         try:

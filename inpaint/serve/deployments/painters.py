@@ -17,7 +17,7 @@ from inpaint.serve.deployments.model import own_device
 from inpaint.serve.deployments.router import AdapterRouter, PainterLoad
 from inpaint.serve.deployments.scaling import WORK
 from inpaint.serve.engine.engine import Engine, EngineBroken, EngineStats
-from inpaint.serve.service import Painted, PaintOrder, Preview
+from inpaint.serve.service import Begun, Painted, PaintOrder, Preview
 
 if TYPE_CHECKING:
     from inpaint.serve.apps.paint import PaintArgs
@@ -41,7 +41,7 @@ class PainterReplica:
 
     async def paint(
         self, order: PaintOrder, files: tuple[AdapterFiles, ...] = ()
-    ) -> AsyncGenerator[Preview | Painted, None]:
+    ) -> AsyncGenerator[Begun | Preview | Painted, None]:
         """The order's events; closing it, or cancelling the call, takes the order off within a tick. `files`
         are adapters that a painter could not find when it was asked before."""
         for version in files:

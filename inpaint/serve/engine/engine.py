@@ -37,7 +37,7 @@ from inpaint.serve.engine.scheduler import Event, Job, Outcome, Scheduler
 from inpaint.serve.engine.settings import EngineSettings
 from inpaint.serve.engine.side_stream import StreamEvent
 from inpaint.serve.engine.slot_table import Loan
-from inpaint.serve.service import AdapterUse, DeadlinePassed, Painted, PaintOrder, Preview, Unpaintable
+from inpaint.serve.service import AdapterUse, Begun, DeadlinePassed, Painted, PaintOrder, Preview, Unpaintable
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -106,8 +106,8 @@ class Engine:
         self._threads.shutdown(wait=False, cancel_futures=True)
         self._loaders.shutdown(wait=False, cancel_futures=True)
 
-    async def paint(self, order: PaintOrder) -> AsyncGenerator[Preview | Painted, None]:
-        """Previews, then the picture. Closing the generator takes the order out before the next tick.
+    async def paint(self, order: PaintOrder) -> AsyncGenerator[Begun | Preview | Painted, None]:
+        """What comes of the order, its picture last. Closing the generator takes it out before the next tick.
 
         Raises:
             DeadlinePassed: its `timeout_s` has passed.
@@ -254,6 +254,7 @@ class Engine:
 
     def _admit(self) -> None:
         for job, loans in self._scheduler.admit():
+            job.tell(Begun())
             uses = {use.digest: use for use in job.order.adapters}
             for loan in loans:
                 load, loaded = partial(self._load, loan, uses[loan.digest]), partial(self._loaded, loan)

@@ -1,8 +1,9 @@
 """What the engine does next: which jobs hold adapters, are encoded, take a step together, are decoded, have to leave.
 
 Guaranteed: jobs are let in by age, and one that waits for adapter slots is passed by at most `MAX_PASSED` younger ones;
-the shapes take turns, and in each the oldest jobs step, never more than `max_rows` U-Net rows; what has been removed or
-has expired is in no batch after; a job's previews come in order and before its picture. So every job comes to its end.
+the shapes take turns, and in each the oldest jobs step, never more than `max_rows` U-Net rows; a job that is to be
+alone is let in when no other is here; what has been removed or has expired is in no batch after; a job's previews come
+in order and before its picture. So every job comes to its end.
 
 Pure: no torch, no threads, and time is an argument. The engine asks, does what it is told, and says what is done.
 """
@@ -15,14 +16,14 @@ from typing import TYPE_CHECKING, Any
 from inpaint.errors import InpaintError
 from inpaint.serve.engine.settings import EngineSettings
 from inpaint.serve.engine.slot_table import Loan, SlotTable
-from inpaint.serve.service import Painted, PaintOrder, Preview
+from inpaint.serve.service import Begun, Painted, PaintOrder, Preview
 
 if TYPE_CHECKING:
     from inpaint.models.low_rank import Uses
     from inpaint.paint.crop import WorkingImage
     from inpaint.paint.denoise import DenoisingRow
 
-Event = Preview | Painted | BaseException
+Event = Begun | Preview | Painted | BaseException
 
 MAX_PASSED = 32
 """Jobs that may be let in before one that waits for an adapter slot; then it is waited for."""
@@ -157,7 +158,10 @@ class Scheduler:
         admitted: dict[Job, list[Loan]] = {}
         blocked: list[Job] = []
         for job in self._waiting:
+            others = self._active or admitted
             if room < job.unet_rows or any(other.passed >= MAX_PASSED for other in blocked):
+                break
+            if others and (job.order.alone or any(other.order.alone for other in others)):
                 break
             loans = self.table.acquire(job.digests)
             if loans is None:

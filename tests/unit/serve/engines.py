@@ -17,7 +17,7 @@ from inpaint.paint.painter import Painter
 from inpaint.paint.request import PaintRequest
 from inpaint.serve.engine.engine import Engine
 from inpaint.serve.engine.settings import EngineSettings
-from inpaint.serve.service import AdapterGone, AdapterUse, Painted, PaintOrder, Preview
+from inpaint.serve.service import AdapterGone, AdapterUse, Begun, Painted, PaintOrder, Preview
 from tests.unit.paint.examples import request_with
 
 LEVEL = 1
@@ -117,7 +117,7 @@ def order(wanted: PaintRequest, *digests: str | tuple[str, float], **settings: o
 
 
 async def events_of(engine: Engine, wanted: PaintOrder) -> list[Preview | Painted]:
-    return [event async for event in engine.paint(wanted)]
+    return [event async for event in engine.paint(wanted) if not isinstance(event, Begun)]
 
 
 def paint_all(engine: Engine, orders: list[PaintOrder]) -> list[list[Preview | Painted]]:

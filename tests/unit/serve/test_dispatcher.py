@@ -13,7 +13,17 @@ from inpaint.serve.adapters.cache import AdapterFiles
 from inpaint.serve.admission import Admission, AdmissionSettings, Capacity
 from inpaint.serve.deployments.ingress import IngressReplica
 from inpaint.serve.dispatcher import MOST_TRIES, Dispatcher, PainterLost
-from inpaint.serve.service import AdapterGone, AdapterUse, DeadlinePassed, Overloaded, Painted, PaintOrder, Preview
+from inpaint.serve.service import (
+    AdapterGone,
+    AdapterUse,
+    Begun,
+    DeadlinePassed,
+    Overloaded,
+    Painted,
+    PaintOrder,
+    Preview,
+    Unpaintable,
+)
 from tests.unit.paint.examples import request_with
 from tests.unit.serve.test_work import BASE
 
@@ -46,6 +56,7 @@ class Painters:
 
 
 async def paints(order: PaintOrder, files: tuple[AdapterFiles, ...]) -> AsyncGenerator:
+    yield Begun()
     for index in range(order.previews):
         yield Preview(index=index, image=IMAGE)
     yield DONE
@@ -54,6 +65,11 @@ async def paints(order: PaintOrder, files: tuple[AdapterFiles, ...]) -> AsyncGen
 async def dies(order: PaintOrder, files: tuple[AdapterFiles, ...]) -> AsyncGenerator:
     for index in range(order.previews - 1):
         yield Preview(index=index, image=IMAGE)
+    raise PainterLost("killed")
+
+
+async def dies_at_it(order: PaintOrder, files: tuple[AdapterFiles, ...]) -> AsyncGenerator:
+    yield Begun()
     raise PainterLost("killed")
 
 
@@ -110,6 +126,22 @@ def test_a_lost_painters_orders_are_painted_by_another_and_no_preview_comes_twic
     assert isinstance(events[-1][1], Painted)
     assert len(painters.calls) == 3
     assert admission.outstanding == 0
+
+
+def test_an_order_that_painters_die_of_is_tried_once_more_alone_and_then_refused() -> None:
+    painters = Painters(dies_at_it)
+    service, admission = dispatcher(painters)
+    with pytest.raises(Unpaintable, match="two painters died with it.*killed"):
+        collect(service, order())
+    assert [order.alone for order, _ in painters.calls] == [False, True]
+    assert admission.outstanding == 0
+
+
+def test_orders_that_had_not_begun_where_a_painter_died_are_painted_beside_others_and_those_that_had_alone() -> None:
+    painters = Painters(dies, dies_at_it, dies, paints)
+    service, _ = dispatcher(painters)
+    assert isinstance(collect(service, order())[-1][1], Painted)
+    assert [order.alone for order, _ in painters.calls] == [False, False, True, True]
 
 
 def test_it_gives_up_after_so_many_lost_painters_and_says_try_again() -> None:

@@ -81,6 +81,7 @@ class Simulation:
         digests = tuple(self.random.sample("abcdefgh", pick([0, 1, 1, min(2, self.scheduler.settings.slots)])))
         timeout = pick([0, 10, 50]) if self.random.random() < 0.1 else None
         sizes = {"unet_rows": pick([1, 2]), "steps": pick([1, 3, 10]), "previews": pick([0, 0, 2])}
+        sizes["alone"] = self.random.random() < 0.05
         one = job(self.now, digests=digests, timeout_s=timeout, **sizes)
         self.came.append(one)
         self.scheduler.add(one)
@@ -128,6 +129,7 @@ class Simulation:
 
     def check(self, batch: list[Job]) -> None:
         shape, rows = batch[0].shape, sum(one.unet_rows for one in batch)
+        assert len(self.scheduler._active) == 1 or not any(one.order.alone for one in self.scheduler._active)
         assert shape is not None and 0 < rows <= self.scheduler.settings.max_rows
         ages = [one.arrived for one in batch]
         assert ages == sorted(ages)
