@@ -31,6 +31,12 @@ class Records(Iterator[Record]):
         self._cells = csv.reader(self._lines)
         self.is_row: Callable[[str], bool] = lambda line: False
         """Tells a row from any other line; to be set once the header is known."""
+        self.of_several_lines = 0
+        """Records so far that have more lines than one."""
+        self.first_of_several = 0
+        """Where the first of those begins."""
+        self.further_lines = 0
+        """Lines of them beyond each one's first."""
 
     def __next__(self) -> Record:
         lines = self._lines
@@ -49,6 +55,10 @@ class Records(Iterator[Record]):
             return first, BadRow("row", Reason.OPEN_QUOTE, detail)
         if lines.is_damaged:
             return first, BadRow("row", Reason.NOT_UTF8, "the line is not UTF-8: save the file as UTF-8")
+        if lines.number > first:
+            self.first_of_several = self.first_of_several or first
+            self.of_several_lines += 1
+            self.further_lines += lines.number - first
         return first, cells
 
     def take(self, count: int) -> list[Record]:

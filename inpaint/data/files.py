@@ -7,6 +7,7 @@ import os
 import posixpath
 import re
 import time
+from errno import ELOOP, ENAMETOOLONG
 from functools import lru_cache
 from stat import S_ISREG
 
@@ -16,6 +17,7 @@ from inpaint.errors import BadRow
 
 PLAIN = re.compile(r"([^/\\:.~\0][^/\\:\0]*/)*[^/\\:.~\0][^/\\:\0]*$")  # no part begins with a dot, no URL, no drive
 RETRIES = (0.2, 1.0)  # seconds before the second and the third attempt at an I/O error that may pass
+LASTING = (ELOOP, ENAMETOOLONG)
 _real_root = lru_cache(maxsize=64)(os.path.realpath)
 
 
@@ -48,7 +50,7 @@ def read(root: Root, relative: str, field: str, max_bytes: int, retries: tuple[f
         except PermissionError as error:
             raise BadRow(field, Reason.UNREADABLE, f"{relative!r}: no permission to read it") from error
         except OSError as error:
-            if delay is None:
+            if delay is None or error.errno in LASTING:
                 raise BadRow(field, Reason.UNREADABLE, f"{relative!r}: {error}") from error
             time.sleep(delay)
     raise AssertionError("the last attempt returns or raises")

@@ -188,7 +188,10 @@ def read_manifest(
     bad_rows.check(bad, len(bad) + table.num_rows, max_bad_fraction, quarantine)
     lost = set(range(len(shares))) - set(pc.unique(table["source"]).to_pylist())
     if lost and table.num_rows:
-        raise InpaintError(f"joined source {min(lost) + 1} of {len(shares)} has no usable row to keep the ratio")
+        raise InpaintError(
+            f"joined source {min(lost) + 1} of {len(shares)} has no usable row to keep the ratio:\n"
+            f"{bad_rows.table(bad, len(bad) + table.num_rows)}"
+        )
     return Manifest(table, shares), bad
 
 

@@ -9,6 +9,8 @@ import io
 import os
 import posixpath
 import re
+import warnings
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -20,6 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from inpaint.data import quarantine
 from inpaint.data.csv_records import Record, Records, is_utf8
 from inpaint.data.files import PLAIN, check_relative
 from inpaint.data.quarantine import Quarantined, Reason
@@ -30,7 +33,9 @@ from inpaint.errors import BadRow, InpaintError
 COLUMNS = {"input": "input", "mask": "hole", "output": "image"} | {n: n for n in ("prompt", "category", "repeats")}
 """Columns of a CSV, and what rows call them."""
 REQUIRED = ("output", "prompt")
-IMAGES = r"(?i)\.(jpe?g|png|webp|tiff?|avif|heic|heif|gif|bmp)$"  # some only to be refused by name
+IMAGES = r"(?i)\.(jpe?g|jpe|jfif|png|webp|tiff?|avif|heic|heif|gif|bmp)$"  # some only to be refused by name
+HIDDEN = r"(?i)(?:^|/)(?:\.|thumbs\.db$|desktop\.ini$)"
+SHOWN = 8  # names in a warning
 CHUNK = 16_384  # lines that are Python objects at a time
 MOST_REPEATS = 9999
 
@@ -77,7 +82,8 @@ class CsvSource:
     """Share of each row in the loss."""
 
     def listing(self) -> Listing:
-        """Read the CSV. Raises InpaintError where it is absent, or lacks a required column."""
+        """Read the CSV; warns of unknown columns, and of cells that hold lines of their own. Raises InpaintError where
+        it is absent, or lacks a required column."""
         shown = os.fspath(self.path)
         bad: list[Quarantined] = []
         with opened(shown) as file:
@@ -86,10 +92,12 @@ class CsvSource:
             if isinstance(first, BadRow):
                 raise InpaintError(f"{shown}, line 1: {first.detail}")
             header = _header(first, shown)
+            _warn_of_unknown(first, shown)
             records.is_row = partial(_is_row, header, len(first))
             tables = [LISTED.empty_table()]
             while chunk := records.take(CHUNK):
                 tables.append(self._table(header, len(first), chunk, bad))
+            _warn_of_several_lines(records, shown)
         table = pa.concat_tables(tables).unify_dictionaries()
         listed = dict(zip(LISTED.names, table.columns, strict=True))
         del tables, table
@@ -167,6 +175,17 @@ class CsvSource:
                 values[COLUMNS[column]] = check_relative(path, column)
 
 
+class Captions(StrEnum):
+    """What text files beside images are."""
+
+    WHERE_THERE = "where there"
+    """The prompt of the image that one lies beside; an empty one is as none."""
+    REQUIRED = "required"
+    """An image without one, or with an empty one, goes to the quarantine."""
+    UNREAD = "unread"
+    """Nothing to us: they are not even opened."""
+
+
 class FolderNames(StrEnum):
     """What the name of the folder that an image lies in says."""
 
@@ -183,10 +202,9 @@ class FolderSource:
     """A local path or an object-store URL."""
     prompt: str = ""
     """The prompt of images without a text file."""
-    captions_required: bool = False
-    """Whether an image without a text file, or with an empty one, goes to the quarantine."""
+    captions: Captions = Captions.WHERE_THERE
     category: str | None = None
-    """The category of every row."""
+    """The category of every row, unless `folder_names` says it."""
     folder_names: FolderNames = FolderNames.NOTHING
     """Images in `path` itself have neither category nor label by it."""
     weight: float = 1.0
@@ -197,9 +215,14 @@ class FolderSource:
     def __post_init__(self) -> None:
         if not 1 <= self.repeats <= MOST_REPEATS:
             raise InpaintError(f"repeats {self.repeats} of {self.path}: give 1 to {MOST_REPEATS}")
+        if self.category is not None and self.folder_names is FolderNames.CATEGORY:
+            raise InpaintError(
+                f"category {self.category!r} of {self.path}, where folders' names are the categories: give one of them"
+            )
 
     def listing(self) -> Listing:
-        """Walk the folder, sorted by path. Raises InpaintError where it does not exist, or cannot be listed."""
+        """Walk the folder, sorted by path. Raises InpaintError where it does not exist, or cannot be listed; warns of
+        files that are neither images nor their captions."""
         root = absolute(self.path)
         try:
             found = open_root(root).files()
@@ -213,12 +236,13 @@ class FolderSource:
         images = names.filter(pc.match_substring_regex(names, IMAGES))
         images = images.take(pc.sort_indices(images))
         captions = pc.replace_substring_regex(images, r"(\.[^./]*)$", ".txt")
+        _warn_of_others(names, images, captions, self.path)
         captioned = pc.is_in(captions, value_set=names)
         columns: dict[str, Any] = {
             "line": np.arange(1, len(images) + 1),
             "image": images,
-            "caption": pc.if_else(captioned, captions, None),
-            "prompt": None if self.captions_required else self.prompt,
+            "caption": None if self.captions is Captions.UNREAD else pc.if_else(captioned, captions, None),
+            "prompt": None if self.captions is Captions.REQUIRED else self.prompt,
             "category": self.category,
             "repeats": self.repeats,
         }
@@ -231,7 +255,7 @@ class FolderSource:
             for number, name in enumerate(odd, start=len(images) + 1)
             if re.search(IMAGES, name)
         ]
-        if not self.captions_required:
+        if self.captions is not Captions.REQUIRED:
             return Listing(listed, bad)
         stated = zip(images.to_pylist(), captions.to_pylist(), captioned.to_pylist(), strict=True)
         bad += [
@@ -262,7 +286,9 @@ class JoinedSource:
             if len(found.shares) > 1:
                 raise InpaintError("a joined source inside another: name all parts in one")
             if not found.table.num_rows:
-                raise InpaintError(f"{source} has no usable rows, so that its share cannot be kept: check its path")
+                failed = found.quarantined
+                why = quarantine.table(failed, len(failed)) if failed else "it lists none; check its path"
+                raise InpaintError(f"{source} has no usable rows, so that its share cannot be kept: {why}")
             column = pa.array(np.full(found.table.num_rows, number, dtype=np.int32))
             tables.append(found.table.set_column(place, LISTED.field(place), column))
             bad += [
@@ -283,6 +309,39 @@ def _listed(root: str, weight: float, columns: dict[str, Any]) -> pa.Table:
             values = pa.array(values, plain)
         found.append(values.dictionary_encode() if kind == NAMES else values)
     return pa.table(found, schema=LISTED)
+
+
+def _warn_of_unknown(cells: list[str], path: str) -> None:
+    """Of columns that a CSV's first line names and rows do not know."""
+    unknown = [cell.strip() for cell in cells if cell.strip() and cell.strip().lower() not in COLUMNS]
+    if unknown:
+        shown = ", ".join(map(repr, unknown[:SHOWN])) + (", ..." if len(unknown) > SHOWN else "")
+        warnings.warn(f"{path}: not read: column {shown}; known are {', '.join(COLUMNS)}", stacklevel=3)
+
+
+def _warn_of_several_lines(records: Records, path: str) -> None:
+    """A cell may have lines of its own; or else its quote was left open, and it swallowed rows."""
+    if records.of_several_lines:
+        warnings.warn(
+            f"{path}: {records.of_several_lines} rows have lines within quotes, {records.further_lines} in all (the "
+            f"first row begins in line {records.first_of_several}); they are used as they are: if no cell shall have "
+            "several lines, a quote is not closed there",
+            stacklevel=3,
+        )
+
+
+def _warn_of_others(names: pa.Array, images: pa.Array, captions: pa.Array, path: str | os.PathLike[str]) -> None:
+    """Of files below a folder that are left out because of their names, but for hidden ones and Windows' own."""
+    others = names.filter(pc.invert(pc.is_in(names, value_set=pa.concat_arrays([images, captions]))))
+    others = others.filter(pc.invert(pc.match_substring_regex(others, HIDDEN)))
+    if len(others):
+        kinds = Counter(posixpath.splitext(name)[1] or "no extension" for name in others.to_pylist())
+        shown = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(SHOWN))
+        warnings.warn(
+            f"{path}: {len(others)} files are not read, for their names are neither an image's nor its caption's: "
+            f"{shown} (the first: {pc.min(others)})",
+            stacklevel=3,
+        )
 
 
 def _is_row(header: list[str], width: int, line: str) -> bool:

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from stat import S_ISDIR, S_ISREG
 from typing import BinaryIO, NamedTuple
 
 import pyarrow as pa
@@ -74,10 +75,15 @@ def _local_files(top: str) -> Iterator[tuple[str, Stat]]:
         seen.add((info.st_dev, info.st_ino))
         for entry in sorted(os.scandir(posixpath.join(top, below)), key=lambda entry: entry.name):
             path = posixpath.join(below, entry.name)
-            if entry.is_dir():
+            try:
+                info = entry.stat()
+            except OSError:  # a link to nothing, or to itself
+                yield path, Stat(None, None)
+                continue
+            if S_ISDIR(info.st_mode):
                 (linked if entry.is_symlink() else folders).append(path)
-            elif entry.is_file():
-                yield path, Stat(entry.stat().st_size, entry.stat().st_mtime_ns)
+            elif S_ISREG(info.st_mode):
+                yield path, Stat(info.st_size, info.st_mtime_ns)
             else:
                 yield path, Stat(None, None)
 
@@ -113,6 +119,8 @@ def opened(where: Where) -> Iterator[pa.NativeFile]:
     """The file at `where`, to be read. Raises InpaintError where it cannot be opened."""
     root = open_root(where)
     try:
+        if root.is_local and not S_ISREG(os.stat(root.path).st_mode):
+            raise FileNotFoundError(f"{where} is no regular file")  # a pipe would keep its reader waiting
         file = root.filesystem.open_input_file(root.path)
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
         raise InpaintError(f"{where}: there is no such file") from error

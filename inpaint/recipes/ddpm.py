@@ -17,7 +17,7 @@ import tyro
 from inpaint.data.holes import RandomShapes, Sometimes
 from inpaint.data.rows import Manifest
 from inpaint.data.sample import ReadSettings
-from inpaint.data.sources import FolderNames, FolderSource
+from inpaint.data.sources import Captions, FolderNames, FolderSource
 from inpaint.data.storage import read_file, write_file
 from inpaint.diffusion.ddpm import Noise, NoiseSettings
 from inpaint.diffusion.objective import LossSettings
@@ -91,7 +91,8 @@ class TrainDdpm(Recipe):
             raise InpaintError("train.gradient_checkpointing: not for this U-Net; give a smaller max_micro_batch")
 
     def source(self, data: str) -> FolderSource:
-        return FolderSource(path=data, folder_names=FolderNames.LABEL if self.classes else FolderNames.NOTHING)
+        names = FolderNames.LABEL if self.classes else FolderNames.NOTHING
+        return FolderSource(path=data, captions=Captions.UNREAD, folder_names=names)
 
     def bind(self, rows: Manifest) -> Self:
         names = (self.class_names or rows.labels) if self.classes else ()

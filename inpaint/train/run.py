@@ -106,7 +106,9 @@ def _trainings(recipe: Recipe, read: Mapping[str, Manifest]) -> list[Training]:
         for name, rows in trained.items():
             trained[name], held[name] = rows.split(recipe.validation.share, recipe.train.seed)
             if not len(held[name]):
-                raise InpaintError(f"{name}: none of its rows can be held out, for all show one image")
+                one = len(rows.table["digest"].unique()) == 1
+                why = "all show one image" if one else "each image is the only one of its category or label"
+                raise InpaintError(f"{name}: none of its rows can be held out, for {why}")
     return [
         Training(
             name=name, recipe=recipe.bind(rows), rows=rows, held_out=held.get(name), output=recipe.run_folder(name)

@@ -6,7 +6,7 @@ from typing import Literal
 import numpy as np
 
 from inpaint.data.holes import Feathered, Hole
-from inpaint.data.sources import FolderSource
+from inpaint.data.sources import Captions, FolderSource
 from inpaint.models.lora import LoraSettings
 from inpaint.recipes.lora import LoraRecipe
 
@@ -42,7 +42,7 @@ class StyleLora(LoraRecipe):
     """On the U-Net alone."""
 
     def source(self, data: str) -> FolderSource:
-        return FolderSource(path=data, captions_required=True)
+        return FolderSource(path=data, captions=Captions.REQUIRED)
 
     def prompt_format(self) -> str:
         return f"{self.tag}, {{prompt}}"

@@ -17,7 +17,7 @@ from inpaint.data.plan import PADDING, Plan, StepLayout
 from inpaint.data.quarantine import Reason
 from inpaint.data.rows import Manifest
 from inpaint.data.sample import ReadSettings
-from inpaint.data.sources import CsvSource, FolderSource, JoinedSource
+from inpaint.data.sources import Captions, CsvSource, FolderSource, JoinedSource
 from inpaint.errors import BadRow, InpaintError, TooManyBadRows
 from tests.unit.data import images
 
@@ -265,7 +265,7 @@ def test_a_joined_source_of_which_nothing_can_be_used_is_refused(folder):
         (folder / name).mkdir()
         (folder / name / "0.png").write_bytes(content)
     source = JoinedSource(parts=tuple((FolderSource(path=folder / name), 1) for name in ("good", "bad")))
-    with pytest.raises(InpaintError, match="joined source 2 of 2"):
+    with pytest.raises(InpaintError, match="(?s)joined source 2 of 2.*bad/0.png.*not an image"):
         read_manifest(source, max_bad_fraction=0.9)
 
 
@@ -273,7 +273,7 @@ def test_captions_are_read_and_an_empty_one_is_named(folder):
     (folder / "1.txt").write_text("\ufeffa bowl\n", encoding="utf-8")
     (folder / "2.txt").write_text(" ")
     (folder / "3.txt").write_bytes(b"caf\xe9")
-    manifest, bad = read_manifest(FolderSource(path=folder, captions_required=True), max_bad_fraction=0.95)
+    manifest, bad = read_manifest(FolderSource(path=folder, captions=Captions.REQUIRED), max_bad_fraction=0.95)
     assert [(row.id, row.prompt) for row in manifest.rows()] == [("1.png", "a bowl")]
     assert {(q.name, q.reason) for q in bad} >= {("2.png", Reason.EMPTY_PROMPT), ("3.png", Reason.UNREADABLE)}
 

@@ -3,6 +3,7 @@
 import os
 import shutil
 import warnings
+from dataclasses import replace
 from types import SimpleNamespace
 
 import fsspec
@@ -11,8 +12,8 @@ import pytest
 from inpaint.data import sources
 from inpaint.data.files import read
 from inpaint.data.quarantine import Reason
-from inpaint.data.sources import CsvSource, FolderNames, FolderSource, JoinedSource
-from inpaint.data.storage import Root, open_root
+from inpaint.data.sources import Captions, CsvSource, FolderNames, FolderSource, JoinedSource
+from inpaint.data.storage import Root, open_root, opened
 from inpaint.errors import BadRow, InpaintError
 from tests.unit.data import images
 
@@ -148,6 +149,19 @@ def test_a_cell_may_have_lines_of_its_own_and_a_row_empty_cells_too_many(tmp_pat
     ]
 
 
+@pytest.mark.parametrize("behind", ['x",C', '"x",C'], ids=["closed later", "another cell's"])
+def test_a_quote_that_may_have_swallowed_rows_is_told(tmp_path, behind):
+    """Names without a known extension: whether a line in the cell is a row, nobody can tell."""
+    text = f'{HEADER}\n,,a,y,C\n,,b,"red,C\n,,c,x,C\n,,d,x,C\n,,e,{behind}\n,,f,x,C\n'
+    with pytest.warns(UserWarning, match="1 rows have lines within quotes, 3 in all .*begins in line 3"):
+        assert listed(tmp_path, text).table.num_rows == 3
+
+
+def test_columns_that_nobody_knows_are_named(tmp_path):
+    with pytest.warns(UserWarning, match="not read: column 'Mask_path', 'caption'; known are input, mask, output"):
+        assert listed(tmp_path, "output,prompt,Mask_path,,caption\na.png,x,m.png,,y\n").table.num_rows == 1
+
+
 def test_files_that_are_no_csv_are_refused(tmp_path):
     with pytest.raises(InpaintError, match="no such file"):
         CsvSource(path=tmp_path / "absent.csv").listing()
@@ -171,7 +185,7 @@ def test_a_folder_is_walked_in_order_with_its_captions(tmp_path):
         ("sub/d.png", "sub/d.txt", "a thing"),
     ]
     assert {(r.category, r.repeats, r.root) for r in rows} == {("C", 3, str(tmp_path))}
-    strict = FolderSource(path=tmp_path, captions_required=True).listing()
+    strict = FolderSource(path=tmp_path, captions=Captions.REQUIRED).listing()
     assert [(r.image, r.prompt) for r in rows_of(strict)] == [("b.png", None), ("sub/d.png", None)]
     assert [(q.row, q.name, q.reason) for q in strict.quarantined] == [
         (1, "a.JPG", Reason.EMPTY_PROMPT),
@@ -199,16 +213,43 @@ def test_links_pipes_and_odd_names_below_a_folder(tmp_path):
     (tmp_path / "0-first").symlink_to("a")
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "gone.png").symlink_to("nothing.png")
+    (tmp_path / "loop.png").symlink_to("loop.png")
     (tmp_path / "phone.HEIC").write_bytes(b"")
     with open(os.fsencode(tmp_path) + b"/caf\xe9.png", "wb"):
         pass
     listing = FolderSource(path=tmp_path).listing()
-    assert [row.image for row in rows_of(listing)] == ["a/photo.png", "gone.png", "phone.HEIC", "pipe.png"]
+    assert [row.image for row in rows_of(listing)] == ["a/photo.png", "gone.png", "loop.png", "phone.HEIC", "pipe.png"]
     assert [(row.name, row.reason) for row in listing.quarantined] == [("'caf\\udce9.png'", Reason.NOT_UTF8)]
-    for name in ("pipe.png", "gone.png"):
+    expected = {"pipe.png": Reason.MISSING_FILE, "gone.png": Reason.MISSING_FILE, "loop.png": Reason.UNREADABLE}
+    for name, reason in expected.items():
         with pytest.raises(BadRow) as caught:
-            read(open_root(tmp_path), name, "output", 1000)
-        assert caught.value.reason == Reason.MISSING_FILE
+            read(open_root(tmp_path), name, "output", 1000, retries=(60,))  # nothing of this passes
+        assert caught.value.reason == reason
+    with pytest.raises(InpaintError, match="no such file"), opened(tmp_path / "pipe.png"):
+        pass
+
+
+def test_captions_that_nobody_reads_are_not_opened(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"x")
+    (tmp_path / "a.txt").write_bytes(b"caf\xe9")
+    (row,) = rows_of(FolderSource(path=tmp_path, captions=Captions.UNREAD, prompt="a thing").listing())
+    assert (row.caption, row.prompt) == (None, "a thing")
+
+
+def test_files_that_are_left_out_are_counted(tmp_path):
+    """A caption without its image, and images by unknown names; but not what systems put there."""
+    for name in ("a.png", "a.txt", "b.txt", "sub/c.psd", "d.psd", "license", ".DS_Store", "sub/Thumbs.db", "e.JFIF"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    told = r"4 files are not read, .*: 2 \.psd, 1 \.txt, 1 no extension \(the first: b\.txt\)"
+    with pytest.warns(UserWarning, match=told):
+        rows = rows_of(FolderSource(path=tmp_path).listing())
+    assert [row.image for row in rows] == ["a.png", "e.JFIF"]
+
+
+def test_a_category_beside_folders_that_name_theirs_is_refused(tmp_path):
+    with pytest.raises(InpaintError, match="category 'C' of .* give one of them"):
+        FolderSource(path=tmp_path, category="C", folder_names=FolderNames.CATEGORY)
 
 
 @pytest.mark.parametrize("what", ["category", "label"])
@@ -259,7 +300,7 @@ def test_joined_sources_keep_their_shares_and_name_their_folders(tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
     (tmp_path / "one" / "a.txt").write_text("a jar")
-    one = FolderSource(path=tmp_path / "one", captions_required=True)
+    one = FolderSource(path=tmp_path / "one", captions=Captions.REQUIRED)
     two = FolderSource(path=tmp_path / "two", prompt="a thing", weight=0.5)
     listing = JoinedSource(parts=((one, 2), (two, 1))).listing()
     assert listing.shares == (2, 1)
@@ -272,8 +313,10 @@ def test_joined_sources_keep_their_shares_and_name_their_folders(tmp_path):
     (bad,) = JoinedSource(parts=((one, 1),)).listing().quarantined
     assert bad.name == str(tmp_path / "one" / "bare.png")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InpaintError, match="no usable rows, so that its share cannot be kept"):
+    with pytest.raises(InpaintError, match="no usable rows, so that its share cannot be kept: it lists none"):
         JoinedSource(parts=((one, 1), (FolderSource(path=tmp_path / "empty"), 1))).listing()
+    with pytest.raises(InpaintError, match="(?s)its share cannot be kept: .*b.png.*write a caption into b.txt"):
+        JoinedSource(parts=((replace(two, captions=Captions.REQUIRED), 1),)).listing()
     with pytest.raises(InpaintError, match="each 1 or more"):
         JoinedSource(parts=((one, 0),))
 

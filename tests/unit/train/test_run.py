@@ -169,9 +169,10 @@ def test_each_training_holds_out_rows_of_its_own_and_loses_no_category(data, fit
         folder = tmp_path / f"together{number}"
         began_with = CheckpointStore(f"{folder}/{CHECKPOINTS}").progress()
         assert began_with is not None and began_with.run["categories"] == [f"a{number}", "b"]
-    data["d.csv"] = rows_of(a=1)
-    with pytest.raises(InpaintError, match="a: none of its rows can be held out"):
-        run(recipe(tmp_path / "one", validation=ValidationSettings(share=share)))
+    for rows, why in ((rows_of(a=1), "all show one image"), (rows_of(a=1, b=1), "each image is the only one")):
+        data["d.csv"] = rows
+        with pytest.raises(InpaintError, match=f"none of its rows can be held out, for {why}"):
+            run(recipe(tmp_path / "few", validation=ValidationSettings(share=share)))
 
 
 def test_rows_of_its_own_validate_all_that_is_trained(data, fits, tmp_path):
