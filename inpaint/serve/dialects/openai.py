@@ -71,7 +71,11 @@ class EditFields(PaintFields):
 
 
 class EditEndpoint(PaintEndpoint[EditFields]):
-    """OpenAI's image edit"""
+    """OpenAI's image edit
+
+    What is transparent in the mask, or without one in the image, is painted; `model` is a category, an adapter or the
+    base.
+    """
 
     path = "/v1/images/edits"
     dialect = DIALECT

@@ -20,6 +20,8 @@ from inpaint.serve.http.errors import Problem, bad, shown
 FORM = "multipart/form-data"
 JSON = "application/json"
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+_MOST_LEVELS = 32
+"""Of lists and objects within each other: more make Python's own recursion fail, here or where they are used."""
 
 # It warns of each byte that a client got wrong; our answer and our log's line say it once.
 logging.getLogger("python_multipart").setLevel(logging.ERROR)
@@ -95,7 +97,13 @@ def parse_json(body: bytes) -> dict[str, Any]:
         raise bad("body", f"not valid JSON ({reason[:120]})", "broken_json") from error
     if not isinstance(value, dict):
         raise bad("body", f"JSON {type(value).__name__}; send an object", "broken_json")
-    return value
+    level: list[Any] = [value]
+    for _ in range(_MOST_LEVELS):
+        level = [part for one in level for part in (one.values() if isinstance(one, dict) else one)]
+        level = [part for part in level if isinstance(part, dict | list)]
+        if not level:
+            return value
+    raise bad("body", f"lists or objects in more than {_MOST_LEVELS} levels; send flat JSON", "broken_json")
 
 
 def _finite(number: str) -> float:

@@ -83,7 +83,7 @@ class Picture:
 
 
 class Endpoint(ABC, Generic[FieldsT, CallT]):
-    """`POST path`. Each subclass's docstring begins with its line in /docs."""
+    """`POST path`. Each subclass's docstring begins with its line in /docs, followed by what else is to be said."""
 
     path: ClassVar[str]
     dialect: ClassVar[Dialect] = OWN
@@ -180,7 +180,7 @@ class Endpoint(ABC, Generic[FieldsT, CallT]):
             self.handle,
             methods=["POST"],
             summary=summary.strip(" ."),
-            description=description,
+            description=description.strip() or summary,  # else FastAPI shows the docstring of `handle`
             openapi_extra=request_body(self.fields, self.media_types, self.limits),
             responses={200: {"content": {kind: {} for kind in self.answers}}, **_REFUSALS},
             response_model=None,

@@ -208,6 +208,7 @@ BAD_SETTINGS = [
     ("feather", -1),
     ("feather", 65),
     ("padding", -1),
+    ("padding", "half"),
     ("sampler", "PLMS"),
     ("n", 0),
     ("n", 11),
@@ -248,6 +249,8 @@ def test_settings_out_of_range_are_refused_by_name(client, service, dialect, nam
         (b"\xff\xfe", "not valid JSON"),
         (b"[1]", "send an object"),
         (b"[" * 100_000, "not valid JSON"),
+        (b'{"styles": ' + b"[" * 986 + b"]" * 986 + b"}", "more than 32 levels"),
+        (b'{"styles": ' + b'{"a": ' * 40 + b"1" + b"}" * 41, "more than 32 levels"),
         (b"", "not valid JSON"),
     ],
 )
