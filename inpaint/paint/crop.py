@@ -1,7 +1,7 @@
 """Between a photo and what is painted of it: the window around the hole, its working size, and back into the photo.
 
 Images are H x W x 3 uint8, holes H x W bool, True = paint. Photos of any size are painted at a size that the base was
-trained for; a small hole in a large photo, in a window around it, so that it gets all of that size.
+trained for; the hole of a large photo, in a window around it, so that it gets all of that size.
 """
 
 import math
@@ -15,7 +15,7 @@ from PIL import Image
 
 from inpaint.data.holes import cover
 from inpaint.paint.paste import paste_back
-from inpaint.paint.request import PaintRequest
+from inpaint.paint.request import WHOLE, PaintRequest
 
 if TYPE_CHECKING:  # a DDPM and HTTP start sooner without diffusers
     from inpaint.models.base import BaseInfo
@@ -23,29 +23,45 @@ if TYPE_CHECKING:  # a DDPM and HTTP start sooner without diffusers
 LONGEST = 2.0
 """A window is at most this many times as long as wide, where the photo is: what bases were trained on."""
 
+MARGIN = 0.25
+"""What is seen around a hole unless a request says otherwise: this share of its longer side, on each side."""
+
 Window = tuple[slice, slice]
 """A rectangle: `photo[window]` is its part of a photo or hole."""
 
 
-def window_of(hole: np.ndarray, padding: int | None) -> Window:
-    """The hole's bounding box and `padding` pixels on each side, inside the photo; None: the whole photo.
+def window_of(info: "BaseInfo", request: PaintRequest) -> Window:
+    """The part of a photo that is seen and painted on, and then pasted back.
 
-    A box that is longer than `LONGEST` times its width is widened, as far as the photo goes.
+    A photo with no more pixels than are painted at, whole. Of a larger one the hole's bounding box with `MARGIN` around
+    it, and no less than the working size, so that nothing is made larger than it is; where the settings say a padding,
+    the box with so many pixels on each side, or the whole photo. What is longer than `LONGEST` times its width is
+    widened, as far as the photo goes.
     """
+    hole, padding = request.hole, request.sampling.padding
     height, width = hole.shape
-    if padding is None or not hole.any():
+    size = request.sampling.size or info.default_size
+    fits = height * width <= size**2
+    if padding == WHOLE or (padding is None and fits) or not hole.any():
         return slice(0, height), slice(0, width)
-    top, high = _padded(np.flatnonzero(hole.any(axis=1)), padding, height)
-    left, wide = _padded(np.flatnonzero(hole.any(axis=0)), padding, width)
+    box = [np.flatnonzero(hole.any(axis=axis)) for axis in (1, 0)]
+    (top, high), (left, wide) = ((int(places[0]), int(places[-1]) + 1 - int(places[0])) for places in box)
+    if padding is None:
+        margins = 2 * round(MARGIN * max(high, wide))
+        top, high = _widened(top, high, max(size, high + margins), height)
+        left, wide = _widened(left, wide, max(size, wide + margins), width)
+    else:
+        top, high = _padded(top, high, padding, height)
+        left, wide = _padded(left, wide, padding, width)
     top, high = _widened(top, high, round(wide / LONGEST), height)
     left, wide = _widened(left, wide, round(high / LONGEST), width)
     return slice(top, top + high), slice(left, left + wide)
 
 
-def _padded(places: np.ndarray, padding: int, limit: int) -> tuple[int, int]:
-    """Start and length from the first to the last, with `padding`, as far as there is room in `limit`."""
-    start = max(0, int(places[0]) - padding)
-    return start, min(limit, int(places[-1]) + 1 + padding) - start
+def _padded(start: int, length: int, padding: int, limit: int) -> tuple[int, int]:
+    """With `padding` before and after, as far as there is room in `limit`."""
+    padded = max(0, start - padding)
+    return padded, min(limit, start + length + padding) - padded
 
 
 def _widened(start: int, length: int, wanted: int, limit: int) -> tuple[int, int]:
@@ -73,13 +89,13 @@ class WorkingImage:
 
 def working_shape_of(info: "BaseInfo", request: PaintRequest, window: Window | None = None) -> tuple[int, int]:
     """The working height and width of a request on this base."""
-    height, width = request.hole[window or window_of(request.hole, request.sampling.padding)].shape
+    height, width = request.hole[window or window_of(info, request)].shape
     return working_shape(height, width, size=request.sampling.size or info.default_size, multiple=info.size_multiple)
 
 
 def working_image(info: "BaseInfo", request: PaintRequest) -> WorkingImage:
     """The window of a request, resized to its working shape."""
-    window = window_of(request.hole, request.sampling.padding)
+    window = window_of(info, request)
     shape = working_shape_of(info, request, window)
     image, hole = resize_image(request.image[window], shape), resize_hole(request.hole[window], shape)
     control = None if request.control is None else resize_image(request.control.image[window], shape)

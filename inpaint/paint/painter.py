@@ -55,8 +55,8 @@ class Painter:
         results = [request.image.copy() for request in requests]
         holed = [index for index, request in enumerate(requests) if request.hole.any()]
         for index, painted in zip(holed, self.paint_raw([requests[i] for i in holed]), strict=True):
-            window = window_of(requests[index].hole, requests[index].sampling.padding)
-            results[index] = pasted(requests[index], window, painted)
+            request = requests[index]
+            results[index] = pasted(request, window_of(self.base.info, request), painted)
         return results
 
     def paint_raw(self, requests: Sequence[PaintRequest]) -> list[np.ndarray]:

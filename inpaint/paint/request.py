@@ -1,7 +1,7 @@
 """What one is asked to paint: a photo, its hole, and how; plain values that travel between processes."""
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -12,6 +12,9 @@ from inpaint.errors import InpaintError
 
 if TYPE_CHECKING:  # a DDPM and HTTP start sooner without diffusers
     from inpaint.models.base import BaseInfo
+
+WHOLE: Literal["whole"] = "whole"
+"""As padding: the whole photo is seen, however large."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,8 +31,9 @@ class SamplingSettings:
     """Classifier-free guidance; up to 1 there is none, which halves the cost. Default: the base's, usually 7.5."""
     size: int | None = None
     """Side of the square whose area pictures are painted at; default: what the base was trained at."""
-    padding: int | None = None
-    """Photo pixels kept around the hole when only its surroundings are painted; default: the whole photo is seen."""
+    padding: int | Literal["whole"] | None = None
+    """Photo pixels seen around the hole's bounding box; `whole`: all of the photo. Default: what keeps most detail, all
+    of a photo that is no larger than it is painted, else the hole and a quarter of its longer side around it."""
     feather: int = 0
     """Pixels inside the hole over which the original fades into the painting."""
 
@@ -40,8 +44,8 @@ class SamplingSettings:
             raise InpaintError(f"size {self.size}: give the working size in pixels, or leave it out")
         if not 0 < self.strength <= 1:
             raise InpaintError(f"strength {self.strength}: give more than 0 and at most 1; 1 forgets what was there")
-        if self.padding is not None and self.padding < 0:
-            raise InpaintError(f"padding {self.padding}: give pixels around the hole, or leave it out")
+        if not (self.padding is None or self.padding == WHOLE or (type(self.padding) is int and self.padding >= 0)):
+            raise InpaintError(f"padding {self.padding}: give pixels around the hole or {WHOLE}, or leave it out")
         _check_guidance_and_feather(self.guidance_scale, self.feather)
 
     def resolved(self, base: "BaseInfo") -> "SamplingSettings":

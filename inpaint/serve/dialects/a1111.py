@@ -20,7 +20,7 @@ from starlette.responses import JSONResponse, Response
 from inpaint.models.base import BaseInfo
 from inpaint.paint.crop import resize_hole
 from inpaint.paint.photos import Photo
-from inpaint.paint.request import SamplingSettings
+from inpaint.paint.request import WHOLE, SamplingSettings
 from inpaint.serve.dialects.a1111_info import SAMPLERS, check_checkpoint, info, infotext, probes_router
 from inpaint.serve.dialects.adapters import adapted, choose
 from inpaint.serve.dialects.painting import PaintCall, PaintEndpoint, TextFields, largest_size
@@ -146,7 +146,7 @@ class Img2ImgFields(TextFields):
             strength=self.denoising_strength,
             guidance_scale=self.cfg_scale,
             size=self.side if 0 < self.side <= largest else None,
-            padding=self.inpaint_full_res_padding if self.inpaint_full_res else None,
+            padding=self.inpaint_full_res_padding if self.inpaint_full_res else WHOLE,
             feather=round(self.mask_blur),
         )
 
@@ -158,7 +158,10 @@ class LoraTag(Fields):
 
 
 class Img2ImgEndpoint(PaintEndpoint[Img2ImgFields]):
-    """A1111's inpainting"""
+    """A1111's inpainting
+
+    White is painted; `<lora:NAME:WEIGHT>` in the prompt uses an adapter.
+    """
 
     path = "/sdapi/v1/img2img"
     dialect = DIALECT

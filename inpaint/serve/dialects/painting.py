@@ -5,7 +5,7 @@ import secrets
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from functools import partial
-from typing import Annotated, Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import numpy as np
 
@@ -49,8 +49,9 @@ class PaintFields(TextFields, PictureFields):
     """How noise becomes a picture."""
     strength: Annotated[float, Within(0, 1, above=True)] = 1.0
     """1 forgets what was in the hole, less keeps its layout."""
-    padding: Annotated[int, Within(0, "max_padding")] | None = None
-    """Paint only the hole's surroundings, with so many pixels around it."""
+    padding: Annotated[int | Literal["whole"], Within(0, "max_padding")] | None = None
+    """Pixels of the photo seen around the hole; `whole`: all of it. Default: of a photo larger than it is painted, the
+    hole and a quarter of its longer side."""
     stream: bool = False
     """Server-sent events: pictures on the way, then each that is done."""
 

@@ -58,23 +58,28 @@ class Fields(BaseModel):
 
 @dataclass(frozen=True)
 class Within:
-    """A finite number from `low` to `high`; `above`: low itself is refused."""
+    """A finite number from `low` to `high`, or a word of a `Literal` in the type; `above`: low itself is refused."""
 
     low: float | str
     high: float | str
     above: bool = False
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Callable[[Any], Any]) -> core_schema.CoreSchema:
-        kind = "whole number" if source is int else "number"
-        return core_schema.with_info_wrap_validator_function(partial(self._read, kind), handler(source))
+        kinds = get_args(source) or (source,)
+        words = [word for kind in kinds for word in get_args(kind)]
+        read = partial(self._read, "whole number" if int in kinds else "number", words)
+        return core_schema.with_info_wrap_validator_function(read, handler(source))
 
     def __get_pydantic_json_schema__(self, schema: Any, handler: Callable[[Any], Any]) -> dict[str, Any]:
         return {**handler(schema), "exclusiveMinimum" if self.above else "minimum": self.low, "maximum": self.high}
 
-    def _read(self, kind: str, value: Any, read: Any, info: ValidationInfo) -> Any:
+    def _read(self, kind: str, words: list[str], value: Any, read: Any, info: ValidationInfo) -> Any:
+        if value in words:
+            return value
         low, high = _bound(self.low, info.context), _bound(self.high, info.context)
         least, most = (f"{bound:g}" if isinstance(bound, float) else f"{bound}" for bound in (low, high))
         give = f"more than {least} and at most {most}" if self.above else f"{least} to {most}"
+        give = " or ".join([give, *words])
         try:
             number = None if isinstance(value, bool) else read(value)
         except ValidationError:

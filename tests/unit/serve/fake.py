@@ -124,7 +124,8 @@ def check(orders: Sequence[PaintOrder]) -> None:
         assert 0 <= request.sampling.guidance_scale <= 100 and 0 < request.sampling.strength <= 1
         assert request.sampling.size is None or BASE.size_multiple <= request.sampling.size <= 2 * BASE.default_size
         assert 0 <= request.sampling.feather <= limits.max_feather
-        assert request.sampling.padding is None or 0 <= request.sampling.padding <= limits.max_padding
+        padding = request.sampling.padding
+        assert padding in (None, "whole") or 0 <= padding <= limits.max_padding
         for text in (request.prompt, request.negative_prompt):
             assert len(text.encode("utf-8")) <= 5 * limits.max_prompt_chars and "\0" not in text
         assert isinstance(request.sampling.sampler, Sampler)

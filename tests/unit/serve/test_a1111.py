@@ -90,7 +90,7 @@ def test_settings_reach_the_order_under_our_names(api, service):
 def test_the_whole_picture_is_stretched_to_width_and_height_where_asked(api, service):
     result = img2img(api, inpaint_full_res=False, width=80, height=80)
     assert result.image.size == (80, 80)
-    assert service.orders[0].request.sampling.padding is None
+    assert service.orders[0].request.sampling.padding == "whole"
 
 
 def test_batches_have_consecutive_seeds(api, service):

@@ -1,6 +1,7 @@
 """Around the dialects: our own one, streaming, clients that leave, load, our own faults, limits, logs and metrics."""
 
 import asyncio
+import inspect
 import io
 import json
 import logging
@@ -20,12 +21,12 @@ from inpaint.data import decode
 from inpaint.errors import InpaintError
 from inpaint.paint.request import SamplingSettings
 from inpaint.serve.dialects.paint_http import paint_http
-from inpaint.serve.http.endpoint import Picture
+from inpaint.serve.http.endpoint import Endpoint, Picture
 from inpaint.serve.http.limits import HttpSettings
 from inpaint.serve.http.receipt import read_receipt
 from inpaint.serve.http.resources import Record
 from inpaint.serve.service import AdapterGone, DeadlinePassed, Overloaded, Unpaintable
-from tests.unit.serve.clients import DIALECTS, ask, b64, told
+from tests.unit.serve.clients import DIALECTS, ask, b64, pictures, told
 from tests.unit.serve.fake import BASE, CATALOGUE, FakeService, alpha_png, expected, mask_png, photo_png, served
 
 
@@ -411,6 +412,8 @@ def test_health_readiness_and_the_catalogue(client, service):
 def test_every_field_of_our_own_dialect_is_documented(client):
     paths = client.get("/openapi.json").json()["paths"]
     assert {"/paint", "/v1/images/edits", "/sdapi/v1/img2img", "/catalogue", "/health", "/ready"} <= paths.keys()
+    internals = inspect.cleandoc(Endpoint.handle.__doc__)
+    assert not [path for path in PATHS if paths[path]["post"]["description"] in ("", internals)]
     content = paths["/paint"]["post"]["requestBody"]["content"]
     fields = content["multipart/form-data"]["schema"]["properties"]
     assert fields.keys() == content["application/json"]["schema"]["properties"].keys()
@@ -420,6 +423,14 @@ def test_every_field_of_our_own_dialect_is_documented(client):
         value = values.get(name, str(schema.get("default", schema.get("minimum"))))
         if name not in ("image", "mask"):
             assert ask(client, "own", **{name: value}).status_code == 200, (name, value)
+
+
+@pytest.mark.parametrize("given, meant", [({}, None), ({"padding": 0}, 0), ({"padding": "whole"}, "whole")])
+@pytest.mark.parametrize("dialect", ["openai", "own", "own_json"])
+def test_how_much_of_the_photo_is_seen_reaches_the_painter_and_the_receipt(client, service, dialect, given, meant):
+    (file,) = pictures(dialect, ask(client, dialect, **given))
+    assert service.orders[0].request.sampling.padding == meant
+    assert SamplingSettings(**read_receipt(file).sampling) == service.orders[0].request.sampling
 
 
 def test_the_documentations_limits_are_those_that_hold(service):

@@ -34,7 +34,10 @@ def request(*, side: int = 64, hole: tuple[slice, slice] = np.s_[16:48, 16:48], 
         ({"strength": 0.001}, 1),
         ({"size": 128}, 80),
         ({"side": 640}, 20),
+        ({"side": 640, "padding": "whole"}, 20),
         ({"side": 640, "padding": 16}, 20),
+        # 100 photo pixels and 25 on each side, seen as wide as they are high: painted at 48 x 96.
+        ({"side": 640, "hole": np.s_[10:20, 100:300]}, 20 * (48 * 96) / 64**2),
         ({"hole": np.s_[0:0, 0:0]}, 0),
     ],
 )
