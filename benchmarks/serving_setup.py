@@ -51,7 +51,7 @@ def toy_bench(folder: Path, threads: int) -> Bench:
     """The toy base, on the CPU."""
     shipped = load_adapter(TOY_BASE.parent / "adapters" / "CDP_COS")
     for number, category in enumerate(CATEGORIES):
-        save_adapter(folder / "adapters" / category, _noised(shipped, category, number))
+        save_adapter(folder / "adapters" / category, noised(shipped, category, number))
     return Bench(
         base="toy",
         rival_base=str(TOY_BASE),
@@ -113,18 +113,19 @@ def write_bench(architecture: str, folder: Path, threads: int) -> Bench:
     )
 
 
-def _noised(shipped: Adapter, category: str, seed: int) -> Adapter:
+def noised(shipped: Adapter, category: str, seed: int, *, spread: float = 1 / 3) -> Adapter:
+    """An adapter for another category. Args: spread: of the noise, in that of each tensor's numbers."""
     generator = torch.Generator().manual_seed(seed)
 
-    def noised(tensor: Tensor) -> Tensor:
+    def changed(tensor: Tensor) -> Tensor:
         plain = tensor.float()
-        return (plain + plain.std() * torch.randn(plain.shape, generator=generator) / 3).to(tensor.dtype)
+        return (plain + spread * plain.std() * torch.randn(plain.shape, generator=generator)).to(tensor.dtype)
 
     (token,) = shipped.card.tokens.values()
     return Adapter(
         card=replace(shipped.card, tokens={category: category}, files={}),
-        lora={name: noised(tensor) for name, tensor in shipped.lora.items()},
-        embeds=tuple({category: noised(embeds[token])} for embeds in shipped.embeds),
+        lora={name: changed(tensor) for name, tensor in shipped.lora.items()},
+        embeds=tuple({category: changed(embeds[token])} for embeds in shipped.embeds),
     )
 
 
