@@ -42,7 +42,7 @@ from inpaint.models.base import Base, info_of
 from inpaint.models.layers import Modules
 from inpaint.recipes.category_lora import CategoryLora
 from inpaint.toy.base import (
-    IMAGE_SIZE,
+    IMAGE_SIZES,
     build_scheduler,
     build_text_encoder,
     build_tokenizer,
@@ -134,7 +134,7 @@ def subject_of(settings: Settings, folder: Path) -> Subject:
     toy = settings.architecture == "toy"
     if not (use_gpu or toy):
         progress(f"{settings.architecture} on a CPU: minutes per step and many GB; it is meant for a GPU")
-    default = IMAGE_SIZE if toy else build_architecture(settings.architecture, device="meta").info.default_size
+    default = IMAGE_SIZES["sd15"] if toy else build_architecture(settings.architecture, device="meta").info.default_size
     resolution = settings.resolution or default
     batch = settings.batch or BATCH[settings.architecture]
     data = write_catalogue(folder / "data", seed=0, count=IMAGES, size=resolution)

@@ -149,6 +149,29 @@ class Feathered(_Reaching):
         return hole if is_empty(soft) else soft
 
 
+@dataclass(frozen=True, kw_only=True)
+class Panels(Hole):
+    """Some whole panels of a composite, chosen at random; all panels are alike in size."""
+
+    rows: int = 2
+    columns: int = 2
+    most: int = 2
+    """1 to this many are painted, uniform; fewer than there are."""
+
+    def __post_init__(self) -> None:
+        if min(self.rows, self.columns) < 1 or not 1 <= self.most < self.rows * self.columns:
+            raise InpaintError(
+                f"most {self.most} of {self.rows} x {self.columns} panels: give 1 or more, and leave one to be seen"
+            )
+
+    def draw(self, own: np.ndarray | None, height: int, width: int, rng: np.random.Generator) -> np.ndarray:
+        count = int(rng.integers(1, self.most + 1))
+        painted = np.zeros(self.rows * self.columns, dtype=np.uint8)
+        painted[rng.permutation(painted.size)[:count]] = 255
+        of_row, of_column = np.arange(height) * self.rows // height, np.arange(width) * self.columns // width
+        return painted.reshape(self.rows, self.columns)[of_row[:, None], of_column]
+
+
 class HoleKind(StrEnum):
     """What a hole is made of."""
 

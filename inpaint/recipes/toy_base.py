@@ -6,13 +6,15 @@ Shapes: B samples, H x W pixels, h x w latents, C latent channels.
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
+import tyro
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
+from inpaint.data.holes import Panels, Sometimes
 from inpaint.data.sample import ReadSettings
 from inpaint.data.sources import CsvSource
 from inpaint.diffusion import keyed
@@ -21,14 +23,23 @@ from inpaint.errors import InpaintError
 from inpaint.models.base import Base, load_base
 from inpaint.paint.ddpm_painter import to_uint8
 from inpaint.stopping import StopToken
-from inpaint.toy.base import IMAGE_SIZE, assemble, build_vae, measured_scaling_factor
+from inpaint.toy.base import (
+    IMAGE_SIZES,
+    Architecture,
+    assemble,
+    begin_with,
+    build_unet,
+    build_vae,
+    measured_scaling_factor,
+)
 from inpaint.toy.catalogue import render, write_catalogue
 from inpaint.toy.measure import measure_base
+from inpaint.toy.panels import write_mixture
 from inpaint.train.latent import LatentInpainting
-from inpaint.train.objective import MicroBatch, Objective, ParameterGroup, on_device, to_pixels
+from inpaint.train.objective import AUTOCAST, MicroBatch, Objective, ParameterGroup, on_device, to_pixels
 from inpaint.train.recipe import Recipe, Trained
 from inpaint.train.run import run
-from inpaint.train.settings import TrainSettings, plain
+from inpaint.train.settings import Precision, TrainSettings, plain
 
 
 class Reconstruction(nn.Module):
@@ -71,7 +82,7 @@ class ToyPart(Recipe):
         return CsvSource(path=data)
 
     def read_settings(self) -> ReadSettings:
-        return ReadSettings(height=IMAGE_SIZE, width=IMAGE_SIZE, flip_probability=0.5)
+        return ReadSettings(height=IMAGE_SIZES["sd15"], width=IMAGE_SIZES["sd15"], flip_probability=0.5)
 
     def export_folder(self, part: str) -> str:
         return f"{self.output}/base"
@@ -93,61 +104,97 @@ class ToyVae(ToyPart):
         renders = np.stack([render(self.train.seed + 1, index).image for index in range(512)])
         images = to_pixels(renders, torch.device("cpu"))
         vae.register_to_config(scaling_factor=measured_scaling_factor(vae, images))
-        assemble(folder, vae=vae, seed=self.train.seed)
+        assemble(folder, parts={"vae": vae}, seed=self.train.seed)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ToyUnet(ToyPart):
-    """All of a base but its VAE."""
+    """All of a base but its VAE. The SDXL base learns panels: what belongs into hidden ones, or into all of them."""
 
     title = "toy U-Net"
 
     base: str
-    """Folder of a base whose VAE is trained."""
+    """Folder of a base whose VAE is trained, and with whose other weights it begins."""
+    architecture: Architecture = "sd15"
+    loss: LossSettings = LossSettings()
+
+    def read_settings(self) -> ReadSettings:
+        if self.architecture == "sd15":
+            return super().read_settings()
+        size = IMAGE_SIZES[self.architecture]
+        return ReadSettings(height=size, width=size, hole=Sometimes(Panels(most=3), 0.2))
 
     def objective(self, device: torch.device) -> Objective:
-        base = load_base(self.base, device=device)
-        base.vae.requires_grad_(False)
+        base, settings = load_base(self.base, device=device), self.train
+        base.vae.requires_grad_(False).to(AUTOCAST.get(settings.precision, torch.float32))
         groups = [
             ParameterGroup(self.learning_rate, {f"{name}.{n}": p for n, p in module.named_parameters()})
             for name, module in _trained_modules(base).items()
         ]
-        settings = self.train
-        return LatentInpainting(base, groups, seed=settings.seed, loss=LossSettings(), precision=settings.precision)
+        return LatentInpainting(base, groups, seed=settings.seed, loss=self.loss, precision=settings.precision)
 
     def export(self, trained: Trained, folder: Path) -> None:
         base = load_base(self.base)
-        for name, module in _trained_modules(base).items():
+        modules = _trained_modules(base)
+        for name, module in modules.items():
             module.load_state_dict({n: trained.parameters[f"{name}.{n}"] for n, _ in module.named_parameters()})
-        assemble(folder, vae=base.vae, text_encoder=base.text_encoders[0], unet=base.unet)
+        assemble(folder, architecture=self.architecture, parts={"vae": base.vae, **modules})
 
 
 def _trained_modules(base: Base) -> dict[str, nn.Module]:
-    return {"unet": base.unet, "text_encoder": base.text_encoders[0]}
+    return {"unet": base.unet, **dict(zip(("text_encoder", "text_encoder_2"), base.text_encoders, strict=False))}
 
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainToy:
-    """Settings of `python -m ray_jobs.pretrain_toy`. The defaults made the weights that are shipped."""
+    """Settings of `python -m ray_jobs.pretrain_toy`. The defaults of each architecture made the weights that are
+    shipped."""
 
     output: str
     """Folder of the run; the base is written to its `unet/base/`."""
+    architecture: Architecture = "sd15"
+    """sdxl begins with the shipped sd15 base: its VAE, and all weights that are in both."""
     images: int = 8000
     """Size of the procedural catalogue that is trained on."""
     named: float = 0.7
-    """Share of the captions that name the background."""
+    """Share of the captions that name the background; of sd15."""
     seed: int = 7
-    """Of the catalogue and of both trainings."""
+    """Of the catalogue and of the trainings."""
     vae_learning_rate: float = 2e-3
     unet_learning_rate: float = 8e-4
+    loss: LossSettings = LossSettings()
+    """Of the U-Net."""
     vae: TrainSettings = TrainSettings(
         samples=35_200, max_micro_batch=8, zero_stage=0, weight_decay=0.0, ema_halflife=800
     )
-    """Training of the VAE."""
+    """Training of the VAE; of sd15."""
     unet: TrainSettings = TrainSettings(
         samples=120_000, global_batch=32, max_micro_batch=16, zero_stage=0, ema_halflife=4000
     )
-    """Training of the U-Net and the text encoder."""
+    """Training of the U-Net and the text encoders."""
+
+    @classmethod
+    def of_architecture(cls, architecture: Architecture, *, output: str) -> Self:
+        """The documented defaults of an architecture."""
+        return cls(output=output, **({} if architecture == "sd15" else XL))
+
+    @classmethod
+    def defaults(cls, *, architecture: Architecture = "sd15") -> Self:
+        """A command's."""
+        return cls.of_architecture(architecture, output=tyro.MISSING)
+
+
+XL: dict[str, Any] = {
+    "architecture": "sdxl",
+    "images": 6000,
+    "unet_learning_rate": 6e-4,
+    "loss": LossSettings(debiased=True),
+    "unet": TrainSettings(
+        samples=26_000, global_batch=8, max_micro_batch=8, precision=Precision.BF16, zero_stage=0, ema_halflife=1000
+    ),
+}
+"""What differs for SDXL. A composite takes four times as long as one scene, so there are fewer samples; what a panel
+shows is decided where noise is most, so that the loss is debiased."""
 
 
 def pretrain_toy(config: PretrainToy, *, stop: StopToken | None = None) -> tuple[Path, dict[str, float]]:
@@ -161,19 +208,47 @@ def pretrain_toy(config: PretrainToy, *, stop: StopToken | None = None) -> tuple
     if "://" in config.output:
         raise InpaintError(f"output {config.output}: the base is made on one machine; give a folder on it")
     output, seed = Path(config.output).resolve(), config.seed
-    csv = write_catalogue(
-        output / "catalogue", seed=seed, count=config.images, categories=None, with_background=config.named
-    )
     # What an earlier run left is gone on with, if it began with these rows.
-    shared: dict[str, Any] = {"data": str(csv), "resume": True, "recheck": True}
-    train = replace(config.vae, seed=seed)
-    vae = ToyVae(**shared, output=f"{output}/vae", train=train, learning_rate=config.vae_learning_rate)
-    (base,) = run(vae, stop=stop)
-    train = replace(config.unet, seed=seed)
-    unet = ToyUnet(**shared, output=f"{output}/unet", train=train, learning_rate=config.unet_learning_rate, base=base)
+    begin = _begin_sdxl if config.architecture == "sdxl" else _begin_sd15
+    csv, base = begin(config, output, stop)
+    unet = ToyUnet(
+        **_run_of(csv, output / "unet"),
+        train=replace(config.unet, seed=seed),
+        learning_rate=config.unet_learning_rate,
+        base=base,
+        architecture=config.architecture,
+        loss=config.loss,
+    )
     (folder,) = run(unet, stop=stop)
     figures = measure_base(folder)
     settings = {name: value for name, value in plain(config).items() if name != "output"}
-    made = {"command": "python -m ray_jobs.pretrain_toy --output RUN", "settings": settings, "figures": figures}
+    command = f"python -m ray_jobs.pretrain_toy --architecture {config.architecture} --output RUN"
+    made = {"command": command, "settings": settings, "figures": figures}
     (output / "base.json").write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
     return Path(folder), figures
+
+
+def _begin_sd15(config: PretrainToy, output: Path, stop: StopToken | None) -> tuple[Path, str]:
+    """The rows, and a base with a trained VAE."""
+    csv = write_catalogue(
+        output / "catalogue", seed=config.seed, count=config.images, categories=None, with_background=config.named
+    )
+    train = replace(config.vae, seed=config.seed)
+    vae = ToyVae(**_run_of(csv, output / "vae"), train=train, learning_rate=config.vae_learning_rate)
+    (base,) = run(vae, stop=stop)
+    return csv, base
+
+
+def _begin_sdxl(config: PretrainToy, output: Path, stop: StopToken | None) -> tuple[Path, str]:
+    """The rows, and a base with all that it shares with the shipped one."""
+    csv = write_mixture(output / "mixture", seed=config.seed, count=config.images)
+    shipped = load_base("toy")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        unet = begin_with(build_unet("sdxl"), shipped.unet)
+    parts = {"vae": shipped.vae, "unet": unet}
+    return csv, str(assemble(output / "begin", architecture="sdxl", parts=parts, seed=config.seed))
+
+
+def _run_of(csv: Path, output: Path) -> dict[str, Any]:
+    return {"data": str(csv), "output": str(output), "resume": True, "recheck": True}

@@ -37,7 +37,7 @@ class Classifier:
 
     names: tuple[str, ...]
     whiten: Array
-    """D x D: after it the classes have unit covariance."""
+    """D x D, or D x fewer: after it the classes have unit covariance."""
     centres: Array
     """Classes x D, whitened."""
     limit: Array
@@ -45,9 +45,21 @@ class Classifier:
 
     @classmethod
     def fit(
-        cls, features: Array, labels: list[str], names: tuple[str, ...], *, shrinkage: float, slack: float
+        cls,
+        features: Array,
+        labels: list[str],
+        names: tuple[str, ...],
+        *,
+        shrinkage: float,
+        slack: float,
+        reduced: bool = False,
     ) -> "Classifier":
-        """Features N D. The limit is `slack` times the 99th percentile of the distances of a class's own members."""
+        """Features N D. The limit is `slack` times the 99th percentile of the distances of a class's own members.
+
+        Args:
+            reduced: look at directions alone in which classes differ (section 4.3.3): where most of what varies says
+                nothing of them.
+        """
         label = np.array(labels)
         means = np.stack([features[label == name].mean(0) for name in names])
         inside = features - means[[names.index(name) for name in labels]]
@@ -55,6 +67,8 @@ class Classifier:
         floor = shrinkage * np.trace(covariance) / len(covariance) * np.eye(len(covariance))
         values, vectors = np.linalg.eigh((1 - shrinkage) * covariance + floor)
         whiten = vectors / np.sqrt(values)
+        if reduced:
+            whiten = whiten @ np.linalg.svd((means - means.mean(0)) @ whiten)[2][: len(names) - 1].T
         distance = np.linalg.norm(inside @ whiten, axis=1)
         limit = np.array([slack * np.quantile(distance[label == name], 0.99) for name in names])
         return cls(names, whiten, means @ whiten, limit)
@@ -140,18 +154,22 @@ def silhouette(images_BHW3: Array, products_BHW: Array) -> Array:
         )
         crops.append(np.asarray(crop, np.float32) / 255)
         proportions.append(np.log((right - left) / (bottom - top)))
-    pixels = np.stack(crops)
-    dx, dy = (np.gradient(pixels, axis=axis) for axis in (2, 1))
-    strongest = np.argmax(dx**2 + dy**2, -1)[..., None]
-    dx, dy = (np.take_along_axis(d, strongest, -1)[..., 0] for d in (dx, dy))
-    side = CROP // CELLS
-    angle, strength = (
-        values.reshape(-1, CELLS, side, CELLS, side).swapaxes(2, 3).reshape(-1, side, side)
-        for values in (np.arctan2(dy, dx) / np.pi % 1 * DIRECTIONS, np.hypot(dx, dy))
-    )
-    hog = _soft_histogram(angle, strength, DIRECTIONS).reshape(len(pixels), -1, DIRECTIONS)
+    hog = directions(np.stack(crops), CELLS)
     hog = np.sqrt(hog / np.maximum(hog.sum((1, 2), keepdims=True), 1e-6)).reshape(len(hog), -1)
     return np.concatenate([hog, 0.5 * np.array(proportions)[:, None]], 1)
+
+
+def directions(pixels_BNN3: Array, cells: int) -> Array:
+    """Strengths of the gradient's directions in `cells` x `cells` squares of pictures in [0, 1], B cells^2 8."""
+    dx, dy = (np.gradient(pixels_BNN3, axis=axis) for axis in (2, 1))
+    strongest = np.argmax(dx**2 + dy**2, -1)[..., None]
+    dx, dy = (np.take_along_axis(d, strongest, -1)[..., 0] for d in (dx, dy))
+    side = pixels_BNN3.shape[1] // cells
+    angle, strength = (
+        values.reshape(-1, cells, side, cells, side).swapaxes(2, 3).reshape(-1, side, side)
+        for values in (np.arctan2(dy, dx) / np.pi % 1 * DIRECTIONS, np.hypot(dx, dy))
+    )
+    return _soft_histogram(angle, strength, DIRECTIONS).reshape(len(pixels_BNN3), -1, DIRECTIONS)
 
 
 def ground(images: Array, holes: Array) -> Array:
@@ -174,7 +192,13 @@ def disturbed(images: Array, *, blur: float = 0.0, brightness: float = 1.0) -> A
     return np.clip(values * brightness + 0.5, 0, 255).astype(np.uint8)
 
 
-def _renders(seed: int, count: int) -> tuple[list[Scene], Array, Array]:
+def softened(images: Array) -> Array:
+    """The same pictures, uint8 B H W 3, a third of them disturbed in each of three ways."""
+    thirds = zip(np.array_split(images, 3), (0.7, 1.1, 1.5), (0.93, 1.07, 1.0), strict=True)
+    return np.concatenate([disturbed(part, blur=blur, brightness=light) for part, blur, light in thirds])
+
+
+def balanced_renders(seed: int, count: int) -> tuple[list[Scene], Array, Array]:
     """Scenes, images and products: all names equally often, in combinations that the seed shuffles."""
     scenes = [
         render(
@@ -200,10 +224,8 @@ class Detectors:
     @classmethod
     def fit(cls, *, per_class: int = 80) -> "Detectors":
         """Fit on `8 * per_class` renders, clean and disturbed. A few seconds on one core."""
-        scenes, clean, products = _renders(0, 8 * per_class)
-        thirds = zip(np.array_split(clean, 3), (0.7, 1.1, 1.5), (0.93, 1.07, 1.0), strict=True)
-        soft = [disturbed(part, blur=blur, brightness=brightness) for part, blur, brightness in thirds]
-        images, products = np.concatenate([clean, *soft]), np.concatenate([products, products])
+        scenes, clean, products = balanced_renders(0, 8 * per_class)
+        images, products = np.concatenate([clean, softened(clean)]), np.concatenate([products, products])
         background, colour, shape = (
             [getattr(scene, what) for scene in scenes] * 2 for what in ("background", "colour", "shape")
         )
@@ -231,7 +253,7 @@ class Detectors:
 
         Keys: `background`, `colour`, `shape` and `unclear_background`, `unclear_colour`, `unclear_shape`.
         """
-        scenes, images, products = _renders(ERROR_SEED, count)
+        scenes, images, products = balanced_renders(ERROR_SEED, count)
         images = disturbed(images, blur=blur, brightness=brightness)
         answers = {
             "background": self.background(images, ~products),

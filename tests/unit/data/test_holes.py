@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inpaint.data import holes
-from inpaint.data.holes import CentreKept, Feathered, Grown, OwnMask, Sometimes, WholeImage
+from inpaint.data.holes import CentreKept, Feathered, Grown, OwnMask, Panels, Sometimes, WholeImage
 from inpaint.errors import InpaintError
 
 grow = Grown(OwnMask()).change
@@ -160,3 +160,24 @@ def test_the_centre_is_kept(height, width, seed):
     assert hole[height // 2, width // 2] == 0
     assert hole[0, 0] == hole[-1, -1] == 255 and set(np.unique(hole)) == {0, 255}
     assert 0.05 < (hole == 0).mean() < 0.55
+
+
+@pytest.mark.parametrize(("rows", "columns", "height", "width"), [(2, 2, 128, 128), (1, 4, 32, 130), (3, 3, 96, 100)])
+def test_panels_are_painted_whole_one_to_so_many_of_them(rows: int, columns: int, height: int, width: int) -> None:
+    recipe, rng = Panels(rows=rows, columns=columns, most=2), np.random.default_rng(0)
+    counts, first = set(), set()
+    for _ in range(60):
+        hole = recipe.draw(None, height, width, rng)
+        assert hole.shape == (height, width) and hole.dtype == np.uint8 and set(np.unique(hole)) == {0, 255}
+        panels = [[np.unique(p) for p in np.array_split(row, columns, 1)] for row in np.array_split(hole, rows)]
+        if width % columns == 0:
+            assert all(len(values) == 1 for row in panels for values in row)
+        painted = [values.max() == 255 for row in panels for values in row]
+        counts.add(sum(painted))
+        first.add(painted.index(True))
+    assert counts >= {1, 2} and len(first) >= rows * columns - 1
+
+
+def test_a_composite_whose_panels_would_all_be_painted_is_refused() -> None:
+    with pytest.raises(InpaintError, match="leave one to be seen"):
+        Panels(most=4)

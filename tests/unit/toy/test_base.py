@@ -1,21 +1,23 @@
-"""The untrained toy base is what diffusers expects of a Stable Diffusion inpainting folder."""
+"""The untrained toy bases are what diffusers expects of a Stable Diffusion and of an SDXL inpainting folder."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusionInpaintPipeline
+from diffusers import StableDiffusionInpaintPipeline, StableDiffusionXLInpaintPipeline
 from safetensors import safe_open
 from transformers import CLIPTokenizer
 
 from inpaint.toy.base import (
-    IMAGE_SIZE,
+    IMAGE_SIZES,
     MAX_TOKENS,
     WORDS,
     assemble,
+    begin_with,
     build_scheduler,
     build_tokenizer,
+    build_unet,
     build_vae,
     measured_scaling_factor,
 )
@@ -30,6 +32,11 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> CLIPTokenizer:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return assemble(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="module")
+def xl_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return assemble(tmp_path_factory.mktemp("xl"), architecture="sdxl")
 
 
 def test_each_word_is_one_token(tokenizer: CLIPTokenizer) -> None:
@@ -82,18 +89,54 @@ def test_the_folder_loads_in_diffusers_and_paints(folder: Path) -> None:
         prompt="a red bottle on wood",
         image=torch.from_numpy(scene.image).permute(2, 0, 1)[None] / 255,
         mask_image=torch.from_numpy(~scene.product)[None, None].float(),
-        height=IMAGE_SIZE,
-        width=IMAGE_SIZE,
+        height=IMAGE_SIZES["sd15"],
+        width=IMAGE_SIZES["sd15"],
         num_inference_steps=2,
         generator=torch.Generator().manual_seed(0),
         output_type="np",
     )
-    assert result.images.shape == (1, IMAGE_SIZE, IMAGE_SIZE, 3) and np.isfinite(result.images).all()
+    assert result.images.shape == (1, 64, 64, 3) and np.isfinite(result.images).all()
 
 
-def test_the_folder_is_small_and_fp16_and_holds_no_pickle(folder: Path) -> None:
+def test_the_xl_folder_loads_in_diffusers_and_paints(xl_folder: Path) -> None:
+    pipeline = StableDiffusionXLInpaintPipeline.from_pretrained(xl_folder, local_files_only=True, add_watermarker=False)
+    pipeline.set_progress_bar_config(disable=True)
+    assert pipeline.unet.config.in_channels == 9 and pipeline.unet.config.addition_embed_type == "text_time"
+    widths = [encoder.config.hidden_size for encoder in (pipeline.text_encoder, pipeline.text_encoder_2)]
+    assert len(set(widths)) == 2 and sum(widths) == pipeline.unet.config.cross_attention_dim
+    assert pipeline.tokenizer_2.pad_token == "!" and len(pipeline.tokenizer) == len(pipeline.tokenizer_2)
+    hole = torch.zeros(1, 1, 128, 128)
+    hole[..., 64:, 64:] = 1
+    result = pipeline(
+        prompt="four photos",
+        image=torch.rand(1, 3, 128, 128),
+        mask_image=hole,
+        height=IMAGE_SIZES["sdxl"],
+        width=IMAGE_SIZES["sdxl"],
+        strength=1.0,
+        num_inference_steps=2,
+        guidance_scale=1.0,
+        output_type="np",
+    )
+    assert result.images.shape == (1, 128, 128, 3) and np.isfinite(result.images).all()
+
+
+def test_a_unet_begins_with_all_that_another_has_in_common() -> None:
+    torch.manual_seed(0)
+    other, unet = build_unet(), build_unet("sdxl")
+    own = {name: value.clone() for name, value in unet.state_dict().items()}
+    begun, known = begin_with(unet, other).state_dict(), other.state_dict()
+    kept = {name for name, value in begun.items() if (value == own[name]).all() and own[name].std() > 0}
+    assert kept and all(name.startswith("add_embedding") or ".attn2.to_" in name for name in kept)
+    for name in ("conv_in.weight", "mid_block.attentions.0.proj_in.weight"):  # the latter was a convolution
+        assert (begun[name].flatten() == known[name].flatten()).all()
+
+
+@pytest.mark.parametrize("which", ["folder", "xl_folder"])
+def test_the_folder_is_small_and_fp16_and_holds_no_pickle(which: str, request: pytest.FixtureRequest) -> None:
+    folder = request.getfixturevalue(which)
     files = [path for path in folder.rglob("*") if path.is_file()]
-    assert sum(path.stat().st_size for path in files) <= 16_000_000
+    assert sum(path.stat().st_size for path in files) <= 20_000_000
     assert {path.suffix for path in files} <= {".json", ".safetensors", ".txt"}
     for path in folder.rglob("*.safetensors"):
         with safe_open(path, "pt") as weights:
@@ -101,7 +144,7 @@ def test_the_folder_is_small_and_fp16_and_holds_no_pickle(folder: Path) -> None:
 
 
 def test_random_weights_are_a_function_of_the_seed(folder: Path, tmp_path: Path) -> None:
-    again = assemble(tmp_path)
+    again = assemble(tmp_path)  # SDXL's are made in the same way
     for path in folder.rglob("*.safetensors"):
         assert path.read_bytes() == (again / path.relative_to(folder)).read_bytes()
 
