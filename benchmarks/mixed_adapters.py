@@ -137,6 +137,7 @@ def rows_of(runner: UNetRunner, slots: Sequence[int]) -> list[DenoisingRow]:
                 guidance_scale=1.0,
                 latents_Chw=drawn(4, side, side),
                 clean_Chw=drawn(4, side, side),
+                earlier_Chw=drawn(4, side, side),
                 noise_Chw=drawn(4, side, side),
                 hole_1hw=torch.ones(1, side, side, device=base.device),
                 known_Chw=drawn(4, side, side),

@@ -20,7 +20,7 @@ from inpaint.models.prompts import Conditioning, unet_kwargs
 from inpaint.paint.crop import WorkingImage
 from inpaint.paint.request import PaintRequest
 
-_NEXT_PREVIOUS, _NEXT_NOISE = COLUMNS.index("next_previous"), COLUMNS.index("next_noise")
+_PREVIOUS, _EARLIER, _NOISE = (COLUMNS.index(f"next_{name}") for name in ("previous", "earlier", "noise"))
 
 Unet = Callable[..., Any]
 """A `UNet2DConditionModel`, or what it was compiled to."""
@@ -35,7 +35,9 @@ class DenoisingRow:
     """On the CPU; what the sampler draws comes from here."""
     latents_Chw: Tensor
     clean_Chw: Tensor
-    """The clean latents predicted by the step before; zeros at first."""
+    """The clean latents predicted by the call before; zeros at first."""
+    earlier_Chw: Tensor
+    """Those of the call before that."""
     noise_Chw: Tensor
     hole_1hw: Tensor
     known_Chw: Tensor
@@ -50,7 +52,7 @@ class DenoisingRow:
     uses: tuple[tuple[int, float], ...] = ()
     """(slot, weight) of the adapters painted with; the engine's."""
     step: int = 0
-    """Steps taken."""
+    """Steps taken: calls of the U-Net."""
 
     @property
     def left(self) -> int:
@@ -107,6 +109,7 @@ def start_rows(
                 generator=generator,
                 latents_Chw=path.start_clean * image_Chw + path.start_noise * noise_Chw,
                 clean_Chw=torch.zeros_like(noise_Chw),
+                earlier_Chw=torch.zeros_like(noise_Chw),
                 noise_Chw=noise_Chw,
                 hole_1hw=hole_B1hw[i],
                 known_Chw=posterior[len(whole) + i].sample(drawn_Chw) if is_nine else image_Chw,
@@ -147,6 +150,7 @@ class Batch:
         self._memory_format = memory_format
         self.latents_BChw = torch.stack([row.latents_Chw for row in rows])
         self.clean_BChw = torch.stack([row.clean_Chw for row in rows])
+        self._earlier_BChw = torch.stack([row.earlier_Chw for row in rows])
         self._known_BChw = torch.stack([row.known_Chw for row in rows])
         self._hole_B1hw = torch.stack([row.hole_1hw for row in rows])
         self._noise_BChw = torch.stack([row.noise_Chw for row in rows])
@@ -192,11 +196,18 @@ class Batch:
         times = np.array([row.trajectory.timesteps_S[row.step] for row in rows])
         table_BK, times_B = torch.from_numpy(lines).to(device), torch.from_numpy(times).to(device)
         output_BChw = self._predict(unet, table_BK, times_B)
-        previous = self.clean_BChw if lines[:, _NEXT_PREVIOUS].any() else None
-        noise = self._draw(np.flatnonzero(lines[:, _NEXT_NOISE]).tolist())
+        noise = self._draw(np.flatnonzero(lines[:, _NOISE]).tolist())
+        previous = self.clean_BChw
         self.latents_BChw, self.clean_BChw = step(
-            table_BK, output_BChw, self.latents_BChw, previous, noise, clip_range=self.schedule.clip_range
+            table_BK,
+            output_BChw,
+            self.latents_BChw,
+            previous if lines[:, _PREVIOUS].any() else None,
+            noise,
+            earlier=self._earlier_BChw if lines[:, _EARLIER].any() else None,
+            clip_range=self.schedule.clip_range,
         )
+        self._earlier_BChw = previous
         if self._known_UChw is None:
             known_BChw = column(table_BK, "known_clean", 4) * self._known_BChw
             known_BChw = known_BChw.addcmul_(column(table_BK, "known_noise", 4), self._noise_BChw)
@@ -224,13 +235,16 @@ class Batch:
             return None
         noise_BChw = torch.zeros(self.latents_BChw.shape)
         for i in drawing:
-            noise_BChw[i] = _normal(self.rows[i].generator, noise_BChw.shape[1:], self.base.dtype)
+            row = self.rows[i]
+            dtype = row.trajectory.noise_dtype or self.base.dtype
+            noise_BChw[i] = _normal(row.generator, noise_BChw.shape[1:], dtype)
         return noise_BChw.to(self.base.device)
 
     def split(self) -> None:
         """Hands each row its state back; the batch is done with."""
-        for row, latents_Chw, clean_Chw in zip(self.rows, self.latents_BChw, self.clean_BChw, strict=True):
-            row.latents_Chw, row.clean_Chw = latents_Chw, clean_Chw
+        for i, row in enumerate(self.rows):
+            row.latents_Chw, row.clean_Chw = self.latents_BChw[i], self.clean_BChw[i]
+            row.earlier_Chw = self._earlier_BChw[i]
 
 
 def _control(

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from inpaint.diffusion.ddpm import PixelSampling
-from inpaint.diffusion.samplers import Sampler, Trajectory, trajectory
+from inpaint.diffusion.noise_levels import StepSchedule
+from inpaint.diffusion.samplers import Sampler, Trajectory, check_schedule, trajectory
 from inpaint.diffusion.schedule import NoiseSchedule
 from inpaint.errors import InpaintError
 
@@ -23,6 +24,8 @@ class SamplingSettings:
 
     sampler: Sampler = Sampler.DDIM
     """Each equals the diffusers scheduler of its name."""
+    schedule: StepSchedule | None = None
+    """Which noise levels the steps visit; default: as the base's own scheduler says."""
     steps: int | None = None
     """Sampling steps at strength 1; default: what the base prefers, usually 25."""
     strength: float = 1.0
@@ -38,6 +41,10 @@ class SamplingSettings:
     """Pixels inside the hole over which the original fades into the painting."""
 
     def __post_init__(self) -> None:
+        # A receipt holds plain texts.
+        object.__setattr__(self, "sampler", Sampler(self.sampler))
+        object.__setattr__(self, "schedule", None if self.schedule is None else StepSchedule(self.schedule))
+        check_schedule(self.sampler, self.schedule)
         if self.steps is not None and self.steps < 1:
             raise InpaintError(f"steps {self.steps}: give at least 1")
         if self.size is not None and self.size < 1:
@@ -62,14 +69,15 @@ class SamplingSettings:
 
     @property
     def steps_taken(self) -> int:
-        """Denoising steps after `strength` has cut the first ones, as diffusers counts them. Resolved settings only."""
+        """Calls of the U-Net: of the steps that `strength` leaves, as in diffusers; Heun's method makes two in each but
+        the last. Resolved settings only."""
         assert self.steps is not None, "resolve the settings first"
-        return max(1, min(int(self.steps * self.strength), self.steps))
+        return self.sampler.calls(max(1, min(int(self.steps * self.strength), self.steps)))
 
     def trajectory(self, schedule: NoiseSchedule) -> Trajectory:
         """On a base's noise schedule; of resolved settings. Raises InpaintError for what it cannot be sampled with."""
         assert self.steps is not None, "resolve the settings first"
-        return trajectory(schedule, self.sampler, self.steps, self.strength)
+        return trajectory(schedule, self.sampler, self.steps, self.strength, self.schedule)
 
 
 def _check_guidance_and_feather(guidance_scale: float | None, feather: int) -> None:

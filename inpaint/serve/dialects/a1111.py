@@ -21,7 +21,8 @@ from inpaint.models.base import BaseInfo
 from inpaint.paint.crop import resize_hole
 from inpaint.paint.photos import Photo
 from inpaint.paint.request import WHOLE, SamplingSettings
-from inpaint.serve.dialects.a1111_info import SAMPLERS, check_checkpoint, info, infotext, probes_router
+from inpaint.serve.dialects.a1111_info import check_checkpoint, info, infotext, probes_router
+from inpaint.serve.dialects.a1111_samplers import SAMPLER_OF, SAMPLERS, SCHEDULE_OF, SCHEDULES, read_sampler
 from inpaint.serve.dialects.adapters import adapted, choose
 from inpaint.serve.dialects.painting import PaintCall, PaintEndpoint, TextFields, largest_size
 from inpaint.serve.http.body import JSON
@@ -33,14 +34,13 @@ from inpaint.serve.http.schema import LARGEST_SEED, Bounds, Fields, Upload, With
 
 _TAG = re.compile(r"\s*<(?:lora|lyco):([^<>]*)>", re.IGNORECASE)
 _ATTENTION = re.compile(r"\([^()]*:\s*[\d.]+\s*\)")
-_SAMPLER_OF = {name.casefold(): s for s, names in SAMPLERS.items() for name in (*names, str(s))}
 _HARMLESS: dict[str, tuple[Any, ...]] = {
     "initial_noise_multiplier": (1,), "image_cfg_scale": (1.5,), "styles": ([],), "subseed": (-1,),
     "subseed_strength": (0,), "seed_resize_from_h": (0, -1), "seed_resize_from_w": (0, -1), "restore_faces": (False,),
     "tiling": (False,), "do_not_save_samples": (False, True), "do_not_save_grid": (False, True),
     "save_images": (False,), "override_settings_restore_afterwards": (True, False), "eta": (0, 1), "s_churn": (0,),
     "s_tmax": (0,), "s_tmin": (0,), "s_noise": (1,), "s_min_uncond": (0,), "script_args": ([],),
-    "refiner_checkpoint": ("",), "disable_extra_networks": (False,), "scheduler": ("", "automatic", "Automatic"),
+    "refiner_checkpoint": ("",), "disable_extra_networks": (False,),
 }  # fmt: skip
 """Fields without effect here -> values that, beside null, have none in A1111 either; others are in `info.ignored`."""
 
@@ -60,9 +60,16 @@ def _one(value: Any) -> Any:
 
 
 def _served(value: str) -> str:
-    if value.casefold() not in _SAMPLER_OF:
+    if value.casefold() not in SAMPLER_OF:
         known = ", ".join(names[0] for names in SAMPLERS.values())
         raise PydanticCustomError("unknown_sampler", f"{shown(value)} is not served; give one of {known}")
+    return value
+
+
+def _scheduled(value: str) -> str:
+    if value.casefold() not in SCHEDULE_OF:
+        known = ", ".join(names[0] for names in SCHEDULES.values())
+        raise PydanticCustomError("unknown_scheduler", f"{shown(value)} is not served; give one of {known}")
     return value
 
 
@@ -107,6 +114,9 @@ class Img2ImgFields(TextFields):
     sampler_name: _SamplerName | None = None
     sampler_index: _SamplerName | None = None
     """Read where there is no sampler_name."""
+    scheduler: Annotated[str, AfterValidator(_scheduled)] | None = None
+    """Karras, Exponential, SGM Uniform, Uniform; Automatic: Karras for DPM++ 2M, Exponential for DPM++ 2M SDE, else
+    what the base says. One in the sampler's name ("DPM++ 2M Karras") comes first."""
     mask_blur: Annotated[float, Within(0, "max_feather")] = 4
     """A feather of so many pixels inside the hole: kept pixels stay as they are, where A1111 blurs across."""
     inpaint_full_res: bool = True
@@ -140,8 +150,10 @@ class Img2ImgFields(TextFields):
 
     def sampling(self, largest: int) -> SamplingSettings:
         """As the painter has them. Args: largest: working size that is still served; beyond, the base's own."""
+        sampler, schedule = read_sampler(self.sampler_name or self.sampler_index or "Euler", self.scheduler or "")
         return SamplingSettings(
-            sampler=_SAMPLER_OF[(self.sampler_name or self.sampler_index or "euler").casefold()],
+            sampler=sampler,
+            schedule=schedule,
             steps=self.steps,
             strength=self.denoising_strength,
             guidance_scale=self.cfg_scale,
@@ -262,6 +274,9 @@ def _ignored(fields: Img2ImgFields, prompt: str, base: BaseInfo) -> list[str]:
     strange = [ascii(name)[1:-1][:60] for name in names]
     if _ATTENTION.search(prompt):
         strange.append("(word:weight) in the prompt: read as plain text")
+    named = SAMPLER_OF[(fields.sampler_name or fields.sampler_index or "Euler").casefold()][1]
+    if named is not None and SCHEDULE_OF[(fields.scheduler or "").casefold()] not in (None, named):
+        strange.append(f"scheduler: the sampler's name says {SCHEDULES[named][0]}")
     if fields.inpainting_fill != 1 and fields.denoising_strength < 1:
         strange.append(f"inpainting_fill {fields.inpainting_fill}: painted as 1 (original)")
     if fields.side > largest_size(base):

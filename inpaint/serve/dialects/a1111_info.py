@@ -7,9 +7,9 @@ from fastapi import APIRouter
 from pydantic import ConfigDict
 from starlette.requests import Request
 
-from inpaint.diffusion.samplers import Sampler
 from inpaint.errors import InpaintError
 from inpaint.models.base import BaseInfo
+from inpaint.serve.dialects.a1111_samplers import SAMPLERS, SCHEDULES, listed_samplers, listed_schedules
 from inpaint.serve.dialects.adapters import unknown
 from inpaint.serve.dialects.painting import PaintCall
 from inpaint.serve.http.body import parse_json
@@ -17,15 +17,6 @@ from inpaint.serve.http.errors import bad
 from inpaint.serve.http.receipt import read_infotext
 from inpaint.serve.http.schema import Fields, Upload, read_fields
 from inpaint.serve.service import Service
-
-SAMPLERS: dict[Sampler, tuple[str, ...]] = {
-    Sampler.DDIM: ("DDIM", "ddim"),
-    Sampler.EULER: ("Euler", "k_euler"),
-    Sampler.EULER_ANCESTRAL: ("Euler a", "k_euler_a", "k_euler_ancestral"),
-    Sampler.DPMPP_2M: ("DPM++ 2M", "k_dpmpp_2m"),
-    Sampler.LCM: ("LCM", "k_lcm"),
-}
-"""Our samplers -> A1111's name, then its aliases."""
 
 
 def infotext(call: PaintCall[Any], seed: int) -> str:
@@ -36,6 +27,7 @@ def infotext(call: PaintCall[Any], seed: int) -> str:
     pairs = {
         "Steps": sampling.steps,
         "Sampler": SAMPLERS[sampling.sampler][0],
+        "Schedule type": SCHEDULES[sampling.schedule][0],
         "CFG scale": f"{sampling.guidance_scale:g}",
         "Seed": seed,
         "Size": f"{width}x{height}",
@@ -63,7 +55,8 @@ def info(call: PaintCall[Any]) -> dict[str, Any]:
         "seed": request.seed, "all_seeds": seeds,
         "subseed": request.seed, "all_subseeds": seeds, "subseed_strength": 0,
         "width": width, "height": height,
-        "sampler_name": SAMPLERS[sampling.sampler][0], "cfg_scale": sampling.guidance_scale, "steps": sampling.steps,
+        "sampler_name": SAMPLERS[sampling.sampler][0], "scheduler": SCHEDULES[sampling.schedule][0],
+        "cfg_scale": sampling.guidance_scale, "steps": sampling.steps,
         "restore_faces": False, "face_restoration_model": None,
         "sd_model_name": receipt.base, "sd_model_hash": receipt.base_revision[:10],
         "denoising_strength": sampling.strength,
@@ -99,9 +92,8 @@ _NOTHING: dict[str, Any] = {
     "upscalers": [{"name": "None", "model_name": None, "model_path": None, "model_url": None, "scale": 4.0}],
     "cmd-flags": {},
     "memory": {"ram": {}, "cuda": {}},
-    "schedulers": [
-        {"name": "automatic", "label": "Automatic", "aliases": None, "default_rho": -1.0, "need_inner_model": False}
-    ],
+    "samplers": listed_samplers(),
+    "schedulers": listed_schedules(),
     "progress": {
         "progress": 0.0, "eta_relative": 0.0, "current_image": None,
         "state": {"skipped": False, "interrupted": False, "job": "", "job_count": 0, "sampling_step": 0},
@@ -129,10 +121,6 @@ def probes_router(service: Service) -> APIRouter:
         routes.add_api_route(f"/{name}", partial(_same, answer), methods=["GET"], include_in_schema=False)
     for name in _NO_OPERATION:
         routes.add_api_route(f"/{name}", partial(_same, {}), methods=["POST"], include_in_schema=False)
-
-    @routes.get("/samplers")
-    async def samplers() -> list[dict[str, Any]]:
-        return [{"name": names[0], "aliases": list(names[1:]), "options": {}} for names in SAMPLERS.values()]
 
     @routes.get("/sd-models")
     async def models() -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import numpy as np
 
+from inpaint.diffusion.noise_levels import StepSchedule
 from inpaint.diffusion.samplers import Sampler
 from inpaint.models.base import BaseInfo
 from inpaint.paint.photos import Photo
@@ -47,6 +48,8 @@ class PaintFields(TextFields, PictureFields):
     """Up to 1 there is none; default: the base's."""
     sampler: Sampler = Sampler.DDIM
     """How noise becomes a picture."""
+    schedule: StepSchedule | None = None
+    """Which noise levels the steps visit; default: the base's."""
     strength: Annotated[float, Within(0, 1, above=True)] = 1.0
     """1 forgets what was in the hole, less keeps its layout."""
     padding: Annotated[int | Literal["whole"], Within(0, "max_padding")] | None = None

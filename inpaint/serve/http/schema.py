@@ -196,11 +196,11 @@ def _filled_in(node: Any, definitions: Mapping[str, Any], limits: Bounds, file: 
         return [_filled_in(one, definitions, limits, file) for one in node]
     if not isinstance(node, dict):
         return node
-    if "$ref" in node:
-        node = {**definitions[node["$ref"].rpartition("/")[2]], **{k: v for k, v in node.items() if k != "$ref"}}
     given = [one for one in node.get("anyOf", ()) if one != {"type": "null"}]
     if len(given) == 1:
         node = {**given[0], **{key: value for key, value in node.items() if key not in ("anyOf", "default")}}
+    if "$ref" in node:
+        node = {**definitions[node["$ref"].rpartition("/")[2]], **{k: v for k, v in node.items() if k != "$ref"}}
     if node.get("format") == "binary":
         node = {**{key: value for key, value in node.items() if key != "format"}, **file}
     return {

@@ -5,28 +5,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import (
-    DDIMScheduler,
-    DPMSolverMultistepScheduler,
-    EulerAncestralDiscreteScheduler,
-    EulerDiscreteScheduler,
-    LCMScheduler,
-)
 from PIL import Image
 
-from inpaint.diffusion.samplers import Sampler
 from inpaint.paint.request import PaintRequest, SamplingSettings
+from tests.schedulers import diffusers_scheduler
 from tests.tiny import SIZE
 
 TOLERANCE = 1e-3
 """Between our pictures and those of diffusers, in [0, 1]."""
-SCHEDULERS = {
-    Sampler.DDIM: DDIMScheduler,
-    Sampler.EULER: EulerDiscreteScheduler,
-    Sampler.EULER_ANCESTRAL: EulerAncestralDiscreteScheduler,
-    Sampler.DPMPP_2M: DPMSolverMultistepScheduler,
-    Sampler.LCM: LCMScheduler,
-}
 _SAMPLING = {field.name for field in fields(SamplingSettings)}
 
 
@@ -57,7 +43,7 @@ def request(seed: int = 0, height: int = SIZE, width: int = SIZE, **settings: ob
 def painted_by_diffusers(pipeline: Any, wanted: PaintRequest, **more: object) -> np.ndarray:
     """float32 in [0, 1], before paste-back, with the base's own schedule."""
     own = pipeline.scheduler
-    pipeline.scheduler = SCHEDULERS[wanted.sampling.sampler].from_config(own.config)
+    pipeline.scheduler = diffusers_scheduler(own.config, wanted.sampling.sampler, wanted.sampling.schedule)
     try:
         return pipeline(
             prompt=wanted.prompt,

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from inpaint.diffusion.noise_levels import StepSchedule
 from inpaint.diffusion.samplers import Sampler
 from inpaint.errors import InpaintError
 from inpaint.paint.crop import working_shape_of
@@ -35,6 +36,21 @@ def test_every_sampler_and_strength_paints_as_diffusers(pipelines, tiny_bases, n
     assert np.abs(ours - theirs).max() <= TOLERANCE
 
 
+@pytest.mark.parametrize(
+    ("sampler", "schedule"),
+    [
+        (Sampler.DPMPP_2M, StepSchedule.KARRAS),
+        (Sampler.EULER, StepSchedule.EXPONENTIAL),
+        (Sampler.HEUN, StepSchedule.KARRAS),
+        (Sampler.UNIPC, StepSchedule.SGM_UNIFORM),
+    ],
+)
+def test_schedules_paint_as_diffusers(pipelines, tiny_bases, sampler, schedule):
+    wanted = request(4, sampler=sampler, schedule=schedule, strength=0.7, steps=6)
+    (ours,) = Painter(tiny_bases["sd4"]).paint_raw([wanted])
+    assert np.abs(ours - painted_by_diffusers(pipelines["sd4"], wanted)).max() <= TOLERANCE
+
+
 def test_samplers_and_strengths_differ(tiny_bases):
     # Else equality with diffusers would say little. (Euler and DDIM are the same method in other coordinates.)
     wanted = [request(4, sampler=sampler, steps=6) for sampler in Sampler if sampler != Sampler.EULER]
@@ -55,6 +71,9 @@ def test_a_picture_does_not_depend_on_what_shares_its_batch(tiny_bases, name):
         request(7, sampler=Sampler.DPMPP_2M, steps=6),
         request(8, sampler=Sampler.EULER_ANCESTRAL, strength=0.7),
         request(9, sampler=Sampler.LCM, guidance_scale=1.0),
+        request(10, sampler=Sampler.HEUN, schedule=StepSchedule.KARRAS, steps=4),
+        request(11, sampler=Sampler.UNIPC, steps=6),
+        request(12, sampler=Sampler.DPMPP_2M_SDE, schedule=StepSchedule.EXPONENTIAL),
     ]
     painter = Painter(tiny_bases[name], max_batch=3)
     together = painter.paint_raw(requests)

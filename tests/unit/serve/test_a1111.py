@@ -10,6 +10,7 @@ import pytest
 import webuiapi
 from PIL import Image
 
+from inpaint.diffusion.noise_levels import StepSchedule
 from inpaint.diffusion.samplers import Sampler
 from inpaint.paint.request import SamplingSettings
 from inpaint.serve.http.receipt import read_infotext, read_receipt
@@ -83,7 +84,14 @@ def test_settings_reach_the_order_under_our_names(api, service):
     request = service.orders[0].request
     assert (request.seed, request.negative_prompt) == (7, "text")
     assert request.sampling == SamplingSettings(
-        steps=9, guidance_scale=4.5, strength=0.5, sampler=Sampler.DPMPP_2M, feather=6, padding=11, size=96
+        steps=9,
+        guidance_scale=4.5,
+        strength=0.5,
+        sampler=Sampler.DPMPP_2M,
+        schedule=StepSchedule.KARRAS,
+        feather=6,
+        padding=11,
+        size=96,
     )
 
 
@@ -107,16 +115,45 @@ def test_seed_minus_one_is_random_and_told(api, service):
 
 
 def test_an_unknown_sampler_is_refused_with_the_list(api, service):
-    with pytest.raises(RuntimeError, match=r"DDIM, Euler, Euler a, DPM\+\+ 2M, LCM"):
+    with pytest.raises(RuntimeError, match=r"DDIM, Euler, Euler a, Heun, DPM\+\+ 2M, DPM\+\+ 2M SDE, UniPC, LCM"):
         img2img(api, sampler_name="PLMS")
+    with pytest.raises(RuntimeError, match=r"Automatic, Uniform, Karras, Exponential, SGM Uniform"):
+        img2img(api, scheduler="Beta")
+    with pytest.raises(RuntimeError, match="schedule karras: sampler ddim"):
+        img2img(api, sampler_name="DDIM", scheduler="Karras")
     assert not service.orders
+
+
+@pytest.mark.parametrize(
+    ("name", "scheduler", "sampler", "schedule"),
+    [
+        ("DPM++ 2M Karras", "automatic", Sampler.DPMPP_2M, StepSchedule.KARRAS),
+        ("DPM++ 2M SDE Exponential", "Exponential", Sampler.DPMPP_2M_SDE, StepSchedule.EXPONENTIAL),
+        ("k_dpmpp_2m_ka", "", Sampler.DPMPP_2M, StepSchedule.KARRAS),
+        ("DPM++ 2M", "SGM Uniform", Sampler.DPMPP_2M, StepSchedule.SGM_UNIFORM),
+        ("DPM++ 2M SDE", "Automatic", Sampler.DPMPP_2M_SDE, StepSchedule.EXPONENTIAL),
+        ("unipc", "karras", Sampler.UNIPC, StepSchedule.KARRAS),
+        ("Heun", "uniform", Sampler.HEUN, StepSchedule.UNIFORM),
+        ("Euler a", "Automatic", Sampler.EULER_ANCESTRAL, None),
+    ],
+)
+def test_schedules_by_their_field_and_in_the_samplers_name(api, service, name, scheduler, sampler, schedule):
+    result = img2img(api, sampler_name=name, scheduler=scheduler)
+    sampling = service.orders[0].request.sampling
+    assert (sampling.sampler, sampling.schedule) == (sampler, schedule)
+    assert f"Schedule type: {result.info['scheduler']}, " in result.info["infotexts"][0]
+
+
+def test_a_schedule_that_the_samplers_name_overrules_is_named(api, service):
+    result = img2img(api, sampler_name="DPM++ 2M Karras", scheduler="Exponential")
+    assert "scheduler: the sampler's name says Karras" in result.info["ignored"]
 
 
 def test_what_has_no_effect_is_listed(api, service):
     plain = img2img(api, inpainting_fill=1)
     assert plain.info["ignored"] == ["width, height: far from what the base was trained at, painted at 64"]
-    result = img2img(api, restore_faces=True, tiling=True, styles=["noir"], inpainting_fill=2, scheduler="karras")
-    for name in ("restore_faces", "tiling", "styles", "inpainting_fill 2", "scheduler"):
+    result = img2img(api, restore_faces=True, tiling=True, styles=["noir"], inpainting_fill=2)
+    for name in ("restore_faces", "tiling", "styles", "inpainting_fill 2"):
         assert any(name in ignored for ignored in result.info["ignored"])
 
 
@@ -149,8 +186,8 @@ def test_pictures_carry_a1111s_parameters_and_our_receipt(api, service, running)
 
 
 def test_what_clients_probe_is_there(api):
-    assert api.util_get_sampler_names() == sorted(["DDIM", "Euler", "Euler a", "DPM++ 2M", "LCM"])
-    assert api.util_get_scheduler_names() == ["automatic"]
+    assert {"DDIM", "DPM++ 2M", "DPM++ 2M SDE", "Heun", "UniPC"} < set(api.util_get_sampler_names())
+    assert {"automatic", "karras", "exponential", "sgm_uniform"} < set(api.util_get_scheduler_names())
     assert api.util_get_model_names() == [f"toy [{BASE.revision[:10]}]"]
     assert api.util_get_current_model() == f"toy [{BASE.revision[:10]}]"
     api.util_set_model("toy")

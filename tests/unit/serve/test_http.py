@@ -76,7 +76,8 @@ def test_everything_reaches_the_order(client, service):
         "n": 2,
         "steps": 3,
         "guidance_scale": 2.5,
-        "sampler": "lcm",
+        "sampler": "heun",
+        "schedule": "karras",
         "strength": 0.5,
         "size": 96,
         "padding": 5,
@@ -91,7 +92,17 @@ def test_everything_reaches_the_order(client, service):
     assert [(use.name, use.weight) for use in order.adapters] == [("CDP_FOOD", 0.5), ("home", 1.0)]
     assert order.request.prompt == "CDP_SOFA background, CDP_FOOD background, table"
     assert order.timeout_s == 12.5
-    for name in ("negative_prompt", "steps", "guidance_scale", "sampler", "strength", "size", "padding", "feather"):
+    for name in (
+        "negative_prompt",
+        "steps",
+        "guidance_scale",
+        "sampler",
+        "schedule",
+        "strength",
+        "size",
+        "padding",
+        "feather",
+    ):
         assert {**vars(order.request), **vars(order.request.sampling)}[name] == body[name]
 
 
@@ -417,7 +428,7 @@ def test_every_field_of_our_own_dialect_is_documented(client):
     content = paths["/paint"]["post"]["requestBody"]["content"]
     fields = content["multipart/form-data"]["schema"]["properties"]
     assert fields.keys() == content["application/json"]["schema"]["properties"].keys()
-    values = {"answer": "json", "adapters": "CDP_FOOD", "timeout_s": "9"}
+    values = {"answer": "json", "adapters": "CDP_FOOD", "timeout_s": "9", "schedule": "uniform"}
     for name, schema in fields.items():
         assert schema["description"], name
         value = values.get(name, str(schema.get("default", schema.get("minimum"))))

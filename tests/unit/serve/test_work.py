@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from inpaint.diffusion.samplers import Sampler
 from inpaint.paint.request import PaintRequest
 from inpaint.serve.admission import Admission, AdmissionSettings, Capacity, work_of
 from inpaint.serve.deployments.router import TRIED_ON, AdapterRouter, PainterLoad, cost_of
@@ -31,6 +32,7 @@ def request(*, side: int = 64, hole: tuple[slice, slice] = np.s_[16:48, 16:48], 
         ({"steps": 40}, 40),
         ({"guidance_scale": 3.0}, 40),
         ({"strength": 0.5}, 10),
+        ({"strength": 0.5, "sampler": Sampler.HEUN}, 19),
         ({"strength": 0.001}, 1),
         ({"size": 128}, 80),
         ({"side": 640}, 20),
