@@ -15,7 +15,7 @@ from PIL import Image
 
 from inpaint.data.holes import cover
 from inpaint.paint.paste import paste_back
-from inpaint.paint.request import WHOLE, PaintRequest
+from inpaint.paint.request import WHOLE, PaintRequest, Start
 
 if TYPE_CHECKING:  # a DDPM and HTTP start sooner without diffusers
     from inpaint.models.base import BaseInfo
@@ -98,6 +98,8 @@ def working_image(info: "BaseInfo", request: PaintRequest) -> WorkingImage:
     window = window_of(info, request)
     shape = working_shape_of(info, request, window)
     image, hole = resize_image(request.image[window], shape), resize_hole(request.hole[window], shape)
+    if request.sampling.start == Start.SURROUNDINGS and request.sampling.strength < 1:
+        image = filled(image, hole)
     control = None if request.control is None else resize_image(request.control.image[window], shape)
     return WorkingImage(window, image, hole, control)
 
@@ -133,6 +135,34 @@ def resize_image(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
 def resize_hole(hole: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     """Nothing of the hole is lost, however small it becomes; as in training."""
     return hole if hole.shape == shape else cover(hole, shape)
+
+
+def filled(image: np.ndarray, hole: np.ndarray) -> np.ndarray:
+    """The image with its hole filled from around it, ever more blurred towards its middle; push-pull (Gortler et al.
+    1996, "The Lumigraph"). Without anything kept it is as it was."""
+    if hole.all():
+        return image
+    colours_HW3 = _pull(np.where(hole[..., None], 0, image).astype(np.float32), (~hole).astype(np.float32))
+    return np.where(hole[..., None], np.rint(colours_HW3).clip(0, 255).astype(np.uint8), image)
+
+
+def _pull(colours_HW3: np.ndarray, known_HW: np.ndarray) -> np.ndarray:
+    """Colours everywhere, of those that are known in part (0 to 1); unknown ones are 0."""
+    height, width = known_HW.shape
+    if height * width == 1:
+        return colours_HW3
+    padding = ((0, height % 2), (0, width % 2))
+    weighed = np.pad(colours_HW3 * known_HW[..., None], (*padding, (0, 0)))
+    high, wide = weighed.shape[0] // 2, weighed.shape[1] // 2
+    sums = weighed.reshape(high, 2, wide, 2, 3).sum((1, 3))
+    weights = np.pad(known_HW, padding).reshape(high, 2, wide, 2).sum((1, 3))
+    coarse = _pull(sums / np.maximum(weights, 1e-6)[..., None], weights.clip(max=1))
+    channels = [
+        Image.fromarray(coarse[..., i]).resize((2 * wide, 2 * high), Image.Resampling.BILINEAR) for i in range(3)
+    ]
+    smooth = np.dstack([np.asarray(channel) for channel in channels])[:height, :width]
+    share = known_HW[..., None]
+    return share * colours_HW3 + (1 - share) * smooth
 
 
 def batches_of(kinds: Sequence[Hashable], most: int) -> Iterator[list[int]]:

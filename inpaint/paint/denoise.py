@@ -18,7 +18,7 @@ from inpaint.models.base import Base
 from inpaint.models.latents import encode, masked, shrink_hole, unet_input
 from inpaint.models.prompts import Conditioning, unet_kwargs
 from inpaint.paint.crop import WorkingImage
-from inpaint.paint.request import PaintRequest
+from inpaint.paint.request import PaintRequest, Start
 
 _PREVIOUS, _EARLIER, _NOISE = (COLUMNS.index(f"next_{name}") for name in ("previous", "earlier", "noise"))
 
@@ -97,6 +97,10 @@ def start_rows(
         if i in whole:
             image_Chw = posterior[whole.index(i)].sample(draw(generator, vae_dtype))
         noise_Chw = draw(generator, base.dtype)
+        start_Chw = image_Chw
+        if request.sampling.start in (Start.NOISE, Start.NOTHING):
+            in_hole_Chw = noise_Chw if request.sampling.start == Start.NOISE else torch.zeros_like(noise_Chw)
+            start_Chw = torch.lerp(image_Chw, in_hole_Chw, hole_B1hw[i])
         # A 4-channel pipeline encodes the masked image for nothing, but draws for it.
         drawn_Chw = draw(generator, vae_dtype)
         control = None
@@ -107,7 +111,7 @@ def start_rows(
             DenoisingRow(
                 trajectory=path,
                 generator=generator,
-                latents_Chw=path.start_clean * image_Chw + path.start_noise * noise_Chw,
+                latents_Chw=path.start_clean * start_Chw + path.start_noise * noise_Chw,
                 clean_Chw=torch.zeros_like(noise_Chw),
                 earlier_Chw=torch.zeros_like(noise_Chw),
                 noise_Chw=noise_Chw,

@@ -1,6 +1,7 @@
 """What one is asked to paint: a photo, its hole, and how; plain values that travel between processes."""
 
 from dataclasses import dataclass, field, replace
+from enum import StrEnum
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -18,6 +19,19 @@ WHOLE: Literal["whole"] = "whole"
 """As padding: the whole photo is seen, however large."""
 
 
+class Start(StrEnum):
+    """What the hole is filled with before noise is added; at strength 1 the noise leaves nothing of it."""
+
+    ORIGINAL = "original"
+    """The photo itself."""
+    SURROUNDINGS = "surroundings"
+    """What is around the hole, ever more blurred towards its middle."""
+    NOISE = "noise"
+    """The noise itself, once more."""
+    NOTHING = "nothing"
+    """Latents of zero."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class SamplingSettings:
     """How a base paints a hole; None stands for what the base prefers (`resolved`)."""
@@ -30,6 +44,8 @@ class SamplingSettings:
     """Sampling steps at strength 1; default: what the base prefers, usually 25."""
     strength: float = 1.0
     """Share of the noise that the hole starts from: 1 forgets what was there, less keeps its layout; in (0, 1]."""
+    start: Start = Start.ORIGINAL
+    """What the hole starts from beside noise, below strength 1."""
     guidance_scale: float | None = None
     """Classifier-free guidance; up to 1 there is none, which halves the cost. Default: the base's, usually 7.5."""
     size: int | None = None

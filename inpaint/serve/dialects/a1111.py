@@ -1,13 +1,16 @@
 """AUTOMATIC1111's `POST /sdapi/v1/img2img`, as its clients send it; the fields say what each does here.
 
-Extensions are refused; other fields that have no effect are named in `info.ignored`. `/interrupt` and `/skip` do
-nothing: they would stop another client's picture. Close the connection instead. Sources: the public API schema of A1111
-and Forge, and what the client `webuiapi` sends.
+Extensions are refused; other fields that have no effect are named in `info.ignored`. `/progress` and `/interrupt`
+are about the client's own requests (`a1111_tasks`); what an interrupted request has finished is its answer. Sources:
+the public API schema of A1111 and Forge, and what the client `webuiapi` sends.
 """
 
+import asyncio
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import replace
 from typing import Annotated, Any
 
 import numpy as np
@@ -20,20 +23,28 @@ from starlette.responses import JSONResponse, Response
 from inpaint.models.base import BaseInfo
 from inpaint.paint.crop import resize_hole
 from inpaint.paint.photos import Photo
-from inpaint.paint.request import WHOLE, SamplingSettings
+from inpaint.paint.request import WHOLE, SamplingSettings, Start
 from inpaint.serve.dialects.a1111_info import check_checkpoint, info, infotext, probes_router
 from inpaint.serve.dialects.a1111_samplers import SAMPLER_OF, SAMPLERS, SCHEDULE_OF, SCHEDULES, read_sampler
+from inpaint.serve.dialects.a1111_tasks import Task, Tasks, tasks_router
 from inpaint.serve.dialects.adapters import adapted, choose
 from inpaint.serve.dialects.painting import PaintCall, PaintEndpoint, TextFields, largest_size
 from inpaint.serve.http.body import JSON
 from inpaint.serve.http.endpoint import Picture
 from inpaint.serve.http.errors import Dialect, Problem, bad, shown
 from inpaint.serve.http.images import decode_photo, read_hole
+from inpaint.serve.http.limits import HttpSettings
 from inpaint.serve.http.receipt import Encoding
-from inpaint.serve.http.schema import LARGEST_SEED, Bounds, Fields, Upload, Within, read_fields
+from inpaint.serve.http.resources import Record
+from inpaint.serve.http.schema import LARGEST_SEED, Bounds, Fields, Upload, Within, Word, read_fields
+from inpaint.serve.service import Painted, Service
 
 _TAG = re.compile(r"\s*<(?:lora|lyco):([^<>]*)>", re.IGNORECASE)
 _ATTENTION = re.compile(r"\([^()]*:\s*[\d.]+\s*\)")
+_STARTS = (Start.SURROUNDINGS, Start.ORIGINAL, Start.NOISE, Start.NOTHING)
+"""By `inpainting_fill`."""
+_PREVIEWS = 4
+"""Of each picture of a request that will be followed; each costs its decoding."""
 _HARMLESS: dict[str, tuple[Any, ...]] = {
     "initial_noise_multiplier": (1,), "image_cfg_scale": (1.5,), "styles": ([],), "subseed": (-1,),
     "subseed_strength": (0,), "seed_resize_from_h": (0, -1), "seed_resize_from_w": (0, -1), "restore_faces": (False,),
@@ -126,8 +137,10 @@ class Img2ImgFields(TextFields):
     height: Annotated[int, Within("size_multiple", "max_side")] | None = None
     resize_mode: Annotated[int, Within(0, 3)] = 0
     """Only 0 (stretch), where the aspect changes."""
-    inpainting_fill: Annotated[int, Within(0, 3)] = 1
-    """Below strength 1 all are painted as 1 (original)."""
+    inpainting_fill: Annotated[int, Within(0, 3)] = 0
+    """What the hole starts from: 0 its surroundings, blurred; 1 the original; 2 latent noise; 3 latent nothing."""
+    force_task_id: Word = ""
+    """Names the request, for `/progress` and `/interrupt`; it is then shown in more steps."""
     override_settings: dict[str, Any] | None = None
     """`sd_model_checkpoint` must be the base; others have no effect."""
     script_name: _Scripts = None
@@ -156,6 +169,7 @@ class Img2ImgFields(TextFields):
             schedule=schedule,
             steps=self.steps,
             strength=self.denoising_strength,
+            start=_STARTS[self.inpainting_fill],
             guidance_scale=self.cfg_scale,
             size=self.side if 0 < self.side <= largest else None,
             padding=self.inpaint_full_res_padding if self.inpaint_full_res else WHOLE,
@@ -182,6 +196,10 @@ class Img2ImgEndpoint(PaintEndpoint[Img2ImgFields]):
     answers = ("application/json",)
     n_field = "batch_size"
 
+    def __init__(self, settings: HttpSettings, service: Service) -> None:
+        super().__init__(settings, service)
+        self.tasks = Tasks()
+
     def read(self, fields: Img2ImgFields) -> PaintCall[Img2ImgFields]:
         """Names first, then pictures."""
         settings, base = self.settings, self.base
@@ -197,7 +215,7 @@ class Img2ImgEndpoint(PaintEndpoint[Img2ImgFields]):
         photo = decode_photo(fields.init_images, "init_images", settings, base.size_multiple)
         hole = self._hole(fields, photo)
         shape = self._shape(fields, hole.shape)
-        return self.call(
+        call = self.call(
             fields,
             prompt=prompt,
             adapters=adapters,
@@ -209,6 +227,7 @@ class Img2ImgEndpoint(PaintEndpoint[Img2ImgFields]):
             encoding=Encoding(compress_level=settings.png_compress_level),
             warnings=_ignored(fields, prompt, base),
         )
+        return replace(call, previews=_PREVIEWS) if fields.force_task_id else call
 
     def _hole(self, fields: Img2ImgFields, photo: Photo) -> np.ndarray:
         if fields.mask is not None:
@@ -234,10 +253,30 @@ class Img2ImgEndpoint(PaintEndpoint[Img2ImgFields]):
             raise bad("width", message, "out_of_range")
         return height, width
 
+    async def submit(self, call: PaintCall[Img2ImgFields], record: Record) -> AsyncGenerator[Picture, None]:
+        """The pictures when all are done, or those that are when the client stops it."""
+        done: list[Picture] = []
+        stop = asyncio.timeout(None)
+        name = call.fields.force_task_id or record.id
+        with self.tasks.running(Task(id=name, key=record.key, call=call, stop=stop)) as task:
+            try:
+                # No picture leaves from inside: what is done with it would be stopped, too.
+                async with stop, aclosing(super().submit(call, record)) as pictures:
+                    async for picture in pictures:
+                        task.show(picture)
+                        if isinstance(picture.about, Painted):
+                            done.append(picture)
+            except TimeoutError:
+                if not stop.expired():
+                    raise
+        for picture in done:
+            yield picture
+
     def add_to(self, app: FastAPI) -> None:
         """And what clients ask before and beside painting."""
         super().add_to(app)
         app.include_router(probes_router(self.service))
+        app.include_router(tasks_router(self.tasks))
 
     def infotext(self, call: PaintCall[Img2ImgFields], seed: int) -> str:
         return infotext(call, seed)
@@ -249,7 +288,7 @@ class Img2ImgEndpoint(PaintEndpoint[Img2ImgFields]):
         told = {
             "images": [one.base64 for one in pictures] if fields.send_images else [],
             "parameters": {**parameters, "init_images": None, "mask": None},
-            "info": json.dumps({**info(call), "batch_size": fields.batch_size}),
+            "info": json.dumps({**info(call, [one.number for one in pictures]), "batch_size": fields.batch_size}),
         }
         return JSONResponse(told)
 
@@ -277,8 +316,6 @@ def _ignored(fields: Img2ImgFields, prompt: str, base: BaseInfo) -> list[str]:
     named = SAMPLER_OF[(fields.sampler_name or fields.sampler_index or "Euler").casefold()][1]
     if named is not None and SCHEDULE_OF[(fields.scheduler or "").casefold()] not in (None, named):
         strange.append(f"scheduler: the sampler's name says {SCHEDULES[named][0]}")
-    if fields.inpainting_fill != 1 and fields.denoising_strength < 1:
-        strange.append(f"inpainting_fill {fields.inpainting_fill}: painted as 1 (original)")
     if fields.side > largest_size(base):
         strange.append(f"width, height: far from what the base was trained at, painted at {base.default_size}")
     if fields.resize_mode and fields.inpaint_full_res:

@@ -1,5 +1,6 @@
 """What A1111's clients are told: of each picture (infotext, `info`), and what they ask before and beside painting."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -44,14 +45,14 @@ def infotext(call: PaintCall[Any], seed: int) -> str:
     return f"{request.prompt}{tags}{negative}\n" + ", ".join(f"{name}: {value}" for name, value in pairs.items())
 
 
-def info(call: PaintCall[Any]) -> dict[str, Any]:
-    """What an answer's `info` says, before it is written as JSON."""
+def info(call: PaintCall[Any], numbers: Sequence[int]) -> dict[str, Any]:
+    """What an answer's `info` says, before it is written as JSON. Args: numbers: of the pictures that were painted."""
     request, receipt, sampling = call.request, call.receipt, call.request.sampling
-    seeds = [request.seed + number for number in range(call.n)]
+    seeds = [request.seed + number for number in numbers]
     height, width = request.hole.shape
     return {
-        "prompt": request.prompt, "all_prompts": [request.prompt] * call.n,
-        "negative_prompt": request.negative_prompt, "all_negative_prompts": [request.negative_prompt] * call.n,
+        "prompt": request.prompt, "all_prompts": [request.prompt] * len(seeds),
+        "negative_prompt": request.negative_prompt, "all_negative_prompts": [request.negative_prompt] * len(seeds),
         "seed": request.seed, "all_seeds": seeds,
         "subseed": request.seed, "all_subseeds": seeds, "subseed_strength": 0,
         "width": width, "height": height,
@@ -66,6 +67,7 @@ def info(call: PaintCall[Any]) -> dict[str, Any]:
         "ignored": list(call.warnings),
         "adapters": [vars(use) for use in receipt.adapters],
         "kept_pixels_changed": 0,
+        "interrupted": len(seeds) < call.n,
     }  # fmt: skip
 
 
@@ -94,15 +96,10 @@ _NOTHING: dict[str, Any] = {
     "memory": {"ram": {}, "cuda": {}},
     "samplers": listed_samplers(),
     "schedulers": listed_schedules(),
-    "progress": {
-        "progress": 0.0, "eta_relative": 0.0, "current_image": None,
-        "state": {"skipped": False, "interrupted": False, "job": "", "job_count": 0, "sampling_step": 0},
-        "textinfo": "requests are painted side by side: there is no one progress; POST /paint streams its own",
-    },
 }  # fmt: skip
 """GETs whose answer is always the same."""
 
-_NO_OPERATION = ("interrupt", "skip", "refresh-checkpoints", "refresh-loras", "refresh-vae", "refresh-embeddings")
+_NO_OPERATION = ("skip", "refresh-checkpoints", "refresh-loras", "refresh-vae", "refresh-embeddings")
 """POSTs that clients make and that must not change anything here."""
 
 
@@ -115,7 +112,7 @@ class PngInfoFields(Fields):
 
 
 def probes_router(service: Service) -> APIRouter:
-    """The paths under /sdapi/v1 beside img2img."""
+    """The paths under /sdapi/v1 that say what is served."""
     routes = APIRouter(prefix="/sdapi/v1", tags=["a1111"])
     for name, answer in _NOTHING.items():
         routes.add_api_route(f"/{name}", partial(_same, answer), methods=["GET"], include_in_schema=False)

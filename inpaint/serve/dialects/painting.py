@@ -13,7 +13,7 @@ from inpaint.diffusion.noise_levels import StepSchedule
 from inpaint.diffusion.samplers import Sampler
 from inpaint.models.base import BaseInfo
 from inpaint.paint.photos import Photo
-from inpaint.paint.request import PaintRequest, SamplingSettings
+from inpaint.paint.request import PaintRequest, SamplingSettings, Start
 from inpaint.serve.http.endpoint import Call, Endpoint, Picture
 from inpaint.serve.http.errors import bad
 from inpaint.serve.http.limits import HttpSettings
@@ -52,6 +52,8 @@ class PaintFields(TextFields, PictureFields):
     """Which noise levels the steps visit; default: the base's."""
     strength: Annotated[float, Within(0, 1, above=True)] = 1.0
     """1 forgets what was in the hole, less keeps its layout."""
+    start: Start = Start.ORIGINAL
+    """What the hole starts from beside noise, below strength 1."""
     padding: Annotated[int | Literal["whole"], Within(0, "max_padding")] | None = None
     """Pixels of the photo seen around the hole; `whole`: all of it. Default: of a photo larger than it is painted, the
     hole and a quarter of its longer side."""

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inpaint.paint.crop import LONGEST, Window, pasted, window_of, working_image
+from inpaint.paint.crop import LONGEST, Window, filled, pasted, window_of, working_image
 from inpaint.paint.paste import kept_pixels_changed
 from inpaint.paint.request import PaintRequest
 from tests.tiny import base_info
@@ -100,3 +100,18 @@ def test_what_was_painted_lands_in_the_hole_alone(feather):
     assert kept_pixels_changed(photo, result, hole) == 0
     assert (result[25, 36] == 255).all()
     assert (result[hole] == 255).all() == (feather == 0)
+
+
+def test_a_hole_is_filled_from_around_it():
+    image = np.zeros((37, 50, 3), dtype=np.uint8)
+    image[:, :25], image[:, 25:] = (200, 10, 60), (20, 90, 250)
+    hole = box(37, 50, 8, 4, 20, 42)
+    spoilt = np.where(hole[..., None], 255, image)
+    result = filled(spoilt, hole).astype(int)
+    assert (result[~hole] == image[~hole]).all()
+    assert np.abs(result[18, 5] - image[18, 0]).max() < 40 and np.abs(result[18, 44] - image[18, 49]).max() < 40
+    steps = np.abs(np.diff(result[18, 4:46], axis=0)).max()
+    assert steps < 40, "there is no edge inside"
+    assert (filled(image, np.ones((37, 50), dtype=bool)) == image).all()
+    flat = np.full((9, 7, 3), 77, dtype=np.uint8)
+    assert (filled(np.where(box(9, 7, 2, 2, 5, 3)[..., None], 0, flat), box(9, 7, 2, 2, 5, 3)) == flat).all()

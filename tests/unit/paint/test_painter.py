@@ -1,14 +1,21 @@
 """The painter paints what diffusers paints, whatever shares the batch, and never touches a kept pixel."""
 
+from dataclasses import replace
+from itertools import combinations
+
 import numpy as np
 import pytest
+import torch
 
 from inpaint.diffusion.noise_levels import StepSchedule
 from inpaint.diffusion.samplers import Sampler
 from inpaint.errors import InpaintError
-from inpaint.paint.crop import working_shape_of
+from inpaint.models.prompts import encode_prompts
+from inpaint.paint.crop import filled, working_image, working_shape_of
+from inpaint.paint.denoise import start_rows
 from inpaint.paint.painter import Painter
 from inpaint.paint.paste import kept_pixels_changed
+from inpaint.paint.request import Start
 from tests.tiny import SIZE
 from tests.unit.paint.examples import TOLERANCE, painted_by_diffusers, request, request_with
 
@@ -149,6 +156,33 @@ def test_with_padding_only_the_holes_surroundings_are_seen(tiny_bases, padding):
     assert kept_pixels_changed(photo, plain, hole) == 0 and (plain != photo)[hole].any()
     assert np.array_equal(plain[hole], other_far[hole]) == (padding < 1000)
     assert np.array_equal(plain[hole], other_near[hole]) == (padding == 0)
+
+
+def test_below_strength_1_the_hole_starts_from_what_is_asked(tiny_bases):
+    base, plain = tiny_bases["sd9"], request(3, strength=0.6)
+    painter = Painter(base)
+    starts = {start: replace(plain, sampling=replace(plain.sampling, start=start.value)) for start in Start}
+    pictures = dict(zip(starts, painter.paint_raw(list(starts.values())), strict=True))
+    by_hand = replace(plain, image=filled(plain.image, plain.hole))
+    assert np.allclose(pictures[Start.SURROUNDINGS], painter.paint_raw([by_hand])[0], atol=TOLERANCE)
+    assert all(np.abs(pictures[a] - pictures[b]).max() > 10 * TOLERANCE for a, b in combinations(Start, 2))
+    text = encode_prompts(base, ["x"])
+    rows = {}
+    for start, asked in starts.items():
+        with torch.no_grad():
+            asked = replace(asked, sampling=asked.sampling.resolved(base.info))
+            (rows[start],) = start_rows(
+                base, painter.schedule, [asked], [working_image(base.info, asked)], [text], [None]
+            )
+    original, path = rows[Start.ORIGINAL], rows[Start.ORIGINAL].trajectory
+    in_hole = (original.hole_1hw == 1).expand_as(original.noise_Chw)
+    for start, clean in ((Start.NOISE, original.noise_Chw), (Start.NOTHING, torch.zeros_like(original.noise_Chw))):
+        mixed = path.start_clean * clean + path.start_noise * original.noise_Chw
+        torch.testing.assert_close(rows[start].latents_Chw[in_hole], mixed[in_hole])
+        assert torch.equal(rows[start].latents_Chw[~in_hole], original.latents_Chw[~in_hole])
+    forgotten = [replace(one, sampling=replace(one.sampling, strength=1.0)) for one in starts.values()]
+    first, *others = painter.paint_raw(forgotten)
+    assert all(np.allclose(first, other, atol=TOLERANCE) for other in others)
 
 
 def test_a_request_without_a_hole_gets_its_image_back(tiny_bases):

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx2
 import numpy as np
@@ -12,12 +13,15 @@ from PIL import Image
 
 from inpaint.diffusion.noise_levels import StepSchedule
 from inpaint.diffusion.samplers import Sampler
-from inpaint.paint.request import SamplingSettings
+from inpaint.paint.request import SamplingSettings, Start
+from inpaint.serve.dialects.a1111_tasks import Task, Tasks
+from inpaint.serve.http.keys import NOBODY
+from inpaint.serve.http.limits import HttpSettings
 from inpaint.serve.http.receipt import read_infotext, read_receipt
 from inpaint.serve.service import Overloaded
 from tests.unit.data.images import encoded, mask, picture
 from tests.unit.serve.clients import b64
-from tests.unit.serve.fake import BASE, KEY, expected, hole
+from tests.unit.serve.fake import BASE, KEY, FakeService, expected, hole, served
 
 
 @pytest.fixture
@@ -92,7 +96,76 @@ def test_settings_reach_the_order_under_our_names(api, service):
         feather=6,
         padding=11,
         size=96,
+        start=Start.SURROUNDINGS,
     )
+
+
+def test_the_hole_starts_from_what_inpainting_fill_says(api, service, running):
+    for fill in range(4):
+        assert "inpainting_fill" not in str(img2img(api, inpainting_fill=fill).info["ignored"])
+    body = {"init_images": [b64(encoded(picture()))]}
+    httpx2.post(f"{running[1]}/sdapi/v1/img2img", json=body, auth=("", KEY), timeout=30).raise_for_status()
+    starts = [order.request.sampling.start for order in service.orders]
+    assert starts == [Start.SURROUNDINGS, Start.ORIGINAL, Start.NOISE, Start.NOTHING, Start.SURROUNDINGS]
+    with pytest.raises(RuntimeError, match="inpainting_fill"):
+        img2img(api, inpainting_fill=4)
+
+
+OTHER_KEY = "sk-abcdef0123456789"
+
+
+def test_a_client_follows_and_stops_its_own_requests_alone(tmp_path):
+    keys = tmp_path / "keys"
+    keys.write_text(f"mine:{KEY}\nother:{OTHER_KEY}\n")
+    service = FakeService()
+    service.waits = True
+    with served(service, HttpSettings(keys_file=str(keys))) as url, ThreadPoolExecutor() as pool:
+        mine, other = (
+            httpx2.Client(base_url=f"{url}/sdapi/v1", auth=("", key), timeout=30) for key in (KEY, OTHER_KEY)
+        )
+        assert mine.get("/progress").json()["current_task"] is None
+
+        def paint(name: str):
+            body = {"init_images": [b64(encoded(picture()))], "batch_size": 2, "force_task_id": name, "steps": 8}
+            service.begun.clear()
+            answer = pool.submit(lambda: mine.post("/img2img", json={**body, "denoising_strength": 1}))
+            assert service.begun.wait(30)
+            return answer
+
+        first, second = paint("task(a)"), paint("task(b)")
+        seen = mine.get("/progress", params={"id_task": "task(b)"}).json()
+        assert seen["current_task"] == "task(b)" and seen["progress"] == 0.8
+        assert (seen["state"]["job_count"], seen["state"]["sampling_steps"]) == (2, 8)
+        assert Image.open(io.BytesIO(base64.b64decode(seen["current_image"]))).size == (40, 30)
+        assert mine.get("/progress", params={"skip_current_image": True}).json()["current_image"] is None
+        assert mine.get("/progress").json()["current_task"] == "task(a)"
+        for asked in ({}, {"id_task": "task(a)"}):
+            theirs = other.get("/progress", params=asked).json()
+            assert theirs["current_task"] is None and theirs["current_image"] is None and theirs["progress"] == 0
+            assert other.post("/interrupt", params=asked).json() == {}
+        page = mine.post(f"{url}/internal/progress", json={"id_task": "task(a)"}).json()
+        assert page["active"] and page["live_preview"].startswith("data:image/png;base64,")
+        assert not other.post(f"{url}/internal/progress", json={"id_task": "task(a)"}).json()["active"]
+
+        assert mine.post("/interrupt", json={"id_task": "task(b)"}).json() == {}
+        stopped = second.result(30).json()
+        assert stopped["images"] == [] and json.loads(stopped["info"])["interrupted"]
+        assert not first.done() and mine.get("/progress").json()["current_task"] == "task(a)"
+        assert mine.post(f"{url}/internal/progress", json={"id_task": "task(b)"}).json()["completed"]
+        assert mine.post("/interrupt").json() == {}
+        assert first.result(30).json()["images"] == []
+        for broken in (b"[]", b"{", b'{"id_task": {}}'):
+            assert mine.post("/interrupt", content=broken).status_code == 400
+
+
+def test_without_keys_a_request_is_stopped_by_its_id_or_where_it_is_alone(service, running):
+    tasks, call = Tasks(), None
+    lone, other = (Task(id=name, key=NOBODY, call=call, stop=None) for name in ("a", "b"))
+    with tasks.running(lone):
+        assert tasks.own(NOBODY) == [lone]
+        with tasks.running(other):
+            assert tasks.own(NOBODY) == [] and tasks.own(NOBODY, "b") == [other]
+    assert tasks.own(NOBODY) == [] and tasks.has_ended(NOBODY, "b")
 
 
 def test_the_whole_picture_is_stretched_to_width_and_height_where_asked(api, service):
@@ -152,8 +225,8 @@ def test_a_schedule_that_the_samplers_name_overrules_is_named(api, service):
 def test_what_has_no_effect_is_listed(api, service):
     plain = img2img(api, inpainting_fill=1)
     assert plain.info["ignored"] == ["width, height: far from what the base was trained at, painted at 64"]
-    result = img2img(api, restore_faces=True, tiling=True, styles=["noir"], inpainting_fill=2)
-    for name in ("restore_faces", "tiling", "styles", "inpainting_fill 2"):
+    result = img2img(api, restore_faces=True, tiling=True, styles=["noir"])
+    for name in ("restore_faces", "tiling", "styles"):
         assert any(name in ignored for ignored in result.info["ignored"])
 
 
