@@ -15,6 +15,7 @@ from inpaint.models.base import BaseInfo
 from inpaint.paint.crop import working_shape_of
 from inpaint.paint.request import PaintRequest
 from inpaint.serve.service import Overloaded
+from inpaint.serve.shares import Shares
 
 SHORTEST_RETRY_S, LONGEST_RETRY_S = 1.0, 120.0
 """Bounds of Retry-After: the OpenAI SDK honours no more than 120 s."""
@@ -57,10 +58,20 @@ class Capacity:
         return max(1, self.painters) / max(1, self.ingresses)
 
 
+@dataclass(frozen=True)
+class Ticket:
+    """A request that was let in."""
+
+    key: str
+    scale: float
+    """How much of its work is counted."""
+
+
 class Admission:
     """The work that one ingress has let in, and its fair portion of what the painters may have waiting.
 
-    Guaranteed: an order is admitted where nothing else is waiting, however large it is, so none is refused for ever.
+    Keys have equal shares of it (`Shares`), and one request counts for half of its key's at most: so a request is
+    admitted where its key has nothing else waiting, however large it is, and locks neither its own key nor others out.
     """
 
     def __init__(self, settings: AdmissionSettings, clock: Callable[[], float] = time.monotonic) -> None:
@@ -71,6 +82,7 @@ class Admission:
         """U-Net rows let in and not yet done."""
         self.admitted = 0.0
         self.refused = 0.0
+        self._counted = Shares()
         self._clock = clock
         self._measured: float | None = None
         self._finished = self._busy_s = 0.0
@@ -87,16 +99,16 @@ class Admission:
         """U-Net rows per second of what this ingress sends out, measured while it had work outstanding."""
         return self._measured or self.settings.expected_speed * self.capacity.portion
 
-    def admit(self, work: float) -> None:
-        """Let `work` rows in. Raises Overloaded where they do not fit beside what is outstanding."""
-        surplus = self.outstanding + work - self.limit
-        if surplus > 0 and self.outstanding > 0:
+    def admit(self, work: float, key: str = "") -> Ticket:
+        """Let `work` rows of one request in. Raises Overloaded where they do not fit beside what its key has there."""
+        share, held = self._counted.share(key, self.limit), self._counted.held(key)
+        counted = min(work, share / 2)
+        surplus = held + counted - share
+        if surplus > 1e-6:
             self.refused += work
-            # An order larger than the limit has its turn when all others are done.
-            wait = min(surplus, self.outstanding) / self.speed
-            retry_after = min(max(wait, SHORTEST_RETRY_S), LONGEST_RETRY_S)
+            retry_after = min(max(surplus / (self.speed * share / self.limit), SHORTEST_RETRY_S), LONGEST_RETRY_S)
             raise Overloaded(
-                f"the queue is full: {self.outstanding:.0f} U-Net rows are waiting, {self.limit:.0f} may, this takes "
+                f"the queue is full: {held:.0f} U-Net rows of yours are waiting, {share:.0f} may, this takes "
                 f"{work:.0f}; try again in {retry_after:.0f} s",
                 retry_after,
             )
@@ -104,9 +116,12 @@ class Admission:
             self._since = self._clock()
         self.admitted += work
         self.outstanding += work
+        self._counted.take(key, counted)
+        return Ticket(key, counted / work if work else 0.0)
 
-    def leave(self, work: float, *, done: bool) -> None:
-        """`work` rows are done, or given up."""
+    def leave(self, ticket: Ticket, work: float, *, done: bool) -> None:
+        """`work` rows of a request are done, or given up."""
+        self._counted.give_back(ticket.key, ticket.scale * work)
         now = self._clock()
         if self.outstanding:
             self._busy_s += now - self._since

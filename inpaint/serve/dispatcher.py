@@ -14,7 +14,7 @@ from inpaint.errors import InpaintError
 from inpaint.models.base import BaseInfo
 from inpaint.serve.adapters.cache import AdapterFiles
 from inpaint.serve.adapters.registry import Registry
-from inpaint.serve.admission import Admission, work_of
+from inpaint.serve.admission import Admission, Ticket, work_of
 from inpaint.serve.service import (
     AdapterGone,
     Begun,
@@ -51,10 +51,11 @@ class Dispatcher:
     async def paint(self, orders: Sequence[PaintOrder]) -> AsyncGenerator[tuple[int, Preview | Painted], None]:
         """See `service.Service.paint`."""
         orders = [replace(order, work=work_of(order.request, self.base)) for order in orders]
-        self._admission.admit(sum(order.work for order in orders))
+        ticket = self._admission.admit(sum(order.work for order in orders), orders[0].key)
         events: asyncio.Queue[tuple[int, Preview | Painted] | asyncio.Task[None]] = asyncio.Queue()
         tasks = [
-            asyncio.create_task(self._run(number, order, events.put_nowait)) for number, order in enumerate(orders)
+            asyncio.create_task(self._run(number, order, ticket, events.put_nowait))
+            for number, order in enumerate(orders)
         ]
         for task in tasks:
             task.add_done_callback(events.put_nowait)
@@ -72,7 +73,9 @@ class Dispatcher:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _run(self, number: int, order: PaintOrder, emit: Callable[[tuple[int, Preview | Painted]], None]) -> None:
+    async def _run(
+        self, number: int, order: PaintOrder, ticket: Ticket, emit: Callable[[tuple[int, Preview | Painted]], None]
+    ) -> None:
         """One order to its end."""
         done = False
         try:
@@ -83,7 +86,7 @@ class Dispatcher:
         except TimeoutError as error:
             raise DeadlinePassed(f"order {order.id} took longer than {order.timeout_s} s") from error
         finally:
-            self._admission.leave(order.work, done=done)
+            self._admission.leave(ticket, order.work, done=done)
 
     async def _somewhere(self, order: PaintOrder) -> AsyncGenerator[Preview | Painted, None]:
         """The order's events, from as many painters as it takes."""

@@ -46,6 +46,8 @@ class PaintOrder:
     """Pictures of the state between wanted on the way, spread evenly over the steps."""
     timeout_s: float | None = None
     """Given up when it takes longer than this."""
+    key: str = ""
+    """Who asks: the name of its API key. The queue is shared fairly by these."""
     alone: bool = False
     """Painted while its painter paints nothing else: one was lost with it before."""
     work: float = 0.0

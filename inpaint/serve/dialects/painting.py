@@ -141,6 +141,7 @@ class PaintEndpoint(Endpoint[FieldsT, PaintCall[FieldsT]]):
                 adapters=call.receipt.adapters,
                 previews=call.previews,
                 timeout_s=call.fields.timeout_s or self.settings.timeout_s,
+                key=record.key,
             )
             for number in range(call.n)
         ]

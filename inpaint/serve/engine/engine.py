@@ -161,7 +161,7 @@ class Engine:
             running=running,
             resident_adapters=len(table.resident),
             adapter_evictions=table.evictions,
-            remaining_work=sum(job.order.work * (1 - job.step / job.steps) for job in jobs),
+            remaining_work=sum(job.work * (1 - job.step / job.steps) for job in jobs),
             seconds=dict(self._executor.seconds),
         )
 

@@ -1,6 +1,7 @@
 """What the engine does next: which jobs hold adapters, are encoded, take a step together, are decoded, have to leave.
 
-Guaranteed: jobs are let in by age, and one that waits for adapter slots is passed by at most `MAX_PASSED` younger ones;
+Guaranteed: keys take turns by the work that is let in for them (`fair_queue`), each key's jobs by age, and a job that
+waits for adapter slots is passed by at most `MAX_PASSED` others;
 the shapes take turns, and in each the oldest jobs step, never more than `max_rows` U-Net rows; a job that is to be
 alone is let in when no other is here; what has been removed or has expired is in no batch after; a job's previews come
 in order and before its picture. So every job comes to its end.
@@ -14,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from inpaint.errors import InpaintError
+from inpaint.serve.engine.fair_queue import FairQueue
 from inpaint.serve.engine.settings import EngineSettings
 from inpaint.serve.engine.slot_table import Loan, SlotTable
 from inpaint.serve.service import Begun, Painted, PaintOrder, Preview
@@ -68,7 +70,7 @@ class Job:
     row: "DenoisingRow | None" = None
     """Once it is encoded."""
     passed: int = 0
-    """Younger jobs that were let in before it, while it waited for slots."""
+    """Jobs that were let in before it, while it waited for slots in its turn."""
     started: float | None = None
     """When it took its first place in a batch."""
     step: int = 0
@@ -84,6 +86,7 @@ class Job:
         self.deadline = float("inf") if order.timeout_s is None else self.arrived + order.timeout_s
         self.digests = tuple(use.digest for use in order.adapters)
         self.unet_rows, self.steps, self.previews = 1 + sampling.is_guided, sampling.steps_taken, order.previews
+        self.work = order.work or float(self.unet_rows * self.steps)
 
 
 @dataclass(eq=False)
@@ -105,8 +108,7 @@ class Scheduler:
     def __init__(self, settings: EngineSettings) -> None:
         self.settings = settings
         self.table = SlotTable(settings.slots)
-        self._waiting: dict[Job, None] = {}
-        """By age."""
+        self._waiting = FairQueue()
         self._active: dict[Job, None] = {}
         """All others, by age: few, for they are let in as there is room."""
         self._turns: list[tuple[int, int]] = []
@@ -119,7 +121,7 @@ class Scheduler:
         return len(self._waiting) + len(self._active)
 
     def __contains__(self, job: object) -> bool:
-        return job in self._active or job in self._waiting
+        return isinstance(job, Job) and (job in self._active or job in self._waiting)
 
     def __iter__(self) -> Iterator[Job]:
         """All jobs: a copy, from any thread; one that is let in meanwhile is not missed."""
@@ -132,12 +134,12 @@ class Scheduler:
             raise InpaintError(
                 f"{len(job.digests)} adapters in one order: this service takes at most {self.settings.slots}"
             )
-        self._waiting[job] = None
+        self._waiting.add(job)
 
     def remove(self, job: Job) -> None:
         """A job leaves, wherever it stands; its adapters' slots are given back."""
         if job in self._waiting:
-            del self._waiting[job]
+            self._waiting.remove(job)
             return
         del self._active[job]
         self.table.release(job.loans)
@@ -157,7 +159,7 @@ class Scheduler:
         room = self.settings.max_rows + self.settings.ahead_rows - sum(job.unet_rows for job in self._active)
         admitted: dict[Job, list[Loan]] = {}
         blocked: list[Job] = []
-        for job in self._waiting:
+        for job in self._waiting.in_turn():
             others = self._active or admitted
             if room < job.unet_rows or any(other.passed >= MAX_PASSED for other in blocked):
                 break
@@ -170,13 +172,15 @@ class Scheduler:
             for other in blocked:
                 other.passed += 1
             room -= job.unet_rows
+            self._waiting.charge(job)
             job.stage, job.loans = Stage.PREPARING, loans
             slots = {loan.digest: loan.slot for loan in loans}
             job.uses = tuple((slots[use.digest], use.weight) for use in job.order.adapters)
             admitted[job] = [loan for loan in loans if loan.users == 1 and not loan.is_loaded]
         if admitted:
             self._active = dict.fromkeys(sorted([*self._active, *admitted], key=lambda job: job.arrived))
-            self._waiting = {job: None for job in self._waiting if job not in admitted}
+            for job in admitted:
+                self._waiting.remove(job)
         return list(admitted.items())
 
     def to_encode(self) -> list[Job]:

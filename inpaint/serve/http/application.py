@@ -9,7 +9,7 @@ import re
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from fastapi import FastAPI
@@ -25,6 +25,7 @@ from inpaint.serve.http.errors import OWN, Dialect, Problem, overloaded, problem
 from inpaint.serve.http.keys import ApiKeys
 from inpaint.serve.http.limits import HttpSettings
 from inpaint.serve.http.resources import HttpMetrics, Record, Resources
+from inpaint.serve.shares import Shares
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +85,8 @@ class RequestMiddleware:
     metrics: HttpMetrics
     resources: Resources
     dialects: Sequence[Dialect]
-    in_flight: int = 0
+    in_flight: Shares = field(default_factory=Shares)
+    """By key."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -106,12 +108,11 @@ class RequestMiddleware:
                 record.bytes_out += len(message.get("body", b""))
             await send(message)
 
-        self.in_flight += 1
         self.metrics.began(dialect.name)
         try:
             await self._answer(request, watched)
         finally:
-            self.in_flight -= 1
+            self.in_flight.give_back(record.key, 1)
             self.resources.release(record)
             # No answer was begun: the client left, or the server cancelled us because it did.
             record.status = record.status or 499
@@ -146,11 +147,13 @@ class RequestMiddleware:
         settings = self.resources.settings
         if record.path in settings.open_paths:
             return
-        if self.in_flight > settings.max_in_flight:
-            raise overloaded(f"{settings.max_in_flight} requests are being handled: come back later", 1.0)
         key = self.keys.name_of(request.headers)
         if key is None:
             ways = "`Authorization: Bearer KEY`, Basic with the key as password, or `x-api-key: KEY`"
             challenge = {"www-authenticate": request.state.dialect.challenge}
             raise Problem(f"no valid API key: send {ways}", status=401, code="invalid_api_key", headers=challenge)
+        held = self.in_flight.held(key)
+        if held and held + 1 > self.in_flight.share(key, settings.max_in_flight):
+            raise overloaded(f"{held:.0f} requests of yours are being handled: come back later", 1.0)
         record.key = key
+        self.in_flight.take(key, 1)

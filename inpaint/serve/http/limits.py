@@ -26,7 +26,7 @@ class HttpSettings(BaseModel):
     """Paths answered without a key, exactly as written."""
 
     max_in_flight: PositiveInt = 256
-    """Requests handled at once; more are told to come back."""
+    """Requests handled at once, shared evenly by the keys that ask; more are told to come back."""
     max_body_bytes: PositiveInt = 96 * 2**20
     """Of one request: two images, in base64 a third larger."""
     max_held_bytes: PositiveInt = 2 * 2**30

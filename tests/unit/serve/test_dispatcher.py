@@ -194,21 +194,24 @@ def test_all_orders_of_a_request_are_let_in_or_none() -> None:
     painters = Painters(hangs)
     service, _ = dispatcher(painters, queue=25)
 
-    async def two_requests() -> None:
-        first = service.paint([order()])
-        waiting = asyncio.create_task(anext(first))
+    async def three_requests() -> None:
+        before = [service.paint([order()]) for _ in range(2)]
+        waiting = [asyncio.create_task(anext(one)) for one in before]
         await asyncio.sleep(0)
         try:
-            async for _ in service.paint([order(), order()]):
-                pass
+            async with asyncio.timeout(60):
+                async for _ in service.paint([order(), order()]):
+                    pass
         finally:
-            waiting.cancel()
-            await asyncio.gather(waiting, return_exceptions=True)
-            await first.aclose()
+            for one in waiting:
+                one.cancel()
+            await asyncio.gather(*waiting, return_exceptions=True)
+            for one in before:
+                await one.aclose()
 
     with pytest.raises(Overloaded):
-        asyncio.run(two_requests())
-    assert len(painters.calls) <= 1
+        asyncio.run(three_requests())
+    assert len(painters.calls) <= 2
 
 
 def test_it_goes_by_how_many_painters_and_ingresses_there_are() -> None:

@@ -27,7 +27,7 @@ from inpaint.serve.http.receipt import read_receipt
 from inpaint.serve.http.resources import Record
 from inpaint.serve.service import AdapterGone, DeadlinePassed, Overloaded, Unpaintable
 from tests.unit.serve.clients import DIALECTS, ask, b64, pictures, told
-from tests.unit.serve.fake import BASE, CATALOGUE, FakeService, alpha_png, expected, mask_png, photo_png, served
+from tests.unit.serve.fake import BASE, CATALOGUE, KEY, FakeService, alpha_png, expected, mask_png, photo_png, served
 
 
 @pytest.fixture
@@ -312,16 +312,19 @@ def test_a_body_that_never_ends_is_given_up(service):
     assert sent[0]["status"] == 408
 
 
-def test_more_requests_than_may_be_in_flight_are_told_to_come_back(service):
+def test_more_requests_than_may_be_in_flight_are_told_to_come_back_but_no_other_key_is(service, tmp_path):
     service.waits = True
-    with served(service, HttpSettings(max_in_flight=1)) as url:
+    (tmp_path / "keys").write_text(f"shop:{KEY}\nother:{KEY[::-1]}\n")
+    with served(service, HttpSettings(max_in_flight=1, keys_file=str(tmp_path / "keys"))) as url:
         files = {"image": photo_png(), "mask": mask_png()}
-        with httpx2.Client() as first, httpx2.Client() as second:
+        shop, other = {"x-api-key": KEY}, {"x-api-key": KEY[::-1]}
+        with httpx2.Client(headers=shop) as first, httpx2.Client(headers=shop) as second:
             request = first.build_request("POST", f"{url}/paint", files=files, data={"stream": "true", "previews": "1"})
             response = first.send(request, stream=True)
             refused = second.post(f"{url}/paint", files=files)
             assert refused.status_code == 429 and int(refused.headers["retry-after"]) >= 1
             assert second.get(f"{url}/health").status_code == 200
+            assert second.get(f"{url}/catalogue", headers=other).status_code == 200
             response.close()
         assert service.closed.wait(30)
 

@@ -81,7 +81,7 @@ class Simulation:
         digests = tuple(self.random.sample("abcdefgh", pick([0, 1, 1, min(2, self.scheduler.settings.slots)])))
         timeout = pick([0, 10, 50]) if self.random.random() < 0.1 else None
         sizes = {"unet_rows": pick([1, 2]), "steps": pick([1, 3, 10]), "previews": pick([0, 0, 2])}
-        sizes["alone"] = self.random.random() < 0.05
+        sizes |= {"alone": self.random.random() < 0.05, "key": pick(["a", "a", "b"])}
         one = job(self.now, digests=digests, timeout_s=timeout, **sizes)
         self.came.append(one)
         self.scheduler.add(one)

@@ -5,6 +5,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from inpaint.diffusion.samplers import Sampler
 from inpaint.paint.request import PaintRequest
@@ -67,32 +69,58 @@ def admission(clock: Clock | None = None, **changes: float) -> Admission:
 
 def test_the_queue_is_bounded_by_work_and_says_when_to_come_back() -> None:
     queue = admission()
-    queue.admit(60)
-    queue.admit(40)
+    first = queue.admit(50)
+    queue.admit(50)
     with pytest.raises(Overloaded) as refused:
         queue.admit(50)
     assert refused.value.retry_after_s == 5.0  # 50 rows too many at 10 rows/s
-    queue.leave(60, done=True)
+    queue.leave(first, 50, done=True)
     queue.admit(50)
 
 
-def test_an_order_larger_than_the_limit_has_its_turn_when_nothing_else_waits() -> None:
+def test_an_order_larger_than_the_queue_is_let_in_and_locks_nobody_out() -> None:
     queue = admission()
-    queue.admit(1000)
-    with pytest.raises(Overloaded) as refused:
+    queue.admit(30)
+    large = queue.admit(1000)
+    assert queue.outstanding == 1030
+    queue.admit(20)
+    with pytest.raises(Overloaded):
         queue.admit(1)
-    assert refused.value.retry_after_s <= 120
-    queue.leave(1000, done=False)
-    queue.admit(1000)
+    for _ in range(10):
+        queue.leave(large, 100, done=True)
+    queue.admit(50)
+    assert queue.outstanding == 100
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.floats(0.1, 300), st.booleans()), max_size=60))
+def test_a_key_has_its_share_of_the_queue_whatever_the_others_do(asked: list[tuple[str, float, bool]]) -> None:
+    queue, waiting = admission(), []
+    for key, work, leaves in asked:
+        if leaves and waiting:
+            ticket, rows = waiting.pop(0)
+            queue.leave(ticket, rows, done=True)
+        keys = {ticket.key for ticket, _ in waiting} | {key}
+        held = sum(ticket.scale * rows for ticket, rows in waiting if ticket.key == key)
+        try:
+            waiting.append((queue.admit(work, key), work))
+            assert held + min(work, 50 / len(keys)) <= 100 / len(keys) + 1e-3
+        except Overloaded as refused:
+            assert held > 0 and held + min(work, 50 / len(keys)) > 100 / len(keys) - 1e-3
+            assert 1 <= refused.retry_after_s <= 120
+    for ticket, rows in waiting:
+        queue.leave(ticket, rows, done=False)
+    assert queue.outstanding == pytest.approx(0, abs=1e-3)
+    queue.admit(100)
+    queue.admit(50)
 
 
 def test_waiting_time_follows_the_measured_speed() -> None:
     clock = Clock()
     queue = admission(clock)
     for _ in range(8):
-        queue.admit(90)
+        ticket = queue.admit(90)
         clock.now += 1.0
-        queue.leave(90, done=True)
+        queue.leave(ticket, 90, done=True)
         clock.now += 50.0  # idle: does not count
     assert queue.speed == pytest.approx(90)
 
