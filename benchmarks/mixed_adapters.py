@@ -133,12 +133,12 @@ def rows_of(runner: UNetRunner, slots: Sequence[int]) -> list[DenoisingRow]:
         rows.append(
             DenoisingRow(
                 trajectory=trajectory(runner.schedule, Sampler.DDIM, 900),
-                generator=torch.Generator().manual_seed(0),
                 guidance_scale=1.0,
                 latents_Chw=drawn(4, side, side),
                 clean_Chw=drawn(4, side, side),
                 earlier_Chw=drawn(4, side, side),
                 noise_Chw=drawn(4, side, side),
+                fresh_SChw=None,
                 hole_1hw=torch.ones(1, side, side, device=base.device),
                 known_Chw=drawn(4, side, side),
                 text=Conditioning(drawn(*context).to(base.dtype), pooled),

@@ -39,7 +39,7 @@ _HOMES = {
     "inpaint.models.base": ("load_base",),
     "inpaint.models.adapter": ("apply_adapter",),
     "inpaint.export.adapter_folder": ("load_adapter",),
-    "inpaint.paint.device": ("choose_device",),
+    "inpaint.device": ("choose_device",),
     "inpaint.paint.painter": ("Painter",),
     "inpaint.paint.request": ("PaintRequest", "SamplingSettings", "DdpmRequest"),
     "inpaint.paint.ddpm_painter": ("DdpmPainter", "ModelCard", "ReverseProcess"),

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from inpaint.device import on_device
 from inpaint.diffusion.samplers import step, visiting
 from inpaint.diffusion.schedule import NoiseSchedule, PredictionType, sampling_timesteps
 from inpaint.errors import InpaintError
@@ -130,9 +131,9 @@ def fill(
     """
     device, is_ddpm = known_B3HW.device, sampling.sampler is PixelSampler.DDPM
     timesteps_S = sampling_timesteps(schedule, sampling.steps)
-    a = [*schedule.alphas_cumprod_T.cpu()[timesteps_S].tolist(), schedule.final_alpha_cumprod]
+    a = [*schedule.alphas_cumprod_T[timesteps_S].tolist(), schedule.final_alpha_cumprod]
     path = visiting(schedule, timesteps_S.numpy(), np.array(a[1:]), ancestral=is_ddpm)
-    table_SK = torch.from_numpy(path.table_SK).to(device)
+    table_SK, times_S = on_device(path.table_SK, device), on_device(timesteps_S, device)
     first_B3HW = draw()
 
     def with_known(noisy_B3HW: Tensor, done: int) -> Tensor:
@@ -149,8 +150,7 @@ def fill(
             kept = a[after] / a[before]
             noisy_B3HW = with_known(math.sqrt(kept) * noisy_B3HW + math.sqrt(1 - kept) * draw(), after)
             continue
-        timesteps_B = timesteps_S[before].to(device).expand(len(noisy_B3HW))
-        output_B3HW = predict(noisy_B3HW, timesteps_B).float()
+        output_B3HW = predict(noisy_B3HW, times_S[before].expand(len(noisy_B3HW))).float()
         noise = draw() if is_ddpm else None
         line_1K = table_SK[before:after]
         noisy_B3HW, _ = step(line_1K, output_B3HW, noisy_B3HW, noise=noise, clip_range=schedule.clip_range)

@@ -37,8 +37,12 @@ def spread(seed: int, purpose: str, positions_B: Tensor) -> Tensor:
 
     Multiples of the golden ratio (Weyl's sequence), from a random start.
     """
-    start = _words(seed, purpose, torch.zeros_like(positions_B[:1]), 1)[0][:, 0]
-    return (positions_B * _GOLDEN_RATIO + start).bitwise_and_(_WORD).double() * 2.0**-32
+    return (positions_B * _GOLDEN_RATIO + _start(seed, purpose)).bitwise_and_(_WORD).double() * 2.0**-32
+
+
+@lru_cache(maxsize=256)
+def _start(seed: int, purpose: str) -> int:
+    return int(_words(seed, purpose, torch.zeros(1, dtype=torch.int64), 1)[0])
 
 
 def philox(key: tuple[int, int], counter: tuple[Tensor, Tensor, Tensor, Tensor]) -> tuple[Tensor, ...]:

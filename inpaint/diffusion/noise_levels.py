@@ -46,7 +46,7 @@ def ramp_of(schedule: NoiseSchedule, wanted: StepSchedule | None) -> StepSchedul
 
 def alphas(schedule: NoiseSchedule) -> Array:
     """a_t of all training timesteps, T."""
-    return schedule.alphas_cumprod_T.double().cpu().numpy()
+    return schedule.alphas_cumprod_T.double().numpy()
 
 
 def sigmas_at(schedule: NoiseSchedule, times_S: Array) -> Array:
@@ -101,5 +101,5 @@ def _ramp(ramp: StepSchedule, highest: float, lowest: float, steps: int) -> Arra
 def _times_of(schedule: NoiseSchedule, sigmas_S: Array) -> Array:
     """Timesteps between those of training, even in the sigmas' logarithm."""
     # In float32 as in diffusers: where timesteps are rounded afterwards, a last bit decides.
-    a_T = schedule.alphas_cumprod_T.cpu().numpy().clip(min=_SMALLEST_ALPHA)
+    a_T = schedule.alphas_cumprod_T.numpy().clip(min=_SMALLEST_ALPHA)
     return np.interp(np.log(sigmas_S), np.log(np.sqrt((1 - a_T) / a_T)), np.arange(len(a_T)))

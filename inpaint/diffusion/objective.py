@@ -3,7 +3,7 @@
 Shapes: B samples, C channels, h x w latents or pixels; a hole is 1 where to paint, 0 where to keep.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -36,7 +36,7 @@ class Noised:
     noisy_BChw: Tensor
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False)
 class HoleDiffusion:
     """Noises samples and takes their loss. All randomness is a function of (seed, position)."""
 
@@ -50,8 +50,6 @@ class HoleDiffusion:
         Timesteps are spread evenly over any run of positions: a step's gradient then varies less than with independent
         ones (Kingma et al. 2021, "Variational diffusion models", appendix I.1).
         """
-        alphas_cumprod_T = self.schedule.alphas_cumprod_T.to(clean_BChw.device)  # once, then it stays there
-        self.schedule = replace(self.schedule, alphas_cumprod_T=alphas_cumprod_T)
         shape, purpose = tuple(clean_BChw.shape[1:]), "validation " if validating else ""
         noise_BChw = keyed.normal(self.seed, f"{purpose}noise", positions_B, shape)
         if self.loss.noise_offset:

@@ -8,11 +8,13 @@ it.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from inpaint.device import on_device
 from inpaint.errors import InpaintError
 
 PredictionType = Literal["epsilon", "v_prediction"]
@@ -23,7 +25,7 @@ class NoiseSchedule:
     """A noise schedule and how its model is to be read."""
 
     alphas_cumprod_T: Tensor
-    """Share of the clean signal's variance at each training timestep, falling from about 1 to about 0."""
+    """Share of the clean signal's variance at each training timestep, falling from about 1 to about 0; on the CPU."""
     prediction_type: PredictionType = "epsilon"
     """What the model outputs: the noise e, or v."""
     final_alpha_cumprod: float = 1.0
@@ -118,4 +120,9 @@ def sampling_timesteps(schedule: NoiseSchedule, steps: int) -> Tensor:
 
 def _alphas_at(schedule: NoiseSchedule, timesteps_B: Tensor, ndim: int) -> Tensor:
     """a_t per row, shaped B x 1 x ... with `ndim` dimensions."""
-    return schedule.alphas_cumprod_T.to(timesteps_B.device)[timesteps_B].reshape(-1, *[1] * (ndim - 1))
+    return _alphas_on(schedule, timesteps_B.device)[timesteps_B].reshape(-1, *[1] * (ndim - 1))
+
+
+@lru_cache(maxsize=16)
+def _alphas_on(schedule: NoiseSchedule, device: torch.device) -> Tensor:
+    return on_device(schedule.alphas_cumprod_T, device)

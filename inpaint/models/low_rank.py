@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
+from inpaint.device import on_device
 from inpaint.models.layers import adaptable_layers
 
 Uses = tuple[tuple[int, float], ...]
@@ -112,9 +113,11 @@ class LoraPool:
             chosen = chosen[:1]
         most = max(1, *(len(uses) for uses in chosen))
         padded = [use for uses in chosen for use in (*uses, *[(0, 0.0)] * (most - len(uses)))]
-        gathered = self.packed_SRW[:, :rank][torch.tensor([slot for slot, _ in padded], device=self.packed_SRW.device)]
+        device = self.packed_SRW.device
+        gathered = self.packed_SRW[:, :rank][on_device([slot for slot, _ in padded], device)]
         if any(weight != 1.0 for _, weight in padded):
-            weights_11 = gathered.new_tensor([weight for _, weight in padded])[:, None, None]
+            weights = torch.tensor([weight for _, weight in padded], dtype=gathered.dtype)
+            weights_11 = on_device(weights, device)[:, None, None]
             gathered = torch.where(self._is_up_W, gathered * weights_11, gathered)
         gathered = gathered.reshape(len(chosen), most * rank, -1)
         return (gathered[0] if shared else gathered), rows

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from inpaint.device import on_device
 from inpaint.errors import InpaintError
 from inpaint.models.base import Base
 
@@ -52,14 +53,15 @@ def encode_ids(base: Base, ids: list[Tensor], is_empty_negative: list[bool]) -> 
     hidden: list[Tensor] = []
     pooled_BP: Tensor | None = None
     for ids_BL, encoder in zip(ids, base.text_encoders, strict=True):
-        output = encoder(ids_BL.to(encoder.device), output_hidden_states=base.info.is_xl)
+        output = encoder(on_device(ids_BL, encoder.device), output_hidden_states=base.info.is_xl)
         hidden.append(output.hidden_states[-2] if base.info.is_xl else output.last_hidden_state)
         if base.info.is_xl:
             pooled_BP = getattr(output, "text_embeds", None)
     embeds_BLD = torch.cat(hidden, dim=-1)
     if not base.zero_empty_negative or pooled_BP is None or not any(is_empty_negative):
         return Conditioning(embeds_BLD, pooled_BP)
-    kept_B = torch.tensor([0.0 if empty else 1.0 for empty in is_empty_negative]).to(embeds_BLD)
+    kept = [0.0 if empty else 1.0 for empty in is_empty_negative]
+    kept_B = on_device(kept, embeds_BLD.device).to(embeds_BLD.dtype)
     return Conditioning(embeds_BLD * kept_B[:, None, None], pooled_BP * kept_B[:, None])
 
 

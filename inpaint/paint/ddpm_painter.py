@@ -13,6 +13,7 @@ import torch
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from torch import Tensor, nn
 
+from inpaint.device import on_device
 from inpaint.diffusion.ddpm import NoiseSettings, fill
 from inpaint.diffusion.schedule import NoiseSchedule
 from inpaint.diffusion.unet import MaskedUNet, UNetSettings
@@ -88,7 +89,7 @@ class DdpmPainter:
         for batch in batches_of([(self.shape_of(requests[i]), requests[i].sampling) for i in holed], self.max_batch):
             chosen = [holed[i] for i in batch]
             rows, shape = [requests[i] for i in chosen], self.shape_of(requests[chosen[0]])
-            labels_B = torch.tensor([self.labels[r.label] for r in rows], device=self.device)
+            labels_B = on_device([self.labels[r.label] for r in rows], self.device)
             pictures = paint_batch(self.unet, self.schedule, rows, labels_B, shape, on_frame)
             for i, painted in zip(chosen, pictures, strict=True):
                 image, hole = requests[i].image, requests[i].hole
@@ -114,14 +115,14 @@ def paint_batch(
     device = labels_B.device
     images_BHW3 = np.stack([resize_image(r.image, shape) for r in requests])
     hole_BHW = np.stack([resize_hole(r.hole, shape) for r in requests])
-    known_B3HW = torch.from_numpy(images_BHW3).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
-    hole_B1HW = torch.from_numpy(hole_BHW).to(device)[:, None].float()
-    scales_B111 = torch.tensor([r.guidance_scale for r in requests], device=device).reshape(-1, 1, 1, 1)
+    known_B3HW = on_device(images_BHW3, device).permute(0, 3, 1, 2).float() / 127.5 - 1
+    hole_B1HW = on_device(hole_BHW, device)[:, None].float()
+    scales_B111 = on_device([r.guidance_scale for r in requests], device).reshape(-1, 1, 1, 1)
     guided = any(r.guidance_scale > 1 for r in requests)
     generators = [torch.Generator().manual_seed(r.seed) for r in requests]
 
     def draw() -> Tensor:
-        return torch.stack([torch.randn(3, *shape, generator=g) for g in generators]).to(device)
+        return on_device(torch.stack([torch.randn(3, *shape, generator=g) for g in generators]), device)
 
     def predict(noisy_B3HW: Tensor, timesteps_B: Tensor) -> Tensor:
         labelled = unet(noisy_B3HW, timesteps_B, known_B3HW, hole_B1HW, labels_B)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from inpaint.device import on_device
 from inpaint.diffusion.samplers import COLUMNS, Trajectory, column, step
 from inpaint.diffusion.schedule import NoiseSchedule
 from inpaint.models.base import Base
@@ -31,14 +32,14 @@ class DenoisingRow:
     """One picture between two steps."""
 
     trajectory: Trajectory
-    generator: torch.Generator
-    """On the CPU; what the sampler draws comes from here."""
     latents_Chw: Tensor
     clean_Chw: Tensor
     """The clean latents predicted by the call before; zeros at first."""
     earlier_Chw: Tensor
     """Those of the call before that."""
     noise_Chw: Tensor
+    fresh_SChw: Tensor | None
+    """What the sampler draws at each of the trajectory's steps, zeros where nothing; None where it never draws."""
     hole_1hw: Tensor
     known_Chw: Tensor
     text: Conditioning
@@ -70,25 +71,26 @@ def start_rows(
 ) -> list[DenoisingRow]:
     """Rows before their first step; all images of one shape. Encodes with the VAE, in one call.
 
-    Draws what the inpaint pipelines of diffusers draw before their first step, in their order, row by row: the
-    posterior of the whole image (4 channels, or where a row does not start from noise alone), the noise, the posterior
-    of the masked image. Generators stand afterwards where a sampler that draws goes on. Raises InpaintError for steps
-    or a strength that the base cannot be sampled with.
+    Draws what the inpaint pipelines of diffusers draw, in their order, row by row: the posterior of the whole image (4
+    channels, or where a row does not start from noise alone), the noise, the posterior of the masked image, then what
+    the sampler draws, so that no step waits for it. Raises InpaintError for steps or a strength that the base cannot be
+    sampled with.
     """
     paths = [request.sampling.trajectory(schedule) for request in requests]
-    images_BHW3 = torch.from_numpy(np.stack([image.image_HW3 for image in images])).to(base.device)
-    holes_BHW = torch.from_numpy(np.stack([image.hole_HW for image in images])).to(base.device)
+    images_BHW3 = on_device(torch.from_numpy(np.stack([image.image_HW3 for image in images])), base.device)
+    holes_BHW = on_device(torch.from_numpy(np.stack([image.hole_HW for image in images])), base.device)
     pixels_B3HW = images_BHW3.permute(0, 3, 1, 2).float() / 127.5 - 1
     hole_B1HW = holes_BHW[:, None].float()
     hole_B1hw = shrink_hole(hole_B1HW, base.info.downsample)
     is_nine = base.info.in_channels == 9
     whole = [i for i, path in enumerate(paths) if path.start_clean or not is_nine]
-    seen = [pixels_B3HW[whole], masked(pixels_B3HW, hole_B1HW)] if is_nine else [pixels_B3HW]
-    posterior = encode(base, torch.cat(seen))
+    # One by one: a list of indices would be copied to the device.
+    seen = [pixels_B3HW[i : i + 1] for i in whole]
+    posterior = encode(base, torch.cat([*seen, masked(pixels_B3HW, hole_B1HW)] if is_nine else seen))
     vae_dtype = base.vae.encoder.conv_in.weight.dtype
 
     def draw(generator: torch.Generator, dtype: torch.dtype) -> Tensor:
-        return _normal(generator, posterior.shape, dtype).to(base.device)
+        return on_device(_normal(generator, posterior.shape, dtype).float(), base.device)
 
     rows = []
     for i, (path, request) in enumerate(zip(paths, requests, strict=True)):
@@ -103,18 +105,19 @@ def start_rows(
             start_Chw = torch.lerp(image_Chw, in_hole_Chw, hole_B1hw[i])
         # A 4-channel pipeline encodes the masked image for nothing, but draws for it.
         drawn_Chw = draw(generator, vae_dtype)
+        fresh_SChw = _fresh(generator, path, noise_Chw.shape, base.dtype)
         control = None
         if request.control is not None:
-            control_HW3 = torch.tensor(images[i].control_HW3, device=base.device)
+            control_HW3 = on_device(torch.tensor(images[i].control_HW3), base.device)
             control = control_HW3.permute(2, 0, 1).to(base.dtype) / 255, request.control.scale
         rows.append(
             DenoisingRow(
                 trajectory=path,
-                generator=generator,
                 latents_Chw=path.start_clean * start_Chw + path.start_noise * noise_Chw,
                 clean_Chw=torch.zeros_like(noise_Chw),
                 earlier_Chw=torch.zeros_like(noise_Chw),
                 noise_Chw=noise_Chw,
+                fresh_SChw=None if fresh_SChw is None else on_device(fresh_SChw, base.device),
                 hole_1hw=hole_B1hw[i],
                 known_Chw=posterior[len(whole) + i].sample(drawn_Chw) if is_nine else image_Chw,
                 text=text[i],
@@ -128,7 +131,18 @@ def start_rows(
 
 def _normal(generator: torch.Generator, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """Noise as diffusers draws it: in `dtype`, and on the CPU, so that a seed means the same on every device."""
-    return torch.randn((1, *shape), generator=generator, dtype=dtype)[0].float()
+    return torch.randn((1, *shape), generator=generator, dtype=dtype)[0]
+
+
+def _fresh(generator: torch.Generator, path: Trajectory, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor | None:
+    """`DenoisingRow.fresh_SChw`, on the CPU."""
+    drawing = np.flatnonzero(path.table_SK[:, _NOISE])
+    if not drawing.size:
+        return None
+    fresh_SChw = torch.zeros(len(path), *shape)
+    for number in drawing:
+        fresh_SChw[number] = _normal(generator, shape, path.noise_dtype or dtype)
+    return fresh_SChw
 
 
 class Batch:
@@ -151,6 +165,8 @@ class Batch:
             controlnet: a `ControlNetModel`; needed where a row has a control picture.
         """
         self.base, self.schedule, self.rows = base, schedule, list(rows)
+        self._done = 0
+        """Steps since these rows came together."""
         self._memory_format = memory_format
         self.latents_BChw = torch.stack([row.latents_Chw for row in rows])
         self.clean_BChw = torch.stack([row.clean_Chw for row in rows])
@@ -166,14 +182,20 @@ class Batch:
         padded = places + [places[-1]] * (wanted - len(places))
         self.unet_uses = [rows[i].uses for i, _ in padded]
 
-        def on_device(numbers: list[Any]) -> Tensor:
-            return torch.tensor(numbers, device=base.device)
-
-        self.source_U = on_device([i for i, _ in padded])
-        self._positive_B = on_device([where[i, True] for i in range(len(rows))])
+        source = [i for i, _ in padded]
+        self.source_U = on_device(source, base.device)
+        self._positive_B = on_device([where[i, True] for i in range(len(rows))], base.device)
         # An unguided row is its own negative.
-        self._negative_B = on_device([where[i, row.negative is None] for i, row in enumerate(rows)])
-        self._scales_B111 = on_device([row.guidance_scale for row in rows]).reshape(-1, 1, 1, 1)
+        self._negative_B = on_device([where[i, row.negative is None] for i, row in enumerate(rows)], base.device)
+        self._scales_B111 = on_device([float(row.guidance_scale) for row in rows], base.device).reshape(-1, 1, 1, 1)
+        # No row goes on past the first one's end: so many steps at most are taken together.
+        ahead = [slice(row.step, row.step + min(row.left for row in rows)) for row in rows]
+        lines_TBK = np.stack([row.trajectory.table_SK[part] for row, part in zip(rows, ahead, strict=True)], axis=1)
+        times_TB = np.stack([row.trajectory.timesteps_S[part] for row, part in zip(rows, ahead, strict=True)], axis=1)
+        self._table_TBK = on_device(lines_TBK, base.device)
+        self._times_TU = on_device(times_TB[:, source], base.device)
+        self._used_TK = np.asarray(lines_TBK.any(axis=1))
+        self._nothing_Chw = torch.zeros_like(self.latents_BChw[0])
         self._is_guided = any(row.negative is not None for row in rows)
         texts = [rows[i].text if positive else rows[i].negative or rows[i].text for i, positive in padded]
         size = [side * base.info.downsample for side in self.latents_BChw.shape[2:]]
@@ -194,21 +216,17 @@ class Batch:
         return embeds
 
     def advance(self, unet: Unet) -> None:
-        """One step of every row."""
-        rows, device = self.rows, self.base.device
-        lines = np.stack([row.trajectory.table_SK[row.step] for row in rows])
-        times = np.array([row.trajectory.timesteps_S[row.step] for row in rows])
-        table_BK, times_B = torch.from_numpy(lines).to(device), torch.from_numpy(times).to(device)
-        output_BChw = self._predict(unet, table_BK, times_B)
-        noise = self._draw(np.flatnonzero(lines[:, _NOISE]).tolist())
+        """One step of every row; none may be past its last."""
+        table_BK, used_K = self._table_TBK[self._done], self._used_TK[self._done]
+        output_BChw = self._predict(unet, table_BK, self._times_TU[self._done])
         previous = self.clean_BChw
         self.latents_BChw, self.clean_BChw = step(
             table_BK,
             output_BChw,
             self.latents_BChw,
-            previous if lines[:, _PREVIOUS].any() else None,
-            noise,
-            earlier=self._earlier_BChw if lines[:, _EARLIER].any() else None,
+            previous if used_K[_PREVIOUS] else None,
+            self._drawn() if used_K[_NOISE] else None,
+            earlier=self._earlier_BChw if used_K[_EARLIER] else None,
             clip_range=self.schedule.clip_range,
         )
         self._earlier_BChw = previous
@@ -216,13 +234,14 @@ class Batch:
             known_BChw = column(table_BK, "known_clean", 4) * self._known_BChw
             known_BChw = known_BChw.addcmul_(column(table_BK, "known_noise", 4), self._noise_BChw)
             self.latents_BChw = torch.lerp(known_BChw, self.latents_BChw, self._hole_B1hw)
-        for row in rows:
+        for row in self.rows:
             row.step += 1
+        self._done += 1
 
-    def _predict(self, unet: Unet, table_BK: Tensor, times_B: Tensor) -> Tensor:
+    def _predict(self, unet: Unet, table_BK: Tensor, times_U: Tensor) -> Tensor:
         """The U-Net's output with classifier-free guidance (Ho 2022, eq. 6), in one call for all rows; float32."""
         inputs_UChw = (self.latents_BChw * column(table_BK, "scale_input", 4))[self.source_U]
-        times_U, kwargs = times_B[self.source_U], self._kwargs
+        kwargs = self._kwargs
         if self._control is not None:
             kwargs = {**kwargs, **self._control(inputs_UChw.to(self.base.dtype), times_U)}
         inputs_UChw = unet_input(inputs_UChw, self._hole_U1hw, self._known_UChw).to(self.base.dtype)
@@ -233,16 +252,10 @@ class Batch:
             return positive_BChw
         return torch.lerp(output_UChw[self._negative_B], positive_BChw, self._scales_B111)
 
-    def _draw(self, drawing: list[int]) -> Tensor | None:
-        """Fresh noise of the rows that take some."""
-        if not drawing:
-            return None
-        noise_BChw = torch.zeros(self.latents_BChw.shape)
-        for i in drawing:
-            row = self.rows[i]
-            dtype = row.trajectory.noise_dtype or self.base.dtype
-            noise_BChw[i] = _normal(row.generator, noise_BChw.shape[1:], dtype)
-        return noise_BChw.to(self.base.device)
+    def _drawn(self) -> Tensor:
+        """Fresh noise of the rows that take some, zeros for the others."""
+        nothing_Chw = self._nothing_Chw
+        return torch.stack([nothing_Chw if row.fresh_SChw is None else row.fresh_SChw[row.step] for row in self.rows])
 
     def split(self) -> None:
         """Hands each row its state back; the batch is done with."""
@@ -259,8 +272,8 @@ def _control(
     diffusers, and the U-Net's `kwargs` of these rows."""
     pictures, scales = zip(*controls.values(), strict=True)
     image_V3HW = torch.stack(pictures)
-    index_V = torch.tensor(list(controls), device=image_V3HW.device)
-    scale_V111 = image_V3HW.new_tensor(scales).reshape(-1, 1, 1, 1)
+    index_V = on_device(list(controls), image_V3HW.device)
+    scale_V111 = on_device(scales, image_V3HW.device).to(image_V3HW.dtype).reshape(-1, 1, 1, 1)
 
     def spread(residual_Vchw: Tensor) -> Tensor:
         everywhere = residual_Vchw.new_zeros((rows, *residual_Vchw.shape[1:]))

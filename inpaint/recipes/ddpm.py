@@ -19,13 +19,13 @@ from inpaint.data.rows import Manifest
 from inpaint.data.sample import ReadSettings
 from inpaint.data.sources import Captions, FolderNames, FolderSource
 from inpaint.data.storage import read_file, write_file
+from inpaint.device import choose_device
 from inpaint.diffusion.ddpm import Noise, NoiseSettings
 from inpaint.diffusion.objective import LossSettings
 from inpaint.diffusion.unet import MaskedUNet, UNetSettings
 from inpaint.diffusion.unet import preset as unet_preset
 from inpaint.errors import InpaintError
 from inpaint.paint.ddpm_painter import DdpmPainter, ModelCard
-from inpaint.paint.device import choose_device
 from inpaint.train.checkpoint import CHECKPOINTS, CheckpointStore
 from inpaint.train.pixel import PixelInpainting
 from inpaint.train.recipe import Recipe, Trained

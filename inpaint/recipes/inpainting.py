@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from inpaint.device import parse_device
 from inpaint.diffusion.ddpm import PixelSampling
 from inpaint.errors import InpaintError
 from inpaint.paint.crop import resize_hole
 from inpaint.paint.ddpm_painter import ReverseProcess
-from inpaint.paint.device import parse_device
 from inpaint.paint.photos import Fill, check_png_name, read_photo, write_pictures, write_png
 from inpaint.paint.request import DdpmRequest
 from inpaint.recipes.ddpm import load_ddpm, preset_of

@@ -7,10 +7,10 @@ import tyro
 
 from inpaint.data.pipeline import read_manifest
 from inpaint.data.sources import CsvSource, FolderSource
+from inpaint.device import choose_device
 from inpaint.diffusion.ddpm import PixelSampling
 from inpaint.errors import InpaintError
 from inpaint.paint.batch import PaintSettings, paint_manifest, read_models
-from inpaint.paint.device import choose_device
 from inpaint.paint.photos import Fill, check_png_name, comparison_name, read_photo, write_pictures
 from inpaint.progress import ProgressBar
 from inpaint.recipes.inpainting import inpaint_image

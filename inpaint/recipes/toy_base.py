@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from inpaint.data.holes import Panels, Sometimes
 from inpaint.data.sample import ReadSettings
 from inpaint.data.sources import CsvSource
+from inpaint.device import on_device
 from inpaint.diffusion import keyed
 from inpaint.diffusion.objective import LossSettings
 from inpaint.errors import InpaintError
@@ -36,7 +37,7 @@ from inpaint.toy.catalogue import render, write_catalogue
 from inpaint.toy.measure import measure_base
 from inpaint.toy.panels import write_mixture
 from inpaint.train.latent import LatentInpainting
-from inpaint.train.objective import AUTOCAST, MicroBatch, Objective, ParameterGroup, on_device, to_pixels
+from inpaint.train.objective import AUTOCAST, MicroBatch, Objective, ParameterGroup, to_pixels
 from inpaint.train.recipe import Recipe, Trained
 from inpaint.train.run import run
 from inpaint.train.settings import Precision, TrainSettings, plain

@@ -16,8 +16,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from inpaint.data.plan import StepLayout
+from inpaint.device import on_device
 from inpaint.train.checkpoint import State
-from inpaint.train.objective import MicroBatch, Objective, ParameterGroup, on_device
+from inpaint.train.objective import MicroBatch, Objective, ParameterGroup
 from inpaint.train.settings import Offload, Precision, TrainSettings
 
 MOMENTS = {"adamw": ("exp_avg", "exp_avg_sq"), "sgd": ("momentum_buffer",)}

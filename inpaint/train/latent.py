@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from inpaint.data.decode import PAINT
+from inpaint.device import on_device
 from inpaint.diffusion import keyed
 from inpaint.diffusion.objective import HoleDiffusion, LossSettings, hole_area
 from inpaint.diffusion.schedule import schedule_of
@@ -19,7 +20,7 @@ from inpaint.models.prompts import encode_ids, tokenize, unet_kwargs
 from inpaint.paint.painter import Painter
 from inpaint.paint.paste import comparison
 from inpaint.paint.request import PaintRequest, SamplingSettings
-from inpaint.train.objective import MicroBatch, ParameterGroup, autocast, by_row, on_device, to_hole, to_pixels
+from inpaint.train.objective import MicroBatch, ParameterGroup, autocast, by_row, to_hole, to_pixels
 from inpaint.train.settings import Precision
 
 EncodeBatch = Callable[[MicroBatch, Tensor], tuple[Posterior, Posterior | None]]

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from inpaint.device import on_device
 from inpaint.train.settings import Precision
 
 AUTOCAST = {Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16}
@@ -82,12 +83,6 @@ def by_row(module: nn.Module, seed: int) -> list[int]:
             parent, _, child = name.rpartition(".")
             setattr(module.get_submodule(parent), child, RowDropout(layer.p, f"{seed}/{name}", positions))
     return positions
-
-
-def on_device(values: np.ndarray | Tensor, device: torch.device) -> Tensor:
-    """On the device, an array as a copy; to a GPU through pinned memory, so that nothing waits for it."""
-    tensor = values if isinstance(values, Tensor) else torch.tensor(values)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def to_pixels(images_BHWC: np.ndarray, device: torch.device) -> Tensor:

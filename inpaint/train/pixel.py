@@ -10,13 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from inpaint.data.decode import PAINT
+from inpaint.device import on_device
 from inpaint.diffusion.ddpm import NoiseSettings, PixelSampling
 from inpaint.diffusion.objective import HoleDiffusion, LossSettings
 from inpaint.diffusion.unet import MaskedUNet
 from inpaint.paint.ddpm_painter import paint_batch
 from inpaint.paint.paste import comparison
 from inpaint.paint.request import DdpmRequest
-from inpaint.train.objective import MicroBatch, ParameterGroup, autocast, by_row, on_device, to_hole, to_pixels
+from inpaint.train.objective import MicroBatch, ParameterGroup, autocast, by_row, to_hole, to_pixels
 from inpaint.train.settings import Precision
 
 

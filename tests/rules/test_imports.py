@@ -10,10 +10,11 @@ import pytest
 
 from tests.rules.sources import ROOT, imports, modules
 
-GROUND = {"errors", "progress", "randomness", "stopping"}
+GROUND = {"device", "errors", "progress", "randomness", "stopping"}
 BELOW_THE_LOOP = GROUND | {"cluster", "data", "diffusion", "models", "export", "paint", "rowmap"}
 TOP = {"evaluate", "recipes", "serve", "toy"}
 MAY_IMPORT = {
+    "device": {"errors"},
     "errors": set(),
     "progress": set(),
     "randomness": {"errors"},

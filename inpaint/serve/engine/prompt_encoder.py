@@ -17,6 +17,7 @@ from tokenizers import AddedToken
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from inpaint.device import on_device
 from inpaint.models.base import Base
 from inpaint.models.low_rank import Uses
 from inpaint.models.prompts import Conditioning, ExtendedEmbedding, encode_ids, tokenize, vectors_of
@@ -117,7 +118,7 @@ def _padded(vectors: list[list[Tensor]], device: torch.device) -> Tensor | None:
     if first is None:
         return None
     rows = [torch.stack(row) if row else first.new_zeros(0, len(first)) for row in vectors]
-    return pad_sequence(rows, batch_first=True).to(device)
+    return on_device(pad_sequence(rows, batch_first=True), device)
 
 
 def _any_of(words: Iterable[str]) -> re.Pattern[str]:

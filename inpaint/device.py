@@ -1,6 +1,10 @@
-"""Where this process paints."""
+"""Where this process computes, and how numbers get there."""
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
+from torch import Tensor
 
 from inpaint.errors import InpaintError
 
@@ -21,3 +25,12 @@ def choose_device(device: str | torch.device | None = None) -> torch.device:
     if chosen.type == "cuda" and not torch.cuda.is_available():
         raise InpaintError(f"device {device}: torch finds no GPU here; leave the device out")
     return chosen
+
+
+def on_device(values: Tensor | np.ndarray | Sequence[float], device: torch.device) -> Tensor:
+    """On the device, what is no tensor as a copy; to a GPU through pinned memory, so that the host does not wait until
+    the GPU has done all that it was given before."""
+    tensor = values if isinstance(values, Tensor) else torch.tensor(values)
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
