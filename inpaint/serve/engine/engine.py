@@ -87,14 +87,22 @@ class Engine:
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._mail: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
         self._post_lock = threading.Lock()
+        self._is_ready = threading.Event()
         self._is_closing = self._has_ended = False
         self._error: BaseException | None = None
         self._turned = time.monotonic()
         """When the loop last began a turn: its heartbeat."""
 
     def start(self) -> None:
-        """Starts the loop."""
+        """Starts the loop, and waits until it can paint: until all is compiled that shall be.
+
+        Raises EngineBroken: it never will.
+        """
         self._thread.start()
+        self._is_ready.wait()
+        if self._error is not None:
+            self._thread.join()
+            raise self._broken()
 
     def close(self, drain: bool) -> None:
         """Ends the loop and waits for it; with `drain` what was ordered is painted first, else it fails.
@@ -225,10 +233,14 @@ class Engine:
     def _run(self) -> None:
         try:
             with torch.inference_mode(), self._executor.runner.attention():
+                for _ in self._executor.warm():
+                    self._turned = time.monotonic()
+                self._is_ready.set()
                 while not self._is_closing or len(self._scheduler):
                     self._read_mail(self._turn())
         finally:
             self._error = sys.exception()
+            self._is_ready.set()
             with self._post_lock:
                 self._has_ended = True
             self._close(drain=False)

@@ -5,8 +5,10 @@ pictures decoded and pasted back.
 """
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -104,25 +106,42 @@ class Executor:
             latents_BChw = torch.cat([self.side.borrow(picture.content) for picture in pictures])
             return self.side.to_host(decode(self.base, latents_BChw)), done
 
+    def warm(self) -> Iterator[None]:
+        """Compiles all that shall be compiled, one shape and number of rows at each turn; afterwards nothing is any
+        more. Raises InpaintError for a shape that the base cannot have."""
+        settings, side = self.runner.settings, self.base.info.default_size
+        for shape in settings.compile_shapes or [(side, side)] if settings.compile else []:
+            row = self._blank(*shape)
+            for rows in settings.batch_sizes:
+                self.runner.step(self.runner.stack([replace(row) for _ in range(rows)]))
+                yield
+        self.runner.is_warm = True
+
     def check(self) -> None:
         """Encodes a small blank picture and takes a step with it, to see that the base can."""
-        info = self.base.info
-        side = info.default_size if self.runner.settings.compile else info.size_multiple
-        request = PaintRequest(
-            image=np.zeros((side, side, 3), dtype=np.uint8),
-            hole=np.ones((side, side), dtype=bool),
-            prompt="",
-            seed=0,
-            sampling=SamplingSettings(steps=1, guidance_scale=1.0, size=side),
-        )
-        job = Job(order=PaintOrder(id="check", request=request), arrived=0.0, tell=lambda event: None)
-        job.image = self.read(job.order)
-        self.encode([job]).synchronize()
-        assert job.row is not None
-        stack = self.runner.stack([job.row])
+        side = self.base.info.size_multiple
+        stack = self.runner.stack([self._blank(side, side)])
         self.runner.step(stack)
         if not torch.isfinite(stack.batch.latents_BChw).all():
             raise AssertionError("the U-Net gives numbers that are not finite")
+
+    def _blank(self, height: int, width: int) -> DenoisingRow:
+        """A row of a picture of this working shape, all hole, with one step to take."""
+        request = PaintRequest(
+            image=np.zeros((height, width, 3), dtype=np.uint8),
+            hole=np.ones((height, width), dtype=bool),
+            prompt="",
+            seed=0,
+            sampling=SamplingSettings(steps=1, guidance_scale=1.0, size=round(math.sqrt(height * width))),
+        )
+        job = Job(order=PaintOrder(id="blank", request=request), arrived=0.0, tell=lambda event: None)
+        job.image = self.read(job.order)
+        if job.image.shape != (height, width):
+            multiple = self.base.info.size_multiple
+            raise InpaintError(f"compile_shapes: {height} x {width} are not both multiples of {multiple}")
+        self.encode([job]).synchronize()
+        assert job.row is not None
+        return job.row
 
     def recover(self) -> None:
         """After something failed: frees the memory that can be done without."""

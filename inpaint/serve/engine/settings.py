@@ -27,7 +27,10 @@ class EngineSettings(BaseModel):
     batch_sizes: tuple[int, ...] = ()
     """Numbers of U-Net rows that ticks are padded to, rising to `max_rows`; needed with `compile`."""
     compile: bool = False
-    """Compile the U-Net for each of `batch_sizes`; meant for GPUs, and not yet run on one."""
+    """Compile the U-Net, before the first order comes; meant for GPUs, and not yet run on one."""
+    compile_shapes: tuple[tuple[int, int], ...] = ()
+    """Working heights and widths, in pixels, that it is compiled for, each for all of `batch_sizes`; unset: the square
+    that the base was trained at. Orders of other shapes, or with several adapters, are painted uncompiled."""
     channels_last: bool = True
     """Keep U-Net and VAE in that memory format, which convolutions on CPUs like; not yet measured on a GPU."""
     attention: Literal["auto", "flash", "efficient", "cudnn", "math"] = "auto"
@@ -44,6 +47,8 @@ class EngineSettings(BaseModel):
         sizes = self.batch_sizes
         if sizes and (list(sizes) != sorted(set(sizes)) or sizes[0] < 1 or sizes[-1] != self.max_rows):
             raise InpaintError(f"batch_sizes {sizes}: give rising numbers that end with max_rows {self.max_rows}")
+        if self.compile_shapes and not self.compile:
+            raise InpaintError(f"compile_shapes {self.compile_shapes}: no effect without compile; set that, too")
         if self.compile and not sizes:
             raise InpaintError("compile: give batch_sizes, or every new number of rows is compiled anew")
         return self

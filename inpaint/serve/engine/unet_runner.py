@@ -80,7 +80,9 @@ class UNetRunner:
             module.to(memory_format=self._memory_format)
         self.slots = AdapterSlots(base, slots=settings.slots, max_rank=settings.max_rank)
         self._pool = self.slots.pools["unet"]
-        self.unet: Callable[..., Any] = torch.compile(base.unet, dynamic=False) if settings.compile else base.unet
+        self.unet: Callable[..., Any] = self._compiled() if settings.compile else base.unet
+        self.is_warm = False
+        """From then on nothing is compiled: what is not yet runs as it is."""
         self.unet_seconds = 0.0
         """Spent in calls of the U-Net; on a GPU what the host waits, not the device."""
         # Only the plain kind, which all supported bases have: what else diffusers' processor handles is not there.
@@ -148,6 +150,17 @@ class UNetRunner:
         """The context to step in."""
         name = self.settings.attention
         return nullcontext() if name == "auto" else sdpa_kernel(_BACKENDS[name])
+
+    def _compiled(self) -> Callable[..., Any]:
+        shapes = max(1, len(self.settings.compile_shapes))
+        limit = shapes * len(self.settings.batch_sizes)
+        compiled = torch.compile(self.base.unet, dynamic=False, recompile_limit=limit)  # type: ignore[call-overload]
+
+        def unet(*arguments: Any, **settings: Any) -> Any:
+            with torch.compiler.set_stance("eager_on_recompile" if self.is_warm else "default"):
+                return compiled(*arguments, **settings)
+
+        return unet
 
     def _timed_unet(self, *arguments: Any, **settings: Any) -> Any:
         started = time.perf_counter()

@@ -414,6 +414,7 @@ def _parts() -> tuple[object, EngineSettings, object]:
         ({"batch_sizes": (4, 2)}, "batch_sizes"),
         ({"batch_sizes": (4, 8)}, "max_rows 16"),
         ({"compile": True}, "batch_sizes"),
+        ({"compile_shapes": ((64, 64),)}, "no effect without compile"),
     ],
 )
 def test_bad_settings_are_refused_by_name(settings, words):
