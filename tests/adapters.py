@@ -51,9 +51,10 @@ def made_up(base: str | Path, seed: int, *, rank: int = 4, tokens: tuple[str, ..
 
     lora = {}
     for layer, (outputs, inputs) in info.layers.items():
+        tail = (1, 1) if layer.endswith((".proj_in", ".proj_out")) else ()  # convolutions in the bases of tests
         lora |= {
-            f"{layer}.lora_A.weight": drawn(rank, inputs) / 10,
-            f"{layer}.lora_B.weight": drawn(outputs, rank) / 10,
+            f"{layer}.lora_A.weight": drawn(rank, inputs, *tail) / 10,
+            f"{layer}.lora_B.weight": drawn(outputs, rank, *tail) / 10,
         }
     first = [token for token in tokens if not re.search(r"_\d$", token)]
     card = AdapterCard(

@@ -29,20 +29,26 @@ class AdapterIncomplete(InpaintError):
 
 
 def save_adapter(folder: str | Path, adapter: Adapter) -> Path:
-    """Write the folder, `adapter.json` last, with the sha256 of the files."""
+    """Write the folder, `adapter.json` last."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    for name, data in adapter_files(adapter).items():
+        (folder / name).write_bytes(data)
+    return folder
+
+
+def adapter_files(adapter: Adapter, *, repeatable: bool = False) -> dict[str, bytes]:
+    """The folder's files, `adapter.json` last, with the sha256 of the others. Args: repeatable: the same bytes each
+    time, for which the LoRA goes without metadata: safetensors writes these in any order."""
     # diffusers reads rank and alpha from this metadata; without it alpha = rank is taken.
-    metadata = {"format": "pt", "lora_adapter_metadata": json.dumps(_lora_metadata(adapter))}
+    described = {"format": "pt", "lora_adapter_metadata": json.dumps(_lora_metadata(adapter))}
+    metadata = None if repeatable else described
     files = {LORA_FILE: safetensors.torch.save(adapter.lora, metadata=metadata)}
     for name, embeds in zip(EMBEDS_FILES, adapter.embeds, strict=False):
         files[name] = safetensors.torch.save(embeds, metadata={"format": "pt"})
-    for name, data in files.items():
-        (folder / name).write_bytes(data)
     hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
     card = {**asdict(adapter.card), "files": hashes}
-    (folder / CARD_FILE).write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
-    return folder
+    return {**files, CARD_FILE: (json.dumps(card, indent=1) + "\n").encode()}
 
 
 def parse_card(data: bytes, where: str | Path) -> AdapterCard:

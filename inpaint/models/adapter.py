@@ -150,7 +150,7 @@ def _check_embeds(adapter: Adapter, info: BaseInfo) -> None:
 
 
 def _check_tensor(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
-    if tuple(tensor.shape) != shape:
+    if tuple(tensor.shape) not in (shape, (*shape, 1, 1)):  # convolutions of 1 x 1 keep their form on disk
         raise InpaintError(f"adapter tensor {name} is {tuple(tensor.shape)}, expected {shape}")
     if not torch.isfinite(tensor).all():
         raise InpaintError(f"adapter tensor {name} is not finite: the training diverged; do not use it")

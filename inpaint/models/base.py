@@ -18,7 +18,7 @@ from diffusers import SchedulerMixin
 from inpaint.errors import InpaintError
 from inpaint.models.architectures import Architecture
 from inpaint.models.folder import DiffusersFolder
-from inpaint.models.layers import Modules, adaptable_layers, adapted_models
+from inpaint.models.layers import Modules, adaptable_layers, adapted_models, features
 from inpaint.models.locate import locate
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -154,7 +154,7 @@ def info_of(modules: Modules, *, name: str, revision: str, guidance_scale: float
         downsample=downsample,
         is_xl=len(modules.text_encoders) == 2,
         layers={
-            name: (layer.out_features, layer.in_features)
+            name: features(layer)[::-1]
             for prefix, model in adapted_models(modules).items()
             for name, (_, layer) in adaptable_layers(model, prefix).items()
         },

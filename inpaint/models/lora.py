@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from inpaint.errors import InpaintError
 from inpaint.models.base import Base
-from inpaint.models.layers import adaptable_layers, adapted_models, disk_name
+from inpaint.models.layers import adaptable_layers, adapted_models, disk_name, is_trained
 
 ADAPTER = "inpaint"
 """PEFT's name for our adapter inside a model."""
@@ -47,7 +47,7 @@ class LoraSettings:
 
 def inject_lora(base: Base, settings: LoraSettings, *, seed: int, only: Collection[str] | None = None) -> None:
     """Freeze the base and add trainable fp32 LoRA layers; equal seeds give equal layers, on every worker. `only`
-    names layers on disk; unset: all that can have one."""
+    names layers on disk; unset: those that are trained."""
     for model in adapted_models(base).values():
         model.requires_grad_(False)
     base.vae.requires_grad_(False)
@@ -55,7 +55,7 @@ def inject_lora(base: Base, settings: LoraSettings, *, seed: int, only: Collecti
         torch.manual_seed(seed)
         for prefix, model in adapted_models(base).items():
             layers = adaptable_layers(model, prefix)
-            paths = [path for name, (path, _) in layers.items() if only is None or name in only]
+            paths = [path for name, (path, _) in layers.items() if (is_trained(name) if only is None else name in only)]
             if not paths or (prefix != "unet" and not settings.text_encoder):
                 continue
             config = LoraConfig(
@@ -87,4 +87,4 @@ def load_lora(base: Base, tensors: Mapping[str, Tensor], *, rank: int, alpha: fl
     layers = {name.rpartition(".lora_")[0] for name in tensors}
     inject_lora(base, LoraSettings(rank=rank, alpha=alpha), seed=0, only=layers)
     for name, parameter in lora_parameters(base).items():
-        parameter.copy_(tensors[name])
+        parameter.copy_(tensors[name].reshape(parameter.shape))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from inpaint.device import on_device
-from inpaint.models.layers import adaptable_layers
+from inpaint.models.layers import adaptable_layers, features
 
 Uses = tuple[tuple[int, float], ...]
 """(slot, weight) of each adapter that a row is painted with."""
@@ -25,16 +25,19 @@ Gathered = tuple[Tensor | None, int]
 class RowLoraLinear(nn.Module):
     """A frozen linear layer plus the low-rank update of the first K rows; it holds the same weights as before."""
 
-    def __init__(self, linear: nn.Linear) -> None:
+    def __init__(self, layer: nn.Linear | nn.Conv2d) -> None:
         super().__init__()
-        self.weight, self.bias = linear.weight, linear.bias
-        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.weight, self.bias = layer.weight, layer.bias
+        self.in_features, self.out_features = features(layer)
         self.update: tuple[Tensor, Tensor, int] | None = None
         """A (K x R x I, or R x I where all share it), transposed B (as A, O instead of I), and K."""
 
     def forward(self, x_UNI: Tensor) -> Tensor:
         """U x N x I -> U x N x O."""
-        y_UNO = nn.functional.linear(x_UNI, self.weight, self.bias)
+        return self._updated(x_UNI, nn.functional.linear(x_UNI, self.weight, self.bias))
+
+    def _updated(self, x_UNI: Tensor, y_UNO: Tensor) -> Tensor:
+        """In place, unless there are gradients."""
         if self.update is None:
             return y_UNO
         down, up, rows = self.update
@@ -50,15 +53,28 @@ class RowLoraLinear(nn.Module):
         return y_UNO
 
 
+class RowLoraPointwise(RowLoraLinear):
+    """The same of a convolution of 1 x 1: N are its pixels."""
+
+    def forward(self, x_UIhw: Tensor) -> Tensor:
+        """U x I x h x w -> U x O x h x w."""
+        y_UOhw = nn.functional.conv2d(x_UIhw, self.weight, self.bias)
+        if self.update is None:
+            return y_UOhw
+        # Nothing is copied where channels stand last.
+        x_UNI, y_UNO = (tensor.permute(0, 2, 3, 1).flatten(1, 2).contiguous() for tensor in (x_UIhw, y_UOhw))
+        return self._updated(x_UNI, y_UNO).unflatten(1, x_UIhw.shape[2:]).permute(0, 3, 1, 2)
+
+
 class LoraPool:
     """The packed adapters of one model, S x R x W, and its layers that can add them. Slot 0 is no adapter: zeros."""
 
     def __init__(self, model: nn.Module, prefix: str, *, slots: int, max_rank: int) -> None:
         """Replaces, in place, the layers that a LoRA can change of one of `inpaint.models.layers.adapted_models`."""
-        self.layers: dict[str, RowLoraLinear] = {}
+        self.layers: dict[str, RowLoraLinear | RowLoraPointwise] = {}
         """By their name on disk, in the columns' order."""
-        for name, (path, linear) in adaptable_layers(model, prefix).items():
-            self.layers[name] = RowLoraLinear(linear)
+        for name, (path, layer) in adaptable_layers(model, prefix).items():
+            self.layers[name] = RowLoraLinear(layer) if isinstance(layer, nn.Linear) else RowLoraPointwise(layer)
             model.set_submodule(path, self.layers[name])
         self._widths = [width for layer in self.layers.values() for width in (layer.in_features, layer.out_features)]
         is_up = torch.tensor([False, True] * len(self.layers)).repeat_interleave(torch.tensor(self._widths))
@@ -81,8 +97,8 @@ class LoraPool:
         packed_RW = torch.zeros(rank, sum(self._widths))
         for name, down_RI, up_RO in self.split(packed_RW):
             if f"{name}.lora_A.weight" in tensors:
-                down_RI.copy_(tensors[f"{name}.lora_A.weight"])
-                up_RO.copy_(tensors[f"{name}.lora_B.weight"].float().T * scale)
+                down_RI.copy_(tensors[f"{name}.lora_A.weight"].flatten(1))
+                up_RO.copy_(tensors[f"{name}.lora_B.weight"].flatten(1).float().T * scale)
         return packed_RW
 
     @torch.no_grad()

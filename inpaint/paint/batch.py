@@ -22,8 +22,10 @@ import torch
 from inpaint.data import quarantine
 from inpaint.data.quarantine import Quarantined, Reason
 from inpaint.data.rows import Manifest, Row
+from inpaint.data.storage import opened
 from inpaint.errors import BadRow, InpaintError
 from inpaint.export.adapter_folder import load_adapter
+from inpaint.export.kohya import SUFFIX, read_adapter_file
 from inpaint.models.adapter import Adapter, apply_adapter, check_adapter
 from inpaint.models.base import DTYPES, load_base, read_base_info
 from inpaint.models.locate import absolute_name
@@ -48,7 +50,8 @@ class PaintSettings:
     revision: str | None = None
     """Of the base; default: the one that the adapter was trained on."""
     adapter: str | None = None
-    """An adapter's folder or URL; rows with a category then get its token into their prompt."""
+    """An adapter's folder or URL, or a `.safetensors` file of kohya, Civitai or diffusers, which needs `base`; rows of
+    its categories get their token into their prompt."""
     sampling: SamplingSettings = field(default_factory=SamplingSettings)
     seed: int = 0
     """Of the run; in a data set each row's own is made from it and the row's id."""
@@ -91,13 +94,17 @@ class PaintModels:
 def read_models(settings: PaintSettings) -> PaintModels:
     """Find what the settings name, and settle what they leave open. Raises InpaintError where there is no base, or one
     or an adapter that is not there, or does not fit."""
-    adapter = None if settings.adapter is None else load_adapter(settings.adapter)
-    base, revision = settings.base, settings.revision
+    where, base, revision = settings.adapter, settings.base, settings.revision
+    is_file = where is not None and where.endswith(SUFFIX)
+    adapter = None if where is None or is_file else load_adapter(where)
     if adapter is not None:
         base, revision = base or adapter.card.base, revision or adapter.card.base_revision
     if base is None:
-        raise InpaintError("base: give one (toy, a folder, a hub id), or an adapter, which names its own")
+        raise InpaintError("base: give one (toy, a folder, a hub id), or an adapter's folder, which names its own")
     info = read_base_info(base, revision)
+    if where is not None and is_file:
+        with opened(where) as file:
+            adapter = read_adapter_file(file.read(), PurePosixPath(where).name.removesuffix(SUFFIX), info)
     if adapter is not None:
         check_adapter(adapter, info)
     decided = replace(

@@ -21,10 +21,13 @@ from inpaint.export.adapter_folder import (
     EMBEDS_FILES,
     LORA_FILE,
     AdapterIncomplete,
+    adapter_files,
     parse_card,
     read_adapter,
 )
+from inpaint.export.kohya import SUFFIX, read_adapter_file
 from inpaint.models.adapter import Adapter, AdapterCard
+from inpaint.models.base import BaseInfo
 from inpaint.serve.service import AdapterGone
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -39,9 +42,17 @@ AdapterFiles = dict[str, bytes]
 class AdapterCache:
     """Copies of a registry's adapters, one subfolder per digest."""
 
-    def __init__(self, root: Root, folder: str | Path, *, max_bytes: int, max_adapter_bytes: int) -> None:
-        """Args: root: the registry's. folder: made if missing. max_bytes: kept at most, but always the newest copy."""
-        self.root, self.folder = root, Path(folder)
+    def __init__(
+        self, root: Root, folder: str | Path, base: BaseInfo, *, max_bytes: int, max_adapter_bytes: int
+    ) -> None:
+        """
+        Args:
+            root: the registry's.
+            folder: made if missing.
+            base: what single files are read for.
+            max_bytes: kept at most, but always the newest copy.
+        """
+        self.root, self.folder, self.base = root, Path(folder), base
         self.max_bytes, self.max_adapter_bytes = max_bytes, max_adapter_bytes
         self.folder.mkdir(parents=True, exist_ok=True)
 
@@ -100,8 +111,14 @@ class AdapterCache:
         return adapter
 
     def read_card(self, name: str) -> tuple[AdapterCard, str]:
-        """The card that lies in the registry now, and its digest. Raises AdapterIncomplete, OSError."""
-        data = self._read(f"{name}/{CARD_FILE}", _MAX_CARD_BYTES)
+        """The card that lies in the registry now, and its digest; of a single file, what it comes to. Raises
+        AdapterIncomplete, OSError, and of a single file InpaintError for what is no adapter."""
+        if (size := self._single(name)) is not None:
+            files = self._converted(name, size)
+            self.put(files, name)
+            data = files[CARD_FILE]
+        else:
+            data = self._read(f"{name}/{CARD_FILE}", _MAX_CARD_BYTES)
         try:
             return parse_card(data, CARD_FILE), _sha256(data)
         except InpaintError as error:
@@ -109,17 +126,39 @@ class AdapterCache:
 
     def _download(self, name: str, digest: str) -> AdapterFiles:
         """What the registry has now; `put` sees whether it is whole."""
-        files = {CARD_FILE: self._read(f"{name}/{CARD_FILE}", _MAX_CARD_BYTES)}
+        size = self._single(name)
+        is_folder = size is None
+        files = (
+            {CARD_FILE: self._read(f"{name}/{CARD_FILE}", _MAX_CARD_BYTES)}
+            if size is None
+            else self._converted(name, size)
+        )
         if _sha256(files[CARD_FILE]) != digest:
             raise AdapterIncomplete(f"{name} has been replaced in the registry: send the request again")
+        if not is_folder:
+            return files
         paths = [self.root.join(f"{name}/{file}") for file in (LORA_FILE, *EMBEDS_FILES)]
         infos = [info for info in self.root.filesystem.get_file_info(paths) if info.type == pafs.FileType.File]
         size = sum(info.size for info in infos)
+        self._check_size(name, size)
+        return files | {info.base_name: self._read(f"{name}/{info.base_name}", size) for info in infos}
+
+    def _single(self, name: str) -> int | None:
+        """Bytes of the registry's file of that name; None where there is none, and a folder is meant."""
+        info = self.root.filesystem.get_file_info(self.root.join(f"{name}{SUFFIX}"))
+        return info.size if info.type == pafs.FileType.File else None
+
+    def _converted(self, name: str, size: int) -> AdapterFiles:
+        """A single file as the files of a folder; the same ones on every machine."""
+        self._check_size(name, size)
+        adapter = read_adapter_file(self._read(f"{name}{SUFFIX}", size), name, self.base)
+        return adapter_files(adapter, repeatable=True)
+
+    def _check_size(self, name: str, size: int) -> None:
         if size > self.max_adapter_bytes:
             raise InpaintError(
                 f"{name} has {size:,} bytes: this service takes {self.max_adapter_bytes:,}; raise max_adapter_bytes"
             )
-        return files | {info.base_name: self._read(f"{name}/{info.base_name}", size) for info in infos}
 
     def _read(self, relative: str, limit: int) -> bytes:
         """No more than `limit` bytes of a file of the registry: one that grows meanwhile is found damaged."""

@@ -1,4 +1,5 @@
-"""The registry: every subfolder with an `adapter.json` is an adapter, looked for again and again while serving.
+"""The registry: every subfolder with an `adapter.json`, and every `.safetensors` file of kohya, Civitai or diffusers
+beside them, is an adapter, looked for again and again while serving.
 
 Guarantees: an adapter that was copied in whole is served after one poll and the time to read it; one that is bad or
 half copied is reported with its reason and never served; the version that was served before goes on in its place, and
@@ -22,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from inpaint.data.storage import open_root
 from inpaint.errors import InpaintError
 from inpaint.export.adapter_folder import CARD_FILE, AdapterIncomplete
+from inpaint.export.kohya import SUFFIX
 from inpaint.models.adapter import check_adapter, check_card, check_name
 from inpaint.models.base import BaseInfo
 from inpaint.serve.adapters.cache import AdapterCache
@@ -39,7 +41,8 @@ class RegistrySettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     root: str
-    """Folder or bucket URL whose subfolders are adapters, and nothing else: all of it is listed at each poll."""
+    """Folder or bucket URL of adapters (subfolders, and single `.safetensors` files) and nothing else: all of it is
+    listed at each poll."""
     cache: str | None = None
     """Local folder for copies; unset: one in the temporary folder, per user and registry."""
     cache_bytes: int = Field(default=20 << 30, ge=1)
@@ -51,19 +54,19 @@ class RegistrySettings(BaseModel):
     max_adapter_bytes: int = Field(default=2 << 30, ge=1)
     """Largest adapter served."""
 
-    def open_cache(self) -> AdapterCache:
-        """What reads adapters by digest, here or in a painter. Raises InpaintError for a URL that is none."""
+    def open_cache(self, base: BaseInfo) -> AdapterCache:
+        """What reads adapters by digest, here or in a painter of `base`. Raises InpaintError for a URL that is none."""
         key = hashlib.sha256(self.root.encode()).hexdigest()[:16]
         folder = open_root(self.cache or Path(tempfile.gettempdir()) / f"inpaint-{os.getuid()}" / key)
         if not folder.is_local:
             raise InpaintError(f"registry.cache {self.cache}: give a folder of this machine, for its copies are opened")
-        return AdapterCache(
-            open_root(self.root), folder.path, max_bytes=self.cache_bytes, max_adapter_bytes=self.max_adapter_bytes
-        )
+        limits = {"max_bytes": self.cache_bytes, "max_adapter_bytes": self.max_adapter_bytes}
+        return AdapterCache(open_root(self.root), folder.path, base, **limits)
 
 
 _Listed = frozenset[tuple[str, int | None, int | None]]
-"""What a listing says of one folder: (file, bytes, time of change in ns) of each."""
+"""What a listing says of one adapter: (file, bytes, time of change in ns) of each in its folder; a single file's name
+is empty."""
 
 
 @dataclass
@@ -84,7 +87,7 @@ class Registry:
     def __init__(self, settings: RegistrySettings, base: BaseInfo, cache: AdapterCache | None = None) -> None:
         self.settings = settings
         self.base = base
-        self.cache = cache or settings.open_cache()
+        self.cache = cache or settings.open_cache(base)
         self._folders: dict[str, _Folder] = {}
         self._served: Mapping[str, ServedAdapter] = {}
         self._refused: Mapping[str, str] = {}
@@ -114,7 +117,7 @@ class Registry:
         changed = [name for name, folder in self._folders.items() if folder.seen != listing[name]]
         published, now = time.monotonic(), time.time_ns()
         with ThreadPoolExecutor(_READERS, "registry") as pool:
-            looks = {pool.submit(self._look, name, self._folders[name]): name for name in changed}
+            looks = {pool.submit(self._look, name, self._folders[name], listing[name]): name for name in changed}
             for look in as_completed(looks):
                 name = looks[look]
                 # Files this young may still change unseen: look again next time.
@@ -131,14 +134,21 @@ class Registry:
         # One recursive listing: on an object store a thousand keys per call, where a look at each would be a call each.
         for path, info in self.cache.root.files().items():
             name, _, file = path.partition("/")
-            if file:
-                files.setdefault(name, []).append((file, info.size, info.mtime_ns))
-        return {n: frozenset(found) for n, found in files.items() if any(file == CARD_FILE for file, _, _ in found)}
+            if file or name.endswith(SUFFIX):
+                files.setdefault(name if file else name.removesuffix(SUFFIX), []).append((file, *info))
+        adapters = {n: found for n, found in files.items() if any(_is_adapters(file) for file, *_ in found)}
+        return {name: frozenset(found) for name, found in adapters.items()}
 
-    def _look(self, name: str, folder: _Folder) -> bool:
+    def _look(self, name: str, folder: _Folder, listed: _Listed) -> bool:
         """Serve or refuse what lies there; False where it could not even be read, for a reason that may pass."""
         try:
             check_name(name)
+            files = {file for file, *_ in listed}
+            if "" in files and len(files) > 1:
+                raise InpaintError(f"{name}{SUFFIX} and the folder {name} are both there: remove one")
+            if not files & {"", CARD_FILE}:
+                message = f"no {CARD_FILE}: copy it, or put a LoRA of others beside the folders as NAME{SUFFIX}"
+                raise AdapterIncomplete(message)
             card, digest = self.cache.read_card(name)
             if folder.served is None or folder.served.digest != digest:
                 check_card(card, self.base, max_rank=self.settings.max_rank)
@@ -158,6 +168,11 @@ class Registry:
     def _publish(self) -> None:
         self._served, conflicts = settle(folder.served for folder in self._folders.values() if folder.served)
         self._refused = {name: folder.refused for name, folder in self._folders.items() if folder.refused} | conflicts
+
+
+def _is_adapters(file: str) -> bool:
+    """Whether this file of a folder says that it is, or shall be, an adapter; the empty name is a single file."""
+    return file in ("", CARD_FILE) or ("/" not in file and file.endswith(SUFFIX))
 
 
 def settle(entries: Iterable[ServedAdapter]) -> tuple[dict[str, ServedAdapter], dict[str, str]]:

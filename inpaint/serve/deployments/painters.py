@@ -33,7 +33,7 @@ class PainterReplica:
         device = own_device(args.threads, args.device)
         base = load_base(args.base, revision=args.base_revision, dtype=DTYPES[args.precision], device=device)
         self._health_timeout_s = args.health_timeout_s
-        self._cache = args.registry_settings.open_cache()
+        self._cache = args.registry_settings.open_cache(base.info)
         self._metrics = PainterMetrics(serve.get_replica_context().replica_tag)
         self._engine = Engine(base, args.engine, self._cache.load)
         self._engine.start()

@@ -78,13 +78,18 @@ def test_what_is_known_without_weights_is_what_the_loaded_base_is(sd_folder, xl_
     for folder in (sd_folder, xl_folder):
         loaded = load_base(folder)
         assert read_base_info(str(folder)) == loaded.info
-        inject_lora(loaded, LoraSettings(rank=1), seed=0)
-        shapes = {name: tuple(p.shape) for name, p in lora_parameters(loaded).items()}
+        inject_lora(loaded, LoraSettings(rank=1), seed=0, only=loaded.info.layers)
+        shapes = {name: tuple(p.shape[:2]) for name, p in lora_parameters(loaded).items()}
         assert shapes == {
             f"{layer}.lora_{half}.weight": shape
             for layer, (outputs, inputs) in loaded.info.layers.items()
             for half, shape in (("A", (1, inputs)), ("B", (outputs, 1)))
         }
+        inject_lora(loaded := load_base(folder), LoraSettings(rank=1), seed=0)
+        untrained = {layer for layer in loaded.info.layers if f"{layer}.lora_A.weight" not in lora_parameters(loaded)}
+        assert (
+            untrained == {layer for layer in loaded.info.layers if layer.endswith((".proj_in", ".proj_out"))} != set()
+        )
 
 
 @pytest.mark.parametrize("text", ['{"guidance": 1}', "[1]", '{"steps": "9"}', "{"])

@@ -13,12 +13,12 @@ from inpaint.data.quarantine import Quarantined
 from inpaint.data.rows import Manifest, Row
 from inpaint.data.storage import open_root, opened
 from inpaint.errors import InpaintError, TooManyBadRows
-from inpaint.export.adapter_folder import save_adapter
-from inpaint.paint.batch import PaintSettings, paint_manifest, row_seed
+from inpaint.export.adapter_folder import LORA_FILE, save_adapter
+from inpaint.paint.batch import PaintSettings, paint_manifest, read_models, row_seed
 from inpaint.paint.paste import kept_pixels_changed
 from inpaint.paint.request import SamplingSettings
 from inpaint.rowmap import ActorPool, ActorResources, MapReport
-from tests.adapters import made_up
+from tests.adapters import made_up, without_tokens
 from tests.unit.paint.examples import request
 
 NAMES = [f"p{i}.png" for i in range(5)]
@@ -132,6 +132,19 @@ def test_base_and_adapter_may_be_urls_and_an_adapter_names_its_base(manifest, se
     assert not np.array_equal(array(tmp_path / "near" / "p0.png"), array(tmp_path / "bare" / "p0.png"))
     with pytest.raises(InpaintError, match="memory://models/none: nothing is there"):
         run(few, replace(far, base="fsspec+memory://models/none"), tmp_path / "none")
+
+
+def test_a_file_of_others_is_an_adapter_and_needs_a_base(manifest, settings, tiny_folders, tmp_path):
+    made = without_tokens(made_up(tiny_folders["sd9"], 0, rank=2))
+    folder = save_adapter(tmp_path / "adapter", replace(made, card=replace(made.card, alpha=2.0)))
+    (tmp_path / "style.safetensors").write_bytes((folder / LORA_FILE).read_bytes())
+    few = manifest.select(np.arange(2))
+    for name in ("adapter", "style.safetensors"):
+        run(few, replace(settings, adapter=str(tmp_path / name)), tmp_path / f"{name}_out")
+    ours, theirs = (array(tmp_path / f"{name}_out" / "p0.png") for name in ("adapter", "style.safetensors"))
+    assert np.array_equal(ours, theirs)
+    with pytest.raises(InpaintError, match="base: give one"):
+        read_models(replace(settings, base=None, adapter=str(tmp_path / "style.safetensors")))
 
 
 def test_a_file_that_vanishes_or_changes_before_it_is_painted_goes_to_the_quarantine(manifest, settings, tmp_path):

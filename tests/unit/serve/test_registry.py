@@ -12,6 +12,7 @@ import fsspec
 import pyarrow.fs as pafs
 import pytest
 import torch
+from safetensors.torch import save
 
 from inpaint.data.storage import Root, open_root
 from inpaint.errors import InpaintError
@@ -89,6 +90,55 @@ def test_a_replaced_version_stays_usable_by_digest_and_can_be_put_back(
     shutil.copytree(tmp_path / "backup", root / "CDP_COS")
     registry.poll()
     assert registry.catalogue()["CDP_COS"].digest == old
+
+
+def kohya_file(adapter: Adapter, tag: str = "") -> bytes:
+    """An adapter's LoRA as kohya writes it."""
+    halves = {"lora_A": "lora_down", "lora_B": "lora_up"}
+    tensors = {}
+    for name, tensor in adapter.lora.items():
+        layer, half = name.removesuffix(".weight").rsplit(".", 1)
+        prefix, _, path = layer.partition(".")
+        kohya = f"lora_{'te' if prefix == 'text_encoder' else prefix}_{path.replace('.', '_')}"
+        tensors |= {f"{kohya}.{halves[half]}.weight": tensor, f"{kohya}.alpha": torch.tensor(adapter.card.alpha)}
+    return save(tensors, {"ss_tag_frequency": json.dumps({"10_a": {tag: 9}})} if tag else {})
+
+
+def test_a_file_of_others_is_served_under_its_name_with_its_tag(registry: Registry, root: Path) -> None:
+    adapter = variant("CDP_X", 3)
+    (root / "mug_style.safetensors").write_bytes(kohya_file(adapter, "ohwx mug"))
+    (root / "plain.safetensors").write_bytes(kohya_file(adapter))
+    registry.poll()
+    served = registry.catalogue()
+    assert served["mug_style"].card.tokens == {"mug_style": "ohwx mug"} and served["plain"].card.tokens == {}
+    found = registry.cache.load("mug_style", served["mug_style"].digest)
+    assert all(torch.equal(found.lora[name], tensor) for name, tensor in adapter.lora.items())
+    elsewhere = registry.settings.model_copy(update={"cache": f"{root}_other"}).open_cache(registry.base)
+    assert elsewhere.load("plain", served["plain"].digest).card == served["plain"].card
+    age(root)
+    registry.poll()
+    registry.poll()
+    assert registry.catalogue()["mug_style"] == served["mug_style"] and not registry.refused()
+    (root / "mug_style.safetensors").unlink()
+    registry.poll()
+    assert list(registry.catalogue()) == ["CDP_COS", "CDP_FOOD", "plain"]
+
+
+def test_files_of_others_that_cannot_be_used_are_refused_by_name(registry: Registry, root: Path) -> None:
+    adapter = variant("CDP_X", 3)
+    broken = replace(adapter, lora={name: tensor * float("nan") for name, tensor in adapter.lora.items()})
+    (root / "broken.safetensors").write_bytes(kohya_file(broken))
+    (root / "half.safetensors").write_bytes(kohya_file(adapter)[:-100])
+    (root / "my style (1).safetensors").write_bytes(kohya_file(adapter))
+    (root / "CDP_COS.safetensors").write_bytes(kohya_file(adapter))
+    (root / "loose").mkdir()
+    (root / "loose" / LORA_FILE).write_bytes(kohya_file(adapter))
+    registry.poll()
+    assert list(registry.catalogue()) == ["CDP_COS", "CDP_FOOD"]
+    reasons = {"broken": "not finite", "half": "not all of it", "my style (1)": "give it a name"}
+    reasons |= {"CDP_COS": "remove one", "loose": "no adapter.json"}
+    refused = registry.refused()
+    assert refused.keys() == reasons.keys() and all(reasons[name] in refused[name] for name in reasons)
 
 
 def test_watching_finds_a_new_adapter_by_itself(root: Path, tmp_path: Path, base: BaseInfo) -> None:
@@ -240,7 +290,7 @@ class CountingReads(AdapterCache):
 def test_what_has_not_changed_is_not_read_again(root: Path, tmp_path: Path, base: BaseInfo) -> None:
     age(root)
     settings = RegistrySettings(root=str(root), cache=str(tmp_path / "cache"))
-    cache = CountingReads(open_root(root), tmp_path / "cache", max_bytes=1 << 30, max_adapter_bytes=1 << 30)
+    cache = CountingReads(open_root(root), tmp_path / "cache", base, max_bytes=1 << 30, max_adapter_bytes=1 << 30)
     registry = Registry(settings, base, cache)
     registry.poll()
     before = cache.reads
@@ -279,7 +329,7 @@ def test_object_stores_work_like_folders(root: Path, tmp_path: Path, base: BaseI
         fsspec.filesystem("memory").put(str(root), "/registry", recursive=True)
         where = "fsspec+memory://registry"
     settings = RegistrySettings(root=where, cache=str(tmp_path / "cache"))
-    cache = settings.open_cache()
+    cache = settings.open_cache(base)
     if kind == "mock":
         store = pafs._MockFileSystem()
         for file in root.rglob("*.*"):
@@ -301,7 +351,7 @@ def test_a_version_that_nobody_has_is_gone(registry: Registry) -> None:
 
 
 def cache_in(folder: Path, root: Path, max_bytes: int = 1 << 30) -> AdapterCache:
-    return AdapterCache(open_root(root), folder, max_bytes=max_bytes, max_adapter_bytes=1 << 30)
+    return AdapterCache(open_root(root), folder, read_base_info("toy"), max_bytes=max_bytes, max_adapter_bytes=1 << 30)
 
 
 def test_another_cache_gets_it_from_the_folder_or_is_sent_it(registry: Registry, root: Path, tmp_path: Path) -> None:
@@ -327,7 +377,7 @@ def test_files_that_are_not_those_of_their_card_are_refused(registry: Registry, 
 @pytest.mark.parametrize(("where", "words"), [("gs://bucket/cache", "folder of this machine"), ("x://y", "x://y")])
 def test_copies_are_kept_on_this_machine(where: str, words: str) -> None:
     with pytest.raises(InpaintError, match=words):
-        RegistrySettings(root="toy", cache=where).open_cache()
+        RegistrySettings(root="toy", cache=where).open_cache(read_base_info("toy"))
 
 
 def test_a_damaged_copy_is_fetched_again(registry: Registry) -> None:
