@@ -26,6 +26,7 @@ from inpaint.data.quarantine import Quarantined
 from inpaint.data.storage import exists, open_root, read_file, write_file
 from inpaint.errors import BadRow, InpaintError
 from inpaint.stopping import StopToken
+from inpaint.warned import Warned, Warnings, heard
 
 QUARANTINE = "quarantine.jsonl"
 MOST_RETRIES = 3
@@ -114,6 +115,8 @@ class MapReport:
     skipped: int
     """Items that an earlier run had done in the same way."""
     quarantined: list[Quarantined]
+    warned: tuple[Warned, ...] = ()
+    """What its workers warned of."""
 
 
 def map_rows(
@@ -144,7 +147,7 @@ def map_rows(
         ClusterTooSmall: the pool does not fit.
     """
     assert len({item.id for item in items}) == len(items), "one id per item"
-    bad = list(quarantined)
+    bad, warned = list(quarantined), Warnings()
     with ThreadPoolExecutor(WRITERS) as threads:
         done_list = _DoneList(str(output), name, threads)
         skipped = done_list.keep(items)
@@ -152,8 +155,10 @@ def map_rows(
         batches = [todo[start : start + pool.max_batch] for start in range(0, len(todo), pool.max_batch)]
         finished = 0
         try:
-            for batch, outcomes in _on_actors(batches, load, pool) if here is None else _here(batches, load, here):
-                pairs = list(zip(batch, outcomes, strict=True))
+            for batch, done in _on_actors(batches, load, pool) if here is None else _here(batches, load, here):
+                for one in done.warned:
+                    warned.add(one)
+                pairs = list(zip(batch, done.outcomes, strict=True))
                 bad += [Quarantined.of(0, item.id, error) for item, error in pairs if isinstance(error, BadRow)]
                 done_list.add([(item, result) for item, result in pairs if isinstance(result, Result)])
                 for _ in pairs:
@@ -165,21 +170,20 @@ def map_rows(
         finally:
             done_list.save()
             quarantine.write(bad, f"{output}/{QUARANTINE}")
-    return MapReport(finished + len(quarantined) - len(bad), len(skipped), bad)
+    return MapReport(finished + len(quarantined) - len(bad), len(skipped), bad, tuple(warned.kinds.values()))
 
 
 def _here(
     batches: Sequence[list[Item]], load: Callable[[ActorResources], Work], resources: ActorResources
-) -> Iterator[tuple[list[Item], Outcomes]]:
-    work: Work | None = None
+) -> Iterator[tuple[list[Item], "_Done"]]:
+    worker = _Worker()
     for batch in batches:
-        work = work or load(resources)
-        yield batch, work([item.value for item in batch])
+        yield batch, _checked(worker.work([item.value for item in batch], lambda: load(resources)))
 
 
 def _on_actors(
     batches: Sequence[list[Item]], load: Callable[[ActorResources], Work], pool: ActorPool
-) -> Iterator[tuple[list[Item], Outcomes]]:
+) -> Iterator[tuple[list[Item], "_Done"]]:
     """Each batch and what became of it, as it is finished."""
     if not batches:
         return
@@ -205,23 +209,29 @@ def _on_actors(
             (ready,), _ = ray.wait(list(running))
             actor, batch = running.pop(ready)
             try:
-                outcomes = ray.get(ready)
+                done = _checked(ray.get(ready))
             except ray.exceptions.RayActorError as error:
                 names = ", ".join(item.id for item in batch)
                 raise InpaintError(
                     f"{1 + MOST_RETRIES} workers died of {names or 'their models'}, out of memory perhaps: give a "
                     "smaller max_batch or fewer actors, or leave these out, and run it again; it goes on"
                 ) from error
-            if isinstance(outcomes, InpaintError):
-                raise outcomes
             if waiting:
                 begin(actor, waiting.popleft())
             if batch:
                 unfinished -= 1
-                yield batch, outcomes
+                yield batch, done
     finally:
         for actor in actors:
             ray.kill(actor)
+
+
+@dataclass(frozen=True)
+class _Done:
+    """What became of a batch."""
+
+    outcomes: Outcomes
+    warned: tuple[Warned, ...]
 
 
 class _Worker:
@@ -230,16 +240,24 @@ class _Worker:
     def __init__(self) -> None:
         self._work: Work | None = None
 
-    def work(self, values: list[Any], load: Callable[[], Work]) -> Outcomes | InpaintError:
+    def work(self, values: list[Any], load: Callable[[], Work]) -> _Done | InpaintError:
         """What became of a batch, or why none can be done, as a value: Ray would bury it in a stack trace."""
         if not values:
-            return []
+            return _Done([], ())
+        warned = Warnings()
         try:
-            # Not in the constructor: there an error would only be seen as an actor that does not start.
-            self._work = self._work or load()
-            return self._work(values)
+            with heard(warned.add):
+                # Not in the constructor: there an error would only be seen as an actor that does not start.
+                self._work = self._work or load()
+                return _Done(self._work(values), tuple(warned.kinds.values()))
         except InpaintError as error:
             return error
+
+
+def _checked(done: _Done | InpaintError) -> _Done:
+    if isinstance(done, InpaintError):
+        raise done
+    return done
 
 
 class _DoneList:

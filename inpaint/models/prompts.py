@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from inpaint.device import on_device
 from inpaint.errors import InpaintError
 from inpaint.models.base import Base
+from inpaint.warned import Several
 
 
 @dataclass(frozen=True)
@@ -87,9 +88,11 @@ def tokenize(tokenizer: Any, prompts: list[str]) -> Tensor:
     length = tokenizer.model_max_length
     encoded = tokenizer(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
     full = [prompts[row] for row in encoded.attention_mask[:, -1].nonzero()[:, 0].tolist()]
-    if any(len(tokenizer(prompt, verbose=False).input_ids) > length for prompt in full):
-        # Python's default filter shows each message once.
-        warnings.warn(f"prompts of more than {length} tokens are cut: the rest has no effect", stacklevel=2)
+    cut = sum(len(tokenizer(prompt, verbose=False).input_ids) > length for prompt in full)
+    if cut:
+        warnings.warn(
+            Several(f"prompts of more than {length} tokens are cut: the rest has no effect", cut), stacklevel=2
+        )
     ids_BL: Tensor = encoded.input_ids
     return ids_BL
 

@@ -120,6 +120,8 @@ def _paint_data(config: PaintPhotos, data: str, stop: StopToken | None) -> str:
             on_progress=bar.show,
             stop=stop,
         )
+        for warned in report.warned:
+            bar.warn(warned.line)
     aside = f"{len(report.quarantined)} in {config.output}/{QUARANTINE}"
     return f"{report.done} painted, {report.skipped} were done, {aside}: {config.output}"
 

@@ -4,16 +4,17 @@ them. Imports ray; part of the wiring."""
 from __future__ import annotations
 
 import threading
-import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from inpaint.stopping import StopToken
+from inpaint.warned import Warned, Warnings, heard
 
 if TYPE_CHECKING:  # the actor's process starts sooner without torch
     from inpaint.train.console import RunConsole, Told
@@ -75,14 +76,23 @@ class Exchange:
         ray.get(self._unanswered)
 
 
-def send_warnings(channel: Any) -> None:
-    """This process's own warnings go to the driver's console: a cut prompt, a damaged checkpoint, an unread row."""
+@contextmanager
+def sent_warnings(channel: Any) -> Iterator[None]:
+    """Within, this process's own warnings go to the driver's console (cut prompts, a damaged checkpoint, an unread
+    row): the first of a kind at once, how many followed at the end. Of a worker that dies the first ones are known."""
+    followed = Warnings()
 
-    def send(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
-        if issubclass(category, UserWarning):
-            channel.tell.remote(str(message))
+    def hear(warned: Warned) -> None:
+        is_first = warned.kind not in followed.kinds
+        followed.add(replace(warned, count=warned.count - is_first))
+        if is_first:
+            channel.tell.remote(replace(warned, count=1))
 
-    warnings.showwarning = send
+    try:
+        with heard(hear):
+            yield
+    finally:
+        ray.get(channel.tell.remote(*(kind for kind in followed.kinds.values() if kind.count)))
 
 
 @contextmanager
@@ -116,3 +126,4 @@ def watched(
             ended.set()
             polling.result()
             poll()
+            console.sum_up()

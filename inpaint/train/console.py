@@ -8,11 +8,12 @@ from torch.utils.tensorboard import SummaryWriter
 from inpaint.progress import ProgressBar
 from inpaint.train.checkpoint import VALIDATION_LOSS
 from inpaint.train.loop import StepReport
+from inpaint.warned import Warned, Warnings
 
 WINDOW = 50
 """Steps over which figures are averaged."""
-Told = StepReport | str | tuple[int, np.ndarray]
-"""What workers tell: the report of a step or of a validation, a warning, or (samples trained on, the pictures of a
+Told = StepReport | Warned | tuple[int, np.ndarray]
+"""What workers tell: the report of a step or of a validation, warnings, or (samples trained on, the pictures of a
 validation as one, uint8 H W 3)."""
 
 
@@ -23,11 +24,13 @@ class RunConsole:
         self._bar, self._writer = bar, writer
         self._window: deque[StepReport] = deque(maxlen=WINDOW + 1)
         self._validated = ""
+        self._warned = Warnings()
 
     def show(self, told: Told) -> None:
         """Take in what a worker told."""
-        if isinstance(told, str):
-            self._bar.warn(told)
+        if isinstance(told, Warned):
+            if self._warned.add(told):
+                self._bar.warn(told.text)
         elif isinstance(told, tuple):
             samples, pictures = told
             self._writer.add_image("validation", pictures, samples, dataformats="HWC")
@@ -43,6 +46,12 @@ class RunConsole:
             for name, value in {"loss": told["loss"], **figures}.items():
                 self._writer.add_scalar(name, value, int(told["samples"]))
             self._show(figures)
+
+    def sum_up(self) -> None:
+        """At the end: how often each warning came that was no single one."""
+        for warned in self._warned.kinds.values():
+            if warned.count > 1:
+                self._bar.warn(warned.line)
 
     def _show(self, figures: dict[str, float]) -> None:
         text = f"loss {figures['mean_loss']:.4f}{self._validated}"

@@ -20,7 +20,7 @@ from inpaint.data.pipeline import batches
 from inpaint.data.rows import Manifest
 from inpaint.data.sample import ReadSettings
 from inpaint.errors import InpaintError
-from inpaint.train.channel import send_warnings
+from inpaint.train.channel import sent_warnings
 from inpaint.train.checkpoint import CHECKPOINTS, CheckpointStore
 from inpaint.train.settings import TrainSettings
 
@@ -79,23 +79,27 @@ def work(arguments: dict[str, WorkerConfig]) -> None:
     if refusal is not None:
         raise InpaintError(refusal)
     try:
-        if "://" not in config.output and not Path(config.output).is_dir():
-            raise InpaintError(
-                f"{config.output} cannot be seen from every machine: give a shared folder or a URL as output"
-            )
-        torch.set_num_threads(config.threads)
-        send_warnings(config.channel)
-        found = config.store.latest(set_aside=dist.get_rank() == 0)
-        # Reading begins where the newest checkpoint ends, and damaged ones are none any more.
-        dist.barrier()
-        shard = ray.train.get_dataset_shard("train").iter_batches(batch_size=None, prefetch_batches=4)
-        begun = _begun(iter(shard))
-        from inpaint.train.worker import train_on
-
-        train_on(begun, config, found)
+        with sent_warnings(config.channel):
+            _work(config)
     except (InpaintError, FloatingPointError) as error:
         ray.get(config.channel.refuse.remote(str(error)))
         raise
+
+
+def _work(config: WorkerConfig) -> None:
+    if "://" not in config.output and not Path(config.output).is_dir():
+        raise InpaintError(
+            f"{config.output} cannot be seen from every machine: give a shared folder or a URL as output"
+        )
+    torch.set_num_threads(config.threads)
+    found = config.store.latest(set_aside=dist.get_rank() == 0)
+    # Reading begins where the newest checkpoint ends, and damaged ones are none any more.
+    dist.barrier()
+    shard = ray.train.get_dataset_shard("train").iter_batches(batch_size=None, prefetch_batches=4)
+    begun = _begun(iter(shard))
+    from inpaint.train.worker import train_on
+
+    train_on(begun, config, found)
 
 
 def _begun(shard: Iterator[Any]) -> Iterator[Any]:

@@ -10,7 +10,7 @@ import pytest
 
 from tests.rules.sources import ROOT, imports, modules
 
-GROUND = {"device", "errors", "progress", "randomness", "stopping"}
+GROUND = {"device", "errors", "progress", "randomness", "stopping", "warned"}
 BELOW_THE_LOOP = GROUND | {"cluster", "data", "diffusion", "models", "export", "paint", "rowmap"}
 TOP = {"evaluate", "recipes", "serve", "toy"}
 MAY_IMPORT = {
@@ -19,6 +19,7 @@ MAY_IMPORT = {
     "progress": set(),
     "randomness": {"errors"},
     "stopping": {"errors"},
+    "warned": set(),
     "cluster": {"errors"},
     "command": GROUND | {"cluster"},
     "data": GROUND,
@@ -74,8 +75,11 @@ DISTRIBUTIONS = {
 }
 """Distribution names that differ from the name imported; pydantic brings its core, of one exact version."""
 
-OPTIONAL = {"cv2", "skimage"}
-"""What `inpaint/evaluate/classical.py` alone imports, where the extra `evaluate` is installed."""
+OPTIONAL = {
+    "inpaint/evaluate/classical.py": {"cv2", "skimage"},
+    "inpaint/train/optimizers.py": {"bitsandbytes", "prodigyopt"},
+}
+"""What these files alone import, where an extra is installed."""
 
 
 def room_of(dotted: str) -> str | None:
@@ -142,15 +146,15 @@ def test_what_is_imported_is_declared(package: str) -> None:
     own = {"inpaint", "ray_jobs", "benchmarks", "tests"} | set(sys.stdlib_module_names)
     tops = {name.split(".")[0] for module in modules(package) for name in imports(module)} - own
     if package == "inpaint":
-        tops -= OPTIONAL
+        tops = tops.difference(*OPTIONAL.values())
     missing = {top for top in tops if DISTRIBUTIONS.get(top, top).lower() not in allowed}
     assert not missing, f"{package} imports {sorted(missing)}, which pyproject.toml does not declare"
 
 
 @pytest.mark.parametrize("module", modules("inpaint"), ids=str)
 def test_what_is_optional_is_imported_in_one_place(module: Path) -> None:
-    if module.as_posix() != "inpaint/evaluate/classical.py":
-        assert not {name.split(".")[0] for name in imports(module)} & OPTIONAL
+    others = set().union(*(tops for file, tops in OPTIONAL.items() if file != module.as_posix()))
+    assert not {name.split(".")[0] for name in imports(module)} & others
 
 
 def test_what_is_declared_is_pinned() -> None:

@@ -4,6 +4,7 @@ import json
 import os
 import time
 import tracemalloc
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
@@ -31,6 +32,8 @@ def shout(values: list[str], log: Path) -> list[Result | BadRow]:
         file.write(" ".join(values) + "\n")
     if "fatal" in values:
         raise InpaintError("fatal: no such thing")
+    for _ in filter("loud".__eq__, values):
+        warnings.warn("too loud", stacklevel=1)
     if "poison" in values:
         os._exit(1)
     if "crash" in values and not log.with_name("crashed").exists():
@@ -108,6 +111,11 @@ def test_every_item_is_done_once_and_only_what_is_lost_again(run, log, output):
     found = root.filesystem.get_file_info(pafs.FileSelector(root.path, recursive=True))
     names = {info.base_name for info in found if info.is_file}
     assert names == {"a.txt", "b.txt", "c.txt", "d.txt", "done.jsonl", "quarantine.jsonl"}, "nothing half-written stays"
+
+
+def test_what_workers_warn_of_is_counted(run, tmp_path):
+    report = run(tmp_path / "out", items("a", "loud", "b", "c"))
+    assert [(kind.text, kind.count) for kind in report.warned] == [("too loud", 1)]
 
 
 def test_files_keep_names_that_mean_something_in_a_url(run, log, output):
