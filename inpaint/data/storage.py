@@ -89,7 +89,8 @@ def _local_files(top: str) -> Iterator[tuple[str, Stat]]:
 
 
 Where = str | os.PathLike[str] | Root
-"""A local path, or a URL that pyarrow knows (`file://`, `s3://`, `gs://`, `fsspec+...://`); or what is open already."""
+"""A local path, or a URL that pyarrow knows (`file://`, `s3://`, `gs://`, `fsspec+...://`); or what is open already. A
+server of one's own is named as pyarrow does: `s3://bucket/folder?endpoint_override=HOST:PORT&scheme=http`."""
 
 
 def open_root(where: Where) -> Root:
@@ -97,13 +98,21 @@ def open_root(where: Where) -> Root:
     if isinstance(where, Root):
         return where
     text = absolute(where)
-    return _connected(text) if "://" in text else Root(pafs.LocalFileSystem(), text)
+    return _connected(_below(text)) if "://" in text else Root(pafs.LocalFileSystem(), text)
 
 
 def absolute(where: str | os.PathLike[str]) -> str:
     """The same path or URL for a process in another directory."""
     text = os.fspath(where)
     return text if "://" in text else os.path.abspath(text)
+
+
+def _below(url: str) -> str:
+    """What is joined to the end of a URL lies below its path: `s3://bucket/run?scheme=http/data` is
+    `s3://bucket/run/data?scheme=http`. A query's own slashes are written `%2F`."""
+    path, mark, query = url.partition("?")
+    query, slash, below = query.partition("/")
+    return f"{path}{slash}{below}{mark}{query}"
 
 
 @lru_cache(maxsize=256)  # so that each process connects once
