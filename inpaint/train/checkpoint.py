@@ -28,7 +28,8 @@ STATE_FILE = "state.json"
 VALIDATION_LOSS = "validation_loss"
 """The metric by which a checkpoint is the best."""
 State = dict[str, dict[str, Tensor]]
-"""Kind of state (`trained`, the optimizer's `exp_avg`, ..., `ema`) -> name of the parameter -> full fp32 CPU tensor."""
+"""Kind of state (`trained`, the optimizer's `exp_avg`, ..., `ema`) -> name of the parameter -> full CPU tensor, fp32
+unless the optimizer keeps something else; and kinds whose names are numbers'."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,10 +39,12 @@ class Progress:
     samples: int
     """Position in the plan: samples trained on so far."""
     steps: int
-    """Optimizer steps so far; Adam's bias correction needs it."""
+    """Optimizer steps so far, without those that fp16 skipped; Adam's bias correction needs it."""
     seed: int
     manifest: str
     """Hash of the manifest the run began with."""
+    unread: int = 0
+    """Of the samples, those whose files could not be read when it was their turn: they counted nothing."""
     held_out: str = ""
     """Hash of the rows that it validates on; empty where these are the same."""
     run: dict[str, object] = field(default_factory=dict)

@@ -13,6 +13,7 @@ import deepspeed
 import deepspeed.ops
 import torch
 import torch.distributed as dist
+from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler
 from deepspeed.runtime.zero.partition_parameters import GatheredParameters
 from deepspeed.utils import (
     logger,
@@ -27,6 +28,8 @@ from torch import Tensor, nn
 
 TRAINED = "trained"
 """Kind of state that is a parameter itself; others are the optimizer's moments."""
+_SCALING = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
+"""All that changes in a DynamicLossScaler."""
 
 
 class Sharded:
@@ -44,6 +47,29 @@ class Sharded:
             )
         self.stage = config["zero_optimization"]["stage"]
         self.moments = moments
+        self.scaler: DynamicLossScaler | None = None
+        """In fp16."""
+        if "fp16" in config:
+            self.scaler = self.engine.optimizer.loss_scaler
+            # It would be a bare Exception, which is also what a worker that died raises.
+            self.scaler.raise_error_at_min_scale = False
+
+    def has_stepped(self) -> bool:
+        """Whether the optimizer made the last step; in fp16 it skips those whose gradients overflow. Raises
+        FloatingPointError where one did and the loss cannot be scaled any less."""
+        stepped: bool = self.engine.was_step_applied()
+        if not stepped and self.scaler is not None and self.scaler.cur_scale <= self.scaler.min_scale:
+            raise FloatingPointError("gradients are not finite in fp16: lower the learning rate, or use bf16 or fp32")
+        return stepped
+
+    def loss_scale(self) -> dict[str, float]:
+        """Where dynamic loss scaling stands."""
+        return {name: getattr(self.scaler, name) for name in _SCALING}
+
+    def set_loss_scale(self, numbers: Mapping[str, float]) -> None:
+        """Set what `loss_scale` gave."""
+        for name in _SCALING:
+            setattr(self.scaler, name, numbers[name])
 
     def start_optimizer(self, parameters: Sequence[nn.Parameter], steps: int | None) -> None:
         """Make the optimizer's state exist, as after `steps` steps (None: an optimizer that counts none)."""
@@ -61,6 +87,18 @@ class Sharded:
                 state["step"] = torch.tensor(float(steps), device=parameter.device)
         if self.stage in (1, 2):
             optimizer._lazy_init_hp_params_optimizer_state()
+
+    def masters(self, parameters: Mapping[str, nn.Parameter]) -> Iterator[tuple[str, Tensor]]:
+        """The parameters that the optimizer steps, fp32 and whole, by name, one after another: in fp16 not the
+        module's, which are rounded. Collective."""
+        if self.scaler is not None:
+            for name, parameter in parameters.items():
+                shape = getattr(parameter, "ds_shape", parameter.shape)
+                yield name, safe_get_full_fp32_param(parameter).reshape(shape)
+            return
+        with self.whole(list(parameters.values())):
+            for name, parameter in parameters.items():
+                yield name, parameter.detach().float()
 
     def state_of(self, parameter: nn.Parameter) -> dict[str, Tensor]:
         """A parameter and its moments by kind, as fp32 copies on the CPU. Collective."""

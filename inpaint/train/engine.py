@@ -17,11 +17,13 @@ from torch import Tensor
 
 from inpaint.data.plan import StepLayout
 from inpaint.device import on_device
+from inpaint.train import optimizers
 from inpaint.train.checkpoint import State
 from inpaint.train.objective import MicroBatch, Objective, ParameterGroup
-from inpaint.train.settings import Offload, Precision, TrainSettings
+from inpaint.train.settings import Offload, Optimizer, Precision, TrainSettings
 
-MOMENTS = {"adamw": ("exp_avg", "exp_avg_sq"), "sgd": ("momentum_buffer",)}
+LOSS_SCALE = "loss_scale"
+"""Kind of state: where DeepSpeed's dynamic loss scaling stands, in fp16."""
 
 
 class ZeroEngine:
@@ -36,11 +38,11 @@ class ZeroEngine:
         self.objective, self.settings, self.layout, self.device = objective, settings, layout, device
         self.groups: list[ParameterGroup] = objective.groups()
         self.parameters = {name: p for group in self.groups for name, p in group.parameters.items()}
-        moments = MOMENTS[settings.optimizer]
+        moments = optimizers.MOMENTS.get(settings.optimizer, ())
         initial = {name: p.detach().float().cpu().clone() for name, p in self.parameters.items()}
         trained = sum(p.numel() for p in self.parameters.values())
         config = deepspeed_config(settings, layout, trained)
-        self._sharded = Sharded(objective, _optimizer(self.groups, settings), config, moments)
+        self._sharded = Sharded(objective, optimizers.build(self.groups, settings), config, moments)
         self._engine = self._sharded.engine
         # Once: it walks through all modules. Whoever switches some to evaluation, switches them back.
         self._engine.train()
@@ -50,7 +52,11 @@ class ZeroEngine:
     def train_step(self, batches: list[MicroBatch], lr_scale: float) -> Tensor:
         """One optimizer step over this worker's micro-batches; returns its part of the global batch's loss.
 
-        The gradient is that of the sum of all workers' parts, however many slots of the batches are padding.
+        The gradient is that of the sum of all workers' parts, however many slots of the batches are padding. In fp16 a
+        step whose gradients overflow is skipped, and the next one's loss is scaled less.
+
+        Raises:
+            FloatingPointError: gradients are not finite, though the loss can be scaled no less.
         """
         for group, settings in zip(self._engine.optimizer.param_groups, self.groups, strict=True):
             group["lr"] = settings.learning_rate * lr_scale
@@ -62,9 +68,10 @@ class ZeroEngine:
             self._engine.backward(loss * scale)
             self._engine.step()
             total += loss.detach()
-        self._steps += 1
-        if self.settings.ema_halflife is not None:
-            self._update_average(self.settings.ema_halflife)
+        if self._sharded.has_stepped():
+            self.steps += 1
+            if self.settings.ema_halflife is not None:
+                self._update_average(self.settings.ema_halflife)
         return total
 
     @torch.no_grad()
@@ -75,10 +82,9 @@ class ZeroEngine:
         so far, so that the start is forgotten. Collective.
         """
         batch = self.layout.global_batch
-        decay = 0.5 ** (batch / max(min(halflife, self._steps * batch / 10), 1e-8))
-        with self._sharded.whole(list(self.parameters.values())):
-            for name, parameter in self.parameters.items():
-                self._average[name].lerp_(parameter.detach().float(), 1 - decay)
+        decay = 0.5 ** (batch / max(min(halflife, self.steps * batch / 10), 1e-8))
+        for name, master in self._sharded.masters(self.parameters):
+            self._average[name].lerp_(master.to(self.device), 1 - decay)
 
     @torch.no_grad()
     def validation_loss(self, batch: MicroBatch) -> Tensor:
@@ -110,6 +116,10 @@ class ZeroEngine:
         for name, parameter in self.parameters.items():
             for kind, tensor in self._sharded.state_of(parameter).items():
                 state.setdefault(kind, {})[name] = tensor
+        if not self._sharded.moments:
+            state |= optimizers.state_of(self._engine.optimizer, self.parameters)
+        if self._sharded.scaler is not None:
+            state[LOSS_SCALE] = {name: optimizers.pack(number) for name, number in self._sharded.loss_scale().items()}
         if self._average:
             state["ema"] = {name: tensor.to("cpu", copy=True) for name, tensor in self._average.items()}
         return state
@@ -117,15 +127,21 @@ class ZeroEngine:
     @torch.no_grad()
     def load(self, state: Mapping[str, Mapping[str, Tensor]], *, steps: int) -> None:
         """Continue from a gathered state after `steps` optimizer steps. Collective."""
-        counted = steps if self.settings.optimizer == "adamw" else None
+        counted = steps if self.settings.optimizer is Optimizer.ADAMW else None
         self._sharded.start_optimizer(list(self.parameters.values()), counted)
         for name, parameter in self.parameters.items():
             full = {kind: state[kind][name].to(self.device) for kind in ("trained", *self._sharded.moments)}
             self._sharded.set_state(parameter, full)
+        if optimizers.GROUPS in state:
+            kept = {kind: named for kind, named in state.items() if kind not in ("trained", "ema")}
+            optimizers.load_state(self._engine.optimizer, self.parameters, kept)
+        if LOSS_SCALE in state:
+            self._sharded.set_loss_scale({name: number.item() for name, number in state[LOSS_SCALE].items()})
         self._show(state["trained"])
-        self._steps = steps
-        kept = {} if self.settings.ema_halflife is None else state["ema"]
-        self._average = {name: tensor.to(self.device, copy=True) for name, tensor in kept.items()}
+        self.steps = steps
+        """Optimizer steps that were made; those that fp16 skipped are not."""
+        average = {} if self.settings.ema_halflife is None else state["ema"]
+        self._average = {name: tensor.to(self.device, copy=True) for name, tensor in average.items()}
 
     @torch.no_grad()
     def _show(self, values: Mapping[str, Tensor]) -> None:
@@ -134,19 +150,6 @@ class ZeroEngine:
         for name, value in values.items():
             with self._sharded.whole([self.parameters[name]], modify=True):
                 self.parameters[name].copy_(value.to(self.device))
-
-
-def _optimizer(groups: list[ParameterGroup], settings: TrainSettings) -> torch.optim.Optimizer:
-    parameters = [{"params": list(g.parameters.values()), "lr": g.learning_rate} for g in groups]
-    if settings.optimizer == "sgd":
-        return torch.optim.SGD(parameters, lr=0.0, momentum=0.9, weight_decay=settings.weight_decay)
-    return torch.optim.AdamW(
-        parameters,
-        betas=(settings.beta1, settings.beta2),
-        eps=settings.epsilon,
-        weight_decay=settings.weight_decay,
-        fused=True,  # one kernel for all parameters, on CPUs too
-    )
 
 
 def deepspeed_config(settings: TrainSettings, layout: StepLayout, trained: int) -> dict[str, Any]:
@@ -171,8 +174,10 @@ def deepspeed_config(settings: TrainSettings, layout: StepLayout, trained: int) 
             "contiguous_gradients": torch.cuda.is_available(),
         },
     }
-    if settings.offload is Offload.CPU:
+    if settings.offload is not Offload.NONE:
         config["zero_optimization"]["offload_optimizer"] = {"device": "cpu"}
+    if settings.offload is Offload.PARAMETERS:
+        config["zero_optimization"]["offload_param"] = {"device": "cpu"}
     if settings.precision is Precision.FP16:
         config["fp16"] = {"enabled": True}
     return config

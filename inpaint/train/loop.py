@@ -99,6 +99,8 @@ class Run:
     """Where it starts."""
     exchange: Callable[[StepReport], bool] = field(default=lambda report: False)
     """Called on rank 0 with figures for the console; true asks for a checkpoint and an end."""
+    unread: int = 0
+    """Samples so far whose files could not be read."""
     asked_to_stop: bool = False
     """Whether an end was asked for: before the first step on any rank, then by what `exchange` answers on rank 0."""
     flops_per_sample: float | None = None
@@ -113,7 +115,8 @@ class _Step:
 
     progress: Progress
     figures: Tensor
-    """On the CPU, summed over all ranks: loss, seconds waited for data, ranks that were asked to stop."""
+    """On the CPU, summed over all ranks: loss, seconds waited for data, ranks that were asked to stop, samples that
+    could not be read."""
     arrived: torch.cuda.Event | None
     """Past once they are there; None on a CPU, where they are at once."""
 
@@ -125,6 +128,7 @@ def train(run: Run) -> Progress:
         FloatingPointError: the loss or a weight is not finite; nothing of it was checkpointed.
     """
     settings, validation, progress = run.engine.settings, run.validation, run.progress
+    run.unread = progress.unread
     may_wait = run.engine.device.type != "cuda"
     best = run.store.best()
     lowest = float("inf") if best is None else best[1]
@@ -144,7 +148,7 @@ def train(run: Run) -> Progress:
         if before is None:
             stop = _read(run, step) or stop
         if stop or validates or saves:
-            progress = replace(progress, metrics={"loss": float(step.figures[0])})
+            progress = replace(progress, unread=run.unread, metrics={"loss": float(step.figures[0])})
         if validates:
             progress = _validate(run, progress)
             saves = saves or progress.metrics[VALIDATION_LOSS] < lowest
@@ -170,10 +174,11 @@ def _step(run: Run, progress: Progress) -> _Step:
     if counter is not None:
         run.flops_per_sample = counter.get_total_flops() / (layout.accumulation * layout.micro_batch)
     # Filled in place: a copy from here to a GPU would wait for it.
-    figures = torch.zeros(3, dtype=torch.float64, device=run.engine.device)
+    figures = torch.zeros(4, dtype=torch.float64, device=run.engine.device)
     figures[0] = loss
     figures[1].fill_(waited)
     figures[2].fill_(float(run.asked_to_stop))
+    figures[3].fill_(sum(bool(error) for batch in batches for error in batch["error"]))
     if layout.workers > 1:
         dist.all_reduce(figures)
     arrived = None
@@ -183,7 +188,7 @@ def _step(run: Run, progress: Progress) -> _Step:
         arrived = torch.cuda.Event()
         arrived.record()
     samples = progress.samples + layout.global_batch
-    return _Step(replace(progress, samples=samples, steps=progress.steps + 1), figures, arrived)
+    return _Step(replace(progress, samples=samples, steps=run.engine.steps), figures, arrived)
 
 
 def _next(run: Run, wanted: np.ndarray) -> MicroBatch:
@@ -201,7 +206,8 @@ def _read(run: Run, step: _Step) -> bool:
     """A step's figures, once they are there: reported on rank 0; whether a rank was asked to stop."""
     if step.arrived is not None:
         step.arrived.synchronize()
-    loss, waited, stop = step.figures.tolist()
+    loss, waited, stop, unread = step.figures.tolist()
+    run.unread += int(unread)
     if not np.isfinite(loss):
         raise _diverged(run, step.progress, f"the loss is {loss}")
     if dist.get_rank() == 0:

@@ -4,6 +4,7 @@ It says where rows come from, how a row is read, what is trained and what is exp
 rest. A field that may change when a run is resumed is declared with `may_change`; every other decides what is learned.
 """
 
+import dataclasses
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,6 +70,11 @@ class Recipe(ABC):
     @abstractmethod
     def export(self, trained: Trained, folder: Path) -> None:
         """Write what the training was for."""
+
+    def learning_rates(self) -> dict[str, float]:
+        """Its learning rates, by the names of their settings."""
+        rates = [f.name for f in dataclasses.fields(self) if f.name.endswith("learning_rate")]
+        return {name: getattr(self, name) for name in rates}
 
     def aspect(self) -> float:
         """Height of a sample over its width: rows whose mask no such crop holds are named when they are read."""

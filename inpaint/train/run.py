@@ -12,6 +12,7 @@ from inpaint.data.storage import absolute, output_folder, read_file, write_file
 from inpaint.errors import InpaintError
 from inpaint.progress import ProgressBar
 from inpaint.stopping import StopToken
+from inpaint.train import optimizers
 from inpaint.train.checkpoint import Progress
 from inpaint.train.recipe import Recipe, Trained
 from inpaint.train.settings import Keep, plain
@@ -29,6 +30,7 @@ def run(recipe: Recipe, *, stop: StopToken | None = None) -> list[str]:
     stop = stop or StopToken()
     # What can be refused without the data is refused before it is read, ...
     most_together = runs_side_by_side(recipe.train)
+    optimizers.check(recipe.train.optimizer, recipe.learning_rates())
     recipe.check()
     lies_at = {"data": recipe.data}
     if recipe.validation.data is not None:

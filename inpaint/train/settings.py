@@ -50,11 +50,32 @@ class RateSchedule(StrEnum):
     COSINE = "cosine"
 
 
+class Optimizer(StrEnum):
+    """What turns gradients into steps."""
+
+    ADAMW = "adamw"
+    SGD = "sgd"
+    """With a momentum of 0.9."""
+    ADAFACTOR = "adafactor"
+    """Shazeer 2018, at the rates that are given: second moments by rows and columns, no first ones."""
+    ADAMW_8BIT = "adamw8bit"
+    """Dettmers 2021: AdamW whose moments take a byte each. Needs bitsandbytes."""
+    PRODIGY = "prodigy"
+    """Mishchenko 2023: finds the learning rate; those that are given must be 1. Needs prodigyopt."""
+
+
+SHARDED = (Optimizer.ADAMW, Optimizer.SGD)
+"""What works on parts of parameters, as ZeRO's stages from 1 up have them."""
+
+
 class Offload(StrEnum):
-    """Where optimizer states are kept."""
+    """What ZeRO keeps in the CPUs' memory."""
 
     NONE = "none"
-    CPU = "cpu"
+    OPTIMIZER = "optimizer"
+    """The optimizer's states and the master weights, and the step is made there."""
+    PARAMETERS = "parameters"
+    """The sharded parameters, too, the frozen ones among them: fetched layer by layer. Needs stage 3."""
 
 
 class Keep(StrEnum):
@@ -118,15 +139,15 @@ class TrainSettings:
     seed: int = 0
     """Keys the plan and every sample's randomness."""
     precision: Precision = Precision.FP32
-    """Compute type of the forward and backward; trained parameters and Adam stay in fp32."""
+    """Compute type of the forward and backward; trained parameters and Adam stay in fp32. fp16 needs GPUs."""
     zero_stage: int = may_change(1)
     """DeepSpeed ZeRO: 0 nothing sharded, 1 optimizer states, 2 and gradients, 3 and parameters."""
     offload: Offload = may_change(Offload.NONE)
-    """Where ZeRO keeps optimizer states."""
+    """What is kept in the CPUs' memory while it is not used."""
     gradient_checkpointing: bool = may_change(False)
     """Recompute activations in the backward: less memory, about a third more time."""
-    optimizer: str = "adamw"
-    """adamw, or sgd (momentum 0.9)."""
+    optimizer: Optimizer = Optimizer.ADAMW
+    """All but adamw and sgd need `zero_stage` 0."""
     schedule: RateSchedule = RateSchedule.COSINE
     """Of every group's learning rate after the warm-up, down to zero (constant: no decay)."""
     warmup: float = 0.05
@@ -160,10 +181,15 @@ class TrainSettings:
             raise InpaintError(f"zero_stage is {self.zero_stage}: give 0, 1, 2 or 3")
         if self.offload is not Offload.NONE and self.zero_stage == 0:
             raise InpaintError("offload needs zero_stage 1, 2 or 3")
+        if self.offload is Offload.PARAMETERS and self.zero_stage != 3:
+            raise InpaintError(f"offload parameters needs zero_stage 3, not {self.zero_stage}; or offload optimizer")
         if self.precision is Precision.FP16 and self.zero_stage == 0:
             raise InpaintError("precision fp16 needs zero_stage 1, 2 or 3 (ZeRO scales the loss); or use bf16")
-        if self.optimizer not in ("adamw", "sgd"):
-            raise InpaintError(f"optimizer {self.optimizer!r}: give adamw or sgd")
+        if self.optimizer not in SHARDED and self.zero_stage:
+            raise InpaintError(
+                f"optimizer {self.optimizer} needs whole parameters, which zero_stage {self.zero_stage} does not keep: "
+                "give zero_stage 0 (without offload, and bf16 instead of fp16), or adamw"
+            )
         if not 0 <= self.warmup < 1:
             raise InpaintError(f"warmup is {self.warmup}: give a share of the samples in [0, 1)")
         if self.keep_checkpoints < 2:

@@ -20,7 +20,7 @@ from torch.utils.tensorboard import SummaryWriter
 from inpaint import cluster
 from inpaint.data.plan import Plan
 from inpaint.data.rows import Manifest
-from inpaint.data.storage import absolute, output_folder, read_file
+from inpaint.data.storage import absolute, open_root, output_folder, read_file
 from inpaint.errors import InpaintError, ResumeMismatch
 from inpaint.progress import ProgressBar
 from inpaint.stopping import StopToken
@@ -29,7 +29,7 @@ from inpaint.train.checkpoint import CHECKPOINTS, CheckpointStore, Progress
 from inpaint.train.console import RunConsole
 from inpaint.train.loop import StepReport
 from inpaint.train.recipe import Recipe
-from inpaint.train.settings import RateSchedule, TrainSettings, plain
+from inpaint.train.settings import Precision, RateSchedule, TrainSettings, plain
 from inpaint.train.start import TRAIN_ROWS, VALIDATION_ROWS, PlannedReading, WorkerConfig, work
 
 VERSIONS = ("torch", "ray", "diffusers", "transformers", "peft", "deepspeed")
@@ -94,6 +94,7 @@ def fit(
     channel = open_channel()
     scaling, threads = _scaling(recipe.train, side_by_side)
     pickled = ray.cloudpickle.dumps((recipe, started))
+    storage = open_root(f"{output}/ray_train")
     config = WorkerConfig(
         train=recipe.train, total=total, output=output, channel=channel, threads=threads, pickled=pickled
     )
@@ -107,7 +108,8 @@ def fit(
         run_config=ray.train.RunConfig(
             # A fresh one each time: Ray Train then never looks for a snapshot of its own to restore.
             name=f"{training.name}-{datetime.now(UTC):%Y%m%d-%H%M%S-%f}",
-            storage_path=f"{output}/ray_train",
+            storage_path=storage.path,
+            storage_filesystem=storage.filesystem,
             failure_config=ray.train.FailureConfig(max_failures=recipe.train.max_failures),
             worker_runtime_env={"env_vars": _environment(threads, use_gpu=scaling.use_gpu)},
             logging_config=ray.train.LoggingConfig(log_level="WARNING"),
@@ -139,6 +141,7 @@ def runs_side_by_side(settings: TrainSettings) -> int:
 
     Raises:
         ClusterTooSmall: it can never hold even one.
+        InpaintError: it would train in fp16 on CPUs.
     """
     scaling, _ = _scaling(settings, 1)
     nodes = cluster.cluster_nodes()
@@ -150,6 +153,9 @@ def _scaling(settings: TrainSettings, side_by_side: int) -> tuple[ray.train.Scal
     """As many workers of the settings' range as find a GPU, or a CPU, each; and the threads of one."""
     nodes = cluster.cluster_nodes()
     use_gpu = settings.gpu if settings.gpu is not None else any(node.gpus for node in nodes)
+    if settings.precision is Precision.FP16 and not use_gpu:
+        why = "the cluster has none" if settings.gpu is None else "gpu is false"
+        raise InpaintError(f"precision fp16 needs GPUs, and {why}: give bf16 or fp32")
     fewest, most = settings.worker_range
     places = sum(int(node.gpus if use_gpu else node.cpus) for node in nodes)
     workers = max(fewest, min(most, places // side_by_side))

@@ -99,6 +99,9 @@ def test_it_trains_to_the_end_saves_when_due_and_reports_every_step(tmp_path: Pa
     assert [report["samples"] for report in told] == [4, 8, 12, 16, 20]
     assert [report["loss"] for report in told] == pytest.approx([1, 1 / 2, 1 / 3, 1 / 4, 1 / 5])
     assert run.store.progress().metrics == {"loss": pytest.approx(1 / 5)}
+    assert run.store.progress().unread == 1
+    went_on, _ = run_of(tmp_path, total=32, progress=ended, batches=batches(start=20))
+    assert train(went_on).unread == 1, "of the whole run"
 
 
 def test_positions_that_are_not_the_plans_end_it(tmp_path: Path) -> None:

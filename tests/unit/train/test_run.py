@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 import torch
 
+from inpaint.cluster import Node
 from inpaint.data.holes import WholeImage
 from inpaint.data.rows import SCHEMA, Manifest
 from inpaint.data.sample import ReadSettings
@@ -19,7 +20,7 @@ from inpaint.train import run as module
 from inpaint.train.checkpoint import CHECKPOINTS, VALIDATION_LOSS, CheckpointStore, Progress
 from inpaint.train.recipe import Recipe, Trained
 from inpaint.train.run import run
-from inpaint.train.settings import Keep, TrainSettings, ValidationSettings, plain
+from inpaint.train.settings import Keep, Optimizer, Precision, TrainSettings, ValidationSettings, plain
 from inpaint.train.start import TRAIN_ROWS, VALIDATION_ROWS
 from inpaint.train.trainer import Training, starting_point
 
@@ -228,3 +229,25 @@ def test_settings_that_cannot_be_read_with_are_refused_before_a_training_begins(
         run(Mirrored(**{**vars(recipe(tmp_path))}))
     assert begun == [] and plain(recipe(tmp_path))["output"] == str(tmp_path)
     assert not (tmp_path / "data" / "rows.parquet").exists()
+
+
+@pytest.mark.parametrize(("gpu", "why"), [(None, "the cluster has none"), (False, "gpu is false")])
+def test_fp16_on_cpus_is_refused_before_anything_is_read(
+    gpu: bool | None, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("inpaint.cluster.cluster_nodes", lambda: (Node(cpus=8.0, gpus=0.0 if gpu is None else 1.0),))
+    halved = replace(recipe(tmp_path), train=TrainSettings(precision=Precision.FP16, gpu=gpu))
+    with pytest.raises(InpaintError, match=f"fp16 needs GPUs, and {why}: give bf16"):
+        run(halved)
+    assert not list(tmp_path.iterdir())
+
+
+def test_rates_that_prodigy_cannot_use_are_refused_before_anything_is_read(tmp_path: Path, data: object) -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Rated(Named):
+        unet_learning_rate: float = 1e-4
+
+    rated = Rated(**vars(recipe(tmp_path)) | {"train": TrainSettings(zero_stage=0, optimizer=Optimizer.PRODIGY)})
+    with pytest.raises(InpaintError, match="give unet_learning_rate 1, not 0.0001"):
+        run(rated)
+    assert not list(tmp_path.iterdir())

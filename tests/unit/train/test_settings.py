@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inpaint.errors import InpaintError
-from inpaint.train.settings import Offload, Precision, RateSchedule, TrainSettings, plain
+from inpaint.train.settings import Offload, Optimizer, Precision, RateSchedule, TrainSettings, plain
 
 
 @pytest.mark.parametrize(
@@ -16,9 +16,12 @@ from inpaint.train.settings import Offload, Precision, RateSchedule, TrainSettin
         ({"global_batch": 2, "workers": 3}, "has work for no more"),
         ({"workers": (3, 2)}, "fewest, most"),
         ({"zero_stage": 4}, "give 0, 1, 2 or 3"),
-        ({"zero_stage": 0, "offload": Offload.CPU}, "offload needs"),
+        ({"zero_stage": 0, "offload": Offload.OPTIMIZER}, "offload needs"),
+        ({"zero_stage": 2, "offload": Offload.PARAMETERS}, "zero_stage 3, not 2; or offload optimizer"),
         ({"zero_stage": 0, "precision": Precision.FP16}, "or use bf16"),
-        ({"optimizer": "lion"}, "adamw or sgd"),
+        ({"zero_stage": 1, "optimizer": Optimizer.ADAFACTOR}, "give zero_stage 0"),
+        ({"zero_stage": 3, "optimizer": Optimizer.PRODIGY}, "give zero_stage 0"),
+        ({"zero_stage": 0, "precision": Precision.FP16, "optimizer": Optimizer.ADAMW_8BIT}, "or use bf16"),
         ({"warmup": 1.0}, "share of the samples"),
         ({"keep_checkpoints": 1}, "at least 2"),
         ({"samples": 0}, "nothing to train on"),
