@@ -4,6 +4,7 @@ Shapes: B samples, H x W pixels, h x w latents, C latent channels.
 """
 
 import json
+import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -40,7 +41,7 @@ from inpaint.train.latent import LatentInpainting
 from inpaint.train.objective import AUTOCAST, MicroBatch, Objective, ParameterGroup, to_pixels
 from inpaint.train.recipe import Recipe, Trained
 from inpaint.train.run import run
-from inpaint.train.settings import Precision, TrainSettings, plain
+from inpaint.train.settings import Precision, TrainSettings, arguments_of, plain
 
 
 class Reconstruction(nn.Module):
@@ -223,8 +224,9 @@ def pretrain_toy(config: PretrainToy, *, stop: StopToken | None = None) -> tuple
     (folder,) = run(unet, stop=stop)
     figures = measure_base(folder)
     settings = {name: value for name, value in plain(config).items() if name != "output"}
-    command = f"python -m ray_jobs.pretrain_toy --architecture {config.architecture} --output RUN"
-    made = {"command": command, "settings": settings, "figures": figures}
+    command = ["python", "-m", "ray_jobs.pretrain_toy", "--architecture", config.architecture, "--output", "RUN"]
+    command += arguments_of(config, PretrainToy.of_architecture(config.architecture, output=config.output))
+    made = {"command": shlex.join(command), "settings": settings, "figures": figures}
     (output / "base.json").write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
     return Path(folder), figures
 

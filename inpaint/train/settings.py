@@ -34,6 +34,24 @@ def plain(value: Any, *, fixed_only: bool = False) -> Any:
     return str(value) if isinstance(value, StrEnum) else value
 
 
+def arguments_of(config: Any, default: Any) -> list[str]:
+    """What must be given on a command line for `config` to be parsed, beside what gives `default`."""
+
+    def differing(now: Any, was: Any, name: str) -> list[str]:
+        if dataclasses.is_dataclass(now):
+            fields = [field.name for field in dataclasses.fields(now)]
+            return [word for f in fields for word in differing(getattr(now, f), getattr(was, f), f"{name}.{f}")]
+        if now == was:
+            return []
+        flag = f"--{name.removeprefix('.').replace('_', '-')}"
+        if isinstance(was, bool):
+            above, _, last = flag.removeprefix("--").rpartition(".")
+            return [flag if now else f"--{above}.no-{last}" if above else f"--no-{last}"]
+        return [flag, *map(str, now if isinstance(now, tuple) else [now])]
+
+    return differing(config, default, "")
+
+
 class Precision(StrEnum):
     """Compute type of a forward and backward."""
 
