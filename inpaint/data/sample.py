@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from inpaint.data.decode import DEFAULT_LIMITS, PAINT, Limits, check_hole, load_hole, load_rgb
+from inpaint.data.decode import DEFAULT_LIMITS, PAINT, check_hole, load_hole, load_rgb
 from inpaint.data.files import read
 from inpaint.data.holes import Box, Feathered, Grown, Hole, OwnMask, Sometimes, cover, is_empty
 from inpaint.data.plan import PADDING, Plan
@@ -55,8 +55,6 @@ class ReadSettings:
     """Built from `{token}`, `{prompt}` and `{category}`, such as `"{token} background, {prompt}"`."""
     tokens: Mapping[str, str] = field(default_factory=dict)
     """Category -> its token, for `{token}`."""
-    limits: Limits = DEFAULT_LIMITS
-    """What is refused before decoding."""
 
     def __post_init__(self) -> None:
         for name in ("height", "width"):
@@ -134,7 +132,7 @@ def read_batch(
 
 def fetch(row: Row, settings: ReadSettings) -> dict[str, bytes]:
     """Those of a row's files that its sample is made of, by column. Raises BadRow."""
-    root, most = open_root(row.root), settings.limits.max_bytes
+    root, most = open_root(row.root), DEFAULT_LIMITS.max_bytes
     files = {"image": read(root, row.image, "output", most)}
     if row.input is not None:
         files["input"] = read(root, row.input, "input", most)
@@ -154,7 +152,7 @@ def make_sample(
     Args:
         files: as `fetch` gives them.
     """
-    shape, limits = (settings.height, settings.width), settings.limits
+    shape, limits = (settings.height, settings.width), DEFAULT_LIMITS
     image = load_rgb(files["image"], "output", limits, target=shape)
     mask = None
     if "hole" in files:

@@ -31,11 +31,12 @@ def _text(adapter: Adapter, info: BaseInfo, *, with_samples: bool) -> str:
     card = adapter.card
     family = "StableDiffusionXL" if info.is_xl else "StableDiffusion"
     example = card.prompt("a red box", next(iter(card.tokens), None))
+    sides = card.resolution if isinstance(card.resolution, list) else [card.resolution]
     rows = {
         "base": card.base,
         "base revision": card.base_revision,
         "licence of the base": LICENCES.get(card.base, "see the base"),
-        "resolution": f"{card.resolution} px",
+        "resolution": f"{' x '.join(map(str, sides))} px{', height x width' if len(sides) > 1 else ''}",
         "samples trained on": card.samples,
         "manifest": card.manifest,
         **{name: f"{value:.4g}" for name, value in card.metrics.items()},

@@ -31,7 +31,8 @@ class AdapterCard:
     """Category -> its token; empty for an adapter without categories, which every prompt may use."""
     prompt_format: str = "{prompt}"
     """How prompts were written in training, from `{token}`, `{prompt}` and `{category}`."""
-    resolution: int
+    resolution: int | list[int]
+    """Side of the images it was trained on, in pixels, or their height and width."""
     rank: int
     alpha: float
     samples: int

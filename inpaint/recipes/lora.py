@@ -177,12 +177,13 @@ class LoraRecipe(Recipe):
         return f"{self.output}/adapters/{part}"
 
     def export(self, trained: Trained, folder: Path) -> None:
+        height, width = _shape(self.resolution or 1)
         card = AdapterCard(
             base=self.base,
             base_revision=str(self.revision),
             tokens=dict(self.tokens()),
             prompt_format=self.prompt_format(),
-            resolution=self.read_settings().height,
+            resolution=height if height == width else [height, width],
             rank=self.lora.rank,
             alpha=self.lora.scaled_alpha,
             samples=trained.progress.samples,
