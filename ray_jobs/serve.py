@@ -1,4 +1,5 @@
-"""Serves `serve_config.yaml` on a Ray cluster of its own on this machine, until Ctrl-C or SIGTERM.
+"""Serves `serve_config.yaml` on a Ray cluster of its own on this machine, until Ctrl-C or SIGTERM: it finishes
+what it has, a second one ends it at once.
 
     python -m ray_jobs.serve
 

@@ -216,11 +216,11 @@ class Batch:
         return embeds
 
     def advance(self, unet: Unet) -> None:
-        """One step of every row; none may be past its last."""
+        """One step of every row; none may be past its last. Where it raises, all stand where they did."""
         table_BK, used_K = self._table_TBK[self._done], self._used_TK[self._done]
         output_BChw = self._predict(unet, table_BK, self._times_TU[self._done])
         previous = self.clean_BChw
-        self.latents_BChw, self.clean_BChw = step(
+        latents_BChw, clean_BChw = step(
             table_BK,
             output_BChw,
             self.latents_BChw,
@@ -229,11 +229,11 @@ class Batch:
             earlier=self._earlier_BChw if used_K[_EARLIER] else None,
             clip_range=self.schedule.clip_range,
         )
-        self._earlier_BChw = previous
         if self._known_UChw is None:
             known_BChw = column(table_BK, "known_clean", 4) * self._known_BChw
             known_BChw = known_BChw.addcmul_(column(table_BK, "known_noise", 4), self._noise_BChw)
-            self.latents_BChw = torch.lerp(known_BChw, self.latents_BChw, self._hole_B1hw)
+            latents_BChw = torch.lerp(known_BChw, latents_BChw, self._hole_B1hw)
+        self.latents_BChw, self.clean_BChw, self._earlier_BChw = latents_BChw, clean_BChw, previous
         for row in self.rows:
             row.step += 1
         self._done += 1

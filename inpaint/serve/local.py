@@ -19,6 +19,8 @@ from inpaint.stopping import StopToken
 from inpaint.toy.catalogue import render
 from inpaint.toy.measure import HELD_OUT_SEED
 
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ServeHere:
@@ -31,7 +33,8 @@ class ServeHere:
 
 
 def serve_here(settings: ServeHere, *, stop: StopToken | None = None) -> None:
-    """Serve on a Ray cluster of its own until `stop` is requested; prints examples once the service answers.
+    """Serve on a Ray cluster of its own until `stop` is requested; prints examples once the service answers. Main
+    thread only: SIGTERM or Ctrl-C while the service finishes what it has makes it give that up, and end.
 
     Raises:
         InpaintError: an unusable configuration, or the service ended by itself.
@@ -53,9 +56,12 @@ def serve_here(settings: ServeHere, *, stop: StopToken | None = None) -> None:
                     answered = True
                     print(examples(url, settings.examples), flush=True)
     finally:
-        # Also where a second Ctrl-C ends this process: nothing else ends the service.
+        # However this ends: nothing else ends the service.
         serve.send_signal(signal.SIGINT)
+        before = {number: signal.signal(number, lambda *_: serve.terminate()) for number in _SIGNALS}
         serve.wait()
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def write_examples(folder: Path) -> None:

@@ -15,6 +15,7 @@ from inpaint.serve.apps.ddpm import DdpmArgs, build
 from inpaint.serve.apps.paint import PaintArgs
 from inpaint.serve.deployments.painters import Painters
 from inpaint.serve.local import ServeHere, examples, serve_here, url_of, write_examples
+from inpaint.stopping import StopToken
 from tests.tiny import base_info
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -52,7 +53,7 @@ def test_serves_own_limit_is_above_that_of_a_request(config: dict[str, Any]) -> 
 
 def test_it_asks_for_what_two_cores_have(config: dict[str, Any]) -> None:
     deployments = config["applications"][0]["deployments"]
-    assert sum(d["ray_actor_options"]["num_cpus"] for d in deployments) <= 2
+    assert sum(d.get("num_replicas", 1) * d["ray_actor_options"]["num_cpus"] for d in deployments) <= 2
 
 
 def test_the_builder_makes_an_application_of_its_arguments(config: dict[str, Any]) -> None:
@@ -133,6 +134,38 @@ def test_however_it_ends_the_service_ends_with_it(tmp_path: Path, monkeypatch: p
     with pytest.raises(kind):
         serve_here(ServeHere(config=CONFIG, examples=tmp_path), stop=Interrupted())
     assert sent == [signal.SIGINT]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_ends_at_once_what_the_service_still_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    sent = []
+
+    class Draining:
+        """In place of the process that serves: it ends when it is told to for the second time."""
+
+        def __init__(self, command: list[str], start_new_session: bool) -> None:
+            pass
+
+        def send_signal(self, number: int) -> None:
+            sent.append(number)
+
+        def terminate(self) -> None:
+            self.send_signal(signal.SIGTERM)
+
+        def wait(self, timeout: float | None = None) -> int:
+            assert timeout is None
+            signal.raise_signal(number)
+            return 0
+
+    stop = StopToken()
+    stop.request()
+    before = [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)]
+    monkeypatch.setattr(subprocess, "Popen", Draining)
+    serve_here(ServeHere(config=CONFIG, examples=tmp_path), stop=stop)
+    assert sent == [signal.SIGINT, signal.SIGTERM]
+    assert before == [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)]
 
 
 def test_the_model_of_ones_own_that_it_shows_is_accepted_too() -> None:

@@ -16,11 +16,15 @@ from pydantic import ValidationError
 from inpaint.diffusion.noise_levels import StepSchedule
 from inpaint.diffusion.samplers import Sampler
 from inpaint.errors import InpaintError
+from inpaint.models.adapter import apply_adapter
+from inpaint.models.base import load_base
+from inpaint.paint.painter import Painter
 from inpaint.paint.paste import kept_pixels_changed
 from inpaint.serve.engine.engine import Engine, EngineBroken
 from inpaint.serve.engine.settings import EngineSettings
 from inpaint.serve.service import AdapterGone, DeadlinePassed, Painted, PaintOrder, Preview, Unpaintable
-from tests.tiny import tiny_sd, tiny_sdxl_inpaint
+from tests.adapters import made_up
+from tests.tiny import tiny_sd, tiny_sd_inpaint, tiny_sdxl_inpaint
 from tests.unit.serve.engines import (
     GUARD_S,
     LEVEL,
@@ -35,6 +39,7 @@ from tests.unit.serve.engines import (
     pictures,
     request,
     running,
+    varied,
 )
 
 MIXED = [
@@ -78,6 +83,22 @@ def test_other_bases_get_the_painters_pictures_too(tmp_path, make):
         painted = pictures(engine, [order(one) for one in wanted])
     for one, picture in zip(wanted, painted, strict=True):
         assert difference(picture, by_painter(folder, one)) <= LEVEL
+
+
+def test_in_bf16_the_painters_pictures_come_too(tmp_path):
+    folder = tiny_sd_inpaint(tmp_path / "base")
+    adapter = varied(made_up(folder, 1, rank=2), 1)
+    one = request(1, 32, 32, steps=2, guidance_scale=5.0, prompt="CDP_X background")
+    half, plain = load_base(folder, dtype=torch.bfloat16), load_base(folder, dtype=torch.bfloat16)
+    apply_adapter(plain, adapter)
+    engine = Engine(half, EngineSettings(), Adapters({"a": adapter}).load)
+    engine.start()
+    (picture,) = pictures(engine, [order(one, "a")])
+    engine.close(drain=False)
+    # bf16 has 8 bits, and sums in another order are rounded otherwise.
+    assert difference(picture, Painter(plain).paint([one])[0]) <= 8
+    assert 0 < difference(picture, by_painter(folder, one, adapter)) <= 8
+    assert difference(picture, by_painter(folder, one)) > 16, "else the adapter has no part in it"
 
 
 def test_padded_batches_paint_the_same():
@@ -401,8 +422,6 @@ def test_closing_without_draining_fails_what_is_there():
 
 
 def _parts() -> tuple[object, EngineSettings, object]:
-    from inpaint.models.base import load_base
-
     return load_base("toy"), EngineSettings(), Adapters().load
 
 

@@ -1,6 +1,8 @@
 """The measure of work, and who is let in, scaled for and served by whom because of it."""
 
 import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,9 +15,13 @@ from inpaint.paint.request import PaintRequest
 from inpaint.serve.admission import Admission, AdmissionSettings, Capacity, work_of
 from inpaint.serve.deployments.router import TRIED_ON, AdapterRouter, PainterLoad, cost_of
 from inpaint.serve.deployments.scaling import WORK, ByRemainingWork
+from inpaint.serve.dispatcher import Dispatcher
+from inpaint.serve.engine.engine import Engine
 from inpaint.serve.service import AdapterUse, Overloaded, PaintOrder
 from tests.tiny import base_info
 from tests.unit.paint.examples import request_with
+from tests.unit.serve.engines import GUARD_S, Gate
+from tests.unit.serve.engines import running as engine_running
 
 BASE = base_info(size_multiple=16)
 
@@ -53,6 +59,36 @@ def test_a_crop_costs_what_its_own_working_shape_does() -> None:
     # 100 x 400 photo pixels, seen as 200 x 400, for a window is at most twice as long as wide: painted at 48 x 96.
     wide = request(side=640, hole=np.s_[300:400, 100:500], padding=0, size=64)
     assert work_of(wide, BASE) == 20 * (48 * 96) / 64**2
+
+
+def test_ingress_router_engine_and_autoscaler_count_an_order_alike() -> None:
+    router = AdapterRouter.__new__(AdapterRouter)  # without Serve's controller
+    router.initialize_state()
+    admission = Admission(AdmissionSettings())
+    large = PaintOrder(id="1", request=request(side=128, size=128, steps=25))
+
+    async def count(engine: Engine) -> None:
+        async def call(order: PaintOrder, files: object) -> AsyncGenerator:
+            routed = SimpleNamespace(args=[order], metadata=SimpleNamespace(internal_request_id="r"))
+            router.on_request_routed(routed, "painter", None)
+            async for event in engine.paint(order):
+                yield event
+
+        registry = SimpleNamespace(catalogue=dict, refused=dict)
+        painting = Dispatcher(engine.base.info, registry, admission, call).paint([large])
+        async with asyncio.timeout(GUARD_S), aclosing(painting):
+            waiting = asyncio.create_task(anext(painting))
+            await asyncio.to_thread(gate.arrived.acquire)
+            remaining = engine.stats().remaining_work
+            assert admission.outstanding == router._sent["painter"][0][1] == remaining == 100
+            assert ByRemainingWork(50)(context({"painter": remaining}))[0] == 2
+            gate.open()
+            await waiting
+
+    with engine_running("toy") as engine:
+        gate = Gate(engine)
+        gate.shut()
+        asyncio.run(count(engine))
 
 
 class Clock:
