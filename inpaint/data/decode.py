@@ -2,28 +2,35 @@
 
 Used after conversion to sRGB: JPEG, PNG, WEBP, TIFF and AVIF by content (whatever the extension), CMYK, grey, palette,
 alpha (on white), 16-bit (scaled), EXIF-rotated, with a colour profile (a broken one is as none). Refused as BadRow:
-other formats, animations and other files of several pictures, truncated files, bombs.
+other formats, animations and other files of several pictures, truncated files, bombs, and what Pillow would show as
+another picture than it is (`_odd`).
 """
 
 import io
 import struct
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 from inpaint.data.quarantine import Reason
 from inpaint.errors import BadRow, InpaintError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "AVIF")
-LINES = 64  # decoded at a time where numbers must be wider
+MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "I;16", "I;16L", "I;16B")
+"""Of Pillow's images, those whose pixels mean one thing."""
+LINES = 64  # converted at a time
 PAINT = 128  # a hole's value from which a pixel counts as painted
-_ORIENTATION = 0x0112
-BROKEN = (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, EOFError, struct.error, zlib.error)
+_ORIENTATION, _SUBFILE_TYPE, _DNG_VERSION = 0x0112, 254, 50706
+_DAMAGED = (OSError, EOFError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, RuntimeError)
+BROKEN = (*_DAMAGED, struct.error, zlib.error)
 """What Pillow's decoders raise on damaged files."""
 _SIGNATURES = {b"GIF8": "GIF", b"BM": "BMP", b"%PDF": "PDF", b"<svg": "SVG"}
+_OURS = {b"\xff\xd8\xff": "a JPEG", b"\x89PNG": "a PNG", b"RIFF": "a WEBP"}
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _HEIC = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"hevm", b"hevs", b"mif1", b"msf1")
 
 
@@ -52,18 +59,9 @@ def open_image(data: bytes, field: str, limits: Limits) -> Image.Image:
         raise BadRow(field, Reason.TOO_MANY_BYTES, f"{len(data):,} bytes, the limit is {limits.max_bytes:,}")
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
+        odd, pictures = _odd(image, data), _pictures(image)
     except UnidentifiedImageError as error:
-        form = next((name for start, name in _SIGNATURES.items() if data.startswith(start)), None)
-        if form is not None:
-            raise BadRow(field, Reason.WRONG_FORMAT, f"it is {form}: save it as JPEG, PNG or WEBP") from error
-        if data[4:8] == b"ftyp" and data[8:12] in _HEIC:
-            detail = "it is HEIC: convert it with `heif-convert photo.heic photo.jpg` (package libheif-examples), or "
-            detail += "on a Mac with `sips -s format jpeg photo.heic --out photo.jpg`"
-            raise BadRow(field, Reason.WRONG_FORMAT, detail) from error
-        if data[4:12] == b"ftypavif":
-            raise BadRow(field, Reason.TRUNCATED, "it is an AVIF that cannot be read: copy or save it again") from error
-        detail = f"its content is none of {', '.join(FORMATS)}: export it again"
-        raise BadRow(field, Reason.NOT_AN_IMAGE, detail) from error
+        raise BadRow(field, *_unknown(data)) from error
     except Image.DecompressionBombError as error:
         raise BadRow(field, Reason.TOO_MANY_PIXELS, f"the limit is {limits.max_pixels:,}") from error
     except BROKEN as error:
@@ -75,12 +73,53 @@ def open_image(data: bytes, field: str, limits: Limits) -> Image.Image:
             Reason.TOO_MANY_PIXELS,
             f"{width} x {height} = {width * height:,} pixels, the limit is {limits.max_pixels:,}: scale it down",
         )
-    # A JPEG with several pictures (MPO, which many phones write) is a photo with previews, not an animation.
-    if getattr(image, "is_animated", False) and image.format != "MPO":
-        raise BadRow(field, Reason.ANIMATED, f"{getattr(image, 'n_frames', 2)} pictures in one file: save one of them")
-    if image.mode == "F":
-        raise BadRow(field, Reason.WRONG_FORMAT, "its pixels are fractions (32-bit float): save it with 8 or 16 bits")
+    if odd is not None:
+        raise BadRow(field, Reason.WRONG_FORMAT, odd)
+    if pictures > 1:
+        raise BadRow(field, Reason.ANIMATED, f"{pictures} pictures in one file: save one of them")
     return image
+
+
+def _unknown(data: bytes) -> tuple[Reason, str]:
+    """What content is that no decoder takes."""
+    form = next((name for start, name in _SIGNATURES.items() if data.startswith(start)), None)
+    if form is not None:
+        return Reason.WRONG_FORMAT, f"it is {form}: save it as JPEG, PNG or WEBP"
+    if data[4:8] == b"ftyp" and data[8:12] in _HEIC:
+        detail = "it is HEIC: convert it with `heif-convert photo.heic photo.jpg` (package libheif-examples), or "
+        return Reason.WRONG_FORMAT, detail + "on a Mac with `sips -s format jpeg photo.heic --out photo.jpg`"
+    if data.startswith(_TIFF):
+        return Reason.WRONG_FORMAT, "it is a TIFF of a kind that is not read: save it with 8 or 16 bits per channel"
+    ours = next((name for start, name in _OURS.items() if data.startswith(start)), None)
+    ours = "an AVIF" if data[4:12] == b"ftypavif" else ours
+    if ours is not None:
+        return Reason.TRUNCATED, f"it is {ours} that cannot be read: copy or save it again"
+    return Reason.NOT_AN_IMAGE, f"its content is none of {', '.join(FORMATS)}: export it again"
+
+
+def _pictures(image: Image.Image) -> int:
+    """How many are in the file. A JPEG with several (MPO, which many phones write) is one photo with previews."""
+    return getattr(image, "n_frames", 1) if image.format != "MPO" else 1
+
+
+def _odd(image: Image.Image, data: bytes) -> str | None:
+    """Why Pillow would show another picture than the file holds, and what to do; None: it would not."""
+    if image.mode not in MODES:
+        held = {"F": "fractions (32-bit float)", "I": "numbers with a sign or of 32 bits", "LAB": "Lab colours"}
+        return f"its pixels are {held.get(image.mode, image.mode)}: save it as RGB with 8 or 16 bits per channel"
+    if not isinstance(image, TiffImagePlugin.TiffImageFile):
+        return None
+    tags = image.tag_v2
+    if _DNG_VERSION in tags or tags.get(_SUBFILE_TYPE, 0) & 1 or data[8:10] == b"CR":
+        return "it is a camera's raw file, of which only a preview could be read: develop it into a TIFF or JPEG"
+    bits = max(tags.get(TiffImagePlugin.BITSPERSAMPLE, (1,)))
+    if bits not in (1, 2, 4, 8, 16):
+        return f"its pixels have {bits} bits per channel: save it with 8 or 16"
+    if bits == 16 and len(image.getbands()) > 1 and tags.get(TiffImagePlugin.PLANAR_CONFIGURATION, 1) == 2:
+        return "its 16-bit channels lie one behind the other (planar): save it with interleaved channels"
+    if bits == 16 and tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0:
+        return "its 16-bit numbers count from white (white is zero): save it with black as zero"
+    return None
 
 
 def load_rgb(data: bytes, field: str, limits: Limits, target: tuple[int, int] | None = None) -> Image.Image:
@@ -102,8 +141,16 @@ def load_rgb(data: bytes, field: str, limits: Limits, target: tuple[int, int] | 
 
 
 def load_hole(data: bytes, field: str, limits: Limits) -> Image.Image:
-    """A grey image ("L"), upright: 255 = paint (white), 0 = keep. An alpha channel of a mask is ignored."""
-    return to_grey(upright(open_image(data, field, limits), field))
+    """A grey image ("L"), upright: 255 = paint (white), 0 = keep. Raises BadRow, also where its transparency is another
+    mask than its grey values are."""
+    image = upright(open_image(data, field, limits), field)
+    grey, alpha = to_grey(image), alpha_of(image)
+    if alpha is not None and np.asarray(alpha).min() < 255:
+        is_white, is_opaque = (np.asarray(values) >= PAINT for values in (grey, alpha))
+        if not np.array_equal(is_white, is_opaque):
+            detail = "some of it is transparent, and that is not just what is not white: save it without transparency"
+            raise BadRow(field, Reason.TWO_MASKS, detail)
+    return grey
 
 
 def check_hole(hole: np.ndarray, field: str) -> None:
@@ -137,16 +184,16 @@ def _orientation(image: Image.Image) -> int:
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """RGB of any mode, as sRGB; transparency on white, 16 bits scaled."""
-    return on_white(*to_rgb_and_alpha(image))
+    if image.mode == "RGB" and not image.info.keys() & {"icc_profile", "transparency"}:
+        return image
+    return _in_parts(image, "RGB", lambda part: on_white(*to_rgb_and_alpha(part)))
 
 
 def to_rgb_and_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
     """RGB, as sRGB, and the alpha channel ("L"), where there is one."""
     profile, alpha = image.info.get("icc_profile", b""), alpha_of(image)
     if image.mode.startswith("I"):
-        image = _scaled_16_bit(image)
-    elif alpha is not None:
-        image = image.convert("RGBA").convert("RGB")
+        image = to_grey(image)
     elif image.mode not in ("RGB", "L", "CMYK"):
         image = image.convert("RGB")
     return _as_srgb(image, profile), alpha
@@ -156,9 +203,9 @@ def on_white(rgb: Image.Image, alpha: Image.Image | None) -> Image.Image:
     """What an image with an alpha channel looks like on white; the same image without one."""
     if alpha is None:
         return rgb
-    rgba = rgb.copy()
-    rgba.putalpha(alpha)
-    return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    white = Image.new("RGB", rgb.size, "white")
+    white.paste(rgb, mask=alpha)
+    return white
 
 
 def rgb_profile(image: Image.Image) -> bytes:
@@ -202,22 +249,24 @@ def _transform(profile: bytes, mode: str, *, back: bool = False) -> ImageCms.Ima
 
 def to_grey(image: Image.Image) -> Image.Image:
     """Grey ("L") of any mode; an alpha channel is ignored, 16 bits scaled."""
-    return _scaled_16_bit(image) if image.mode.startswith("I") else image.convert("L")
+    return _in_parts(image, "L", _scaled_16_bit) if image.mode.startswith("I") else image.convert("L")
 
 
 def alpha_of(image: Image.Image) -> Image.Image | None:
     """The alpha channel ("L", 0 = transparent), also of a palette's transparent entries; None where there is none."""
     if image.mode.startswith("I") or not image.has_transparency_data:
         return None
-    return image.convert("RGBA").getchannel("A")
+    return (image if image.mode in ("RGBA", "LA", "PA") else image.convert("RGBA")).getchannel("A")
+
+
+def _in_parts(image: Image.Image, mode: str, change: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    """An image of `mode`, changed some lines at a time: what lies between would take several times its memory."""
+    changed = Image.new(mode, image.size)
+    for top in range(0, image.height, LINES):
+        changed.paste(change(image.crop((0, top, image.width, min(image.height, top + LINES)))), (0, top))
+    return changed
 
 
 def _scaled_16_bit(image: Image.Image) -> Image.Image:
-    # Pillow's own conversion clips at 255, which turns nearly every 16-bit image white. Some lines at a time: all of
-    # them as wider numbers would take ten times the pixels' own memory.
-    grey = Image.new("L", image.size)
-    for top in range(0, image.height, LINES):
-        part = image.crop((0, top, image.width, min(image.height, top + LINES)))
-        values = np.asarray(part).astype(np.int64).clip(0, 65535)
-        grey.paste(Image.fromarray(((values + 128) // 257).astype(np.uint8)), (0, top))
-    return grey
+    # Pillow's own conversion clips at 255, which turns nearly every 16-bit image white.
+    return Image.fromarray(((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8))

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
 from benchmarks.colour import PROFILES, SRGB_TO_XYZ, profile, srgb_to_linear
+from inpaint.data import decode
 from inpaint.data.decode import DEFAULT_LIMITS, FORMATS, Limits, check_hole, load_hole, load_rgb
 from inpaint.data.quarantine import Reason
 from inpaint.errors import BadRow, InpaintError
@@ -154,6 +155,34 @@ def test_tiff_is_read_with_16_bits_of_colour(compression):
     assert np.abs(rgb(file.getvalue()) - want).max() <= 1
 
 
+def tiff(values: np.ndarray, **options) -> bytes:
+    file = io.BytesIO()
+    tifffile.imwrite(file, values, **options)
+    return file.getvalue()
+
+
+RAMP = np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000
+ODD = {
+    "white is zero": (tiff(RAMP, photometric="miniswhite"), "white"),
+    "planar": (tiff(np.stack([RAMP] * 3), photometric="rgb", planarconfig="separate"), "planar"),
+    "32 bits": (tiff(RAMP.astype(np.uint32) << 16, photometric="minisblack"), "32 bits"),
+    "signed": (tiff(RAMP.astype(np.int16), photometric="minisblack"), "sign"),
+    "fractions": (tiff(RAMP / np.float32(65535), photometric="minisblack"), "fractions"),
+    "fractions of colour": (tiff(np.dstack([RAMP] * 3) / np.float32(65535), photometric="rgb"), "8 or 16 bits"),
+    "Lab": (images.encoded(images.picture().convert("LAB"), "TIFF"), "Lab"),
+    "raw": (tiff(RAMP.astype(np.uint8), subfiletype=1), "raw"),
+    "raw with its version": (tiff(RAMP.astype(np.uint8), extratags=[(50706, "B", 4, b"\1\4\0\0", True)]), "raw"),
+}
+
+
+@pytest.mark.parametrize("kind", list(ODD))
+def test_what_would_be_shown_as_another_picture_is_refused(kind):
+    data, what = ODD[kind]
+    with pytest.raises(BadRow, match=what) as caught:
+        load_rgb(data, "output", DEFAULT_LIMITS)
+    assert caught.value.reason == Reason.WRONG_FORMAT
+
+
 @pytest.mark.parametrize("primaries", list(PROFILES))
 @pytest.mark.parametrize("mode", ["RGB", "RGBA"])
 def test_colours_of_another_profile_become_srgb(primaries, mode):
@@ -191,6 +220,21 @@ def test_16_bits_cost_little_memory(load):
         tracemalloc.stop()
 
 
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_transparency_on_white_costs_little_memory(mode, monkeypatch):
+    """What lies between, which was 17 bytes per pixel, is that of a few lines."""
+
+    def counted(image):
+        heights.append(image.height)
+        return converted(image)
+
+    heights, converted = [], decode.to_rgb_and_alpha
+    monkeypatch.setattr(decode, "to_rgb_and_alpha", counted)
+    data = images.encoded(Image.new(mode, (50, 1000)), **({"transparency": 0} if mode == "P" else {}))
+    assert (rgb(data) == 255).all()
+    assert max(heights) <= 64 and sum(heights) == 1000
+
+
 @pytest.mark.parametrize("form", ["PNG", "WEBP", "TIFF"])
 def test_animations_are_refused(form):
     assert reason(images.animated(form)) == Reason.ANIMATED
@@ -213,6 +257,20 @@ def test_masks_of_any_mode_paint_where_they_are_white(mode):
     image = images.mask().convert(mode)
     data = images.encoded(image, "JPEG", quality=95) if mode == "CMYK" else images.encoded(image)
     assert np.array_equal(hole(data) >= 128, np.asarray(images.mask()) >= 128)
+
+
+def test_a_mask_whose_transparency_is_another_mask_is_refused():
+    """White on transparent is one mask; what is drawn and what is cut out, as of an editor that erased, are two."""
+    white = np.asarray(images.mask())
+    assert np.array_equal(hole(images.encoded(Image.fromarray(np.dstack([white, white])))), white)
+    for grey, alpha in ((white, 255 - white), (np.full_like(white, 200), white), (white, white // 255 * 128)):
+        data = images.encoded(Image.fromarray(np.dstack([grey, alpha])))
+        if np.array_equal(grey >= 128, alpha >= 128):
+            assert np.array_equal(hole(data), grey)
+            continue
+        with pytest.raises(BadRow, match="without transparency") as caught:
+            hole(data)
+        assert caught.value.reason == Reason.TWO_MASKS
 
 
 def test_16_bit_masks_are_scaled_and_not_clipped():
@@ -243,6 +301,20 @@ def test_broken_bytes_raise_nothing_but_bad_row(form, damage, kept):
             load(bytes(data[: int(kept * len(data))]), "output", DEFAULT_LIMITS)
         except BadRow:
             continue
+
+
+def test_damage_that_decoders_tell_in_their_own_way_is_a_bad_row():
+    data = bytearray(images.encoded(images.picture(), "AVIF"))
+    body = data.index(b"mdat") + 4
+    data[body : body + 24] = bytes(24)
+    assert reason(bytes(data)) == Reason.TRUNCATED
+    data = images.encoded(images.picture(), "TIFF")
+    first = int.from_bytes(data[4:8], "little")
+    further = first + 2 + 12 * int.from_bytes(data[first : first + 2], "little")
+    empty = data[:further] + len(data).to_bytes(4, "little") + data[further + 4 :] + bytes(6)
+    assert reason(empty) == Reason.TRUNCATED
+    for form, kept in (("JPEG", 3), ("PNG", 12), ("WEBP", 20)):
+        assert reason(images.encoded(images.picture(), form)[:kept]) == Reason.TRUNCATED
 
 
 def test_limits_must_be_positive():
