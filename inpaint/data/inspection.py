@@ -6,6 +6,7 @@ new, changed, or was refused. No ray here.
 """
 
 import hashlib
+import re
 import time
 import warnings
 from collections import deque
@@ -25,6 +26,7 @@ from inpaint.data.decode import PAINT, Limits, check_hole, load_hole, open_image
 from inpaint.data.files import read, stat
 from inpaint.data.quarantine import Quarantined, Reason
 from inpaint.data.rows import DAMAGED_PARQUET, NAMES, as_bytes, mixed, packed, read_parquet
+from inpaint.data.sample import crop_size
 from inpaint.data.storage import exists, open_root, written
 from inpaint.errors import BadRow
 
@@ -62,6 +64,7 @@ TOLD = pa.schema(
         ("text", pa.string()),
         ("reason", pa.string()),  # why it cannot be used
         ("detail", pa.string()),
+        ("warned", pa.string()),  # what Pillow says of it, though it can be used
     ]
 )
 """What a file told when it was opened."""
@@ -118,12 +121,16 @@ def inspect_files(files: pa.Table, limits: Limits, fetchers: Executor | None, re
     if fetchers is not None:
         calls = _ahead(fetchers, calls)
     told = []
-    for line, fetched in zip(lines, calls, strict=True):
-        try:
-            found, data = fetched()
-            told.append(found if data is None else found | _content(Kind(line["kind"]), line["path"], data, limits))
-        except BadRow as error:
-            told.append({"reason": str(error.reason), "detail": error.detail})
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for line, fetched in zip(lines, calls, strict=True):
+            caught.clear()
+            try:
+                found, data = fetched()
+                content = {} if data is None else _content(Kind(line["kind"]), line["path"], data, limits)
+                told.append(found | ({"warned": _kind(caught[0])} if caught else {}) | content)
+            except BadRow as error:
+                told.append({"reason": str(error.reason), "detail": error.detail})
     columns = [*files.select(FILES.names).columns, *pa.Table.from_pylist(told, schema=TOLD).columns]
     return pa.table(columns, schema=MEMORY)
 
@@ -155,6 +162,11 @@ def _content(kind: Kind, path: str, data: bytes, limits: Limits) -> dict[str, An
     check_hole(hole, "mask")
     wide, high = (int(np.ptp(np.flatnonzero((hole >= PAINT).any(axis)))) + 1 for axis in (0, 1))
     return found | {"width": hole.shape[1], "height": hole.shape[0], "wide": wide, "high": high}
+
+
+def _kind(warning: warnings.WarningMessage) -> str:
+    """What a warning says, without the numbers of its case."""
+    return " ".join(re.sub(r"\d+", "N", str(warning.message)).split())
 
 
 def recall(memory: str, files: pa.Table, limits: Limits) -> pa.Table:
@@ -210,8 +222,8 @@ def rows_found(
 ) -> tuple[pa.Table, list[Quarantined]]:
     """The usable rows, a table of `SCHEMA`, and why the others are not.
 
-    Warns of rows that repeat an earlier one, and of those whose hole no crop of `crop_aspect` (height / width) can
-    hold; both are used.
+    Warns of files that Pillow warned of, of rows that repeat an earlier one, and of those whose hole no crop of
+    `crop_aspect` (height / width) can hold; all are used.
 
     Args:
         listed: the columns of a listing; emptied.
@@ -236,6 +248,7 @@ def rows_found(
         places = {name: where[usable] for name, where in places.items()}
     # Of one root equal paths are equal files.
     codes = listed["image"].combine_chunks().dictionary_encode().indices.to_numpy() if several else places["image"]
+    _warn_of_damage(told)
     listed["id"], repeated = _ids(listed["image"], codes)
     if repeated:
         _warn_of_repeats(listed, places)
@@ -291,6 +304,13 @@ def _ids(images: pa.ChunkedArray, codes: np.ndarray) -> tuple[pa.ChunkedArray, b
     return pc.if_else(pa.array(uses == 1), images, pc.binary_join_element_wise(images, numbers, "")), True
 
 
+def _warn_of_damage(told: pa.Table) -> None:
+    kinds = told["warned"].combine_chunks()
+    for kind in sorted(kinds.unique().drop_null().to_pylist()):
+        first, count = told["path"][pc.index(kinds, kind).as_py()], pc.sum(pc.equal(kinds, kind))
+        warnings.warn(f"{count} files are used although they are damaged: {kind} (the first: {first})", stacklevel=4)
+
+
 def _warn_of_repeats(rows: dict[str, pa.ChunkedArray], places: Places) -> None:
     keys = np.zeros(len(places["image"]), dtype=np.uint64)
     for name in ("image", "input", "hole"):
@@ -307,8 +327,7 @@ def _warn_of_repeats(rows: dict[str, pa.ChunkedArray], places: Places) -> None:
 def _warn_of_cut_holes(ids: pa.ChunkedArray, places: Places, sizes: dict[str, np.ndarray], aspect: float) -> None:
     wide, high = (sizes[name][places["hole"]] for name in ("wide", "high"))
     width, height = (sizes[name][places["image"]] for name in ("width", "height"))
-    # Rounded, for an image of the crop's own shape would lose its last column to the division.
-    room = [np.minimum(*sides).round(6) for sides in ((width, height / aspect), (height, width * aspect))]
+    room = crop_size(width, height, aspect)
     is_cut = (wide > room[0]) | (high > room[1])
     is_all = (wide == room[0]) & (high == room[1]) & ((wide < width) | (high < height))
     which = np.flatnonzero(is_cut | is_all)

@@ -23,7 +23,7 @@ from inpaint.data.plan import Plan, StepLayout
 from inpaint.data.quarantine import Quarantined
 from inpaint.data.ray_internals import set_pace, take_blocks_at_once
 from inpaint.data.rows import SCHEMA, Manifest
-from inpaint.data.sample import ReadSettings, read_batch
+from inpaint.data.sample import ReadSettings, read_batch, settle_reader
 from inpaint.data.sources import Source
 from inpaint.data.storage import exists, open_root
 from inpaint.errors import InpaintError
@@ -77,6 +77,7 @@ def batches(
     remote = _any_remote(manifest.table)
 
     def read_task(task: dict[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
+        settle_reader()
         rows = ray.get(stored)
         plan = Plan.of(rows, seed)
         with ThreadPoolExecutor(threads_per_task) as threads, ThreadPoolExecutor(FETCHERS_PER_TASK) as pool:

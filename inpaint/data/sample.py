@@ -6,12 +6,14 @@ else as much of it as it can; nothing of a mask is lost in resizing.
 """
 
 import string
+import warnings
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+import cv2
 import numpy as np
 import pyarrow as pa
 from PIL import Image
@@ -25,6 +27,7 @@ from inpaint.data.storage import open_root
 from inpaint.errors import BadRow, InpaintError
 from inpaint.randomness import generator
 
+FAR_LARGER = 4
 PROMPT_FIELDS = ("token", "prompt", "category")
 
 
@@ -86,6 +89,13 @@ class ReadSettings:
                 raise InpaintError(
                     f"category {category!r} has no token; tokens has {', '.join(sorted(self.tokens)) or 'none'}"
                 )
+
+
+def settle_reader() -> None:
+    """To be called in a process that reads samples: they are read side by side, so that threads of OpenCV's would fight
+    for the same cores; and what Pillow warns of in files was told when they were inspected."""
+    cv2.setNumThreads(1)
+    warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 def read_batch(
@@ -184,41 +194,58 @@ def text_of(row: Row, settings: ReadSettings, seed: int, position: int) -> tuple
     return settings.prompt_format.format(token=token, prompt=row.prompt, category=category), row.label or ""
 
 
-def crop_size(width: int, height: int, aspect: float) -> tuple[float, float]:
-    """Width and height of the largest crop whose height is `aspect` times its width, in pixels."""
-    return min(width, height / aspect), min(height, width * aspect)
+def crop_size(width: np.ndarray | int, height: np.ndarray | int, aspect: float) -> tuple[np.ndarray, np.ndarray]:
+    """Width and height of the largest crop whose height is `aspect` times its width, in whole pixels, int64[...]."""
+    # Rounded, for an image of the crop's own shape would lose its last column to the division.
+    wide, high = (np.maximum(np.round(side, 6), 1).astype(np.int64) for side in (height / aspect, width * aspect))
+    return np.minimum(width, wide), np.minimum(height, high)
 
 
 def _choose_box(image: Image.Image, mask: np.ndarray | None, settings: ReadSettings, rng: np.random.Generator) -> Box:
     """The largest box of the settings' aspect: in the centre or anywhere, moved to where the mask is."""
     width, height = image.size if mask is None else (mask.shape[1], mask.shape[0])
-    wide, high = crop_size(width, height, settings.height / settings.width)
+    wide, high = map(int, crop_size(width, height, settings.height / settings.width))
     x, y = rng.random(2) if settings.crop is Crop.RANDOM else (0.5, 0.5)
-    left, top = x * (width - wide), y * (height - high)
+    left, top = round(x * (width - wide)), round(y * (height - high))
     if mask is not None:
         left = _followed(mask, left, wide)
         top = _followed(mask.T, top, high)
     return left / width, top / height, (left + wide) / width, (top + high) / height
 
 
-def _followed(mask_HW: np.ndarray, start: float, length: float) -> float:
+def _followed(mask_HW: np.ndarray, start: int, length: int) -> int:
     """The nearest start at which `length` columns hold all that is painted; or else all that is kept, as of a product
     before a background; or else lie within that."""
     painted, kept = np.flatnonzero(mask_HW.any(axis=0)), np.flatnonzero(~mask_HW.all(axis=0))
     shown = painted if painted[-1] + 1 - painted[0] <= length or not len(kept) else kept
-    ends = (float(shown[0]), float(shown[-1] + 1) - length)
-    start = min(max(start, min(ends), 0.0), max(ends), mask_HW.shape[1] - length)
-    if not mask_HW[:, int(np.ceil(start)) : int(start + length)].any():
+    ends = (int(shown[0]), int(shown[-1]) + 1 - length)
+    start = min(max(start, min(ends), 0), max(ends), mask_HW.shape[1] - length)
+    if not mask_HW[:, start : start + length].any():
         # Nothing is painted here: where the crop holds the most of it.
-        held = np.searchsorted(painted, painted + int(length)) - np.arange(len(painted))
-        start = min(float(painted[held.argmax()]), mask_HW.shape[1] - length)
+        held = np.searchsorted(painted, painted + length) - np.arange(len(painted))
+        start = min(int(painted[held.argmax()]), mask_HW.shape[1] - length)
     return start
 
 
 def _resized(image: Image.Image, box: Box, shape: tuple[int, int], flip: bool) -> np.ndarray:
-    left, top, right, bottom = box
-    pixels = (left * image.width, top * image.height, right * image.width, bottom * image.height)
-    # reducing_gap averages whole blocks first: several times faster on large images, no visible difference.
-    small = image.resize((shape[1], shape[0]), Image.Resampling.BICUBIC, box=pixels, reducing_gap=3.0)
-    array = np.asarray(small if small.mode == "RGB" else small.convert("RGB"))
-    return np.ascontiguousarray(array[:, ::-1]) if flip else array
+    """What of an image lies in `box`, uint8 H W 3."""
+    height, width = shape
+    (left, right), (top, bottom) = _pixels(box[::2], image.width), _pixels(box[1::2], image.height)
+    if right - left >= FAR_LARGER * width and bottom - top >= FAR_LARGER * height:
+        # In Pillow's own memory, for an array of all pixels would take as much again; whole blocks are averaged first.
+        pixels = (left, top, right, bottom)
+        array = np.asarray(image.resize((width, height), Image.Resampling.BICUBIC, box=pixels, reducing_gap=3.0))
+    else:
+        array = np.asarray(image)[top:bottom, left:right]
+    if array.shape[:2] != shape:
+        shrinks = array.shape[0] >= height and array.shape[1] >= width
+        array = cv2.resize(array, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
+    if array.ndim == 2:
+        array = np.repeat(array[..., None], 3, axis=2)
+    return np.ascontiguousarray(array[:, ::-1] if flip else array)
+
+
+def _pixels(shares: tuple[float, ...], side: int) -> tuple[int, int]:
+    """From a share of a side to another one, in whole pixels, at least one."""
+    first = min(round(shares[0] * side), side - 1)
+    return first, max(round(shares[1] * side), first + 1)

@@ -1,12 +1,13 @@
 """Fills without learning, as yardsticks: OpenCV's Telea and Navier-Stokes, scikit-image's biharmonic, the mean colour.
 
-The two libraries come with `pip install inpaint[evaluate]`; nothing else in the package needs them.
+scikit-image comes with `pip install inpaint[evaluate]`; nothing else in the package needs it.
 Images are H x W x 3 uint8, holes H x W bool, True = paint. Kept pixels come back as they are.
 """
 
 from collections.abc import Callable
 from functools import partial
 
+import cv2
 import numpy as np
 
 from inpaint.errors import InpaintError
@@ -21,10 +22,6 @@ def mean_colour(image: np.ndarray, hole: np.ndarray) -> np.ndarray:
 
 
 def _opencv(image: np.ndarray, hole: np.ndarray, *, method: str) -> np.ndarray:
-    try:
-        import cv2
-    except ImportError as error:
-        raise _missing("opencv-python-headless") from error
     filled = cv2.inpaint(np.ascontiguousarray(image), hole.astype(np.uint8) * 255, RADIUS, getattr(cv2, method))
     return np.where(hole[..., None], filled, image)
 
@@ -33,13 +30,9 @@ def _biharmonic(image: np.ndarray, hole: np.ndarray) -> np.ndarray:
     try:
         from skimage.restoration import inpaint_biharmonic
     except ImportError as error:
-        raise _missing("scikit-image") from error
+        raise InpaintError("this fill needs scikit-image: pip install 'inpaint[evaluate]'") from error
     filled = inpaint_biharmonic(image / 255, hole, channel_axis=2)
     return np.where(hole[..., None], np.rint(filled.clip(0, 1) * 255).astype(np.uint8), image)
-
-
-def _missing(package: str) -> InpaintError:
-    return InpaintError(f"this fill needs {package}: pip install 'inpaint[evaluate]'")
 
 
 FILLS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {

@@ -14,7 +14,7 @@ from ray.train.torch import get_device
 
 from inpaint.data.plan import Plan
 from inpaint.data.rows import Manifest
-from inpaint.data.sample import read_batch
+from inpaint.data.sample import read_batch, settle_reader
 from inpaint.data.storage import write_file
 from inpaint.export.grid import grid
 from inpaint.paint.photos import encode_png
@@ -64,6 +64,7 @@ def _validation(recipe: Recipe, config: WorkerConfig) -> ValidationSet | None:
     # Its texts are told and its pictures are not mirrored, whatever training does.
     read = replace(recipe.read_settings(), caption_dropout=0.0, flip_probability=0.0)
     wanted = recipe.train.layout(dist.get_world_size(), settings.samples).positions(0, dist.get_rank())
+    settle_reader()
     with ThreadPoolExecutor(config.threads) as pool:
         held = [read_batch(rows, Plan.of(rows, _VALIDATION_SEED), read, positions, pool) for positions in wanted]
     for error in filter(None, (error for batch in held for error in batch["error"])):

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -239,6 +240,24 @@ def test_remote_files_are_fetched_side_by_side():
         patch.setattr(inspection, "read", fetched_together)
         assert inspect_files(files, DEFAULT_LIMITS, pool, False) == alone
     assert alone["width"].to_pylist() == list(range(20, 20 + count))
+
+
+def test_what_pillow_says_of_files_that_are_used_is_counted_by_kind(folder, opened, tmp_path):
+    """Not written to the console of some worker, once for each file; also where the file is remembered."""
+    data = images.with_orientation(images.picture(), images.ROTATED, "JPEG")
+    at = data.index(b"Exif\0\0") + 14
+    for i in range(3):
+        (folder / f"{i}.jpg").write_bytes(data[:at] + bytes([40 + i, 0, 9]) + data[at + 3 :])
+    (folder / "photos.csv").write_text("output,prompt\n" + "".join(f"{i}.jpg,x\n" for i in range(3)) + "0.png,x\n")
+    age(folder)
+    for _ in range(2):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            assert len(read(CsvSource(path=folder / "photos.csv"), tmp_path)[0]) == 4
+        (told,) = [str(w.message) for w in caught]
+        assert re.match(r"3 files are used although they are damaged: .*N.* \(the first: 0.jpg\)", told), told
+        opened.clear()
+    assert opened == []
 
 
 def test_a_stop_is_heard_between_files(folder, opened):

@@ -76,6 +76,50 @@ def test_the_short_side_becomes_the_resolution_and_the_centre_is_kept():
     assert np.abs(image.astype(int) - np.asarray(images.picture(128, 64))[:, 32:96].astype(int)).max() <= 1
 
 
+def resized(image: Image.Image, small: int) -> np.ndarray:
+    """As a sample shows it, in the numbers 0 .. 255."""
+    return make_sample(ROW, {"image": images.encoded(image)}, plain(small), 0, 0)["image"].astype(float)
+
+
+@pytest.mark.parametrize("side", [24, 40, 64, 65, 100, 127, 128, 200, 255, 256, 400])
+def test_resizing_shifts_nothing_and_changes_no_edge(side):
+    """A ramp becomes the ramp of the new pixels' middles, up to the border, whether larger, smaller or far smaller."""
+    ramp = np.rint(40 + 170 * (np.arange(side) + 0.5) / side).astype(np.uint8)
+    found = resized(Image.fromarray(np.repeat(np.tile(ramp, (side, 1))[..., None], 3, axis=2)), 64)
+    expected = 40 + 170 * (np.arange(64) + 0.5) / 64
+    assert np.abs(found - expected[None, :, None]).max() <= max(1.0, 170 / side)  # the border has no neighbour
+    assert np.abs((found - expected[None, :, None])[:, 2:-2].mean()) < 0.5  # half a pixel would be 1.3
+    turned = resized(Image.fromarray(np.repeat(np.tile(ramp[:, None], (1, side))[..., None], 3, axis=2)), 64)
+    assert np.array_equal(turned, found.transpose(1, 0, 2))
+    assert (resized(Image.new("RGB", (side, side), (200, 3, 90)), 64) == (200, 3, 90)).all()
+
+
+@pytest.mark.parametrize("side", [96, 160, 250, 300])
+def test_what_is_finer_than_the_new_pixels_becomes_grey(side):
+    """Stripes of one pixel would come back as wider ones, where pixels were picked and not averaged."""
+    stripes = np.zeros((side, side, 3), dtype=np.uint8)
+    stripes[:, ::2] = 255
+    found = resized(Image.fromarray(stripes), 64)
+    assert abs(found.mean() - 127.5) < 4 and found.std() < 0.35 * 127.5
+    if side >= 160:
+        assert found.std() < 0.25 * 127.5
+
+
+def test_images_of_the_samples_own_size_keep_every_number():
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    assert np.array_equal(resized(Image.fromarray(noise), 64), noise)
+    grey = Image.fromarray(noise[..., 0])
+    assert np.array_equal(resized(grey, 64), np.repeat(noise[..., :1], 3, axis=2))
+    sixteen = Image.fromarray(noise[..., 0].astype(np.uint16) * 257)
+    assert np.array_equal(resized(sixteen, 64), np.repeat(noise[..., :1], 3, axis=2))
+
+
+def test_a_file_that_became_smaller_since_is_read_as_it_is():
+    files = files_of(np.pad(np.ones((4, 4), dtype=bool), ((0, 200), (700, 0))))
+    sample = make_sample(ROW, {**files, "image": images.encoded(images.picture(3, 2))}, plain(32), 0, 0)
+    assert sample["image"].shape == (32, 32, 3)
+
+
 def files_of(mask: np.ndarray) -> dict[str, bytes]:
     """A mask with its picture: white where the hole is."""
     mask = mask.astype(np.uint8) * 255
