@@ -6,8 +6,6 @@ the CSV, and says by its entry in `KINDS` whether the row is to be used, or for 
 
 import io
 import os
-import struct
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +16,7 @@ import tifffile
 from PIL import Image, ImageDraw
 
 from benchmarks.colour import PROFILES, SRGB_TO_XYZ, profile, srgb_to_linear
+from benchmarks.odd_files import HEIC, HUGE, bad_crc, encoded, grey_ramp, planes, png, wide
 from inpaint.data.quarantine import Reason
 from inpaint.toy.catalogue import render
 
@@ -92,12 +91,6 @@ class Kind:
     """Why its rows are refused; None: they are used."""
 
 
-def encoded(image: Image.Image, form: str, **how: Any) -> bytes:
-    file = io.BytesIO()
-    image.save(file, format=form, **how)
-    return file.getvalue()
-
-
 def joined(cells: list[str]) -> bytes:
     """A line of a CSV, as a spreadsheet writes it."""
     quoted = ['"' + cell.replace('"', '""') + '"' if set(cell) & set(',"\n\r') else cell for cell in cells]
@@ -126,13 +119,16 @@ def on_its_side(row: Row) -> None:
     row.image_bytes, row.close = row.saved("JPEG", quality=95, exif=exif.tobytes()), 6.0
 
 
+def called(extension: str) -> Callable[[Row], None]:
+    def change(row: Row) -> None:
+        row.image_bytes, row.close = row.saved("JPEG", quality=95), 6.0
+        row.image_name = f"{row.stem}.{extension}"
+
+    return change
+
+
 def broken_exif(row: Row) -> None:
     row.image_bytes, row.close = row.saved("JPEG", quality=95, exif=b"Exif\0\0II*\0\xff\xff\xff\xff"), 6.0
-
-
-def other_extension(row: Row) -> None:
-    content = row.saved("JPEG", quality=95)
-    row.image_name, row.image_bytes, row.close = f"{row.stem}.png", content, 6.0
 
 
 def trailing_bytes(row: Row) -> None:
@@ -188,10 +184,15 @@ def broken_profile(row: Row) -> None:
     row.image_bytes = row.saved("PNG", icc_profile=b"not a profile" * 20)
 
 
-def tiff_of_16_bits(row: Row) -> None:
-    file = io.BytesIO()
-    tifffile.imwrite(file, np.asarray(row.image).astype(np.uint16) * 257, photometric="rgb", compression="zlib")
-    row.image_name, row.image_bytes = f"{row.stem}.tif", file.getvalue()
+def tiff(change: Callable[[np.ndarray], np.ndarray] = np.asarray, **how: Any) -> Callable[[Row], None]:
+    """As other programs write it."""
+
+    def change_row(row: Row) -> None:
+        file = io.BytesIO()
+        tifffile.imwrite(file, np.ascontiguousarray(change(np.asarray(row.image))), **how)
+        row.image_name, row.image_bytes = f"{row.stem}.tif", file.getvalue()
+
+    return change_row
 
 
 def several_pictures(row: Row) -> None:
@@ -296,9 +297,11 @@ def shortened(form: str, **how: object) -> Callable[[Row], None]:
     return change
 
 
-def bad_crc(data: bytes) -> bytes:
-    place = data.index(b"IDAT") + 8
-    return data[:place] + bytes([data[place] ^ 0xFF]) + data[place + 1 :]
+def damaged_avif(row: Row) -> None:
+    """With its box of pixels blanked, which the decoder finds out late."""
+    whole = row.saved("AVIF", quality=90)
+    place = whole.index(b"mdat") + 4
+    row.image_bytes = whole[:place] + bytes(64) + whole[place + 64 :]
 
 
 def placed(put: Callable[[Path], object]) -> Callable[[Row], None]:
@@ -347,6 +350,13 @@ def even_mask(value: int) -> Callable[[Row], None]:
     return change
 
 
+def erased_mask(row: Row) -> None:
+    """White, with what shall be painted cut out of it, as editors do."""
+    mask = Image.new("LA", row.mask.size, (255, 255))
+    mask.putalpha(row.mask.point(lambda value: 255 - value))
+    row.mask_bytes = encoded(mask, "PNG")
+
+
 def small_mask(row: Row) -> None:
     row.mask_bytes = encoded(row.mask.resize((63, 63)), "PNG")
 
@@ -378,26 +388,6 @@ def huge_cell(row: Row) -> None:
     row.prompt = "x" * 200_000
 
 
-def png(pixels_HW3: np.ndarray, *, interlace: bool = False, side: int | None = None) -> bytes:
-    """A PNG of 8 or 16 bits per channel as Pillow does not write it. Interlaced: Adam7's seven passes. Args: side: that
-    the header claims."""
-    height, width = (side, side) if side else pixels_HW3.shape[:2]
-    bits = 8 * pixels_HW3.dtype.itemsize
-    big = pixels_HW3.astype(pixels_HW3.dtype.newbyteorder(">"))
-    passes = [(0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1)]
-    parts = [big[top::down, left::across] for top, left, down, across in passes] if interlace else [big]
-    raw = b"".join(b"\0" + line.tobytes() for part in parts for line in part if line.size)
-    chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, 2, 0, 0, int(interlace)))]
-    chunks += [(b"IDAT", zlib.compress(raw)), (b"IEND", b"")]
-    body = b"".join(
-        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks
-    )
-    return b"\x89PNG\r\n\x1a\n" + body
-
-
-_HEIC = struct.pack(">I", 24) + b"ftypheic\0\0\0\0mif1heic" + bytes(100)
-_HUGE = png(np.zeros((1, 1, 3), np.uint8), side=60_000)
-
 KINDS: dict[str, Kind] = {
     "png": Kind(lambda row: None),
     "jpeg": Kind(as_format("JPEG", quality=95, close=6.0)),
@@ -406,7 +396,7 @@ KINDS: dict[str, Kind] = {
     "jpeg cmyk": Kind(as_format("JPEG", mode="CMYK", quality=95, close=6.0)),
     "jpeg on its side": Kind(on_its_side),
     "jpeg broken exif": Kind(broken_exif),
-    "jpeg called png": Kind(other_extension),
+    "jpeg called png": Kind(called("png")),
     "jpeg with bytes behind": Kind(trailing_bytes),
     "jpeg of several pictures": Kind(several_pictures),
     "webp": Kind(as_format("WEBP", lossless=True)),
@@ -424,7 +414,11 @@ KINDS: dict[str, Kind] = {
     "png broken profile": Kind(broken_profile),
     "tiff lzw": Kind(as_format("TIFF", compression="tiff_lzw")),
     "tiff zip": Kind(as_format("TIFF", compression="tiff_adobe_deflate")),
-    "tiff 16 bit": Kind(tiff_of_16_bits),
+    "tiff cmyk": Kind(as_format("TIFF", mode="CMYK")),
+    "tiff 16 bit": Kind(tiff(wide, photometric="rgb", compression="zlib")),
+    "tiff planar": Kind(tiff(planes, photometric="rgb", planarconfig="separate")),
+    "tiff in tiles": Kind(tiff(photometric="rgb", tile=(16, 16))),
+    "jpeg called jfif": Kind(called("jfif")),
     "avif": Kind(as_format("AVIF", quality=90, close=8.0)),
     "mask jpeg": Kind(mask_as("JPEG", quality=85)),
     "mask colour": Kind(mask_as("PNG", "RGB")),
@@ -450,14 +444,26 @@ KINDS: dict[str, Kind] = {
     "png cut short": Kind(shortened("PNG"), Reason.TRUNCATED),
     "webp cut short": Kind(shortened("WEBP"), Reason.TRUNCATED),
     "png bad checksum": Kind(content(bad_crc), Reason.TRUNCATED),
+    "jpeg of a header": Kind(content(b"\xff\xd8\xff\xe0"), Reason.TRUNCATED),
+    "avif damaged": Kind(damaged_avif, Reason.TRUNCATED),
+    "tiff of two pages": Kind(tiff(lambda pixels: np.stack([pixels] * 2), photometric="rgb"), Reason.ANIMATED),
+    "tiff lab": Kind(as_format("TIFF", mode="LAB"), Reason.WRONG_FORMAT),
+    "tiff 32 bit": Kind(tiff(grey_ramp("uint32")), Reason.WRONG_FORMAT),
+    "tiff signed": Kind(tiff(grey_ramp("int16")), Reason.WRONG_FORMAT),
+    "tiff fractions": Kind(tiff(grey_ramp("float32")), Reason.WRONG_FORMAT),
+    "tiff white is zero": Kind(tiff(grey_ramp("uint16"), photometric="miniswhite"), Reason.WRONG_FORMAT),
+    "tiff 16 bit planar": Kind(
+        tiff(lambda pixels: planes(wide(pixels)), photometric="rgb", planarconfig="separate"), Reason.WRONG_FORMAT
+    ),
+    "camera raw": Kind(tiff(lambda pixels: pixels[::4, ::4], photometric="rgb", subfiletype=1), Reason.WRONG_FORMAT),
     "gif": Kind(as_format("GIF"), Reason.WRONG_FORMAT),
     "bmp": Kind(as_format("BMP"), Reason.WRONG_FORMAT),
     "svg": Kind(content(b"<svg xmlns='http://www.w3.org/2000/svg'/>", ".svg"), Reason.WRONG_FORMAT),
     "pdf": Kind(content(b"%PDF-1.7\n", ".pdf"), Reason.WRONG_FORMAT),
-    "heic": Kind(content(_HEIC, ".heic"), Reason.WRONG_FORMAT),
+    "heic": Kind(content(HEIC, ".heic"), Reason.WRONG_FORMAT),
     "apng": Kind(moving("PNG", "png"), Reason.ANIMATED),
     "webp animated": Kind(moving("WEBP", "webp"), Reason.ANIMATED),
-    "bomb": Kind(content(_HUGE), Reason.TOO_MANY_PIXELS),
+    "bomb": Kind(content(HUGE), Reason.TOO_MANY_PIXELS),
     "no file": Kind(placed(lambda path: None), Reason.MISSING_FILE),
     "folder": Kind(placed(Path.mkdir), Reason.MISSING_FILE),
     "fifo": Kind(placed(os.mkfifo), Reason.MISSING_FILE),
@@ -469,6 +475,7 @@ KINDS: dict[str, Kind] = {
     "url": Kind(cell(output="https://example.com/a.png"), Reason.URL),
     "backslashes": Kind(backslashes, Reason.MISSING_FILE),
     "nul in path": Kind(cell(output="a\0b.png"), Reason.OUTSIDE_ROOT),
+    "name too long": Kind(cell(output="a" * 300 + ".png"), Reason.UNREADABLE),
     "no output": Kind(cell(output=""), Reason.EMPTY_FIELD),
     "no prompt": Kind(cell(prompt=" "), Reason.EMPTY_PROMPT),
     "no category": Kind(cell(category=""), Reason.EMPTY_FIELD),
@@ -476,6 +483,7 @@ KINDS: dict[str, Kind] = {
     "mask missing": Kind(no_mask, Reason.MISSING_FILE),
     "mask black": Kind(even_mask(0), Reason.EMPTY_HOLE),
     "mask white": Kind(even_mask(255), Reason.FULL_HOLE),
+    "mask erased": Kind(erased_mask, Reason.TRANSPARENT_MASK),
     "mask of another size": Kind(small_mask, Reason.OTHER_SIZE),
     "mask cut short": Kind(torn_mask, Reason.TRUNCATED),
     "too few cells": Kind(too_few, Reason.TOO_FEW_FIELDS),

@@ -141,16 +141,16 @@ def load_rgb(data: bytes, field: str, limits: Limits, target: tuple[int, int] | 
 
 
 def load_hole(data: bytes, field: str, limits: Limits) -> Image.Image:
-    """A grey image ("L"), upright: 255 = paint (white), 0 = keep. Raises BadRow, also where its transparency is another
-    mask than its grey values are."""
+    """A grey image ("L"), upright: 255 = paint (white), 0 = keep. Raises BadRow, also for transparent pixels: in some
+    programs those are what shall be painted, in others they are what shall be kept."""
     image = upright(open_image(data, field, limits), field)
-    grey, alpha = to_grey(image), alpha_of(image)
+    alpha = alpha_of(image)
     if alpha is not None and np.asarray(alpha).min() < 255:
-        is_white, is_opaque = (np.asarray(values) >= PAINT for values in (grey, alpha))
-        if not np.array_equal(is_white, is_opaque):
-            detail = "some of it is transparent, and that is not just what is not white: save it without transparency"
-            raise BadRow(field, Reason.TWO_MASKS, detail)
-    return grey
+        detail = (
+            "white and black say what shall be painted, and it has transparent pixels: save it without transparency"
+        )
+        raise BadRow(field, Reason.TRANSPARENT_MASK, detail)
+    return to_grey(image)
 
 
 def check_hole(hole: np.ndarray, field: str) -> None:

@@ -41,7 +41,7 @@ class Reason(StrEnum):
     OTHER_SIZE = "another size than the output"
     EMPTY_HOLE = "empty mask"
     FULL_HOLE = "full mask"
-    TWO_MASKS = "two masks in one"
+    TRANSPARENT_MASK = "transparent mask"
     NOT_A_COUNT = "not a count"
 
 
