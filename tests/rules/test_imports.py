@@ -76,7 +76,7 @@ DISTRIBUTIONS = {
 """Distribution names that differ from the name imported; pydantic brings its core, of one exact version."""
 
 OPTIONAL = {
-    "inpaint/evaluate/classical.py": {"cv2", "skimage"},
+    "inpaint/evaluate/classical.py": {"skimage"},
     "inpaint/train/optimizers.py": {"bitsandbytes", "prodigyopt"},
 }
 """What these files alone import, where an extra is installed."""
