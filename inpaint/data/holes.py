@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
+import cv2
 import numpy as np
-from PIL import Image, ImageDraw, ImageFilter
+from PIL import Image, ImageDraw
 
 from inpaint.data.decode import PAINT
 from inpaint.errors import InpaintError
@@ -140,9 +141,8 @@ class Feathered(_Reaching):
 
     def change(self, hole: np.ndarray, radius: int) -> np.ndarray:
         """The edge softened inside the hole over about `radius` pixels; pixels outside stay as they were."""
-        # The edge of the image is not an edge of the hole: padding with copies keeps it hard.
-        padded = Image.fromarray(np.pad(hole, radius, mode="edge"))
-        blurred = np.asarray(padded.filter(ImageFilter.BoxBlur(radius)))[radius:-radius, radius:-radius]
+        # The edge of the image is not an edge of the hole: copies beyond it keep it hard.
+        blurred = cv2.blur(hole, (2 * radius + 1, 2 * radius + 1), borderType=cv2.BORDER_REPLICATE)
         # A straight edge blurs to one half on the edge itself and to one at `radius` inside.
         ramp = np.clip(2 * blurred.astype(np.int16) - 255, 0, 255).astype(np.uint8)
         soft = np.minimum(hole, ramp)
