@@ -44,6 +44,7 @@ POISON_MASKS = {
     "empty.png": (images.encoded(images.mask().point(lambda _: 0)), Reason.EMPTY_HOLE),
     "full.png": (images.encoded(images.mask().point(lambda _: 255)), Reason.FULL_HOLE),
     "torn.png": (images.encoded(images.mask())[:-30], Reason.TRUNCATED),
+    "erased.png": (images.encoded(images.mask(), transparency=0), Reason.TRANSPARENT_MASK),
 }
 
 
