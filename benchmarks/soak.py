@@ -12,6 +12,7 @@ nearest picture is another adapter's), `kept_pixels_changed` and `unexpected` (a
 """
 
 import argparse
+import copy
 import os
 import random
 import re
@@ -87,9 +88,9 @@ class Detector:
     def __init__(self, adapters: Path, settings: dict[str, dict[str, object]]) -> None:
         """Args: settings: scene's name -> what the service said that it painted it with."""
         self._painted: dict[str, list[np.ndarray]] = {scene.name: [] for scene in SCENES}
+        plain = load_base("toy")
         for category in CATEGORIES:
-            adapter = load_adapter(adapters / category)
-            base = load_base("toy")
+            adapter, base = load_adapter(adapters / category), copy.deepcopy(plain)
             apply_adapter(base, adapter)
             requests = [_request(scene, adapter.card.prompt(scene.prompt, category), settings) for scene in SCENES]
             for scene, picture in zip(SCENES, Painter(base).paint(requests), strict=True):

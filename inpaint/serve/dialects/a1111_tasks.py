@@ -2,7 +2,8 @@
 
 Own are those of the same API key; with an id (`force_task_id`, which the client gave with its request) that one alone.
 Where the service has no keys, nobody can be told apart: then an id is needed, unless one request alone is running.
-Covered: requests to this process. Source: A1111's public API, `/sdapi/v1/progress`, `/interrupt`, `/internal/progress`.
+Covered: requests to this process; where several ingresses serve, the others' are not known here. Source: A1111's
+public API, `/sdapi/v1/progress`, `/interrupt`, `/internal/progress`.
 """
 
 import asyncio
