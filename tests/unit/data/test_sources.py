@@ -8,6 +8,8 @@ from types import SimpleNamespace
 
 import fsspec
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from inpaint.data import sources
 from inpaint.data.files import read
@@ -119,6 +121,26 @@ def test_a_damaged_line_costs_no_other_and_is_named(tmp_path, damaged, reason, b
     listing = listed(tmp_path, b"\r\n".join(lines))
     assert [(row.row, row.reason) for row in listing.quarantined] == [(62, reason)]
     assert listing.table.num_rows == len(lines) - 2
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    at=st.integers(0, 20),
+    what=st.lists(
+        st.sampled_from([b'"', b'""', b",", b"\xff", b"\0", b"\xed\xa0\x80", b"'", b"\\", b'"a"b"']), min_size=1
+    ),
+    end=st.sampled_from([b"\n", b"\r\n", b"\r"]),
+)
+def test_whatever_is_in_a_line_costs_no_other(tmp_path_factory, at, what, end):
+    rows = [b',m.png,%d.png,"a ""new"", red jar",C' % i if i % 2 else b",m.png,%d.png,a jar,C" % i for i in range(9)]
+    rows[4] = rows[4][:at] + b"".join(what) + rows[4][at:]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        listing = listed(tmp_path_factory.mktemp("set"), end.join([HEADER.encode(), *rows]))
+    found = [row.image for row in rows_of(listing)]
+    others = [f"{i}.png" for i in range(9) if i != 4]
+    assert [name for name in found if name in others] == others
+    assert len(found) + len(listing.quarantined) == 9
 
 
 @pytest.mark.parametrize("behind", ["", ",,b.png,x,C\n"])
