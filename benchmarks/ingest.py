@@ -3,8 +3,9 @@
     python -m benchmarks.ingest                # five minutes on 2 cores; expects ratio >= 1.0 and memory <= 1.1
     python -m benchmarks.ingest --images 128 --epochs 2 --rounds 1 --skip-memory   # half a minute
 
-Both sides do the same work through the same functions (plan, fetch, JPEG decode, resize to 512, hole) on two
-worker processes, and the consumer turns each batch into torch tensors. Both are warm: a first epoch is not timed.
+Both sides do the same work through the same functions (plan, fetch, JPEG decode, OpenCV's resize to 512, hole) on two
+worker processes without threads of OpenCV's, and the consumer turns each batch into torch tensors. Both are warm: a
+first epoch is not timed.
 Memory is that of all processes together, pages that several share counted once (proportional set size), while a set
 is inspected and read once.
 The JPEGs are made here, in a temporary folder, photo-like and 480 to 640 pixels wide.
@@ -33,7 +34,7 @@ from benchmarks.harness import PeakMemory, emit, paired_ratio, progress
 from inpaint.data.pipeline import batches, read_manifest
 from inpaint.data.plan import Plan, StepLayout
 from inpaint.data.rows import Manifest
-from inpaint.data.sample import ReadSettings, fetch, make_sample
+from inpaint.data.sample import ReadSettings, fetch, make_sample, settle_reader
 from inpaint.data.sources import CsvSource
 
 WORKERS = 2
@@ -93,6 +94,10 @@ class TorchDataset(torch.utils.data.Dataset):
         return {"position": position, "image": sample["image"], "hole": sample["hole"], "prompt": sample["prompt"]}
 
 
+def _settle(worker: int) -> None:
+    settle_reader()
+
+
 def torch_epochs(loader: torch.utils.data.DataLoader, epochs: int) -> float:
     """images/s"""
     began, seen = time.perf_counter(), 0
@@ -137,6 +142,7 @@ def throughput(images: int, epochs: int, rounds: int) -> tuple[float, list[float
             persistent_workers=True,
             prefetch_factor=4,
             multiprocessing_context="forkserver",
+            worker_init_fn=_settle,
         )
         progress("warming both sides")
         torch_epochs(loader, 1)
