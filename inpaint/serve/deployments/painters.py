@@ -59,6 +59,8 @@ class PainterReplica:
 
     async def check_health(self) -> None:
         """A real forward. Serve replaces the painter where this raises."""
+        if self._measuring.done():
+            self._measuring.result()  # raises what ended it
         try:
             await self._engine.check(self._health_timeout_s)
         except EngineBroken as error:
