@@ -195,7 +195,8 @@ def to_rgb_and_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | Non
     if image.mode.startswith("I"):
         image = to_grey(image)
     elif image.mode not in ("RGB", "L", "CMYK"):
-        image = image.convert("RGB")
+        # Palettes by way of RGBA: Pillow warns of the others, though nothing is wrong.
+        image = (image.convert("RGBA") if image.mode == "P" else image).convert("RGB")
     return _as_srgb(image, profile), alpha
 
 

@@ -57,11 +57,13 @@ def test_palettes_are_converted():
     assert np.abs(rgb(data) - np.asarray(images.picture())).mean() < 12
 
 
-def test_a_transparent_palette_entry_is_white():
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("transparency", [0, b"\0\xff\0"])
+def test_a_transparent_palette_entry_is_white(transparency):
     image = Image.new("P", (8, 8), 0)
-    image.putpalette([10, 20, 30, 40, 50, 60])
+    image.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
     image.putpixel((0, 0), 1)
-    found = rgb(images.encoded(image, transparency=0))
+    found = rgb(images.encoded(image, transparency=transparency))
     assert found[0, 0].tolist() == [40, 50, 60] and (found[1:] == 255).all()
 
 
