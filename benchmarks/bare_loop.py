@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from inpaint.models.base import Base
-from inpaint.models.prompts import tokenize
+from inpaint.models.prompt_text import AS_WRITTEN, read_prompt, tokenize
 from inpaint.train.latent import LatentInpainting
 from inpaint.train.objective import MicroBatch, autocast, to_hole, to_pixels
 from inpaint.train.settings import TrainSettings
@@ -66,12 +66,12 @@ def _tensors(base: Base, batch: MicroBatch) -> Tensors:
     """What a DataLoader's workers would hand out."""
     cpu = torch.device("cpu")
     pixels_B3HW, hole_B1HW = to_pixels(batch["image"], cpu), to_hole(batch["hole"], cpu)
-    prompts = [str(prompt) for prompt in batch["prompt"]]
+    prompts = [read_prompt(str(prompt), AS_WRITTEN) for prompt in batch["prompt"]]
     return {
         "pixels": pixels_B3HW,
         "masked": pixels_B3HW * (hole_B1HW < 0.5),
         "hole": hole_B1HW,
-        "ids": [tokenize(tokenizer, prompts) for tokenizer in base.tokenizers],
+        "ids": tokenize(base.tokenizers, [prompts] * len(base.tokenizers)).ids,
     }
 
 

@@ -11,7 +11,8 @@ from torch import Tensor
 from inpaint.errors import InpaintError
 from inpaint.models.base import Base, BaseInfo
 from inpaint.models.lora import load_lora
-from inpaint.models.prompts import load_tokens, vectors_of
+from inpaint.models.prompt_text import vectors_of
+from inpaint.models.prompts import load_tokens
 
 NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 """What an adapter and its categories may be called: they stand in file names, URLs, prompts and logs."""

@@ -125,13 +125,29 @@ def assembled(source: DiffusersFolder | Architecture, modules: Modules, *, name:
         modules.vae.float()
     for module in (*modules.text_encoders, modules.vae, modules.unet):
         module.eval()
+    tokenizers = source.tokenizers()
+    _check_text(name, tokenizers, modules)
     return Base(
         info=info,
-        tokenizers=source.tokenizers(),
+        tokenizers=tokenizers,
         scheduler=source.scheduler(),
         zero_empty_negative=source.zero_empty_negative,
         **vars(modules),
     )
+
+
+def _check_text(name: str, tokenizers: list[Any], modules: Modules) -> None:
+    """Raises InpaintError for tokens that have no embedding or no place: new ones would take their rows."""
+    for tokenizer, encoder in zip(tokenizers, modules.text_encoders, strict=True):
+        tokens, rows = len(tokenizer), encoder.get_input_embeddings().num_embeddings
+        if tokens != rows:
+            raise InpaintError(
+                f"{name}: a tokenizer has {tokens} tokens, its text encoder embeds {rows}; give the tokenizer that the "
+                "base was trained with, without added tokens"
+            )
+        window, places = tokenizer.model_max_length, encoder.config.max_position_embeddings
+        if window > places:
+            raise InpaintError(f"{name}: a tokenizer's model_max_length is {window}, its text encoder takes {places}")
 
 
 def info_of(modules: Modules, *, name: str, revision: str, guidance_scale: float = 7.5, steps: int = 25) -> BaseInfo:

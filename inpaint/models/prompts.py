@@ -4,12 +4,13 @@ A category has one new token, whose embedding row is all that is trained of the 
 2022). It is added to the tokenizer exactly as diffusers' `load_textual_inversion` adds it, so that a prompt is
 tokenised alike in training and in a plain diffusers pipeline.
 
-Shapes: B prompts, L tokens (77), D embedding width (both encoders' side by side for SDXL), P pooled width, N new
-tokens.
+Shapes: B prompts, N chunks of them, L tokens (77 a chunk), D embedding width (both encoders' side by side for SDXL), P
+pooled width. Of new tokens: N.
 """
 
+import math
 import warnings
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from inpaint.device import on_device
 from inpaint.errors import InpaintError
 from inpaint.models.base import Base
+from inpaint.models.prompt_text import AS_WRITTEN, PromptSettings, ReadPrompt, Tokens, read_prompt, tokenize
 from inpaint.warned import Several
 
 
@@ -29,41 +31,90 @@ class Conditioning:
     embeds_BLD: Tensor
     pooled_BP: Tensor | None
     """The second encoder's projected text embedding; SDXL only."""
-
-    def split(self) -> list["Conditioning"]:
-        """Its rows, each of its own memory."""
-        embeds = [row_1LD.clone() for row_1LD in self.embeds_BLD.split(1)]
-        if self.pooled_BP is None:
-            return [Conditioning(embeds_1LD, None) for embeds_1LD in embeds]
-        return [Conditioning(e, p.clone()) for e, p in zip(embeds, self.pooled_BP.split(1), strict=True)]
+    cut: int = 0
+    """Tokens of the prompts that had no place."""
 
 
-def encode_prompts(base: Base, prompts: list[str], *, negative: bool = False) -> Conditioning:
+def encode_prompts(
+    base: Base, prompts: list[str], settings: PromptSettings = AS_WRITTEN, *, negative: bool = False
+) -> Conditioning:
     """Embeds prompts, differentiably: SD 1.5 the last hidden state; SDXL both encoders' penultimate hidden states.
 
-    A prompt longer than the tokenizer's window is cut, with one warning per prompt. A token that was learned as
-    several vectors (`<t>`, `<t>_1`, ...) is expanded, as diffusers' textual inversion does.
+    A token that was learned as several vectors (`<t>`, `<t>_1`, ...) is expanded, as diffusers' textual inversion does.
     """
-    ids = [tokenize(tokenizer, prompts) for tokenizer in base.tokenizers]
-    return encode_ids(base, ids, [negative and prompt == "" for prompt in prompts])
+    return stacked(encode_rows(base, [read_prompt(prompt, settings) for prompt in prompts], negative=negative))
 
 
-def encode_ids(base: Base, ids: list[Tensor], is_empty_negative: list[bool]) -> Conditioning:
-    """What the text encoders make of token ids, B x L for each of them; of an empty negative prompt zeros where the
-    base says so (SDXL, as diffusers' default)."""
+def encode_rows(base: Base, prompts: list[ReadPrompt], *, negative: bool = False) -> list[Conditioning]:
+    """The same of each by itself, with L as it needs."""
+    tokens = tokenize(base.tokenizers, [prompts] * len(base.tokenizers))
+    return encode_tokens(base, tokens, [negative and prompt.texts in ([], [""]) for prompt in prompts])
+
+
+def encode_together(base: Base, tokens: Tokens) -> Conditioning:
+    """What the text encoders make of tokens, in one piece; no prompt is an empty negative one."""
+    if len(set(tokens.counts)) > 1:
+        return stacked(encode_tokens(base, tokens, [False] * len(tokens.counts)))
+    embeds_NLD, pooled_NP = _encoded(base, tokens)
+    chunks = tokens.counts[0]
+    embeds_BLD = embeds_NLD.unflatten(0, (-1, chunks)).flatten(1, 2)
+    if pooled_NP is not None and chunks > 1:
+        pooled_NP = pooled_NP[tokens.pooled]
+    return Conditioning(embeds_BLD, pooled_NP, sum(tokens.cut))
+
+
+def encode_tokens(base: Base, tokens: Tokens, is_empty_negative: list[bool]) -> list[Conditioning]:
+    """Each prompt's row, of its own memory; of an empty negative prompt zeros where the base says so (SDXL, as
+    diffusers' default)."""
+    embeds_NLD, pooled_NP = _encoded(base, tokens)
+    rows = []
+    for i, embeds_CLD in enumerate(embeds_NLD.split(tokens.counts)):
+        embeds_1LD = embeds_CLD.flatten(0, 1)[None].clone()
+        pooled_1P = None if pooled_NP is None else pooled_NP[tokens.pooled[i]][None].clone()
+        if is_empty_negative[i] and base.zero_empty_negative and pooled_1P is not None:
+            embeds_1LD, pooled_1P = torch.zeros_like(embeds_1LD), torch.zeros_like(pooled_1P)
+        rows.append(Conditioning(embeds_1LD, pooled_1P, tokens.cut[i]))
+    return rows
+
+
+def _encoded(base: Base, tokens: Tokens) -> tuple[Tensor, Tensor | None]:
+    """Of each chunk: embeddings N x L x D and, of SDXL, the pooled one, N x P."""
     hidden: list[Tensor] = []
-    pooled_BP: Tensor | None = None
-    for ids_BL, encoder in zip(ids, base.text_encoders, strict=True):
-        output = encoder(on_device(ids_BL, encoder.device), output_hidden_states=base.info.is_xl)
-        hidden.append(output.hidden_states[-2] if base.info.is_xl else output.last_hidden_state)
+    pooled_NP: Tensor | None = None
+    for ids_NL, weights_NL, encoder in zip(tokens.ids, tokens.weights, base.text_encoders, strict=True):
+        output = encoder(on_device(ids_NL, encoder.device), output_hidden_states=base.info.is_xl)
+        states_NLD = output.hidden_states[-2] if base.info.is_xl else output.last_hidden_state
+        hidden.append(states_NLD if weights_NL is None else _weighed(states_NLD, weights_NL))
         if base.info.is_xl:
-            pooled_BP = getattr(output, "text_embeds", None)
-    embeds_BLD = torch.cat(hidden, dim=-1)
-    if not base.zero_empty_negative or pooled_BP is None or not any(is_empty_negative):
-        return Conditioning(embeds_BLD, pooled_BP)
-    kept = [0.0 if empty else 1.0 for empty in is_empty_negative]
-    kept_B = on_device(kept, embeds_BLD.device).to(embeds_BLD.dtype)
-    return Conditioning(embeds_BLD * kept_B[:, None, None], pooled_BP * kept_B[:, None])
+            pooled_NP = getattr(output, "text_embeds", None)
+    return torch.cat(hidden, dim=-1), pooled_NP
+
+
+def _weighed(states_NLD: Tensor, weights_NL: Tensor) -> Tensor:
+    """AUTOMATIC1111's "original" emphasis: times the weights, and then each chunk's mean is as it was."""
+    states = states_NLD.float()
+    scaled = states * on_device(weights_NL, states.device)[..., None]
+    return (scaled * (states.mean((1, 2), keepdim=True) / scaled.mean((1, 2), keepdim=True))).to(states_NLD.dtype)
+
+
+def stacked(rows: Sequence[Conditioning]) -> Conditioning:
+    """Rows as one. Those of fewer chunks than others are repeated, whole: attention to a text twice is attention to it
+    once, so a row does not depend on the others."""
+    length = math.lcm(*(row.embeds_BLD.shape[1] for row in rows))
+    repeats = [length // row.embeds_BLD.shape[1] for row in rows]
+    embeds = [
+        row.embeds_BLD if n == 1 else row.embeds_BLD.repeat(1, n, 1) for row, n in zip(rows, repeats, strict=True)
+    ]
+    pooled = [row.pooled_BP for row in rows if row.pooled_BP is not None]
+    return Conditioning(torch.cat(embeds), torch.cat(pooled) if pooled else None, sum(row.cut for row in rows))
+
+
+def warn_of_cuts(cut: Iterable[int]) -> None:
+    """Args: cut: of each prompt, the tokens that had no place. One warning with their number, without any text: prompts
+    are their authors', and a run has many."""
+    if prompts := sum(map(bool, cut)):
+        text = "prompts are cut: more tokens than prompt_chunks holds have no effect"
+        warnings.warn(Several(text, prompts), stacklevel=3)
 
 
 def unet_kwargs(conditioning: Conditioning, height: int, width: int) -> dict[str, Any]:
@@ -79,40 +130,6 @@ def unet_kwargs(conditioning: Conditioning, height: int, width: int) -> dict[str
         ids_B6 = torch.cat([pooled_BP.new_full((len(pooled_BP), 1), size) for size in sizes], 1)
         kwargs["added_cond_kwargs"] = {"text_embeds": pooled_BP, "time_ids": ids_B6}
     return kwargs
-
-
-def tokenize(tokenizer: Any, prompts: list[str]) -> Tensor:
-    """Token ids B L, padded to the tokenizer's window; warns once where prompts are cut, without repeating any: they
-    are their authors', and a service has many."""
-    prompts = [_expand_multi_vector_tokens(tokenizer, p) for p in prompts]
-    length = tokenizer.model_max_length
-    encoded = tokenizer(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
-    full = [prompts[row] for row in encoded.attention_mask[:, -1].nonzero()[:, 0].tolist()]
-    cut = sum(len(tokenizer(prompt, verbose=False).input_ids) > length for prompt in full)
-    if cut:
-        warnings.warn(
-            Several(f"prompts of more than {length} tokens are cut: the rest has no effect", cut), stacklevel=2
-        )
-    ids_BL: Tensor = encoded.input_ids
-    return ids_BL
-
-
-def _expand_multi_vector_tokens(tokenizer: Any, prompt: str) -> str:
-    """`<t>` -> `<t> <t>_1 <t>_2` for as many vectors as were learned (diffusers `maybe_convert_prompt`)."""
-    added = tokenizer.added_tokens_encoder
-    if not any(token in prompt and f"{token}_1" in added for token in added):
-        return prompt
-    for token in set(tokenizer.tokenize(prompt)) & set(added):
-        prompt = prompt.replace(token, " ".join(vectors_of(token, added)))
-    return prompt
-
-
-def vectors_of(token: str, known: Container[str]) -> list[str]:
-    """The names of a token's vectors: its own, and `TOKEN_1`, `TOKEN_2`, ... as far as they are known (diffusers)."""
-    names = [token]
-    while f"{token}_{len(names)}" in known:
-        names.append(f"{token}_{len(names)}")
-    return names
 
 
 class ExtendedEmbedding(nn.Module):

@@ -17,7 +17,7 @@ from inpaint.diffusion.samplers import COLUMNS, Trajectory, column, step
 from inpaint.diffusion.schedule import NoiseSchedule
 from inpaint.models.base import Base
 from inpaint.models.latents import encode, masked, shrink_hole, unet_input
-from inpaint.models.prompts import Conditioning, unet_kwargs
+from inpaint.models.prompts import Conditioning, stacked, unet_kwargs
 from inpaint.paint.crop import WorkingImage
 from inpaint.paint.request import PaintRequest, Start
 
@@ -199,14 +199,14 @@ class Batch:
         self._is_guided = any(row.negative is not None for row in rows)
         texts = [rows[i].text if positive else rows[i].negative or rows[i].text for i, positive in padded]
         size = [side * base.info.downsample for side in self.latents_BChw.shape[2:]]
-        self._kwargs = unet_kwargs(_stacked(texts), *size)
+        self._kwargs = unet_kwargs(stacked(texts), *size)
         self._hole_U1hw = self._hole_B1hw[self.source_U]
         self._known_UChw = self._known_BChw[self.source_U] if base.info.in_channels == 9 else None
         controls = {u: control for u, (i, _) in enumerate(padded) if (control := rows[i].control) is not None}
         self._control = None
         if controls:
             assert controlnet is not None, "rows with a control picture need a ControlNet"
-            kwargs = unet_kwargs(_stacked([texts[u] for u in controls]), *size)
+            kwargs = unet_kwargs(stacked([texts[u] for u in controls]), *size)
             self._control = _control(controlnet, controls, kwargs, len(padded))
 
     @property
@@ -286,9 +286,3 @@ def _control(
         return {"down_block_additional_residuals": added, "mid_block_additional_residual": spread(middle)}
 
     return residuals
-
-
-def _stacked(texts: Sequence[Conditioning]) -> Conditioning:
-    embeds_BLD = torch.cat([text.embeds_BLD for text in texts])
-    pooled = [text.pooled_BP for text in texts if text.pooled_BP is not None]
-    return Conditioning(embeds_BLD, torch.cat(pooled) if pooled else None)

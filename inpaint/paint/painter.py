@@ -19,7 +19,8 @@ from inpaint.diffusion.schedule import schedule_of
 from inpaint.errors import InpaintError
 from inpaint.models.base import Base
 from inpaint.models.latents import decode
-from inpaint.models.prompts import encode_prompts
+from inpaint.models.prompt_text import read_prompt
+from inpaint.models.prompts import encode_rows, warn_of_cuts
 from inpaint.paint.crop import WorkingImage, batches_of, pasted, window_of, working_image
 from inpaint.paint.denoise import Batch, start_rows
 from inpaint.paint.request import PaintRequest
@@ -74,10 +75,11 @@ class Painter:
         return [results[i] for i in range(len(requests))]
 
     def _paint_batch(self, requests: list[PaintRequest], images: list[WorkingImage]) -> list[np.ndarray]:
-        texts = encode_prompts(self.base, [r.prompt for r in requests]).split()
-        guided = [r.negative_prompt for r in requests if r.sampling.is_guided]
-        encoded = iter(encode_prompts(self.base, guided, negative=True).split() if guided else [])
+        texts = encode_rows(self.base, [read_prompt(r.prompt, r.sampling) for r in requests])
+        guided = [read_prompt(r.negative_prompt, r.sampling) for r in requests if r.sampling.is_guided]
+        encoded = iter(encode_rows(self.base, guided, negative=True) if guided else [])
         negatives = [next(encoded) if r.sampling.is_guided else None for r in requests]
+        warn_of_cuts(text.cut for text in (*texts, *filter(None, negatives)))
         rows = start_rows(self.base, self.schedule, requests, images, texts, negatives)
         running = rows
         while running:

@@ -11,6 +11,7 @@ from inpaint.diffusion.noise_levels import StepSchedule
 from inpaint.diffusion.samplers import Sampler, Trajectory, check_schedule, trajectory
 from inpaint.diffusion.schedule import NoiseSchedule
 from inpaint.errors import InpaintError
+from inpaint.models.prompt_text import PromptSettings
 
 if TYPE_CHECKING:  # a DDPM and HTTP start sooner without diffusers
     from inpaint.models.base import BaseInfo
@@ -33,7 +34,7 @@ class Start(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SamplingSettings:
+class SamplingSettings(PromptSettings):
     """How a base paints a hole; None stands for what the base prefers (`resolved`)."""
 
     sampler: Sampler = Sampler.DDIM
@@ -57,6 +58,7 @@ class SamplingSettings:
     """Pixels inside the hole over which the original fades into the painting."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         # A receipt holds plain texts.
         object.__setattr__(self, "sampler", Sampler(self.sampler))
         object.__setattr__(self, "schedule", None if self.schedule is None else StepSchedule(self.schedule))

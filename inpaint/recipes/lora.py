@@ -22,8 +22,10 @@ from inpaint.models.adapter import AdapterCard, adapter_from, check_adapter
 from inpaint.models.base import Base, load_base, read_base_info
 from inpaint.models.locate import absolute_name
 from inpaint.models.lora import LoraSettings, inject_lora, lora_parameters
+from inpaint.models.prompt_text import PromptSettings
 from inpaint.models.prompts import add_tokens, token_parameters
 from inpaint.paint.batch import PaintSettings, paint_manifest
+from inpaint.paint.request import SamplingSettings
 from inpaint.progress import ProgressBar
 from inpaint.train.latent import LatentInpainting
 from inpaint.train.objective import AUTOCAST, ParameterGroup
@@ -59,7 +61,7 @@ and rates for SD 1.5. sdxl: the same for 1024 px."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoraRecipe(Recipe):
+class LoraRecipe(PromptSettings, Recipe):
     """A LoRA on a base's U-Net and text encoders, with tokens of its own where the recipe adds some."""
 
     title = "lora"
@@ -171,7 +173,10 @@ class LoraRecipe(Recipe):
             ParameterGroup(self.token_learning_rate, token_parameters(base)),
         ]
         groups = [group for group in groups if group.parameters]
-        return LatentInpainting(base, groups, seed=settings.seed, loss=self.loss, precision=settings.precision)
+        prompts = PromptSettings(prompt_weights=self.prompt_weights, prompt_chunks=self.prompt_chunks)
+        return LatentInpainting(
+            base, groups, seed=settings.seed, loss=self.loss, precision=settings.precision, prompts=prompts
+        )
 
     def export_folder(self, part: str) -> str:
         return f"{self.output}/adapters/{part}"
@@ -200,7 +205,8 @@ class LoraRecipe(Recipe):
         count = min(self.card_samples, len(rows))
         chosen = rows.select(np.arange(count) * len(rows) // count)
         with tempfile.TemporaryDirectory() as folder, ProgressBar("samples for the card") as bar:
-            settings = PaintSettings(base=self.base, adapter=str(adapter))
+            sampling = SamplingSettings(prompt_weights=self.prompt_weights, prompt_chunks=self.prompt_chunks)
+            settings = PaintSettings(base=self.base, adapter=str(adapter), sampling=sampling)
             paint_manifest(chosen, settings, folder, on_progress=bar.show)
             return [np.asarray(Image.open(path)) for path in sorted((Path(folder) / "comparisons").rglob("*.png"))]
 

@@ -81,6 +81,8 @@ class Painted:
     """Mean number of U-Net rows in the ticks that it took part in."""
     queue_s: float
     paint_s: float
+    tokens_cut: int = 0
+    """Of prompt and negative prompt: beyond the last chunk, without effect."""
 
 
 class Overloaded(InpaintError):

@@ -4,6 +4,7 @@ Shapes: B samples, H x W pixels, h x w latents, C latent channels.
 """
 
 from collections.abc import Callable
+from dataclasses import asdict
 
 import numpy as np
 import torch
@@ -16,7 +17,8 @@ from inpaint.diffusion.objective import HoleDiffusion, LossSettings, hole_area
 from inpaint.diffusion.schedule import schedule_of
 from inpaint.models.base import Base
 from inpaint.models.latents import Posterior, encode, masked, shrink_hole, unet_input
-from inpaint.models.prompts import encode_ids, tokenize, unet_kwargs
+from inpaint.models.prompt_text import AS_WRITTEN, PromptSettings, read_prompt, tokenize
+from inpaint.models.prompts import encode_together, unet_kwargs, warn_of_cuts
 from inpaint.paint.painter import Painter
 from inpaint.paint.paste import comparison
 from inpaint.paint.request import PaintRequest, SamplingSettings
@@ -39,6 +41,7 @@ class LatentInpainting(nn.Module):
         seed: int,
         loss: LossSettings,
         precision: Precision,
+        prompts: PromptSettings = AS_WRITTEN,
         encode_batch: EncodeBatch | None = None,
     ) -> None:
         """Args: encode_batch: where latents come from; None: the base's own VAE, at every step."""
@@ -48,6 +51,7 @@ class LatentInpainting(nn.Module):
         self.seed = seed
         self.precision = precision
         self.diffusion = HoleDiffusion(schedule_of(base.scheduler), loss, seed=seed)
+        self.prompts = prompts
         self.encode_batch = encode_batch or self._encode
         # The VAE is not registered: DeepSpeed would shard it, and cast SDXL's, which overflows in fp16.
         self.unet = base.unet
@@ -75,10 +79,10 @@ class LatentInpainting(nn.Module):
             known_BChw = None if known is None else sampled(known, "masked vae")
             hole_B1hw = shrink_hole(hole_B1HW, self.base.info.downsample)
             inputs = unet_input(noised.noisy_BChw, hole_B1hw, known_BChw)
-            prompts = [str(prompt) for prompt in batch["prompt"]]
-            ids = [on_device(tokenize(tokenizer, prompts), device) for tokenizer in self.base.tokenizers]
-            conditioning = encode_ids(self.base, ids, [False] * len(prompts))
-            kwargs = unet_kwargs(conditioning, *hole_B1HW.shape[-2:])
+            prompts = [read_prompt(str(prompt), self.prompts) for prompt in batch["prompt"]]
+            tokens = tokenize(self.base.tokenizers, [prompts] * len(self.base.tokenizers))
+            warn_of_cuts(tokens.cut)
+            kwargs = unet_kwargs(encode_together(self.base, tokens), *hole_B1HW.shape[-2:])
             # The weights may not be: ZeRO keeps trained ones in flat buffers.
             inputs = inputs.to(self.unet.conv_in.weight.dtype).contiguous(memory_format=torch.channels_last)
             output_BChw = self.unet(inputs, noised.timesteps_B, **kwargs).sample
@@ -98,8 +102,9 @@ class LatentInpainting(nn.Module):
         """Input, hole and painting side by side."""
         photos = batch.get("input", batch["image"])[:count]
         holes = batch["hole"][:count] >= PAINT
+        sampling = SamplingSettings(**asdict(self.prompts))
         requests = [
-            PaintRequest(image=photo, hole=hole, prompt=str(prompt), seed=number, sampling=SamplingSettings())
+            PaintRequest(image=photo, hole=hole, prompt=str(prompt), seed=number, sampling=sampling)
             for number, (photo, hole, prompt) in enumerate(zip(photos, holes, batch["prompt"], strict=False))
         ]
         with autocast(self.precision, self.unet.conv_in.weight.device):

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from inpaint.models.prompts import tokenize
+from inpaint.models.prompt_text import PromptSettings, read_prompt, tokenize
+from inpaint.models.prompts import warn_of_cuts
 from inpaint.train import channel
 from inpaint.train.console import RunConsole
 from inpaint.warned import LONGEST, Several, Warned, Warnings, heard
@@ -38,10 +39,11 @@ class Told:
 
 
 def test_600_long_prompts_are_one_line_and_a_count_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    tokenizer, told = tiny_tokenizer(), Told(monkeypatch)
+    tokenizer, told, settings = tiny_tokenizer(), Told(monkeypatch), PromptSettings(prompt_chunks=1)
     with channel.sent_warnings(told):
         for first in range(0, COUNT, 50):
-            tokenize(tokenizer, [prompt(number) for number in range(first, first + 50)])
+            prompts = [read_prompt(prompt(number), settings) for number in range(first, first + 50)]
+            warn_of_cuts(tokenize([tokenizer], [prompts]).cut)
         assert len(told.lines) == 1 and told.told == 1, "said once, at once"
     told.console.sum_up()
     first, last = told.lines

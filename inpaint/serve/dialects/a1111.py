@@ -40,7 +40,12 @@ from inpaint.serve.http.schema import LARGEST_SEED, Bounds, Fields, Upload, With
 from inpaint.serve.service import Painted, Service
 
 _TAG = re.compile(r"\s*<(?:lora|lyco):([^<>]*)>", re.IGNORECASE)
-_ATTENTION = re.compile(r"\([^()]*:\s*[\d.]+\s*\)")
+_OTHER_SYNTAX = {
+    "[a:b:0.5] (prompt editing)": re.compile(r"\[[^\[\]]*:\s*[\d.]+\s*\]"),
+    "[a|b] (alternation)": re.compile(r"\[[^\[\]]*\|[^\[\]]*\]"),
+    "AND (composition)": re.compile(r"\bAND\b"),
+}
+"""What prompts may hold there that is not read here."""
 _STARTS = (Start.SURROUNDINGS, Start.ORIGINAL, Start.NOISE, Start.NOTHING)
 """By `inpainting_fill`."""
 _PREVIEWS = 4
@@ -167,6 +172,8 @@ class Img2ImgFields(TextFields):
         return SamplingSettings(
             sampler=sampler,
             schedule=schedule,
+            prompt_weights=True,
+            prompt_chunks=self.prompt_chunks,
             steps=self.steps,
             strength=self.denoising_strength,
             start=_STARTS[self.inpainting_fill],
@@ -311,8 +318,9 @@ def _ignored(fields: Img2ImgFields, prompt: str, base: BaseInfo) -> list[str]:
     extra = [name for name, value in given.items() if value not in _HARMLESS.get(name, ())]
     names = [*(f"override_settings.{name}" for name in sorted(options)), *sorted(extra)]
     strange = [ascii(name)[1:-1][:60] for name in names]
-    if _ATTENTION.search(prompt):
-        strange.append("(word:weight) in the prompt: read as plain text")
+    for name, form in _OTHER_SYNTAX.items():
+        if form.search(prompt) or form.search(fields.negative_prompt):
+            strange.append(f"{name} in a prompt: read as text")
     named = SAMPLER_OF[(fields.sampler_name or fields.sampler_index or "Euler").casefold()][1]
     if named is not None and SCHEDULE_OF[(fields.scheduler or "").casefold()] not in (None, named):
         strange.append(f"scheduler: the sampler's name says {SCHEDULES[named][0]}")

@@ -117,6 +117,8 @@ class EditEndpoint(PaintEndpoint[EditFields]):
         shared = {"b64_json": picture.base64, "created_at": int(time.time()), **_described(call)}
         if isinstance(picture.about, Painted):
             kind, more = "image_edit.completed", {"usage": _USAGE, "seed": call.request.seed + picture.number}
+            if picture.warnings:
+                more["warnings"] = list(picture.warnings)
         else:
             kind, more = "image_edit.partial_image", {"partial_image_index": picture.about.index}
         return sse(kind, {"type": kind, **shared, "index": picture.number, **more})

@@ -12,6 +12,7 @@ import numpy as np
 from inpaint.diffusion.noise_levels import StepSchedule
 from inpaint.diffusion.samplers import Sampler
 from inpaint.models.base import BaseInfo
+from inpaint.models.prompt_text import AS_WRITTEN, MOST_CHUNKS
 from inpaint.paint.photos import Photo
 from inpaint.paint.request import PaintRequest, SamplingSettings, Start
 from inpaint.serve.http.endpoint import Call, Endpoint, Picture
@@ -33,6 +34,8 @@ class TextFields(Fields):
     """What to paint; the category's token is written into it."""
     negative_prompt: PromptText = ""
     """What to steer away from; needs guidance above 1."""
+    prompt_chunks: Annotated[int, Within(1, MOST_CHUNKS)] = AS_WRITTEN.prompt_chunks
+    """Prompts may have so many times 75 tokens; what goes beyond is cut, which `x-warnings` says."""
     steps: Annotated[int, Within(1, "max_steps")] | None = None
     """Denoising steps at strength 1; default: the base's."""
     timeout_s: Annotated[float, Within(0, "max_timeout_s", above=True)] | None = None
@@ -44,6 +47,8 @@ class PaintFields(TextFields, PictureFields):
 
     n: Annotated[int, Within(1, "max_pictures")] = 1
     """Pictures, with seeds seed, seed + 1, ..."""
+    prompt_weights: bool = False
+    """Read (word:1.2), [word] and BREAK in prompts as A1111 does; else they are literal text."""
     guidance_scale: Annotated[float, Within(0, 100)] | None = None
     """Up to 1 there is none; default: the base's."""
     sampler: Sampler = Sampler.DDIM
@@ -156,8 +161,15 @@ class PaintEndpoint(Endpoint[FieldsT, PaintCall[FieldsT]]):
                     record.steps += event.steps
                     record.queue_s = max(record.queue_s, event.queue_s)
                     record.paint_s = max(record.paint_s, event.paint_s)
-                yield Picture(number=number, image=event.image, about=event)
+                warnings = _cut(event) if isinstance(event, Painted) else ()
+                yield Picture(number=number, image=event.image, about=event, warnings=warnings)
         assert not unpainted, f"the service ended without pictures {sorted(unpainted)} of {name}"
+
+
+def _cut(painted: Painted) -> tuple[str, ...]:
+    if not painted.tokens_cut:
+        return ()
+    return (f"prompts are too long: their last {painted.tokens_cut} tokens have no effect",)
 
 
 def largest_size(base: BaseInfo) -> int:

@@ -18,6 +18,7 @@ from inpaint.errors import InpaintError
 from inpaint.models.adapter import Adapter
 from inpaint.models.base import Base
 from inpaint.models.latents import decode
+from inpaint.models.prompt_text import PromptSettings
 from inpaint.paint.crop import WorkingImage, pasted, working_image
 from inpaint.paint.denoise import DenoisingRow, start_rows
 from inpaint.paint.request import PaintRequest, SamplingSettings
@@ -67,8 +68,8 @@ class Executor:
         """Gives jobs of one shape their rows; they may step once the event is past."""
         with self.side.work() as done:
             with self._timed("text"):
-                prompts = [Prompt(job.order.request.prompt, job.order.adapters, job.uses) for job in jobs]
-                negatives = [_negative(job) for job in jobs]
+                prompts = [_prompt(job) for job in jobs]
+                negatives = [_prompt(job, is_negative=True) if _is_guided(job) else None for job in jobs]
                 texts = self.encoder.encode([*prompts, *filter(None, negatives)])
             with self._timed("prepare"):
                 rows = start_rows(
@@ -166,7 +167,7 @@ def paste(picture: Outcome, image_3HW: Tensor, done: StreamEvent) -> Preview | P
     """What is handed over: the photo with what was painted in its hole."""
     done.synchronize()
     job, index = picture.job, picture.index
-    assert job.image is not None and job.started is not None
+    assert job.image is not None and job.started is not None and job.row is not None
     image = pasted(job.order.request, job.image.window, image_3HW.permute(1, 2, 0).numpy())
     if index is not None:
         return Preview(index=index, image=image)
@@ -177,14 +178,19 @@ def paste(picture: Outcome, image_3HW: Tensor, done: StreamEvent) -> Preview | P
         batch_rows=job.rows_seen / job.step,
         queue_s=job.started - job.arrived,
         paint_s=time.monotonic() - job.started,
+        tokens_cut=sum(text.cut for text in (job.row.text, job.row.negative) if text is not None),
     )
 
 
-def _negative(job: Job) -> Prompt | None:
+def _is_guided(job: Job) -> bool:
+    return job.order.request.sampling.is_guided
+
+
+def _prompt(job: Job, *, is_negative: bool = False) -> Prompt:
     request = job.order.request
-    if not request.sampling.is_guided:
-        return None
-    return Prompt(request.negative_prompt, job.order.adapters, job.uses, is_negative=True)
+    text, sampling = request.negative_prompt if is_negative else request.prompt, request.sampling
+    settings = PromptSettings(prompt_weights=sampling.prompt_weights, prompt_chunks=sampling.prompt_chunks)
+    return Prompt(text, job.order.adapters, job.uses, is_negative, settings)
 
 
 def _tensors_of(row: DenoisingRow) -> Iterator[Tensor]:

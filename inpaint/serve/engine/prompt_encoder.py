@@ -10,7 +10,7 @@ import re
 from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from tokenizers import AddedToken
@@ -20,14 +20,24 @@ from torch.nn.utils.rnn import pad_sequence
 from inpaint.device import on_device
 from inpaint.models.base import Base
 from inpaint.models.low_rank import Uses
-from inpaint.models.prompts import Conditioning, ExtendedEmbedding, encode_ids, tokenize, vectors_of
+from inpaint.models.prompt_text import (
+    AS_WRITTEN,
+    MOST_CHUNKS,
+    PromptSettings,
+    ReadPrompt,
+    read_prompt,
+    tokenize,
+    vectors_of,
+)
+from inpaint.models.prompts import Conditioning, ExtendedEmbedding, encode_tokens
 from inpaint.serve.engine.adapter_slots import AdapterSlots
 from inpaint.serve.service import AdapterUse
 
+T = TypeVar("T")
 _MARK = "\ue000"
 """A private-use character: reserved tokens are written with it, and it is taken out of prompts."""
-RESERVED = 77
-"""Different added tokens in one prompt: CLIP's window, so that no more than these can be within it."""
+RESERVED = 75 * MOST_CHUNKS
+"""Different added tokens in one prompt: no more than these have a place."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +49,7 @@ class Prompt:
     uses: Uses = field(default=(), compare=False)
     """(slot, weight) of each: where it lies now."""
     is_negative: bool = False
+    settings: PromptSettings = AS_WRITTEN
 
 
 class PromptEncoder:
@@ -75,41 +86,54 @@ class PromptEncoder:
 
     @torch.no_grad()
     def _encoded(self, prompts: list[Prompt]) -> list[Conditioning]:
-        ids: list[Tensor] = []
-        for index, (tokenizer, table, pool) in enumerate(zip(self._tokenizers, self._tables, self._pools, strict=True)):
-            written = [self._write(tokenizer, prompt, index) for prompt in prompts]
-            ids.append(tokenize(tokenizer, [text for text, _ in written]))
-            table.rows = _padded([vectors for _, vectors in written], self.base.device)
-            pool.install(pool.gather([prompt.uses for prompt in prompts]))
-        is_empty_negative = [prompt.is_negative and prompt.text == "" for prompt in prompts]
-        return encode_ids(self.base, ids, is_empty_negative).split()
+        written, meanings = [], []
+        for index, tokenizer in enumerate(self._tokenizers):
+            rows = [self._write(tokenizer, prompt, index) for prompt in prompts]
+            written.append([row for row, _ in rows])
+            meanings.append([vectors for _, vectors in rows])
+        tokens = tokenize(self._tokenizers, written)
 
-    def _write(self, tokenizer: Any, prompt: Prompt, encoder: int) -> tuple[str, list[Tensor]]:
+        def each_chunk(values: list[T]) -> list[T]:
+            return [value for value, count in zip(values, tokens.counts, strict=True) for _ in range(count)]
+
+        for table, pool, vectors in zip(self._tables, self._pools, meanings, strict=True):
+            table.rows = _padded(each_chunk(vectors), self.base.device)
+            pool.install(pool.gather(each_chunk([prompt.uses for prompt in prompts])))
+        is_empty_negative = [prompt.is_negative and prompt.text == "" for prompt in prompts]
+        return encode_tokens(self.base, tokens, is_empty_negative)
+
+    def _write(self, tokenizer: Any, prompt: Prompt, encoder: int) -> tuple[ReadPrompt, list[Tensor]]:
         """The prompt with the adapters' tokens replaced by reserved ones, and what those mean (each D).
 
         As `tokenizer.add_tokens` would: found in the normalised text, the longest first. Reserved tokens keep the order
         of the adapters' own, for SDXL pools at the highest token. Of a token in two adapters the first one's is used.
         """
         normalise = tokenizer.backend_tokenizer.normalizer.normalize_str
-        text = prompt.text.replace(_MARK, " ")
+        read = read_prompt(prompt.text.replace(_MARK, " "), prompt.settings)
         vectors: dict[str, Tensor] = {}
         for slot, _ in prompt.uses:
             for token, vector in self.slots.tokens[slot][encoder].items():
                 vectors.setdefault(token, vector)
         if not vectors:
-            return text, []
+            return read, []
         # diffusers expands a token of several vectors only where the tokenizer's normaliser leaves its name alone.
         plain = [token for token in vectors if normalise(token) == token]
-        if plain:
-            text = _any_of(plain).sub(lambda match: " ".join(vectors_of(match[0], vectors)), text)
         meant = {normalise(token): token for token in reversed(vectors)}
-        pattern, text = _any_of(meant), normalise(text)
-        # What lies behind more tokens than the window has is cut off anyway.
-        found = list(dict.fromkeys(meant[match[0]] for match in pattern.finditer(text)))[:RESERVED]
+        pattern = _any_of(meant)
+
+        def expanded(text: str) -> str:
+            if plain:
+                text = _any_of(plain).sub(lambda match: " ".join(vectors_of(match[0], vectors)), text)
+            return str(normalise(text))
+
+        read = read.rewritten(expanded)
+        # What lies behind more tokens than there is room for is cut off anyway.
+        matches = (match for text in read.texts for match in pattern.finditer(text))
+        found = list(dict.fromkeys(meant[match[0]] for match in matches))[:RESERVED]
         used = [token for token in vectors if token in found]
         written = {token: f"{_MARK}{number}{_MARK}" for number, token in enumerate(used)}
-        text = pattern.sub(lambda match: written.get(meant[match[0]], ""), text)
-        return text, [vectors[token] for token in used]
+        read = read.rewritten(lambda text: pattern.sub(lambda match: written.get(meant[match[0]], ""), text))
+        return read, [vectors[token] for token in used]
 
 
 def _padded(vectors: list[list[Tensor]], device: torch.device) -> Tensor | None:

@@ -73,6 +73,8 @@ class Picture:
     """H x W x 3 uint8."""
     about: Any = None
     """What else its application knows of it."""
+    warnings: tuple[str, ...] = ()
+    """What was found to have no effect only now."""
     file: bytes = b""
     """With its receipt, once the endpoint has encoded it."""
 
@@ -135,15 +137,15 @@ class Endpoint(ABC, Generic[FieldsT, CallT]):
             "x-base-revision": call.receipt.base_revision,
             "x-adapter-digest": ",".join(use.digest for use in call.receipt.adapters),
         }
-        if call.warnings:
-            headers["x-warnings"] = "; ".join(call.warnings).encode("ascii", "replace").decode()[:1000]
         if call.stream:
-            headers["cache-control"] = "no-store"
+            headers |= {"cache-control": "no-store", **_told(call.warnings)}
             events = self._done(call, request, self._event)
             return EventStream(events, headers=headers, media_type="text/event-stream")
         pictures = await until_gone(request.receive, _all(self._done(call, request, self._encoded)))
+        found = dict.fromkeys(warning for picture in pictures for warning in picture.warnings)
+        call = replace(call, warnings=(*call.warnings, *found))
         response = await resources.offload(self.answer, call, sorted(pictures, key=lambda picture: picture.number))
-        response.headers.update(headers)
+        response.headers.update(headers | _told(call.warnings))
         return response
 
     def _read(self, body: bytes, content_type: str) -> CallT:
@@ -225,6 +227,10 @@ class EventStream(StreamingResponse):
                 last = sse("error", request.state.dialect.error(problem, record.id))
                 await send({"type": "http.response.body", "body": last, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def _told(warnings: tuple[str, ...]) -> dict[str, str]:
+    return {"x-warnings": "; ".join(warnings).encode("ascii", "replace").decode()[:1000]} if warnings else {}
 
 
 def sse(kind: str, value: Mapping[str, Any]) -> bytes:

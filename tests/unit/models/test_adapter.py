@@ -18,7 +18,8 @@ from inpaint.export.card import write_card
 from inpaint.models.adapter import Adapter, AdapterCard, adapter_from, apply_adapter, check_adapter
 from inpaint.models.base import Base, BaseInfo, load_base, read_base_info
 from inpaint.models.lora import LoraSettings, inject_lora, lora_parameters
-from inpaint.models.prompts import add_tokens, encode_prompts, token_parameters, tokenize
+from inpaint.models.prompt_text import AS_WRITTEN, read_prompt, tokenize
+from inpaint.models.prompts import add_tokens, encode_prompts, token_parameters
 from inpaint.paint.painter import Painter
 from inpaint.paint.request import PaintRequest
 from tests.adapters import without_tokens
@@ -133,7 +134,8 @@ def test_a_category_is_one_token_beside_others_that_begin_alike(folder: Path) ->
     base = load_base(folder)
     words = len(base.tokenizers[0])
     add_tokens(base, {"CDP_FOO": "red", "CDP_FOOD": "wood"})
-    ids = tokenize(base.tokenizers[0], ["CDP_FOOD background", "CDP_FOO background"])
+    prompts = [read_prompt(prompt, AS_WRITTEN) for prompt in ("CDP_FOOD background", "CDP_FOO background")]
+    (ids,) = tokenize(base.tokenizers, [prompts]).ids
     assert ids[0, 1] == words + 1
     assert ids[1, 1] == words
 

@@ -9,7 +9,8 @@ from benchmarks.random_base import ARCHITECTURES, build_architecture
 from inpaint.errors import InpaintError
 from inpaint.models import architectures
 from inpaint.models.lora import LoraSettings, inject_lora, lora_parameters
-from inpaint.models.prompts import add_tokens, tokenize
+from inpaint.models.prompt_text import AS_WRITTEN, read_prompt, tokenize
+from inpaint.models.prompts import add_tokens
 
 SD15_UNET = 859_520_964
 SDXL_UNET = 2_567_463_684
@@ -57,7 +58,8 @@ def test_the_tokenizer_has_the_true_vocabulary() -> None:
     tokenizer = architectures.clip_tokenizer()
     assert len(tokenizer) == VOCABULARY
     assert (tokenizer.bos_token_id, tokenizer.eos_token_id) == (49406, 49407)
-    ids_BL = tokenize(tokenizer, ["a red bottle", "on marble"])
+    prompts = [read_prompt(prompt, AS_WRITTEN) for prompt in ("a red bottle", "on marble")]
+    (ids_BL,) = tokenize([tokenizer], [prompts]).ids
     assert ids_BL.shape == (2, 77)
     assert ids_BL[0, 0] == 49406
     assert tokenizer.decode(ids_BL[0], skip_special_tokens=True).strip() == "a red bottle"

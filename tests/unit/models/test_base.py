@@ -169,6 +169,19 @@ def test_other_families_and_classes_are_refused_with_what_is_supported(copied):
         load_base(copied)
 
 
+def test_tokens_without_an_embedding_or_a_place_are_refused(copied):
+    tokenizer = transformers.CLIPTokenizer.from_pretrained(copied / "tokenizer")
+    tokenizer.model_max_length = 78
+    tokenizer.save_pretrained(copied / "tokenizer")
+    with pytest.raises(InpaintError, match="model_max_length is 78, its text encoder takes 77"):
+        load_base(copied)
+    tokenizer.add_tokens(["CDP_OLD"])
+    tokenizer.save_pretrained(copied / "tokenizer")
+    words = len(tokenizer)
+    with pytest.raises(InpaintError, match=f"has {words} tokens, its text encoder embeds {words - 1}"):
+        load_base(copied)
+
+
 def test_unets_for_other_inputs_are_refused(copied):
     path = copied / "unet" / "config.json"
     config = json.loads(path.read_text())

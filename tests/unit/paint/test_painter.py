@@ -80,6 +80,8 @@ def test_a_picture_does_not_depend_on_what_shares_its_batch(tiny_bases, name):
         request(9, sampler=Sampler.LCM, guidance_scale=1.0),
         request(10, sampler=Sampler.HEUN, schedule=StepSchedule.KARRAS, steps=4),
         request(11, sampler=Sampler.UNIPC, steps=6),
+        request(13, prompt="red wood " * 60),
+        request(14, prompt="(red:1.3) BREAK wood BREAK the", prompt_weights=True),
         request(12, sampler=Sampler.DPMPP_2M_SDE, schedule=StepSchedule.EXPONENTIAL),
     ]
     painter = Painter(tiny_bases[name], max_batch=3)

@@ -21,6 +21,7 @@ _A1111 = {
     "negative_prompt": "negative_prompt",
     "n": "batch_size",
     "timeout_s": "timeout_s",
+    "prompt_chunks": "prompt_chunks",
 }
 """Our names of settings -> A1111's."""
 

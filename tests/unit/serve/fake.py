@@ -102,6 +102,7 @@ class FakeService:
         return Painted(
             image=image,
             kept_pixels_changed=self.changed,
+            tokens_cut=max(0, len(order.request.prompt.split()) - 75 * order.request.sampling.prompt_chunks),
             steps=order.request.sampling.steps,
             batch_rows=1.0,
             queue_s=0.25,

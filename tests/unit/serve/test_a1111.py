@@ -93,6 +93,7 @@ def test_settings_reach_the_order_under_our_names(api, service):
         strength=0.5,
         sampler=Sampler.DPMPP_2M,
         schedule=StepSchedule.KARRAS,
+        prompt_weights=True,
         feather=6,
         padding=11,
         size=96,
@@ -215,6 +216,14 @@ def test_schedules_by_their_field_and_in_the_samplers_name(api, service, name, s
     sampling = service.orders[0].request.sampling
     assert (sampling.sampler, sampling.schedule) == (sampler, schedule)
     assert f"Schedule type: {result.info['scheduler']}, " in result.info["infotexts"][0]
+
+
+def test_prompt_syntax_that_is_not_read_is_named(api, service):
+    ignored = img2img(api, prompt="a (red:1.2) [box] BREAK hands").info["ignored"]
+    assert not any("prompt" in one for one in ignored) and service.orders[0].request.sampling.prompt_weights
+    ignored = img2img(api, prompt="a [red:blue:0.5] [box|ball]", negative_prompt="wood AND stone").info["ignored"]
+    for name in ("prompt editing", "alternation", "AND"):
+        assert any(name in one for one in ignored)
 
 
 def test_a_schedule_that_the_samplers_name_overrules_is_named(api, service):

@@ -54,6 +54,8 @@ MIXED = [
     request(9, height=300, width=280, padding=10, feather=3),
     request(10, sampler=Sampler.DPMPP_2M, steps=5),
     request(11, sampler=Sampler.HEUN, schedule=StepSchedule.KARRAS, steps=4),
+    request(13, prompt="a blue ball " * 11, guidance_scale=2.0),
+    request(14, prompt="a (blue:1.4) ball BREAK wood BREAK a ball", prompt_weights=True),
     request(12, sampler=Sampler.UNIPC, schedule=StepSchedule.EXPONENTIAL, steps=6, guidance_scale=3.0),
 ]
 

@@ -76,6 +76,8 @@ def test_everything_reaches_the_order(client, service):
         "n": 2,
         "steps": 3,
         "guidance_scale": 2.5,
+        "prompt_weights": True,
+        "prompt_chunks": 2,
         "sampler": "heun",
         "schedule": "karras",
         "strength": 0.5,
