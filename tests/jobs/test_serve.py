@@ -120,7 +120,7 @@ def client(ray_cluster: None, style: StyleRun, tmp_path_factory: pytest.TempPath
         port = free.getsockname()[1]
     serve.start(http_options=HTTPOptions(host="127.0.0.1", port=port))
     painters = Painters.options(num_replicas=2, ray_actor_options={"num_cpus": 0.5})
-    ingress = Ingress.options(ray_actor_options={"num_cpus": 0.2})
+    ingress = Ingress.options(num_replicas=1, ray_actor_options={"num_cpus": 0.2})
     serve.run(ingress.bind(args, painters.bind(args)), name=APP, route_prefix="/")
     yield Client(port, registry, held_out(1)[0])
     serve.shutdown()

@@ -103,6 +103,8 @@ def capacity_of(application: str, painters: str, ingress: str) -> Capacity | Non
 Ingress = serve.deployment(
     serve.ingress()(IngressReplica),
     name="ingress",
+    # The death of one costs only the requests that it had.
+    num_replicas=2,
     max_ongoing_requests=1000,
     graceful_shutdown_timeout_s=600,
     graceful_shutdown_wait_loop_s=0.5,
