@@ -45,11 +45,13 @@ class RowLoraLinear(nn.Module):
             # Out of place, so that autograd keeps what it needs and autocast may mix types.
             added_KNO = x_UNI[:rows] @ down.mT @ up
             return torch.cat([y_UNO[:rows] + added_KNO, y_UNO[rows:]])
-        if down.ndim == 2:
+        if down.ndim == 3:
+            y_UNO[:rows].baddbmm_(torch.bmm(x_UNI[:rows], down.mT), up)
+        elif y_UNO.is_contiguous():
             low = torch.mm(x_UNI[:rows].reshape(-1, self.in_features), down.T)
             y_UNO[:rows].view(-1, self.out_features).addmm_(low, up)
         else:
-            y_UNO[:rows].baddbmm_(torch.bmm(x_UNI[:rows], down.mT), up)
+            y_UNO[:rows].baddbmm_(x_UNI[:rows] @ down.mT, up.expand(rows, -1, -1))
         return y_UNO
 
 
@@ -61,8 +63,7 @@ class RowLoraPointwise(RowLoraLinear):
         y_UOhw = nn.functional.conv2d(x_UIhw, self.weight, self.bias)
         if self.update is None:
             return y_UOhw
-        # Nothing is copied where channels stand last.
-        x_UNI, y_UNO = (tensor.permute(0, 2, 3, 1).flatten(1, 2).contiguous() for tensor in (x_UIhw, y_UOhw))
+        x_UNI, y_UNO = (tensor.permute(0, 2, 3, 1).flatten(1, 2) for tensor in (x_UIhw, y_UOhw))
         return self._updated(x_UNI, y_UNO).unflatten(1, x_UIhw.shape[2:]).permute(0, 3, 1, 2)
 
 
