@@ -35,12 +35,13 @@ MAY_IMPORT = {
 
 SERVE_MAY_IMPORT = {
     "service": set(),
-    "admission": {"service"},
+    "shares": set(),
+    "admission": {"service", "shares"},
     "batcher": {"service"},
     "adapters": {"service"},
     "engine": {"service"},
     "dispatcher": {"adapters", "admission", "service"},
-    "http": {"service"},
+    "http": {"service", "shares"},
     "dialects": {"http", "service"},
 }
 """Which parts of `inpaint/serve` each part may import beside itself; the wiring may all."""
