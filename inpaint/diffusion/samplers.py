@@ -147,7 +147,7 @@ def step(
         noise: standard normal; None where no row's table reads it.
         clip_range: `NoiseSchedule.clip_range`.
     """
-    columns = table_BK.T.reshape(len(COLUMNS), -1, *[1] * (latents.ndim - 1))
+    columns = table_BK.T[(..., *[None] * (latents.ndim - 1))]
     clean = columns[1] * latents + columns[2] * output
     if clip_range is not None:
         clean = clean.clamp(-clip_range, clip_range)

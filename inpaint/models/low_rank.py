@@ -30,7 +30,7 @@ class RowLoraLinear(nn.Module):
         self.weight, self.bias = layer.weight, layer.bias
         self.in_features, self.out_features = features(layer)
         self.update: tuple[Tensor, Tensor, int] | None = None
-        """A (K x R x I, or R x I where all share it), transposed B (as A, O instead of I), and K."""
+        """Transposed A (K x I x R, or I x R where all share it), transposed B (K x R x O, or R x O), and K."""
 
     def forward(self, x_UNI: Tensor) -> Tensor:
         """U x N x I -> U x N x O."""
@@ -41,17 +41,18 @@ class RowLoraLinear(nn.Module):
         if self.update is None:
             return y_UNO
         down, up, rows = self.update
+        # Mostly all rows have adapters, and each slice is some microseconds of the host.
+        x_KNI, y_KNO = (x_UNI, y_UNO) if rows == len(x_UNI) else (x_UNI[:rows], y_UNO[:rows])
         if torch.is_grad_enabled():
             # Out of place, so that autograd keeps what it needs and autocast may mix types.
-            added_KNO = x_UNI[:rows] @ down.mT @ up
-            return torch.cat([y_UNO[:rows] + added_KNO, y_UNO[rows:]])
+            return torch.cat([y_KNO + x_KNI @ down @ up, y_UNO[rows:]])
         if down.ndim == 3:
-            y_UNO[:rows].baddbmm_(torch.bmm(x_UNI[:rows], down.mT), up)
+            y_KNO.baddbmm_(torch.bmm(x_KNI, down), up)
         elif y_UNO.is_contiguous():
-            low = torch.mm(x_UNI[:rows].reshape(-1, self.in_features), down.T)
-            y_UNO[:rows].view(-1, self.out_features).addmm_(low, up)
+            low = torch.mm(x_KNI.reshape(-1, self.in_features), down)
+            y_KNO.view(-1, self.out_features).addmm_(low, up)
         else:
-            y_UNO[:rows].baddbmm_(x_UNI[:rows] @ down.mT, up.expand(rows, -1, -1))
+            y_KNO.baddbmm_(x_KNI @ down, up.expand(rows, -1, -1))
         return y_UNO
 
 
@@ -147,4 +148,4 @@ class LoraPool:
                 layer.update = None
         else:
             for name, down, up in self.split(matrices):
-                self.layers[name].update = down, up, rows
+                self.layers[name].update = down.mT, up, rows

@@ -244,8 +244,8 @@ class Batch:
         kwargs = self._kwargs
         if self._control is not None:
             kwargs = {**kwargs, **self._control(inputs_UChw.to(self.base.dtype), times_U)}
-        inputs_UChw = unet_input(inputs_UChw, self._hole_U1hw, self._known_UChw).to(self.base.dtype)
-        inputs_UChw = inputs_UChw.contiguous(memory_format=self._memory_format)
+        inputs_UChw = unet_input(inputs_UChw, self._hole_U1hw, self._known_UChw)
+        inputs_UChw = inputs_UChw.to(self.base.dtype, memory_format=self._memory_format)
         output_UChw = unet(inputs_UChw, times_U, return_dict=False, **kwargs)[0].float()
         positive_BChw = output_UChw[self._positive_B]
         if not self._is_guided:

@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from diffusers.models.attention_processor import Attention
+from diffusers.models.resnet import ResnetBlock2D, ResnetBlockCondNorm2D
+from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -46,18 +48,50 @@ class TextAttention:
 
     def project(self, text_ULD: Tensor) -> KeyValue:
         """Keys and values of a batch's text, by the adapters installed now."""
-        layer = self._layer
-        key, value = (
-            project(text_ULD).unflatten(-1, (layer.heads, -1)).transpose(1, 2) for project in (layer.to_k, layer.to_v)
-        )
-        return key, value
+        return _key_value(self._layer, text_ULD)
 
     def __call__(self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor, **_: object) -> Tensor:
         """U x N x C -> U x N x C; the text is not read."""
         assert self.key_value is not None
-        query_UHNd = attn.to_q(hidden_states).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
-        mixed_UHNd = functional.scaled_dot_product_attention(query_UHNd, *self.key_value)
-        return attn.to_out[0](mixed_UHNd.transpose(1, 2).flatten(2))
+        return _attended(attn, hidden_states, self.key_value)
+
+
+def self_attention(attn: Any, hidden_states: Tensor, encoder_hidden_states: None = None, **_: object) -> Tensor:
+    """A diffusers attention processor, U x N x C -> U x N x C, without what theirs does for other kinds of layers (a
+    division by one is a kernel, too)."""
+    return _attended(attn, hidden_states, _key_value(attn, hidden_states))
+
+
+def _key_value(layer: Any, seen_ULD: Tensor) -> KeyValue:
+    return _by_head(layer, layer.to_k(seen_ULD)), _by_head(layer, layer.to_v(seen_ULD))
+
+
+def _attended(layer: Any, x_UNC: Tensor, key_value: KeyValue) -> Tensor:
+    query_UHNd = _by_head(layer, layer.to_q(x_UNC))
+    mixed_UHNd = functional.scaled_dot_product_attention(query_UHNd, *key_value)
+    return layer.to_out[0](mixed_UHNd.transpose(1, 2).flatten(2))
+
+
+def _by_head(layer: Any, x_UNC: Tensor) -> Tensor:
+    return x_UNC.unflatten(-1, (layer.heads, -1)).transpose(1, 2)
+
+
+def _activate_time_once(unet: Any) -> None:
+    """The timestep's embedding goes through SiLU before the residual blocks, not in each of them."""
+    blocks = [module for module in unet.modules() if isinstance(module, ResnetBlock2D | ResnetBlockCondNorm2D)]
+    if unet.time_embed_act is None and all(
+        isinstance(block, ResnetBlock2D) and isinstance(block.nonlinearity, nn.SiLU) and not block.skip_time_act
+        for block in blocks
+    ):
+        unet.time_embed_act = nn.SiLU()
+        for block in blocks:
+            block.skip_time_act = True
+
+
+def _is_plain(layer: Any) -> bool:
+    """Whether a diffusers `Attention` does nothing else than these: so do those of all supported bases."""
+    norms = (layer.norm_q, layer.norm_k, layer.norm_cross, layer.group_norm, layer.spatial_norm)
+    return not any(norms) and not layer.residual_connection and layer.rescale_output_factor == 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,14 +119,16 @@ class UNetRunner:
         """From then on nothing is compiled: what is not yet runs as it is."""
         self.unet_seconds = 0.0
         """Spent in calls of the U-Net; on a GPU what the host waits, not the device."""
-        # Only the plain kind, which all supported bases have: what else diffusers' processor handles is not there.
-        self._attentions = [
-            TextAttention(module)
+        layers = [
+            (name.rpartition(".")[2], module)
             for name, module in base.unet.named_modules()
-            if name.endswith(".attn2")
-            and not any((module.norm_q, module.norm_k, module.norm_cross, module.group_norm))
-            and not module.residual_connection
+            if isinstance(module, Attention) and _is_plain(module)
         ]
+        self._attentions = [TextAttention(layer) for name, layer in layers if name == "attn2"]
+        for name, layer in layers:
+            if name == "attn1":
+                layer.set_processor(self_attention)
+        _activate_time_once(base.unet)
         self._stacks: dict[tuple[int, int], RunningBatch] = {}
         self._installed: list[KeyValue] | None = None
         """The text of the stack that the U-Net is set up for."""
