@@ -390,8 +390,8 @@ def huge_cell(row: Row) -> None:
 
 KINDS: dict[str, Kind] = {
     "png": Kind(lambda row: None),
-    "jpeg": Kind(as_format("JPEG", quality=95, close=6.0)),
-    "jpeg progressive": Kind(as_format("JPEG", quality=95, progressive=True, close=6.0)),
+    "jpeg": Kind(as_format("JPEG", quality=95, subsampling=0, close=6.0)),
+    "jpeg progressive": Kind(as_format("JPEG", quality=95, subsampling=0, progressive=True, close=6.0)),
     "jpeg grey": Kind(as_format("JPEG", mode="L", quality=95, close=6.0)),
     "jpeg cmyk": Kind(as_format("JPEG", mode="CMYK", quality=95, close=6.0)),
     "jpeg on its side": Kind(on_its_side),
