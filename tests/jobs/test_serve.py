@@ -1,4 +1,4 @@
-"""The service as it runs: HTTP in front, two painters behind, a bank of four slots; one instance for the module."""
+"""The service as it runs: two ingresses, two painters, a bank of four slots; one instance for the module."""
 
 import base64
 import http.client
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -33,9 +33,13 @@ from inpaint.train.checkpoint import CheckpointStore, Progress
 from tests.adapters import SHIPPED, variant, write_variant
 from tests.jobs.conftest import StyleRun
 
+if TYPE_CHECKING:
+    from inpaint.serve.deployments.ingress import IngressState
+
 APP = "paint-test"
 CATEGORIES = [f"CDP_{number:02}" for number in range(30)]
 STEPS = 6
+POLL_S = 0.2
 PATIENCE_S = 180
 pytestmark = pytest.mark.timeout(600)
 CLOSE = 2
@@ -86,8 +90,9 @@ class Client:
         return _answer(connection)
 
     def digest(self, name: str) -> str | None:
-        adapters = self.get("/catalogue").json["adapters"]
-        return adapters[name]["digest"] if name in adapters else None
+        """Of the version that all ingresses serve; empty while they differ."""
+        digests = {state.digests.get(name) for state in _ingresses()}
+        return digests.pop() if len(digests) == 1 else ""
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +115,7 @@ def client(ray_cluster: None, style: StyleRun, tmp_path_factory: pytest.TempPath
     for number, category in enumerate(CATEGORIES):
         write_variant(registry, category, number, of=("CDP_COS", "CDP_FOOD")[number % 2])
     args = PaintArgs(
-        registry=RegistrySettings(root=str(registry), cache=str(folder / "cache"), poll_s=0.2),
+        registry=RegistrySettings(root=str(registry), cache=str(folder / "cache"), poll_s=POLL_S),
         engine=EngineSettings(slots=4, max_rows=8),
         admission=AdmissionSettings(queue_per_painter=500),
         http=HttpSettings(host="0.0.0.0"),  # no keys are asked for all the same: it is Serve that listens
@@ -120,7 +125,7 @@ def client(ray_cluster: None, style: StyleRun, tmp_path_factory: pytest.TempPath
         port = free.getsockname()[1]
     serve.start(http_options=HTTPOptions(host="127.0.0.1", port=port))
     painters = Painters.options(num_replicas=2, ray_actor_options={"num_cpus": 0.5})
-    ingress = Ingress.options(num_replicas=1, ray_actor_options={"num_cpus": 0.2})
+    ingress = Ingress.options(ray_actor_options={"num_cpus": 0.1})
     serve.run(ingress.bind(args, painters.bind(args)), name=APP, route_prefix="/")
     yield Client(port, registry, held_out(1)[0])
     serve.shutdown()
@@ -189,18 +194,22 @@ def test_a_client_that_leaves_takes_its_rows_with_it(client: Client) -> None:
 def test_new_replaced_put_back_and_bad_adapters_without_a_restart(client: Client, tmp_path: Path) -> None:
     assert client.paint(category="CDP_NEW").status == 404
     write_variant(client.registry, "CDP_NEW", 100)
-    _until(lambda: client.digest("CDP_NEW") is not None)
+    scans = {state.replica: state.scans for state in _ingresses()}
+    _until(lambda: bool(client.digest("CDP_NEW")))
+    # Served within 5 s, which are so many looks at the registry.
+    assert all(state.scans - scans[state.replica] <= 5 / POLL_S for state in _ingresses())
     first, first_digest = client.paint(category="CDP_NEW").image, client.digest("CDP_NEW")
 
     shutil.copytree(client.registry / "CDP_NEW", tmp_path / "old")
     write_variant(client.registry, "CDP_NEW", 101)
-    _until(lambda: client.digest("CDP_NEW") != first_digest)
+    _until(lambda: client.digest("CDP_NEW") not in (first_digest, ""))
     second = client.paint(category="CDP_NEW").image
     assert _difference(first, second) > CLOSE
 
     broken = variant("CDP_NEW", 102)
     save_adapter(client.registry / "CDP_NEW", replace(broken, card=replace(broken.card, rank=7)))
-    _until(lambda: "CDP_NEW" in client.get("/catalogue").json["refused"])
+    for _ in range(10):  # whichever ingress answers
+        _until(lambda: "CDP_NEW" in client.get("/catalogue").json["refused"])
     assert (client.paint(category="CDP_NEW").image == second).all()
 
     shutil.rmtree(client.registry / "CDP_NEW")
@@ -215,7 +224,7 @@ def test_new_replaced_put_back_and_bad_adapters_without_a_restart(client: Client
 
 def test_the_adapter_of_a_workload_of_ones_own_is_served(client: Client, style: StyleRun) -> None:
     shutil.copytree(style.first_adapter, client.registry / "style")
-    _until(lambda: client.digest("style") is not None)
+    _until(lambda: bool(client.digest("style")))
     base = load_base("toy")
     apply_adapter(base, load_adapter(style.first_adapter))
     request = PaintRequest(
@@ -231,8 +240,9 @@ def test_the_adapter_of_a_workload_of_ones_own_is_served(client: Client, style: 
 
 
 def test_overload_is_told_when_to_come_back_and_nothing_is_begun(client: Client) -> None:
-    connections = [client.send(category="CDP_COS", steps=120, n=10, answer="json") for _ in range(2)]
-    _until(lambda: _running() > 10)
+    connections = [client.send(category="CDP_COS", steps=120, n=10, answer="json") for _ in range(12)]
+    # Two on each: a request counts for half of an ingress's queue at most.
+    _until(lambda: all(state.outstanding > 1200 for state in _ingresses()))
     answer = client.paint(category="CDP_FOOD", steps=100)
     assert answer.status == 429
     assert 1 <= int(answer.headers["retry-after"]) <= 120
@@ -241,16 +251,22 @@ def test_overload_is_told_when_to_come_back_and_nothing_is_begun(client: Client)
     _until(lambda: client.paint(category="CDP_FOOD").status == 200)
 
 
-def test_a_model_of_ones_own_is_served_beside_it(client: Client, tmp_path: Path) -> None:
+def test_a_model_of_ones_own_is_started_when_asked_for_and_let_go_after(client: Client, tmp_path: Path) -> None:
     from ray import serve
+    from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
     from inpaint.serve.apps.ddpm import DdpmApplication, DdpmArgs
     from inpaint.serve.deployments.model import Model
 
     run, card = small_ddpm(tmp_path / "run")
-    deployment = Model.options(ray_actor_options={"num_cpus": 0.2})
+    policy = AutoscalingPolicy(policy_function="inpaint.serve.deployments.scaling:ByRemainingWork")
+    scaling = AutoscalingConfig(
+        min_replicas=0, max_replicas=1, upscale_delay_s=0, downscale_delay_s=0, look_back_period_s=0.5, policy=policy
+    )
+    deployment = Model.options(name="zero", ray_actor_options={"num_cpus": 0.2}, autoscaling_config=scaling)
     app = deployment.bind(DdpmApplication.start, DdpmArgs(model=str(run), threads=1))
     serve.run(app, name="ddpm-test", route_prefix="/ddpm")
+    assert not _replicas("zero", "ddpm-test")
     keep = Image.fromarray((client.scene.product * 255).astype(np.uint8))
     form = {"image": Image.fromarray(client.scene.image), "mask": keep}
     connection = http.client.HTTPConnection("127.0.0.1", client.port, timeout=PATIENCE_S)
@@ -261,6 +277,7 @@ def test_a_model_of_ones_own_is_served_beside_it(client: Client, tmp_path: Path)
     answer = _answer(connection)
     assert _difference(answer.image, expected) <= CLOSE
     assert json.loads(client.get("/ddpm/model").body)["image_size"] == card.image_size
+    _until(lambda: not _replicas("zero", "ddpm-test"))
     serve.delete("ddpm-test")
 
 
@@ -318,23 +335,62 @@ def test_a_painter_killed_under_load_costs_no_answer(client: Client, painters: d
         work = {category: threads.submit(paint_twice, category) for category in chosen}
         begun.wait(PATIENCE_S)
         _until(lambda: min(_orders()) > 0)
-        ray.kill(_replicas()[0])
+        ray.kill(next(iter(_replicas("painters").values())))
         answers = {category: future.result(PATIENCE_S) for category, future in work.items()}
     for category, pair in answers.items():
         for seed, answer in zip((11, 12), pair, strict=True):
             assert _difference(answer.image, alone(client, painters[category], category, seed, steps=30)) <= CLOSE
 
 
-def _replicas() -> list[Any]:
-    """The painters' actors, by Serve's naming of them."""
+def test_an_ingress_that_dies_costs_no_request_of_another_and_a_new_one_knows_what_it_must(client: Client) -> None:
+    import ray
+
+    before = _ingresses()
+    assert len(before) == 2
+    with ThreadPoolExecutor(8) as threads:
+        asked = [threads.submit(client.paint, category="CDP_COS", steps=60, timeout_s=PATIENCE_S) for _ in range(8)]
+        _until(lambda: sum(state.outstanding for state in _ingresses()) == 8 * 60)
+        lost, other = sorted(_ingresses(), key=lambda state: state.outstanding)
+        ray.kill(_replicas("ingress")[lost.replica])
+        done = [future.exception() is None and future.result().status == 200 for future in asked]
+    assert done.count(False) <= lost.outstanding / 60 < 8
+    assert client.paint(category="CDP_COS").status == 200, "the other one answers meanwhile"
+    _until(lambda: len(_ingresses()) == 2)
+    new = next(state for state in _ingresses() if state.replica not in {state.replica for state in before})
+    assert new.digests == other.digests
+    _until(lambda: {state.limit for state in _ingresses()} == {500.0})
+    assert all(client.paint(category="CDP_COS").status == 200 for _ in range(6))
+
+
+def test_a_service_that_is_stopped_finishes_what_it_has(client: Client, painters: dict[str, Painter]) -> None:
+    from ray import serve
+
+    with ThreadPoolExecutor(1) as threads:
+        asked = threads.submit(client.paint, category="CDP_COS", seed=5, steps=60)
+        _until(lambda: _running() > 0)
+        serve.delete(APP)
+        assert _difference(asked.result().image, alone(client, painters["CDP_COS"], "CDP_COS", 5, steps=60)) <= CLOSE
+
+
+def _replicas(deployment: str, app: str = APP) -> dict[str, Any]:
+    """Serve's names of a deployment's replicas -> their actors."""
     import ray
     from ray.util import list_named_actors
 
-    named = [
-        n for n in list_named_actors(all_namespaces=True) if n["name"].startswith(f"SERVE_REPLICA::{APP}#painters")
-    ]
-    assert named, "no painter runs"
-    return [ray.get_actor(**one) for one in named]
+    start = f"SERVE_REPLICA::{app}#{deployment}#"
+    named = [one for one in list_named_actors(all_namespaces=True) if one["name"].startswith(start)]
+    return {one["name"].rpartition("#")[2]: ray.get_actor(**one) for one in named}
+
+
+def _ingresses() -> "list[IngressState]":
+    """All of them; none while one that Serve knows of is dead."""
+    from ray import serve
+    from ray.exceptions import RayActorError
+
+    try:
+        return serve.get_deployment_handle("ingress", APP).broadcast("state").results(timeout_s=PATIENCE_S)
+    except RayActorError:
+        return []
 
 
 def _running() -> int:

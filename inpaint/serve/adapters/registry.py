@@ -88,6 +88,8 @@ class Registry:
         self.settings = settings
         self.base = base
         self.cache = cache or settings.open_cache(base)
+        self.scans = 0
+        """Looks so far."""
         self._folders: dict[str, _Folder] = {}
         self._served: Mapping[str, ServedAdapter] = {}
         self._refused: Mapping[str, str] = {}
@@ -108,6 +110,7 @@ class Registry:
 
     def poll(self) -> None:
         """Look once. Where the registry cannot be listed, all stays as it was."""
+        self.scans += 1
         try:
             listing = self._list()
         except (OSError, UnicodeError) as error:  # also for a file name that is not UTF-8

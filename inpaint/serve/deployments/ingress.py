@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import AsyncGenerator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
@@ -32,11 +33,28 @@ _WATCH_PERIOD_S = 2.0
 _FAILED = (DeploymentStatus.UNHEALTHY, DeploymentStatus.DEPLOY_FAILED)
 
 
+@dataclass(frozen=True, kw_only=True)
+class IngressState:
+    """Of one of several."""
+
+    replica: str
+    """Serve's name for it."""
+    outstanding: float
+    """U-Net rows that it has let in and that are not done."""
+    limit: float
+    """U-Net rows that it may have outstanding."""
+    scans: int
+    """Looks at the registry."""
+    digests: dict[str, str]
+    """Adapter -> the version that it serves."""
+
+
 class IngressReplica:
     """A replica."""
 
     def __init__(self, args: "PaintArgs", painters: DeploymentHandle) -> None:
         context = serve.get_replica_context()
+        self._replica = context.replica_tag
         info = read_base_info(args.base, args.base_revision)
         self._registry = Registry(args.registry_settings, info)
         self._registry.poll()
@@ -44,13 +62,24 @@ class IngressReplica:
         self._names = context.app_name, painters.deployment_name, context.deployment
         self._painters = painters.options(method_name="paint", stream=True)
         dispatcher = Dispatcher(args.served(info), self._registry, self._admission, self._call)
-        self._http = paint_http(dispatcher, listening(args.http), RequestMetrics(context.replica_tag))
-        self._metrics = IngressMetrics(context.replica_tag)
+        self._http = paint_http(dispatcher, listening(args.http), RequestMetrics(self._replica))
+        self._metrics = IngressMetrics(self._replica)
         self._watching = [asyncio.create_task(self._registry.watch()), asyncio.create_task(self._watch())]
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Serve after the constructor."""
         return self._http
+
+    async def state(self) -> IngressState:
+        """How it stands."""
+        digests = {name: adapter.digest for name, adapter in self._registry.catalogue().items()}
+        return IngressState(
+            replica=self._replica,
+            outstanding=self._admission.outstanding,
+            limit=self._admission.limit,
+            scans=self._registry.scans,
+            digests=digests,
+        )
 
     async def check_health(self) -> None:
         """Called by Serve every few seconds: replaced where registry or capacity are no longer looked at."""
