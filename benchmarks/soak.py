@@ -27,6 +27,7 @@ from dataclasses import asdict
 from itertools import combinations
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -272,14 +273,16 @@ def main() -> None:
         write_adapters(folder / "adapters")
         connect(num_cpus=4)
         try:
-            measure(folder, args.seconds, args.clients)
+            figures, details = measure(folder, args.seconds, args.clients)
         finally:
             serve.shutdown()
             ray.shutdown()
+    # Last: what Ray says of its end would follow the line of JSON.
+    emit("soak", figures, **details)
 
 
-def measure(folder: Path, seconds: float, clients: int) -> None:
-    """Start, soak, report."""
+def measure(folder: Path, seconds: float, clients: int) -> tuple[dict[str, float], dict[str, Any]]:
+    """Start and soak: figures and details."""
     soak = Soak(start(folder), folder / "adapters")
     progress(f"serving; two adapters' pictures of a scene differ by {soak.detector.margin():.2f} levels or more")
     memory = Memory(soak.gate, soak.answered, min(WARM_S, seconds / 5))
@@ -300,18 +303,17 @@ def measure(folder: Path, seconds: float, clients: int) -> None:
         "unexpected": soak.counts["unexpected"],
         "requests": soak.answered(),
     }
-    emit(
-        "soak",
-        figures,
-        growth_by_process=memory.growth_by_process(),
-        memory_mb=[round(mb) for _, mb in memory.samples],
-        counts=dict(soak.counts),
-        statuses=dict(soak.statuses),
-        wrong=soak.wrong[:20],
-        farthest=soak.farthest,
-        margin=soak.detector.margin(),
-        engine=asdict(stats),
-    )
+    details = {
+        "growth_by_process": memory.growth_by_process(),
+        "memory_mb": [round(mb) for _, mb in memory.samples],
+        "counts": dict(soak.counts),
+        "statuses": dict(soak.statuses),
+        "wrong": soak.wrong[:20],
+        "farthest": soak.farthest,
+        "margin": soak.detector.margin(),
+        "engine": asdict(stats),
+    }
+    return figures, details
 
 
 if __name__ == "__main__":
