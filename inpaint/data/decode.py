@@ -195,9 +195,14 @@ def to_rgb_and_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | Non
     if image.mode.startswith("I"):
         image = to_grey(image)
     elif image.mode not in ("RGB", "L", "CMYK"):
-        # Palettes by way of RGBA: Pillow warns of the others, though nothing is wrong.
-        image = (image.convert("RGBA") if image.mode == "P" else image).convert("RGB")
+        image = own_rgb(image)
     return _as_srgb(image, profile), alpha
+
+
+def own_rgb(image: Image.Image) -> Image.Image:
+    """RGB of an 8-bit image, its profile's own numbers, without its alpha channel."""
+    # Palettes by way of RGBA: Pillow warns of the others, though nothing is wrong.
+    return (image.convert("RGBA") if image.mode == "P" else image).convert("RGB")
 
 
 def on_white(rgb: Image.Image, alpha: Image.Image | None) -> Image.Image:

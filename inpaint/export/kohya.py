@@ -102,7 +102,8 @@ def _layers(
     tensors: Mapping[str, Tensor], metadata: Mapping[str, str], info: BaseInfo, where: str
 ) -> dict[str, _Layer]:
     """By our name of the layer."""
-    known = {alias: layer for layer in info.layers for alias in _names(layer, info)}
+    per_block = _attentions_per_block(info) if info.is_xl else None
+    known = {alias: layer for layer in info.layers for alias in _names(layer, per_block)}
     found: dict[str, _Layer] = {}
     for name, tensor in tensors.items():
         foreign = next((what for part, what in _FOREIGN.items() if part in name), None)
@@ -125,29 +126,32 @@ def _layers(
     return found
 
 
-def _names(layer: str, info: BaseInfo) -> Iterator[str]:
-    """What a layer (on disk) is called in files of others."""
+def _attentions_per_block(info: BaseInfo) -> int:
+    ups = re.findall(r"unet\.up_blocks\.\d+\.attentions\.(\d+)", " ".join(info.layers))
+    return 1 + max(map(int, ups), default=0)
+
+
+def _names(layer: str, per_block: int | None) -> Iterator[str]:
+    """What a layer (on disk) is called in files of others. Args: per_block: `_original`'s, of SDXL."""
     prefix, _, path = layer.partition(".")
     yield layer
     yield f"{prefix}.{path.removeprefix('text_model.')}"
     flat = path.replace(".", "_")
     if prefix == "unet":
         yield f"lora_unet_{flat}"
-        if info.is_xl:
-            yield f"lora_unet_{_original(path, info).replace('.', '_')}"
+        if per_block is not None:
+            yield f"lora_unet_{_original(path, per_block).replace('.', '_')}"
     elif prefix == "text_encoder_2":
         yield f"lora_te2_{flat}"
     else:
         yield f"lora_te1_{flat}"
-        if not info.is_xl:
+        if per_block is None:
             yield f"lora_te_{flat}"
 
 
-def _original(path: str, info: BaseInfo) -> str:
+def _original(path: str, per_block: int) -> str:
     """diffusers' path of a layer in SDXL's U-Net -> the original one: `down_blocks.1.attentions.0` is
     `input_blocks.4.1`, for there a block's layers, and its up- or downsampler, are counted on."""
-    ups = re.findall(r"unet\.up_blocks\.\d+\.attentions\.(\d+)", " ".join(info.layers))
-    per_block = 1 + max(map(int, ups), default=0)
 
     def renamed(match: re.Match[str]) -> str:
         block, attention = int(match[2]), int(match[3])

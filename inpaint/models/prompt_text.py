@@ -44,6 +44,11 @@ class PromptSettings:
         if not 1 <= self.prompt_chunks <= MOST_CHUNKS:
             raise InpaintError(f"prompt_chunks {self.prompt_chunks}: give 1 to {MOST_CHUNKS}, of 75 tokens each")
 
+    @property
+    def prompts(self) -> "PromptSettings":
+        """These alone, of what has more settings."""
+        return PromptSettings(prompt_weights=self.prompt_weights, prompt_chunks=self.prompt_chunks)
+
 
 AS_WRITTEN = PromptSettings()
 

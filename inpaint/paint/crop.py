@@ -10,6 +10,7 @@ from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import cv2
 import numpy as np
 from PIL import Image
 
@@ -157,10 +158,7 @@ def _pull(colours_HW3: np.ndarray, known_HW: np.ndarray) -> np.ndarray:
     sums = weighed.reshape(high, 2, wide, 2, 3).sum((1, 3))
     weights = np.pad(known_HW, padding).reshape(high, 2, wide, 2).sum((1, 3))
     coarse = _pull(sums / np.maximum(weights, 1e-6)[..., None], weights.clip(max=1))
-    channels = [
-        Image.fromarray(coarse[..., i]).resize((2 * wide, 2 * high), Image.Resampling.BILINEAR) for i in range(3)
-    ]
-    smooth = np.dstack([np.asarray(channel) for channel in channels])[:height, :width]
+    smooth = cv2.resize(coarse, (2 * wide, 2 * high), interpolation=cv2.INTER_LINEAR)[:height, :width]
     share = known_HW[..., None]
     return share * colours_HW3 + (1 - share) * smooth
 

@@ -18,6 +18,7 @@ from inpaint.data.decode import (
     load_hole,
     on_white,
     open_image,
+    own_rgb,
     rgb_profile,
     to_rgb_and_alpha,
     upright,
@@ -51,7 +52,7 @@ class Photo:
         image = np.array(on_white(rgb, alpha))
         if alpha is None and not profile:
             return cls(image=image, own=image)
-        own = np.array(picture.convert("RGBA").convert("RGB") if profile else rgb)
+        own = np.array(own_rgb(picture) if profile else rgb)
         return cls(image=image, own=own if alpha is None else np.dstack([own, np.asarray(alpha)]), profile=profile)
 
     @property

@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -173,16 +173,16 @@ class LoraRecipe(PromptSettings, Recipe):
             ParameterGroup(self.token_learning_rate, token_parameters(base)),
         ]
         groups = [group for group in groups if group.parameters]
-        prompts = PromptSettings(prompt_weights=self.prompt_weights, prompt_chunks=self.prompt_chunks)
         return LatentInpainting(
-            base, groups, seed=settings.seed, loss=self.loss, precision=settings.precision, prompts=prompts
+            base, groups, seed=settings.seed, loss=self.loss, precision=settings.precision, prompts=self.prompts
         )
 
     def export_folder(self, part: str) -> str:
         return f"{self.output}/adapters/{part}"
 
     def export(self, trained: Trained, folder: Path) -> None:
-        height, width = _shape(self.resolution or 1)
+        read = self.read_settings()
+        height, width = read.height, read.width
         card = AdapterCard(
             base=self.base,
             base_revision=str(self.revision),
@@ -205,7 +205,7 @@ class LoraRecipe(PromptSettings, Recipe):
         count = min(self.card_samples, len(rows))
         chosen = rows.select(np.arange(count) * len(rows) // count)
         with tempfile.TemporaryDirectory() as folder, ProgressBar("samples for the card") as bar:
-            sampling = SamplingSettings(prompt_weights=self.prompt_weights, prompt_chunks=self.prompt_chunks)
+            sampling = SamplingSettings(**asdict(self.prompts))
             settings = PaintSettings(base=self.base, adapter=str(adapter), sampling=sampling)
             paint_manifest(chosen, settings, folder, on_progress=bar.show)
             return [np.asarray(Image.open(path)) for path in sorted((Path(folder) / "comparisons").rglob("*.png"))]

@@ -20,7 +20,7 @@ from inpaint.device import on_device
 from inpaint.train import optimizers
 from inpaint.train.checkpoint import State
 from inpaint.train.objective import MicroBatch, Objective, ParameterGroup
-from inpaint.train.settings import Offload, Optimizer, Precision, TrainSettings
+from inpaint.train.settings import MOMENTS, Offload, Optimizer, Precision, TrainSettings
 
 LOSS_SCALE = "loss_scale"
 """Kind of state: where DeepSpeed's dynamic loss scaling stands, in fp16."""
@@ -38,7 +38,7 @@ class ZeroEngine:
         self.objective, self.settings, self.layout, self.device = objective, settings, layout, device
         self.groups: list[ParameterGroup] = objective.groups()
         self.parameters = {name: p for group in self.groups for name, p in group.parameters.items()}
-        moments = optimizers.MOMENTS.get(settings.optimizer, ())
+        moments = MOMENTS.get(settings.optimizer, ())
         initial = {name: p.detach().float().cpu().clone() for name, p in self.parameters.items()}
         trained = sum(p.numel() for p in self.parameters.values())
         config = deepspeed_config(settings, layout, trained)

@@ -17,8 +17,6 @@ from inpaint.train.checkpoint import State
 from inpaint.train.objective import ParameterGroup
 from inpaint.train.settings import Optimizer, TrainSettings
 
-MOMENTS = {Optimizer.ADAMW: ("exp_avg", "exp_avg_sq"), Optimizer.SGD: ("momentum_buffer",)}
-"""What is kept of each element of a parameter, by those that ZeRO may shard."""
 GROUPS = "groups"
 """Kind of state: the numbers of an optimizer's groups, by place and name (Prodigy's `0.d`)."""
 _PACKAGES = {Optimizer.ADAMW_8BIT: "bitsandbytes", Optimizer.PRODIGY: "prodigyopt"}

@@ -82,8 +82,9 @@ class Optimizer(StrEnum):
     """Mishchenko 2023: finds the learning rate; those that are given must be 1. Needs prodigyopt."""
 
 
-SHARDED = (Optimizer.ADAMW, Optimizer.SGD)
-"""What works on parts of parameters, as ZeRO's stages from 1 up have them."""
+MOMENTS = {Optimizer.ADAMW: ("exp_avg", "exp_avg_sq"), Optimizer.SGD: ("momentum_buffer",)}
+"""What is kept of each element of a parameter, by those that work on parts of parameters, as ZeRO's stages from 1 up
+have them."""
 
 
 class Offload(StrEnum):
@@ -203,7 +204,7 @@ class TrainSettings:
             raise InpaintError(f"offload parameters needs zero_stage 3, not {self.zero_stage}; or offload optimizer")
         if self.precision is Precision.FP16 and self.zero_stage == 0:
             raise InpaintError("precision fp16 needs zero_stage 1, 2 or 3 (ZeRO scales the loss); or use bf16")
-        if self.optimizer not in SHARDED and self.zero_stage:
+        if self.optimizer not in MOMENTS and self.zero_stage:
             raise InpaintError(
                 f"optimizer {self.optimizer} needs whole parameters, which zero_stage {self.zero_stage} does not keep: "
                 "give zero_stage 0 (without offload, and bf16 instead of fp16), or adamw"

@@ -126,16 +126,14 @@ class AdapterCache:
 
     def _download(self, name: str, digest: str) -> AdapterFiles:
         """What the registry has now; `put` sees whether it is whole."""
-        size = self._single(name)
-        is_folder = size is None
-        files = (
-            {CARD_FILE: self._read(f"{name}/{CARD_FILE}", _MAX_CARD_BYTES)}
-            if size is None
-            else self._converted(name, size)
-        )
+        single = self._single(name)
+        if single is not None:
+            files = self._converted(name, single)
+        else:
+            files = {CARD_FILE: self._read(f"{name}/{CARD_FILE}", _MAX_CARD_BYTES)}
         if _sha256(files[CARD_FILE]) != digest:
             raise AdapterIncomplete(f"{name} has been replaced in the registry: send the request again")
-        if not is_folder:
+        if single is not None:
             return files
         paths = [self.root.join(f"{name}/{file}") for file in (LORA_FILE, *EMBEDS_FILES)]
         infos = [info for info in self.root.filesystem.get_file_info(paths) if info.type == pafs.FileType.File]

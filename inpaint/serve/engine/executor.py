@@ -18,7 +18,6 @@ from inpaint.errors import InpaintError
 from inpaint.models.adapter import Adapter
 from inpaint.models.base import Base
 from inpaint.models.latents import decode
-from inpaint.models.prompt_text import PromptSettings
 from inpaint.paint.crop import WorkingImage, pasted, working_image
 from inpaint.paint.denoise import DenoisingRow, start_rows
 from inpaint.paint.request import PaintRequest, SamplingSettings
@@ -188,9 +187,8 @@ def _is_guided(job: Job) -> bool:
 
 def _prompt(job: Job, *, is_negative: bool = False) -> Prompt:
     request = job.order.request
-    text, sampling = request.negative_prompt if is_negative else request.prompt, request.sampling
-    settings = PromptSettings(prompt_weights=sampling.prompt_weights, prompt_chunks=sampling.prompt_chunks)
-    return Prompt(text, job.order.adapters, job.uses, is_negative, settings)
+    text = request.negative_prompt if is_negative else request.prompt
+    return Prompt(text, job.order.adapters, job.uses, is_negative, request.sampling.prompts)
 
 
 def _tensors_of(row: DenoisingRow) -> Iterator[Tensor]:

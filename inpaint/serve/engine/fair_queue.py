@@ -49,8 +49,8 @@ class FairQueue:
             del self._jobs[key]
 
     def in_turn(self) -> "Iterator[Job]":
-        """The next ones, as far as they are asked for; what is charged meanwhile counts."""
-        rest = {key: iter(list(jobs)) for key, jobs in self._jobs.items()}
+        """The next ones, as far as they are asked for; what is charged meanwhile counts. None may come or leave."""
+        rest = {key: iter(jobs) for key, jobs in self._jobs.items()}
         while rest:
             key = min(rest, key=self._spent.__getitem__)
             job = next(rest[key], None)
