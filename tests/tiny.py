@@ -120,13 +120,13 @@ def tiny_sd(folder: Path) -> Path:
     return folder
 
 
-def tiny_sdxl_inpaint(folder: Path) -> Path:
-    """9 input channels, two text encoders, size conditioning."""
+def tiny_sdxl_inpaint(folder: Path, in_channels: int = 9) -> Path:
+    """Two text encoders, size conditioning; 9 input channels, or 4, as stable-diffusion-xl-base-1.0."""
     torch.manual_seed(1)
     tokenizer = tiny_tokenizer()
     config = tiny_text_config(tokenizer)
     unet = tiny_unet(
-        9,
+        in_channels,
         cross_attention_dim=2 * WIDTH,
         addition_embed_type="text_time",
         addition_time_embed_dim=4,

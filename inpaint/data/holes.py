@@ -9,7 +9,7 @@ does not change what the others draw.
 
 import math
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Protocol
 
@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from inpaint.data.decode import PAINT
+from inpaint.data.panels import Grid, Panel, find_panels, panels_hole
 from inpaint.errors import InpaintError
 
 MOST_SHAPES = 40
@@ -32,6 +33,10 @@ class Hole(Protocol):
     def uses_own(self) -> bool:
         """Whether the row's own mask is looked at; where not, it is not even read."""
         return False
+
+    def seeing(self, image: np.ndarray) -> "Hole":
+        """The recipe for this image, uint8 H W 3, where what it shows counts. Raises BadRow for one that cannot be."""
+        return self
 
     def draw(self, own: np.ndarray | None, height: int, width: int, rng: np.random.Generator) -> np.ndarray:
         """A hole, uint8 H W. `own` is the row's mask as the crop shows it, uint8 H W, not empty; None: it has none."""
@@ -91,6 +96,9 @@ class Sometimes(Hole):
     def uses_own(self) -> bool:
         return self.hole.uses_own or self.instead.uses_own
 
+    def seeing(self, image: np.ndarray) -> Hole:
+        return replace(self, hole=self.hole.seeing(image), instead=self.instead.seeing(image))
+
     def draw(self, own: np.ndarray | None, height: int, width: int, rng: np.random.Generator) -> np.ndarray:
         chosen = self.instead if rng.random() < self.probability else self.hole
         return chosen.draw(own, height, width, rng)
@@ -111,6 +119,9 @@ class _Reaching(Hole):
     @property
     def uses_own(self) -> bool:
         return self.hole.uses_own
+
+    def seeing(self, image: np.ndarray) -> Hole:
+        return replace(self, hole=self.hole.seeing(image))
 
     def draw(self, own: np.ndarray | None, height: int, width: int, rng: np.random.Generator) -> np.ndarray:
         radius = round(rng.random() * self.most * min(height, width))
@@ -151,25 +162,25 @@ class Feathered(_Reaching):
 
 @dataclass(frozen=True, kw_only=True)
 class Panels(Hole):
-    """Some whole panels of a composite, chosen at random; all panels are alike in size."""
+    """Some whole panels of a composite, chosen at random; borders and gutters are kept."""
 
-    rows: int = 2
-    columns: int = 2
+    grid: Grid = Grid()
     most: int = 2
     """1 to this many are painted, uniform; fewer than there are."""
+    found: tuple[Panel, ...] = ()
+    """Where they lie in the image, once it was seen."""
 
     def __post_init__(self) -> None:
-        if min(self.rows, self.columns) < 1 or not 1 <= self.most < self.rows * self.columns:
-            raise InpaintError(
-                f"most {self.most} of {self.rows} x {self.columns} panels: give 1 or more, and leave one to be seen"
-            )
+        if not 1 <= self.most < self.grid.count:
+            raise InpaintError(f"up to {self.most} of {self.grid} panels: give 1 or more, and leave one to be seen")
+
+    def seeing(self, image: np.ndarray) -> Hole:
+        return replace(self, found=find_panels(image, self.grid))
 
     def draw(self, own: np.ndarray | None, height: int, width: int, rng: np.random.Generator) -> np.ndarray:
-        count = int(rng.integers(1, self.most + 1))
-        painted = np.zeros(self.rows * self.columns, dtype=np.uint8)
-        painted[rng.permutation(painted.size)[:count]] = 255
-        of_row, of_column = np.arange(height) * self.rows // height, np.arange(width) * self.columns // width
-        return painted.reshape(self.rows, self.columns)[of_row[:, None], of_column]
+        assert self.found, "which panels there are is seen in an image"
+        painted = rng.permutation(self.grid.count)[: int(rng.integers(1, self.most + 1))]
+        return panels_hole((height, width), self.found, painted.tolist()).astype(np.uint8) * 255
 
 
 class HoleKind(StrEnum):

@@ -43,6 +43,7 @@ class Reason(StrEnum):
     FULL_HOLE = "full mask"
     TRANSPARENT_MASK = "transparent mask"
     NOT_A_COUNT = "not a count"
+    OTHER_GRID = "another grid"
 
 
 @dataclass(frozen=True, kw_only=True)

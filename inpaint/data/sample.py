@@ -175,9 +175,9 @@ def make_sample(
     own = None if mask is None else cover(mask, shape, box).astype(np.uint8) * 255
     if own is not None and flip:
         own = np.ascontiguousarray(own[:, ::-1])
-    hole = settings.hole.draw(own, *shape, generator(seed, "hole", position))
-    assert hole.shape == shape and not is_empty(hole), f"{settings.hole} drew a hole of {hole.shape}, or none"
     image_HW3 = _resized(image, box, shape, flip)
+    hole = settings.hole.seeing(image_HW3).draw(own, *shape, generator(seed, "hole", position))
+    assert hole.shape == shape and not is_empty(hole), f"{settings.hole} drew a hole of {hole.shape}, or none"
     input_HW3 = image_HW3
     if "input" in files:
         input_HW3 = _resized(load_rgb(files["input"], "input", limits, target=shape), box, shape, flip)

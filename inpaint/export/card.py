@@ -10,11 +10,13 @@ from inpaint.export.adapter_folder import EMBEDS_FILES
 from inpaint.export.grid import grid
 from inpaint.models.adapter import Adapter, AdapterCard
 from inpaint.models.base import BaseInfo
+from inpaint.models.locate import TOYS
 
 LICENCES = {
     "stable-diffusion-v1-5/stable-diffusion-inpainting": "CreativeML Open RAIL-M",
     "diffusers/stable-diffusion-xl-1.0-inpainting-0.1": "CreativeML Open RAIL++-M",
-    "toy": "Apache-2.0",
+    "stabilityai/stable-diffusion-xl-base-1.0": "CreativeML Open RAIL++-M",
+    **dict.fromkeys(TOYS, "Apache-2.0"),
 }
 """Of the bases that the presets name; an adapter is a derivative of its base."""
 
@@ -76,9 +78,9 @@ White in `hole` is painted.
 
 
 def _source(card: AdapterCard) -> str:
-    """How diffusers loads the base: the toy base is a folder of this package, a hub id has a commit."""
-    if card.base == "toy":
-        return 'from_pretrained("inpaint/toy/weights/base")'
+    """How diffusers loads the base: a toy base is a folder of this package, a hub id has a commit."""
+    if card.base in TOYS:
+        return f'from_pretrained("inpaint/toy/weights/{TOYS[card.base].name}")'
     if card.base.endswith(".safetensors"):
         return f'from_single_file("{card.base}")'
     is_hub_id = not card.base.startswith(("/", ".", "~"))

@@ -14,6 +14,9 @@ from inpaint.models.single_file import SingleFile, open_file
 
 TOY_BASE = Path(__file__).resolve().parent.parent / "toy" / "weights" / "base"
 """The base shipped with the package, which the name `toy` stands for."""
+TOYS = {"toy": TOY_BASE, "toy-sdxl": TOY_BASE.parent / "sdxl"}
+"""The bases shipped with the package, by the names that stand for them."""
+MADE_BY = {"toy": "python -m ray_jobs.pretrain_toy", "toy-sdxl": "python -m ray_jobs.pretrain_toy --architecture sdxl"}
 
 
 def locate(name: str, revision: str | None, *, weights: bool) -> tuple[DiffusersFolder | SingleFile, str]:
@@ -45,23 +48,25 @@ def locate(name: str, revision: str | None, *, weights: bool) -> tuple[Diffusers
 
 
 def absolute_name(name: str) -> str:
-    """The same base for a process in another directory: an absolute path, a hub id or `toy` as it is."""
-    return str(Path(name).expanduser().resolve()) if name != "toy" and Path(name).expanduser().exists() else name
+    """The same base for a process in another directory: an absolute path, a hub id or a toy as it is."""
+    return str(Path(name).expanduser().resolve()) if name not in TOYS and Path(name).expanduser().exists() else name
 
 
 def _local(name: str) -> Path | None:
     """The folder or file of a base on this machine; None for a hub id. Raises InpaintError for anything else."""
-    if name == "toy" and not (TOY_BASE / "model_index.json").is_file():
+    if name in TOYS and not (TOYS[name] / "model_index.json").is_file():
         raise InpaintError(
-            f"base 'toy': its weights are not in {TOY_BASE}; make them with `python -m ray_jobs.pretrain_toy`, "
-            "or restore them with `git checkout -- inpaint/toy/weights`"
+            f"base {name!r}: its weights are not in {TOYS[name]}; make them with `{MADE_BY[name]}`, or restore them "
+            "with `git checkout -- inpaint/toy/weights`"
         )
-    path = TOY_BASE if name == "toy" else fetched(name) if "://" in str(name) else Path(name).expanduser()
+    path = TOYS[name] if name in TOYS else fetched(name) if "://" in str(name) else Path(name).expanduser()
     if path.exists():
         return path
     if re.fullmatch(r"[A-Za-z0-9][\w-]*/[\w][\w.-]*", name) and path.suffix not in (".safetensors", *PICKLES):
         return None
-    raise InpaintError(f"base {name}: no such folder or file, and not a URL, a hub id (owner/name) or 'toy'")
+    raise InpaintError(
+        f"base {name}: no such folder or file, and not a URL, a hub id (owner/name), 'toy' or 'toy-sdxl'"
+    )
 
 
 def _sha256(file: Path) -> str:

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from inpaint.data import quarantine
+from inpaint.data.panels import ChosenPanels, Grid
 from inpaint.data.quarantine import Quarantined, Reason
 from inpaint.data.rows import Manifest, Row
 from inpaint.data.storage import opened
@@ -32,7 +33,7 @@ from inpaint.models.locate import absolute_name
 from inpaint.paint.painter import Painter
 from inpaint.paint.paste import comparison, kept_pixels_changed
 from inpaint.paint.photos import Photo, encode_png, read_row
-from inpaint.paint.request import PaintRequest, SamplingSettings
+from inpaint.paint.request import WHOLE, PaintRequest, SamplingSettings
 from inpaint.rowmap import QUARANTINE, ActorPool, ActorResources, Item, MapReport, Result, map_rows
 from inpaint.stopping import StopToken
 
@@ -59,6 +60,19 @@ class PaintSettings:
     """Of the base's weights; fp16 is for GPUs."""
     negative_prompt: str = ""
     """What to steer away from."""
+    panels: tuple[int, ...] = ()
+    """Of a data set of composites: the panels to paint, whatever masks it has; 0 is at the top left, 1 beside it."""
+    grid: str = "2x2"
+    """Of composites: rows x columns."""
+
+    def __post_init__(self) -> None:
+        _ = self.chosen_panels
+
+    @property
+    def chosen_panels(self) -> ChosenPanels | None:
+        """None where photos are no composites. Raises InpaintError for panels that a grid does not have."""
+        grid = Grid.parse(self.grid)
+        return ChosenPanels(self.panels, grid) if self.panels else None
 
 
 @dataclass(frozen=True)
@@ -107,9 +121,10 @@ def read_models(settings: PaintSettings) -> PaintModels:
             adapter = read_adapter_file(file.read(), PurePosixPath(where).name.removesuffix(SUFFIX), info)
     if adapter is not None:
         check_adapter(adapter, info)
-    decided = replace(
-        settings, base=absolute_name(base), revision=info.revision, sampling=settings.sampling.resolved(info)
-    )
+    sampling = settings.sampling.resolved(info)
+    if settings.panels and sampling.padding is None:
+        sampling = replace(sampling, padding=WHOLE)  # the other panels are what counts
+    decided = replace(settings, base=absolute_name(base), revision=info.revision, sampling=sampling)
     return PaintModels(decided, adapter)
 
 
@@ -175,6 +190,8 @@ def plan_tasks(manifest: Manifest, models: PaintModels) -> tuple[list[Item], lis
     files = [] if models.adapter is None else sorted(models.adapter.card.files.items())
     weights = f"{settings.revision} {settings.precision} {files}"
     shared = [weights, asdict(settings.sampling), settings.seed, settings.negative_prompt]
+    if settings.panels:
+        shared += [settings.panels, settings.grid]
     for number, row in enumerate(manifest.rows(), start=1):
         try:
             prompt = models.prompt(row.prompt, row.category)
@@ -235,7 +252,7 @@ class PaintWorker:
     def _request(self, task: PaintTask) -> tuple[Photo, PaintRequest] | BadRow:
         seed = self.models.settings.seed
         try:
-            photo, hole = read_row(task.row, seed)
+            photo, hole = read_row(task.row, seed, self.models.settings.chosen_panels)
         except BadRow as error:
             # The file vanished or changed since the manifest was made.
             return error

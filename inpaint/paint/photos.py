@@ -25,6 +25,7 @@ from inpaint.data.decode import (
 )
 from inpaint.data.files import read
 from inpaint.data.holes import CentreKept
+from inpaint.data.panels import ChosenPanels
 from inpaint.data.quarantine import Reason
 from inpaint.data.rows import Row
 from inpaint.data.storage import open_root, opened, written
@@ -97,14 +98,17 @@ class Fill(StrEnum):
     """Masks of a DDPM."""
 
 
-def read_row(row: Row, seed: int) -> tuple[Photo, np.ndarray]:
+def read_row(row: Row, seed: int, panels: ChosenPanels | None = None) -> tuple[Photo, np.ndarray]:
     """The photo to paint on and its hole (H x W bool). Raises BadRow.
 
-    The photo is the row's `input`, or its image. Without a mask the hole is all but a centre of random size.
+    The photo is the row's `input`, or its image. The hole are the `panels`, where some are given; or else the row's
+    mask; or else all but a centre of random size.
     """
     root, most = open_root(row.root), DEFAULT_LIMITS.max_bytes
     path, field = (row.image, "output") if row.input is None else (row.input, "input")
     photo = _photo(read(root, path, field, most), field)
+    if panels is not None:
+        return photo, panels.hole(photo.image)
     if row.hole is None:
         height, width = photo.image.shape[:2]
         return photo, CentreKept().draw(None, height, width, generator(seed, f"paint/{row.id}", 0)) >= PAINT
@@ -115,6 +119,12 @@ def read_photo(image: str, mask: str, fill: Fill) -> tuple[Photo, np.ndarray]:
     """One photo and its hole (H x W bool) from files. Raises InpaintError, also BadRow."""
     photo = _photo(_bytes(image, "image"), "image")
     return photo, _hole(_bytes(mask, "mask"), photo, fill)
+
+
+def read_composite(image: str, panels: ChosenPanels) -> tuple[Photo, np.ndarray]:
+    """One composite from a file, and its hole (H x W bool): these panels. Raises InpaintError, also BadRow."""
+    photo = _photo(_bytes(image, "image"), "image")
+    return photo, panels.hole(photo.image)
 
 
 def check_png_name(output: str) -> None:

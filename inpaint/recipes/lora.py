@@ -121,6 +121,10 @@ class LoraRecipe(PromptSettings, Recipe):
         """What is painted in training."""
         return Sometimes(Feathered(Grown(OwnMask())), self.full_hole_probability)
 
+    def paint_settings(self, adapter: str) -> PaintSettings:
+        """How the card's samples are painted with the exported adapter."""
+        return PaintSettings(base=self.base, adapter=adapter, sampling=SamplingSettings(**asdict(self.prompts)))
+
     def aspect(self) -> float:
         height, width = _shape(self.resolution or 1)
         return height / width
@@ -205,8 +209,7 @@ class LoraRecipe(PromptSettings, Recipe):
         count = min(self.card_samples, len(rows))
         chosen = rows.select(np.arange(count) * len(rows) // count)
         with tempfile.TemporaryDirectory() as folder, ProgressBar("samples for the card") as bar:
-            sampling = SamplingSettings(**asdict(self.prompts))
-            settings = PaintSettings(base=self.base, adapter=str(adapter), sampling=sampling)
+            settings = self.paint_settings(str(adapter))
             paint_manifest(chosen, settings, folder, on_progress=bar.show)
             return [np.asarray(Image.open(path)) for path in sorted((Path(folder) / "comparisons").rglob("*.png"))]
 

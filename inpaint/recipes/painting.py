@@ -6,7 +6,7 @@ from typing import Annotated
 import tyro
 
 from inpaint.data.pipeline import read_manifest
-from inpaint.data.sources import CsvSource, FolderSource
+from inpaint.data.sources import CsvSource, FolderSource, Source
 from inpaint.device import choose_device
 from inpaint.diffusion.ddpm import PixelSampling
 from inpaint.errors import InpaintError
@@ -55,6 +55,8 @@ class PaintPhotos:
         if self.image is not None:
             check_png_name(self.output)
         # What would be ignored is refused.
+        if self.image is not None and self.settings.panels:
+            raise InpaintError("--panels are for --data; `python -m ray_jobs.paint_panels` paints one composite's")
         if self.image is not None and self.pool != ActorPool():
             raise InpaintError("--actors, --cpus-per-actor, --gpus-per-actor and --max-batch are for --data")
         if self.model is None:
@@ -95,35 +97,34 @@ def paint_photos(config: PaintPhotos, *, stop: StopToken | None = None) -> str:
 
 
 def _paint_data(config: PaintPhotos, data: str, stop: StopToken | None) -> str:
-    from inpaint import cluster
-
     folder = FolderSource(path=data, prompt=config.prompt, category=config.category)
     source = CsvSource(path=data) if config.is_csv else folder
-    read_models(config.settings)  # what is wrong with them is told before the files are read
+    return paint_source(source, config.settings, config.output, pool=config.pool, stop=stop)
+
+
+def paint_source(
+    source: Source, settings: PaintSettings, output: str, *, pool: ActorPool, stop: StopToken | None
+) -> str:
+    """Paint a data set into a folder or URL, and say what was done. Raises InpaintError, as `paint_photos`."""
+    from inpaint import cluster
+
+    read_models(settings)  # what is wrong with them is told before the files are read
     cluster.connect()
     with ProgressBar("reading") as bar:
         manifest, bad = read_manifest(
             source,
             max_bad_fraction=1.0,
-            quarantine=f"{config.output}/{QUARANTINE}",
-            memory=f"{config.output}/inspected.parquet",
+            quarantine=f"{output}/{QUARANTINE}",
+            memory=f"{output}/inspected.parquet",
             progress=bar.show,
             stop=stop,
         )
     with ProgressBar("painting") as bar:
-        report = paint_manifest(
-            manifest,
-            config.settings,
-            config.output,
-            pool=config.pool,
-            quarantined=bad,
-            on_progress=bar.show,
-            stop=stop,
-        )
+        report = paint_manifest(manifest, settings, output, pool=pool, quarantined=bad, on_progress=bar.show, stop=stop)
         for warned in report.warned:
             bar.warn(warned.line)
-    aside = f"{len(report.quarantined)} in {config.output}/{QUARANTINE}"
-    return f"{report.done} painted, {report.skipped} were done, {aside}: {config.output}"
+    aside = f"{len(report.quarantined)} in {output}/{QUARANTINE}"
+    return f"{report.done} painted, {report.skipped} were done, {aside}: {output}"
 
 
 def _paint_photo(config: PaintPhotos, image: str, mask: str) -> None:

@@ -36,6 +36,7 @@ from inpaint.toy.base import (
 )
 from inpaint.toy.catalogue import render, write_catalogue
 from inpaint.toy.measure import measure_base
+from inpaint.toy.measure_panels import measure_panel_base
 from inpaint.toy.panels import write_mixture
 from inpaint.train.latent import LatentInpainting
 from inpaint.train.objective import AUTOCAST, MicroBatch, Objective, ParameterGroup, to_pixels
@@ -124,7 +125,7 @@ class ToyUnet(ToyPart):
         if self.architecture == "sd15":
             return super().read_settings()
         size = IMAGE_SIZES[self.architecture]
-        return ReadSettings(height=size, width=size, hole=Sometimes(Panels(most=3), 0.2))
+        return ReadSettings(height=size, width=size, hole=Sometimes(Panels(), 0.1))
 
     def objective(self, device: torch.device) -> Objective:
         base, settings = load_base(self.base, device=device), self.train
@@ -155,13 +156,15 @@ class PretrainToy:
     output: str
     """Folder of the run; the base is written to its `unet/base/`."""
     architecture: Architecture = "sd15"
-    """sdxl begins with the shipped sd15 base: its VAE, and all weights that are in both."""
+    """sd15 is made from nothing, sdxl of what another base has."""
+    begin: str = "toy"
+    """Of sdxl: the base whose VAE it takes, and with whose weights of the same name and size it begins."""
     images: int = 8000
     """Size of the procedural catalogue that is trained on."""
     named: float = 0.7
     """Share of the captions that name the background; of sd15."""
     seed: int = 7
-    """Of the catalogue and of the trainings."""
+    """Of the pictures and of the trainings."""
     vae_learning_rate: float = 2e-3
     unet_learning_rate: float = 8e-4
     loss: LossSettings = LossSettings()
@@ -200,7 +203,8 @@ shows is decided where noise is most, so that the loss is debiased."""
 
 
 def pretrain_toy(config: PretrainToy, *, stop: StopToken | None = None) -> tuple[Path, dict[str, float]]:
-    """Make the base and measure it; returns its folder, in diffusers format, and the figures of `measure_base`.
+    """Make the base and measure it; returns its folder, in diffusers format, and the figures of `measure_base`,
+    for SDXL of `measure_panel_base`.
 
     They are written to `base.json` in `output`, with the settings that made it. Run again, it goes on where it ended.
 
@@ -222,7 +226,7 @@ def pretrain_toy(config: PretrainToy, *, stop: StopToken | None = None) -> tuple
         loss=config.loss,
     )
     (folder,) = run(unet, stop=stop)
-    figures = measure_base(folder)
+    figures = measure_panel_base(folder) if config.architecture == "sdxl" else measure_base(folder)
     settings = {name: value for name, value in plain(config).items() if name != "output"}
     command = ["python", "-m", "ray_jobs.pretrain_toy", "--architecture", config.architecture, "--output", "RUN"]
     command += arguments_of(config, PretrainToy.of_architecture(config.architecture, output=config.output))
@@ -243,13 +247,16 @@ def _begin_sd15(config: PretrainToy, output: Path, stop: StopToken | None) -> tu
 
 
 def _begin_sdxl(config: PretrainToy, output: Path, stop: StopToken | None) -> tuple[Path, str]:
-    """The rows, and a base with all that it shares with the shipped one."""
+    """The rows, and a base with all that it shares with another one."""
     csv = write_mixture(output / "mixture", seed=config.seed, count=config.images)
-    shipped = load_base("toy")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        unet = begin_with(build_unet("sdxl"), shipped.unet)
-    parts = {"vae": shipped.vae, "unet": unet}
+    other = load_base(config.begin)
+    parts: dict[str, nn.Module] = {"vae": other.vae}
+    if other.info.is_xl:
+        parts |= _trained_modules(other)
+    else:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            parts["unet"] = begin_with(build_unet("sdxl"), other.unet)
     return csv, str(assemble(output / "begin", architecture="sdxl", parts=parts, seed=config.seed))
 
 

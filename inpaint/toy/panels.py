@@ -54,9 +54,9 @@ def write_sheets(folder: str | Path, *, seed: int, count: int, first_index: int 
 def write_mixture(folder: str | Path, *, seed: int, count: int, size: int = 64) -> Path:
     """Write what the SDXL base is trained on, PNGs and `mixture.csv` (`output,prompt`); returns its path.
 
-    A sixth are single scenes of the composites' size, a quarter composites whose panels have nothing in common, the
+    An eighth are single scenes of the composites' size, an eighth composites whose panels have nothing in common, the
     others such that share one trait, never more: a base that can look from one panel to another, and that was never
-    shown one product twice. A third of these captions tell the trait's value.
+    shown one product twice. A sixth of these captions tell the trait's value.
     """
     folder = Path(folder)
     (folder / "images").mkdir(parents=True, exist_ok=True)
@@ -74,11 +74,11 @@ def write_mixture(folder: str | Path, *, seed: int, count: int, size: int = 64) 
 def _mixed(seed: int, index: int, size: int) -> tuple[Array, str]:
     """One picture of the mixture, uint8 2S 2S 3, and its caption."""
     rng = generator(seed, "toy/mixture", index)
-    kind, tells = rng.random(), rng.random() < 1 / 3
-    if kind < 1 / 6:
+    kind, tells = rng.random(), rng.random() < 1 / 6
+    if kind < 1 / 8:
         scene = render(seed, 4 * index, 2 * size)
         return scene.image, scene.caption(True)
-    if kind < 5 / 12:
+    if kind < 1 / 4:
         return compose(seed, index, size, common=()).image, "four photos"
     trait = TRAITS[int(rng.integers(len(TRAITS)))]
     composite = compose(seed, index, size, common=(trait,))

@@ -23,6 +23,9 @@ PAGES += sorted((ROOT / "ray_jobs").glob("[a-z]*.py"))
 NEEDED = {
     "train_category_lora": "--data d.csv --output runs/x",
     "train_ddpm": "--data d --output runs/x",
+    "train_panel_lora": "--data-dir d --output-dir o",
+    "paint_panels": "--base-model b --input-image i.png",
+    "make_composites": "--data d.csv --output o",
     "paint": "--model runs/x --image i.png --mask m.png --output o.png",
 }
 """What these commands cannot do without."""

@@ -168,6 +168,19 @@ def test_a_second_signal_ends_at_once_what_the_service_still_does(
     assert before == [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)]
 
 
+def test_the_panels_that_it_shows_are_accepted_too() -> None:
+    lines = CONFIG.read_text().splitlines()
+    first = lines.index("  # - name: panels")
+    last = next(number for number in range(first, len(lines)) if not lines[number])
+    shown = [line.replace("  # ", "  ", 1) for line in lines[first:last]]
+    app = ServeDeploySchema(**yaml.safe_load("\n".join([*lines[:first], *shown]))).applications[1]
+    paint = ServeDeploySchema(**yaml.safe_load("\n".join(lines))).applications[0]
+    assert (app.route_prefix, app.import_path) == ("/panels", paint.import_path)
+    args = PaintArgs(**app.args)
+    assert args.registry_settings.max_rank == 64, "what train_panel_lora makes by default fits"
+    assert [d.name for d in app.deployments] == [d.name for d in paint.deployments]
+
+
 def test_the_model_of_ones_own_that_it_shows_is_accepted_too() -> None:
     lines = CONFIG.read_text().splitlines()
     first = next(number for number, line in enumerate(lines) if line == "  # - name: ddpm")

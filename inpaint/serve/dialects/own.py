@@ -8,14 +8,19 @@ One picture is answered as itself, several (or with `answer=json`) as JSON; `str
 and `field`. The answer has the photo's size.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from fastapi import FastAPI
 from pydantic import BeforeValidator, ConfigDict, JsonValue
 from starlette.responses import JSONResponse, Response
 
+from inpaint.data.panels import ChosenPanels, Grid
+from inpaint.errors import InpaintError
+from inpaint.paint.photos import Photo
+from inpaint.paint.request import WHOLE
 from inpaint.serve.dialects.adapters import ChosenAdapter, adapted, choose
 from inpaint.serve.dialects.painting import PaintCall, PaintEndpoint, PaintFields
 from inpaint.serve.http.endpoint import Picture, sse
@@ -40,6 +45,11 @@ def _from_text(value: Any) -> Any:
     return [{"name": name, "weight": weight} if colon else {"name": weight} for name, colon, weight in split]
 
 
+def _numbers(value: Any) -> Any:
+    """ "2,3" as JSON would say it."""
+    return value.split(",") if isinstance(value, str) else value
+
+
 _EXAMPLES: list[JsonValue] = [
     {"image": "iVBORw0...", "mask": "iVBORw0...", "category": "CDP_FOOD", "seed": 42},
     {"image": "iVBORw0...", "prompt": "a table", "adapters": [{"name": "CDP_FOOD", "weight": 0.8}], "n": 4},
@@ -54,7 +64,11 @@ class OwnFields(PaintFields):
     image: Upload
     """The photo: PNG, JPEG or WEBP."""
     mask: Upload | None = None
-    """Same size; white = paint. Without it, transparent pixels are painted."""
+    """Same size; white = paint. Without it and without panels, transparent pixels are painted."""
+    panels: Annotated[tuple[int, ...], BeforeValidator(_numbers, json_schema_input_type=str | tuple[int, ...])] = ()
+    """Of a composite, in place of a mask: the panels to paint, 0 at the top left, 1 beside it; in a form, `2,3`."""
+    grid: Word = "2x2"
+    """Of a composite: rows x columns; gutters and borders are found, and kept."""
     category: Word = ""
     """Whose look is painted: GET /catalogue lists them."""
     adapters: Annotated[
@@ -88,19 +102,33 @@ class OwnEndpoint(PaintEndpoint[OwnFields]):
         if fields.answer == "image" and fields.n > 1:
             raise bad("answer", f"image, but n is {fields.n}: ask for json")
         photo = decode_photo(fields.image, "image", self.settings, self.base.size_multiple)
+        sampling = fields.sampling(fields.size)
+        if fields.panels and sampling.padding is None:
+            sampling = replace(sampling, padding=WHOLE)  # the other panels are what counts
         return self.call(
             fields,
             prompt=prompt,
             adapters=adapters,
             photo=photo,
-            hole=read_hole(fields.mask, photo, self.settings, "white"),
-            sampling=fields.sampling(fields.size),
+            hole=self._hole(fields, photo),
+            sampling=sampling,
             seed=fields.seed,
             n=fields.n,
             encoding=fields.encoding(fields.quality, self.settings),
             previews=fields.previews if fields.stream else None,
-            warnings=["previews have no effect without stream"] if fields.previews and not fields.stream else [],
+            warnings=list(_without_effect(fields)),
         )
+
+    def _hole(self, fields: OwnFields, photo: Photo) -> np.ndarray:
+        if not fields.panels:
+            return read_hole(fields.mask, photo, self.settings, "white")
+        if fields.mask is not None:
+            raise bad("mask", "panels say what is painted: leave one of the two out")
+        try:
+            chosen = ChosenPanels(fields.panels, Grid.parse(fields.grid))
+        except InpaintError as error:
+            raise bad("panels", str(error), "out_of_range") from error
+        return chosen.hole(photo.image)
 
     def answer(self, call: PaintCall[OwnFields], pictures: Sequence[Picture]) -> Response:
         if call.n == 1 and call.fields.answer != "json":
@@ -144,6 +172,13 @@ def _adapters(fields: OwnFields, catalogue: Mapping[str, ServedAdapter]) -> list
     if len(having) != 1:
         raise bad("category", f"{shown(category)} is known to {len(having)} of the adapters given, not to one")
     return [replace(one, category=category) if one is having[0] else one for one in chosen]
+
+
+def _without_effect(fields: OwnFields) -> Iterator[str]:
+    if fields.previews and not fields.stream:
+        yield "previews have no effect without stream"
+    if "grid" in fields.model_fields_set and not fields.panels:
+        yield "grid has no effect without panels"
 
 
 def _described(call: PaintCall[OwnFields], picture: Picture) -> dict[str, Any]:

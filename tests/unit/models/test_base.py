@@ -214,7 +214,7 @@ def test_a_base_at_a_url_is_the_one_that_was_put_there(sd_folder, tmp_path):
 
 
 def test_a_toy_base_that_was_not_made_names_the_command(tmp_path, monkeypatch):
-    monkeypatch.setattr(locate, "TOY_BASE", tmp_path / "absent")
+    monkeypatch.setitem(locate.TOYS, "toy", tmp_path / "absent")
     with pytest.raises(InpaintError, match=r"python -m ray_jobs.pretrain_toy"):
         load_base("toy")
 

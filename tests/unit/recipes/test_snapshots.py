@@ -14,6 +14,7 @@ from inpaint.recipes import ddpm
 from inpaint.recipes.category_lora import CategoryLora
 from inpaint.recipes.demo import Demo
 from inpaint.recipes.lora import LORA_PRESETS, LoraRecipe
+from inpaint.recipes.panel_lora import TrainPanelLora
 from inpaint.recipes.toy_base import PretrainToy, ToyVae
 from inpaint.train.recipe import Recipe
 from inpaint.train.settings import plain
@@ -22,7 +23,9 @@ FOLDER = Path(__file__).parent / "snapshots"
 RECIPES: dict[str, Any] = {
     **{f"category_lora-{name}": CategoryLora.of_preset(name, data="DATA", output="OUT") for name in LORA_PRESETS},
     **{f"ddpm-{size}": ddpm.preset_of(size, data="DATA", output="OUT") for size in PRESETS},
+    "panel_lora": TrainPanelLora(data_dir="DATA", output_dir="OUT").recipe(),
     "pretrain_toy": PretrainToy(output="OUT"),
+    "pretrain_toy-sdxl": PretrainToy.of_architecture("sdxl", output="OUT"),
     "toy_vae": ToyVae(data="DATA", output="OUT", learning_rate=PretrainToy.vae_learning_rate, train=PretrainToy.vae),
     "demo": Demo(),
 }

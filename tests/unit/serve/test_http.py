@@ -437,7 +437,7 @@ def test_every_field_of_our_own_dialect_is_documented(client):
     for name, schema in fields.items():
         assert schema["description"], name
         value = values.get(name, str(schema.get("default", schema.get("minimum"))))
-        if name not in ("image", "mask"):
+        if name not in ("image", "mask", "panels"):  # panels are in place of a mask
             assert ask(client, "own", **{name: value}).status_code == 200, (name, value)
 
 

@@ -1,0 +1,119 @@
+"""What the SDXL toy base paints into hidden panels, and what an adapter makes it paint, judged by the detectors."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from inpaint.data.panels import ChosenPanels
+from inpaint.models.base import load_base
+from inpaint.paint.painter import Painter
+from inpaint.paint.paste import kept_pixels_changed
+from inpaint.paint.request import PaintRequest
+from inpaint.progress import ProgressBar
+from inpaint.randomness import generator
+from inpaint.toy.detectors import UNCLEAR
+from inpaint.toy.measure import HELD_OUT_SEED, held_out, reconstruction_db
+from inpaint.toy.panel_detectors import PanelDetectors
+from inpaint.toy.panels import SHEET_PROMPT, TRAITS, Composite, compose
+from inpaint.toy.textures import Array
+
+PRODUCT = ("shape", "colour")
+
+
+@dataclass(frozen=True)
+class PaintedPanels:
+    """Hidden panels of held-out composites, painted, and what the detectors see in them."""
+
+    images: Array
+    """N H W 3, uint8: the whole composites."""
+    right: dict[str, float]
+    """Per trait, the share of painted panels that have the first visible panel's; `product`: shape and colour both."""
+    clear: float
+    """Share of painted panels of which every trait can be told."""
+    visible_pixels_changed: int
+
+
+def paint_hidden(
+    painter: Painter,
+    detectors: PanelDetectors,
+    composites: Sequence[Composite],
+    prompts: Sequence[str],
+    *,
+    hidden: int,
+    seed: int = 0,
+    title: str = "painting",
+) -> PaintedPanels:
+    """Hide so many panels of each composite, chosen at random, and paint them."""
+    chosen = [
+        ChosenPanels(tuple(generator(seed, "toy/hidden", number).permutation(4)[:hidden].tolist()))
+        for number in range(len(composites))
+    ]
+    requests = [
+        PaintRequest(image=one.image, hole=panels.hole(one.image), prompt=prompt, seed=seed + number)
+        for number, (one, panels, prompt) in enumerate(zip(composites, chosen, prompts, strict=True))
+    ]
+    painted: list[Array] = []
+    with ProgressBar(title, total=len(requests)) as bar:
+        while len(painted) < len(requests):
+            painted += painter.paint(requests[len(painted) :][: painter.max_batch])
+            bar.show(len(painted), len(requests))
+    changed = sum(kept_pixels_changed(r.image, image, r.hole) for r, image in zip(requests, painted, strict=True))
+    places = [(number, panel) for number, panels in enumerate(chosen) for panel in panels.numbers]
+    seen = detectors.see(np.stack([_panel(painted[number], panel) for number, panel in places]))
+    wanted = [
+        next(scene for panel, scene in enumerate(composites[number].panels) if panel not in chosen[number].numbers)
+        for number, _ in places
+    ]
+    hits = {
+        trait: np.array([name == getattr(scene, trait) for name, scene in zip(seen[trait], wanted, strict=True)])
+        for trait in TRAITS
+    }
+    hits["product"] = np.all([hits[trait] for trait in PRODUCT], axis=0)
+    return PaintedPanels(
+        images=np.stack(painted),
+        right={name: float(hit.mean()) for name, hit in hits.items()},
+        clear=float(np.mean([UNCLEAR not in names for names in zip(*seen.values(), strict=True)])),
+        visible_pixels_changed=changed,
+    )
+
+
+def _panel(image: Array, number: int) -> Array:
+    side = len(image) // 2
+    row, column = divmod(number, 2)
+    return image[row * side : (row + 1) * side, column * side : (column + 1) * side]
+
+
+def held_out_composites(count: int, common: tuple[str, ...] = TRAITS) -> list[Composite]:
+    """Composites that no training saw; by default sheets."""
+    return [compose(HELD_OUT_SEED, index, common=common) for index in range(count)]
+
+
+def measure_panel_base(folder: str, *, samples: int = 100) -> dict[str, float]:
+    """The figures of an SDXL toy base, on held-out composites with one hidden panel.
+
+    Keys: `vae_db`; `clear_share`, of panels whose every trait can be told; `shared_TRAIT`, the share that has what the
+    prompt says the panels share, and which only they show; `told_colour`, what the prompt tells; `sheet_product`, the
+    share that has a sheet's product, which this base was never shown (chance: 1/64); `visible_pixels_changed`.
+    """
+    base, detectors = load_base(folder), PanelDetectors.fit()
+    painter = Painter(base, device="cpu", max_batch=16)
+
+    def painted(common: tuple[str, ...], prompt: str, title: str) -> PaintedPanels:
+        composites = held_out_composites(samples, common)
+        prompts = [prompt.format(**vars(one.panels[0])) for one in composites]
+        return paint_hidden(painter, detectors, composites, prompts, hidden=1, title=title)
+
+    shared = {trait: painted((trait,), f"four photos of one {trait}", f"one {trait}") for trait in TRAITS}
+    told = painted(("colour",), "four photos of {colour}", "told colour")
+    sheets = painted(TRAITS, SHEET_PROMPT, "sheets")
+    every = [*shared.values(), told, sheets]
+    return {
+        "vae_db": reconstruction_db(base, held_out(512)),
+        "clear_share": float(np.mean([one.clear for one in every])),
+        **{f"shared_{trait}": one.right[trait] for trait, one in shared.items()},
+        "told_colour": told.right["colour"],
+        "sheet_product": sheets.right["product"],
+        "sheet_background": sheets.right["background"],
+        "visible_pixels_changed": sum(one.visible_pixels_changed for one in every),
+    }

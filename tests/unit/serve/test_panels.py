@@ -1,0 +1,75 @@
+"""Panels of a composite as fields of a request, in place of a mask."""
+
+import io
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from PIL import Image
+from starlette.testclient import TestClient
+
+from inpaint.serve.dialects.paint_http import paint_http
+from inpaint.serve.http.limits import HttpSettings
+from tests.unit.serve.clients import b64
+from tests.unit.serve.fake import FakeService, alpha_png, mask_png
+
+
+@pytest.fixture
+def service() -> FakeService:
+    return FakeService()
+
+
+@pytest.fixture
+def client(service: FakeService) -> Iterator[TestClient]:
+    with TestClient(paint_http(service, HttpSettings())) as client:
+        yield client
+
+
+def _composite() -> bytes:
+    """Panels of 30 pixels, gutters of 4."""
+    image = np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8)
+    image[30:34] = image[:, 30:34] = 255
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("as_form", [True, False])
+def test_panels_are_painted_in_place_of_a_mask_and_gutters_are_kept(client, service, as_form):
+    image = _composite()
+    if as_form:
+        response = client.post("/paint", files={"image": image}, data={"panels": "1, 2", "feather": "3"})
+    else:
+        response = client.post("/paint", json={"image": b64(image), "panels": [1, 2], "feather": 3})
+    assert response.status_code == 200
+    request = service.orders[-1].request
+    hole = np.zeros((64, 64), bool)
+    hole[:30, 34:] = hole[34:, :30] = True
+    assert (request.hole == hole).all()
+    assert (request.sampling.padding, request.sampling.feather) == ("whole", 3)
+
+
+def test_a_grid_without_panels_is_told_to_be_for_nothing(client):
+    response = client.post("/paint", data={"grid": "1x4", "answer": "json"}, files={"image": alpha_png()})
+    assert response.json()["warnings"] == ["grid has no effect without panels"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "field", "message"),
+    [
+        ({"panels": "4"}, "panels", "panel 4: a grid of 2x2 has the panels 0 to 3"),
+        ({"panels": "0,1,2,3"}, "panels", "leave one to be seen"),
+        ({"panels": "x"}, "panels", "x"),
+        ({"panels": "1", "grid": "2by2"}, "panels", "grid '2by2'"),
+        ({"panels": "1", "grid": "1x3"}, "image", "its gutters make 2 rows"),
+    ],
+)
+def test_panels_that_are_not_there_are_told(client, fields, field, message):
+    response = client.post("/paint", files={"image": _composite()}, data=fields)
+    assert response.status_code in (400, 422)
+    assert response.json()["field"] == field and message in response.json()["detail"]
+
+
+def test_panels_and_a_mask_are_not_both_taken(client):
+    response = client.post("/paint", files={"image": _composite(), "mask": mask_png()}, data={"panels": "1"})
+    assert response.status_code == 400 and response.json()["field"] == "mask"
