@@ -116,6 +116,8 @@ def read_batch(
         "position": positions,
         "image": np.zeros((size, *shape, 3), dtype=np.uint8),
         "hole": np.full((size, *shape), 255, dtype=np.uint8),
+        "original_size": np.full((size, 2), shape, dtype=np.int32),
+        "crop_top_left": np.zeros((size, 2), dtype=np.int32),
         "weight": np.zeros(size, dtype=np.float32),
         **{name: np.full(size, "", dtype=object) for name in ("prompt", "label", "error")},
     }
@@ -156,8 +158,8 @@ def make_sample(
 ) -> dict[str, Any]:
     """Decode, crop, resize, flip, make the hole, format the text: a function of its arguments alone.
 
-    Returns `image` and `input`, uint8 H W 3, `hole`, uint8 H W (never empty), `prompt` and `label`. Raises BadRow where
-    a file cannot be decoded.
+    Returns `image` and `input`, uint8 H W 3, `hole`, uint8 H W (never empty), `original_size` and `crop_top_left`,
+    `prompt` and `label`. Raises BadRow where a file cannot be decoded.
 
     Args:
         files: as `fetch` gives them.
@@ -182,7 +184,8 @@ def make_sample(
     if "input" in files:
         input_HW3 = _resized(load_rgb(files["input"], "input", limits, target=shape), box, shape, flip)
     prompt, label = text_of(row, settings, seed, position)
-    return {"image": image_HW3, "input": input_HW3, "hole": hole, "prompt": prompt, "label": label}
+    sizes = {"original_size": (row.height, row.width), "crop_top_left": _corner(box, shape, flip)}
+    return {"image": image_HW3, "input": input_HW3, "hole": hole, **sizes, "prompt": prompt, "label": label}
 
 
 def text_of(row: Row, settings: ReadSettings, seed: int, position: int) -> tuple[str, str]:
@@ -225,6 +228,13 @@ def _followed(mask_HW: np.ndarray, start: int, length: int) -> int:
         held = np.searchsorted(painted, painted + length) - np.arange(len(painted))
         start = min(int(painted[held.argmax()]), mask_HW.shape[1] - length)
     return start
+
+
+def _corner(box: Box, shape: tuple[int, int], flip: bool) -> tuple[int, int]:
+    """Top and left of the crop in the whole image where that was resized, mirrored and then cropped, as diffusers' SDXL
+    scripts tell it."""
+    left, top, right, bottom = box
+    return round(top / (bottom - top) * shape[0]), round((1 - right if flip else left) / (right - left) * shape[1])
 
 
 def _resized(image: Image.Image, box: Box, shape: tuple[int, int], flip: bool) -> np.ndarray:

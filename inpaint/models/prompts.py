@@ -117,18 +117,25 @@ def warn_of_cuts(cut: Iterable[int]) -> None:
         warnings.warn(Several(text, prompts), stacklevel=3)
 
 
-def unet_kwargs(conditioning: Conditioning, height: int, width: int) -> dict[str, Any]:
+def unet_kwargs(
+    conditioning: Conditioning, height: int, width: int, *, origin_B4: Tensor | None = None
+) -> dict[str, Any]:
     """Keyword arguments of the U-Net besides latents and timesteps, for images of `height` x `width` pixels.
 
     SDXL's `time_ids` are (original height and width, crop top and left, target height and width): Podell 2023, 2.2.
+
+    Args:
+        origin_B4: the first four of each row; None: these images are what there is, as painting tells it.
     """
     kwargs: dict[str, Any] = {"encoder_hidden_states": conditioning.embeds_BLD}
     if conditioning.pooled_BP is not None:
         pooled_BP = conditioning.pooled_BP
         # Made on the device: a copy would wait for all that is queued there.
-        sizes = (height, width, 0, 0, height, width)
-        ids_B6 = torch.cat([pooled_BP.new_full((len(pooled_BP), 1), size) for size in sizes], 1)
-        kwargs["added_cond_kwargs"] = {"text_embeds": pooled_BP, "time_ids": ids_B6}
+        sizes = (height, width) if origin_B4 is not None else (height, width, 0, 0, height, width)
+        columns = [pooled_BP.new_full((len(pooled_BP), 1), size) for size in sizes]
+        if origin_B4 is not None:
+            columns.insert(0, origin_B4.float())  # bf16 would make 1336 of 1333
+        kwargs["added_cond_kwargs"] = {"text_embeds": pooled_BP, "time_ids": torch.cat(columns, 1)}
     return kwargs
 
 

@@ -65,7 +65,10 @@ class LatentInpainting(nn.Module):
     def forward(self, batch: MicroBatch, *, validating: bool = False) -> Tensor:
         # Not `base.device`: diffusers finds it by walking through all modules, which costs 4 % of a small step.
         device = self.unet.conv_in.weight.device
-        positions_B = on_device(batch["position"], device)
+        # One copy to the device for all of them.
+        told = [batch[name] for name in ("position", "original_size", "crop_top_left")]
+        told_B5 = on_device(np.column_stack(told), device)
+        positions_B, origin_B4 = told_B5[:, 0], told_B5[:, 1:]
         self._dropped[:] = batch["position"].tolist()
         hole_B1HW = to_hole(batch["hole"], device)
         purpose = "validation " if validating else ""
@@ -82,7 +85,8 @@ class LatentInpainting(nn.Module):
             prompts = [read_prompt(str(prompt), self.prompts) for prompt in batch["prompt"]]
             tokens = tokenize(self.base.tokenizers, [prompts] * len(self.base.tokenizers))
             warn_of_cuts(tokens.cut)
-            kwargs = unet_kwargs(encode_together(self.base, tokens), *hole_B1HW.shape[-2:])
+            text = encode_together(self.base, tokens)
+            kwargs = unet_kwargs(text, *hole_B1HW.shape[-2:], origin_B4=origin_B4)
             # The weights may not be: ZeRO keeps trained ones in flat buffers.
             inputs = inputs.to(self.unet.conv_in.weight.dtype).contiguous(memory_format=torch.channels_last)
             output_BChw = self.unet(inputs, noised.timesteps_B, **kwargs).sample

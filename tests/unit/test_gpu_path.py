@@ -80,6 +80,8 @@ def training(objective: Callable[[], torch.nn.Module], side: int) -> Iterator[tu
         "position": np.arange(2),
         "image": np.zeros((2, side, side, 3), dtype=np.uint8),
         "hole": np.full((2, side, side), 255, dtype=np.uint8),
+        "original_size": np.full((2, 2), side, dtype=np.int32),
+        "crop_top_left": np.zeros((2, 2), dtype=np.int32),
         "prompt": ["CDP_X background", "CDP_X background, a red box"],
         "label": ["", ""],
     }

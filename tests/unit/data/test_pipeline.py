@@ -168,13 +168,16 @@ def test_batches_keep_the_contract(folder, with_input):
     dataset = batches(manifest, replace(READ, width=24), seed=1, start=3, stop=3 + 24, layout=one(4))
     found = list(dataset.iter_batches(batch_size=None))
     assert [batch["position"].tolist() for batch in found] == [list(range(p, p + 4)) for p in range(3, 27, 4)]
-    names = {"position", "image", "hole", "prompt", "label", "weight", "error"} | ({"input"} if with_input else set())
+    names = {"position", "image", "hole", "original_size", "crop_top_left", "prompt", "label", "weight", "error"}
+    names |= {"input"} if with_input else set()
     for batch in found:
         assert set(batch) == names
         assert batch["position"].dtype == np.int64 and batch["weight"].dtype == np.float32
         assert batch["image"].shape == (4, 16, 24, 3) and batch["image"].dtype == np.uint8
         assert batch["hole"].shape == (4, 16, 24) and batch["hole"].dtype == np.uint8
         assert (batch["hole"].max(axis=(1, 2)) >= 128).all()
+        assert batch["original_size"].shape == batch["crop_top_left"].shape == (4, 2)
+        assert batch["original_size"].dtype == batch["crop_top_left"].dtype == np.int32
         assert (batch["weight"] == 1).all() and set(batch["error"]) == set(batch["label"]) == {""}
         rows = Plan.of(manifest, 1).lookup(batch["position"])[1]
         assert [manifest.row(row).prompt for row in rows] == batch["prompt"].tolist()

@@ -1,5 +1,7 @@
 """One sample: the same geometry for image, input and hole; everything keyed by position; prompts as formatted."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -221,6 +223,28 @@ def test_exif_turns_image_and_mask_together():
     chosen = plain(24)
     one, other = make_sample(ROW, upright, chosen, 0, 0), make_sample(ROW, turned, chosen, 0, 0)
     assert np.array_equal(one["image"], other["image"]) and np.array_equal(one["hole"], other["hole"])
+
+
+@pytest.mark.parametrize("flip", [0.0, 1.0])
+def test_a_sample_tells_where_its_crop_lies_in_the_resized_and_mirrored_image(flip):
+    """As diffusers' SDXL scripts do it: resize, mirror, crop; the crop's corner is counted then."""
+    row = replace(ROW, width=200, height=100)
+    image, chosen = images.picture(200, 100), plain(64, crop=Crop.RANDOM, flip_probability=flip)
+    resized = image.resize((128, 64))
+    whole = np.asarray(resized.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else resized)
+    lefts = set()
+    for position in range(4):
+        sample = make_sample(row, {"image": images.encoded(image)}, chosen, 0, position)
+        (top, left), size = sample["crop_top_left"], sample["original_size"]
+        lefts.add(left)
+        assert size == (100, 200) and top == 0
+        difference = whole[:, left : left + 64].astype(int) - sample["image"]
+        assert np.abs(difference).max() <= 4
+    assert len(lefts) > 1
+    tall = make_sample(
+        replace(ROW, width=60, height=120), {"image": images.encoded(images.picture(60, 120))}, plain(24), 0, 0
+    )
+    assert (tall["original_size"], tall["crop_top_left"]) == ((120, 60), (12, 0))
 
 
 def test_prompts_are_formatted():

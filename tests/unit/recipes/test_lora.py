@@ -67,6 +67,7 @@ def batch_of(position: int) -> MicroBatch:
     hole = np.zeros((1, SIZE, 2 * SIZE), dtype=np.uint8)
     hole[:, 8:, 8:40] = 255
     one = {"position": np.array([position]), "image": image, "hole": hole, "weight": np.ones(1, np.float32)}
+    one |= {"original_size": np.array([[SIZE, 2 * SIZE]]), "crop_top_left": np.zeros((1, 2), int)}
     return {**one, "prompt": np.array([PROMPT], dtype=object), "error": np.array([""])}
 
 

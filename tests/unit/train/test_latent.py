@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from inpaint.models.latents import Posterior
 from inpaint.train.latent import LatentInpainting
 from inpaint.train.objective import MicroBatch, to_hole, to_pixels
 from inpaint.train.settings import Precision
-from tests.tiny import SIZE, tiny_scheduler, tiny_sd, tiny_sd_inpaint
+from tests.tiny import SIZE, tiny_scheduler, tiny_sd, tiny_sd_inpaint, tiny_sdxl_inpaint
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +39,8 @@ def batch_of(positions: list[int], hole: np.ndarray | None = None) -> MicroBatch
     if hole is not None:
         holes[:] = hole
     prompts = np.array([f"the red wood {p}" for p in positions], dtype=object)
-    return {"position": np.array(positions), "image": images, "hole": holes, "prompt": prompts}
+    told = {"original_size": np.full((len(positions), 2), SIZE), "crop_top_left": np.zeros((len(positions), 2), int)}
+    return {"position": np.array(positions), "image": images, "hole": holes, **told, "prompt": prompts}
 
 
 @pytest.mark.parametrize("channels", [9, 4])
@@ -134,8 +136,8 @@ class Sees(torch.nn.Module):
         super().__init__()
         self.conv_in = torch.nn.Conv2d(channels, 1, 1)
 
-    def forward(self, inputs: torch.Tensor, timesteps: torch.Tensor, **_: object) -> object:
-        self.inputs, self.timesteps = inputs, timesteps
+    def forward(self, inputs: torch.Tensor, timesteps: torch.Tensor, **told: Any) -> object:
+        self.inputs, self.timesteps, self.told = inputs, timesteps, told
         return SimpleNamespace(sample=torch.zeros_like(inputs[:, :4]))
 
 
@@ -150,6 +152,17 @@ def test_a_four_channel_base_is_shown_what_painting_shows_it(folders: dict[int, 
     clean, noise = (keyed.normal(1, purpose, position, image.shape) for purpose in ("vae", "noise"))
     expected = add_noise(module.diffusion.schedule, image.sample(clean), noise, module.unet.timesteps)
     assert torch.allclose(module.unet.inputs, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("precision", [Precision.FP32, Precision.BF16])
+def test_sdxl_is_told_each_rows_own_size_and_crop(precision: Precision, tmp_path: Path) -> None:
+    module = module_of(tiny_sdxl_inpaint(tmp_path, in_channels=4), precision)
+    module.unet = Sees(4)
+    sizes = {"original_size": np.array([[1333, 2000], [640, 481]]), "crop_top_left": np.array([[0, 17], [8, 0]])}
+    module({**batch_of([3, 7]), **sizes})
+    told = module.unet.told["added_cond_kwargs"]
+    assert told["time_ids"].tolist() == [[1333, 2000, 0, 17, SIZE, SIZE], [640, 481, 8, 0, SIZE, SIZE]]
+    assert told["text_embeds"].shape[0] == 2 and (told["text_embeds"][0] != told["text_embeds"][1]).any()
 
 
 def test_latents_may_come_from_elsewhere(folders: dict[int, Path]) -> None:
