@@ -25,6 +25,7 @@ _HOMES = {
     "inpaint.recipes.category_lora": ("CategoryLora",),
     "inpaint.recipes.ddpm": ("TrainDdpm", "load_ddpm"),
     "inpaint.recipes.demo": ("Demo", "run_demo"),
+    "inpaint.recipes.generate": ("GeneratePictures", "generate_pictures"),
     "inpaint.recipes.inpainting": ("train_inpainting", "inpaint_image", "set_seed"),
     "inpaint.recipes.composites": ("MakeComposites", "make_composites"),
     "inpaint.recipes.painting": ("PaintPhotos", "paint_photos"),

@@ -28,7 +28,7 @@ from inpaint.errors import BadRow, InpaintError
 from inpaint.export.adapter_folder import load_adapter
 from inpaint.export.kohya import SUFFIX, read_adapter_file
 from inpaint.models.adapter import Adapter, apply_adapter, check_adapter
-from inpaint.models.base import DTYPES, load_base, read_base_info
+from inpaint.models.base import DTYPES, BaseInfo, load_base, read_base_info
 from inpaint.models.locate import absolute_name
 from inpaint.paint.painter import Painter
 from inpaint.paint.paste import comparison, kept_pixels_changed
@@ -83,6 +83,7 @@ class PaintModels:
     """With nothing left open."""
     adapter: Adapter | None
     """By value: other machines need not see its folder."""
+    info: BaseInfo
 
     def painter(self, device: str, max_batch: int) -> Painter:
         """Load the base, and apply the adapter."""
@@ -96,6 +97,17 @@ class PaintModels:
     def prompt(self, prompt: str, category: str | None) -> str:
         """As the adapter was trained. Raises InpaintError for a category that it was not trained on."""
         return prompt if self.adapter is None else self.adapter.card.prompt(prompt, category)
+
+    def key(self, *task: str) -> str:
+        """Hash of all that a picture depends on: the settings, the weights, and what its task says."""
+        settings = self.settings
+        files = [] if self.adapter is None else sorted(self.adapter.card.files.items())
+        weights = f"{settings.revision} {settings.precision} {files}"
+        shared: list[object] = [weights, asdict(settings.sampling), settings.seed, settings.negative_prompt]
+        if settings.panels:
+            shared += [settings.panels, settings.grid]
+        text = json.dumps([*shared, *task], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
 
     def request(self, photo: np.ndarray, hole: np.ndarray, prompt: str, seed: int) -> PaintRequest:
         """One hole, painted as the settings say."""
@@ -125,7 +137,7 @@ def read_models(settings: PaintSettings) -> PaintModels:
     if settings.panels and sampling.padding is None:
         sampling = replace(sampling, padding=WHOLE)  # the other panels are what counts
     decided = replace(settings, base=absolute_name(base), revision=info.revision, sampling=sampling)
-    return PaintModels(decided, adapter)
+    return PaintModels(decided, adapter, info)
 
 
 def paint_manifest(
@@ -185,22 +197,15 @@ class PaintTask:
 def plan_tasks(manifest: Manifest, models: PaintModels) -> tuple[list[Item], list[Quarantined]]:
     """A `PaintTask` for each row, in the manifest's order, and the rows whose category the adapter does not know."""
     items, unknown = [], []
-    settings = models.settings
     names = output_names(manifest.table["id"].to_pylist())
-    files = [] if models.adapter is None else sorted(models.adapter.card.files.items())
-    weights = f"{settings.revision} {settings.precision} {files}"
-    shared = [weights, asdict(settings.sampling), settings.seed, settings.negative_prompt]
-    if settings.panels:
-        shared += [settings.panels, settings.grid]
     for number, row in enumerate(manifest.rows(), start=1):
         try:
             prompt = models.prompt(row.prompt, row.category)
         except InpaintError as error:
             unknown.append(Quarantined.of(number, row.image, BadRow("category", Reason.UNKNOWN_CATEGORY, str(error))))
             continue
-        text = json.dumps([*shared, row.id, row.digest, prompt], sort_keys=True)
-        key = hashlib.sha256(text.encode()).hexdigest()
-        items.append(Item(row.id, key, PaintTask(row=row, prompt=prompt, output=names[row.id])))
+        task = PaintTask(row=row, prompt=prompt, output=names[row.id])
+        items.append(Item(row.id, models.key(row.id, row.digest, prompt), task))
     return items, unknown
 
 
@@ -230,8 +235,8 @@ def _short_name(row_id: str) -> str:
     return f"{PurePosixPath(path).with_suffix('').as_posix()}{sign}{number}.png"
 
 
-class PaintWorker:
-    """Paints batches of tasks; each batch is read and encoded by threads around one painting."""
+class Worker:
+    """What an actor paints with."""
 
     def __init__(self, models: PaintModels, max_batch: int, resources: ActorResources) -> None:
         # Ray sets OMP_NUM_THREADS from whole CPUs only, and torch may have read it before.
@@ -239,6 +244,10 @@ class PaintWorker:
         self.threads = ThreadPoolExecutor(resources.threads)
         self.models = models
         self.painter = models.painter(resources.device, max_batch)
+
+
+class PaintWorker(Worker):
+    """Paints batches of tasks; each batch is read and encoded by threads around one painting."""
 
     def __call__(self, tasks: Sequence[PaintTask]) -> list[Result | BadRow]:
         started = time.monotonic()

@@ -89,9 +89,10 @@ class WorkingImage:
 
 
 def working_shape_of(info: "BaseInfo", request: PaintRequest, window: Window | None = None) -> tuple[int, int]:
-    """The working height and width of a request on this base."""
+    """The working height and width of a request on this base; of a picture from text alone about its own."""
     height, width = request.hole[window or window_of(info, request)].shape
-    return working_shape(height, width, size=request.sampling.size or info.default_size, multiple=info.size_multiple)
+    usual = math.sqrt(height * width) if request.text_alone else info.default_size
+    return working_shape(height, width, size=request.sampling.size or usual, multiple=info.size_multiple)
 
 
 def working_image(info: "BaseInfo", request: PaintRequest) -> WorkingImage:
@@ -114,7 +115,7 @@ def pasted(request: PaintRequest, window: Window, painted: np.ndarray) -> np.nda
     return paste_back(request.image, large, request.hole, feather=request.sampling.feather)
 
 
-def working_shape(height: int, width: int, *, size: int, multiple: int) -> tuple[int, int]:
+def working_shape(height: int, width: int, *, size: float, multiple: int) -> tuple[int, int]:
     """About the aspect of `height` x `width` and the area of `size` x `size`, both sides multiples of `multiple`.
 
     Equal area, not equal longest side: it is what the base was trained for, and makes every photo cost the same.

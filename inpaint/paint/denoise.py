@@ -16,7 +16,7 @@ from inpaint.device import on_device
 from inpaint.diffusion.samplers import COLUMNS, Trajectory, column, step
 from inpaint.diffusion.schedule import NoiseSchedule
 from inpaint.models.base import Base
-from inpaint.models.latents import encode, masked, shrink_hole, unet_input
+from inpaint.models.latents import Posterior, encode, masked, shrink_hole, unet_input
 from inpaint.models.prompts import Conditioning, stacked, unet_kwargs
 from inpaint.paint.crop import WorkingImage
 from inpaint.paint.request import PaintRequest, Start
@@ -73,8 +73,8 @@ def start_rows(
 
     Draws what the inpaint pipelines of diffusers draw, in their order, row by row: the posterior of the whole image (4
     channels, or where a row does not start from noise alone), the noise, the posterior of the masked image, then what
-    the sampler draws, so that no step waits for it. Raises InpaintError for steps or a strength that the base cannot be
-    sampled with.
+    the sampler draws, so that no step waits for it; without the posteriors what the text-to-image pipelines draw, where
+    there is text alone. Raises InpaintError for steps or a strength that the base cannot be sampled with.
     """
     paths = [request.sampling.trajectory(schedule) for request in requests]
     images_BHW3 = on_device(torch.from_numpy(np.stack([image.image_HW3 for image in images])), base.device)
@@ -83,10 +83,11 @@ def start_rows(
     hole_B1HW = holes_BHW[:, None].float()
     hole_B1hw = shrink_hole(hole_B1HW, base.info.downsample)
     is_nine = base.info.in_channels == 9
-    whole = [i for i, path in enumerate(paths) if path.start_clean or not is_nine]
+    unseen = [request.text_alone and not is_nine for request in requests]
+    whole = [i for i, path in enumerate(paths) if path.start_clean or not (is_nine or unseen[i])]
     # One by one: a list of indices would be copied to the device.
-    seen = [pixels_B3HW[i : i + 1] for i in whole]
-    posterior = encode(base, torch.cat([*seen, masked(pixels_B3HW, hole_B1HW)] if is_nine else seen))
+    seen = [pixels_B3HW[i : i + 1] for i in whole] + ([masked(pixels_B3HW, hole_B1HW)] if is_nine else [])
+    posterior = encode(base, torch.cat(seen)) if seen else _of_nothing(base, *hole_B1hw.shape[2:])
     vae_dtype = base.vae.encoder.conv_in.weight.dtype
 
     def draw(generator: torch.Generator, dtype: torch.dtype) -> Tensor:
@@ -104,7 +105,7 @@ def start_rows(
             in_hole_Chw = noise_Chw if request.sampling.start == Start.NOISE else torch.zeros_like(noise_Chw)
             start_Chw = torch.lerp(image_Chw, in_hole_Chw, hole_B1hw[i])
         # A 4-channel pipeline encodes the masked image for nothing, but draws for it.
-        drawn_Chw = draw(generator, vae_dtype)
+        drawn_Chw = torch.zeros_like(noise_Chw) if unseen[i] else draw(generator, vae_dtype)
         fresh_SChw = _fresh(generator, path, noise_Chw.shape, base.dtype)
         control = None
         if request.control is not None:
@@ -127,6 +128,12 @@ def start_rows(
             )
         )
     return rows
+
+
+def _of_nothing(base: Base, height: int, width: int) -> Posterior:
+    """Of no image; it has a shape all the same."""
+    nothing_0Chw = torch.zeros(0, base.vae.config.latent_channels, height, width, device=base.device)
+    return Posterior(nothing_0Chw, nothing_0Chw)
 
 
 def _normal(generator: torch.Generator, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

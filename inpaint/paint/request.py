@@ -145,9 +145,35 @@ class PaintRequest:
     sampling: SamplingSettings = field(default_factory=SamplingSettings)
     control: Control | None = None
     """Only for painters with a ControlNet."""
+    text_alone: bool = False
+    """There is no photo (`of_text`): 4-channel bases draw and paint as diffusers' text-to-image pipelines, others as on
+    an empty photo."""
+
+    @classmethod
+    def of_text(
+        cls, prompt: str, *, height: int, width: int, seed: int, sampling: SamplingSettings, negative_prompt: str = ""
+    ) -> "PaintRequest":
+        """A picture from text alone, painted at the area of `sampling.size`, or else at its own, with sides that the
+        base takes. Raises InpaintError for a strength below 1."""
+        if height < 1 or width < 1:
+            raise InpaintError(f"width {width}, height {height}: give pixels")
+        blank = np.zeros((height, width, 3), dtype=np.uint8)
+        return cls(
+            image=blank,
+            hole=np.ones((height, width), dtype=bool),
+            prompt=prompt,
+            negative_prompt=negative_prompt,
+            seed=seed,
+            sampling=sampling,
+            text_alone=True,
+        )
 
     def __post_init__(self) -> None:
         _check_picture(self.image, self.hole, self.seed)
+        if self.text_alone and not (self.hole.all() and self.sampling.strength == 1):
+            raise InpaintError(
+                f"strength {self.sampling.strength}: a picture from text alone has nothing to keep; give 1"
+            )
         if any("\ud800" <= letter <= "\udfff" for letter in self.prompt + self.negative_prompt):
             raise InpaintError("prompt: it holds half a surrogate pair, which is no text; decode it as UTF-8")
         if self.control is not None and self.control.image.shape != self.image.shape:

@@ -26,6 +26,7 @@ NEEDED = {
     "train_panel_lora": "--data-dir d --output-dir o",
     "paint_panels": "--base-model b --input-image i.png",
     "make_composites": "--data d.csv --output o",
+    "generate": "--prompt p --output o",
     "paint": "--model runs/x --image i.png --mask m.png --output o.png",
 }
 """What these commands cannot do without."""

@@ -37,7 +37,7 @@ def row(name: str, **settings: object) -> Row:
 def plan(
     rows: list[Row], settings: PaintSettings = SETTINGS, adapter: Adapter | None = None
 ) -> tuple[list[Item], list[Quarantined]]:
-    return plan_tasks(Manifest.of(rows), PaintModels(settings, adapter))
+    return plan_tasks(Manifest.of(rows), PaintModels(settings, adapter, base_info()))
 
 
 def test_a_row_with_a_category_gets_its_token_only_with_an_adapter():
