@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from inpaint.diffusion import keyed
 from inpaint.diffusion.schedule import NoiseSchedule, add_noise, snr, target
+from inpaint.errors import InpaintError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,8 +23,15 @@ class LossSettings:
     debiased: bool = False
     """Weigh timesteps so that the noisiest ones, which decide what is painted, count like the others: by 1 / sqrt(SNR)
     for noise prediction, by 1 / (SNR + 1), which is the clean sample's own error, for v."""
+    timestep_shift: float = 1.0
+    """Draw noisier timesteps more often: a share s of the schedule becomes shift * s / (1 + (shift - 1) * s); with 3
+    the noisiest third is drawn in 60 % of the samples, with 1 all alike."""
     noise_offset: float = 0.0
     """A per-channel constant of this scale is added to the noise, so that brightness is learned (0.05 is usual)."""
+
+    def __post_init__(self) -> None:
+        if self.timestep_shift <= 0:
+            raise InpaintError(f"timestep_shift {self.timestep_shift}: give more than 0; 1 draws all timesteps alike")
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +64,8 @@ class HoleDiffusion:
             offset_BC11 = keyed.normal(self.seed, f"{purpose}noise offset", positions_B, (shape[0], 1, 1))
             noise_BChw = noise_BChw + self.loss.noise_offset * offset_BC11
         share_B = keyed.spread(self.seed, f"{purpose}timestep", positions_B)
+        if (shift := self.loss.timestep_shift) != 1:  # Esser et al. 2024, "Scaling rectified flow", equation 23
+            share_B = shift * share_B / (1 + (shift - 1) * share_B)
         timesteps_B = (share_B * self.schedule.train_timesteps).long()
         noisy_BChw = add_noise(self.schedule, clean_BChw, noise_BChw, timesteps_B)
         return Noised(clean_BChw, noise_BChw, timesteps_B, noisy_BChw)

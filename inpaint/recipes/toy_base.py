@@ -191,11 +191,10 @@ class PretrainToy:
 
 XL: dict[str, Any] = {
     "architecture": "sdxl",
-    "images": 6000,
-    "unet_learning_rate": 6e-4,
-    "loss": LossSettings(debiased=True),
+    "unet_learning_rate": 4e-4,
+    "loss": LossSettings(debiased=True, timestep_shift=2.0),
     "unet": TrainSettings(
-        samples=26_000, global_batch=8, max_micro_batch=8, precision=Precision.BF16, zero_stage=0, ema_halflife=1000
+        samples=80_000, global_batch=8, max_micro_batch=8, precision=Precision.BF16, zero_stage=0, ema_halflife=2000
     ),
 }
 """What differs for SDXL. A composite takes four times as long as one scene, so there are fewer samples; what a panel

@@ -93,8 +93,9 @@ def measure_panel_base(folder: str, *, samples: int = 100) -> dict[str, float]:
     """The figures of an SDXL toy base, on held-out composites with one hidden panel.
 
     Keys: `vae_db`; `clear_share`, of panels whose every trait can be told; `shared_TRAIT`, the share that has what the
-    prompt says the panels share, and which only they show; `told_colour`, what the prompt tells; `sheet_product`, the
-    share that has a sheet's product, which this base was never shown (chance: 1/64); `visible_pixels_changed`.
+    prompt says the panels share, and which only they show (`shared_product`: shape and colour); `told_colour`, what the
+    prompt tells; `sheet_product` and `sheet_background`, the share that has a sheet's, which this base was never shown
+    (chance: 1/64 and 1/8); `visible_pixels_changed`.
     """
     base, detectors = load_base(folder), PanelDetectors.fit()
     painter = Painter(base, device="cpu", max_batch=16)
@@ -105,13 +106,15 @@ def measure_panel_base(folder: str, *, samples: int = 100) -> dict[str, float]:
         return paint_hidden(painter, detectors, composites, prompts, hidden=1, title=title)
 
     shared = {trait: painted((trait,), f"four photos of one {trait}", f"one {trait}") for trait in TRAITS}
+    product = painted(PRODUCT, "four photos of one shape and one colour", "one product")
     told = painted(("colour",), "four photos of {colour}", "told colour")
     sheets = painted(TRAITS, SHEET_PROMPT, "sheets")
-    every = [*shared.values(), told, sheets]
+    every = [*shared.values(), product, told, sheets]
     return {
         "vae_db": reconstruction_db(base, held_out(512)),
         "clear_share": float(np.mean([one.clear for one in every])),
         **{f"shared_{trait}": one.right[trait] for trait, one in shared.items()},
+        "shared_product": product.right["product"],
         "told_colour": told.right["colour"],
         "sheet_product": sheets.right["product"],
         "sheet_background": sheets.right["background"],

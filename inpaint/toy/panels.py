@@ -54,9 +54,9 @@ def write_sheets(folder: str | Path, *, seed: int, count: int, first_index: int 
 def write_mixture(folder: str | Path, *, seed: int, count: int, size: int = 64) -> Path:
     """Write what the SDXL base is trained on, PNGs and `mixture.csv` (`output,prompt`); returns its path.
 
-    An eighth are single scenes of the composites' size, an eighth composites whose panels have nothing in common, the
-    others such that share one trait, never more: a base that can look from one panel to another, and that was never
-    shown one product twice. A sixth of these captions tell the trait's value.
+    A tenth are single scenes of the composites' size, a tenth composites whose panels have nothing in common, the
+    others such that share one trait or two, never three: a base that can look from one panel to another, and that was
+    never shown a sheet. An eighth of these captions tell the traits' values.
     """
     folder = Path(folder)
     (folder / "images").mkdir(parents=True, exist_ok=True)
@@ -74,14 +74,14 @@ def write_mixture(folder: str | Path, *, seed: int, count: int, size: int = 64) 
 def _mixed(seed: int, index: int, size: int) -> tuple[Array, str]:
     """One picture of the mixture, uint8 2S 2S 3, and its caption."""
     rng = generator(seed, "toy/mixture", index)
-    kind, tells = rng.random(), rng.random() < 1 / 6
-    if kind < 1 / 8:
+    kind, tells = rng.random(), rng.random() < 1 / 8
+    if kind < 0.1:
         scene = render(seed, 4 * index, 2 * size)
         return scene.image, scene.caption(True)
-    if kind < 1 / 4:
+    if kind < 0.2:
         return compose(seed, index, size, common=()).image, "four photos"
-    trait = TRAITS[int(rng.integers(len(TRAITS)))]
-    composite = compose(seed, index, size, common=(trait,))
-    value = getattr(composite.panels[0], trait)
-    told = f"on {value}" if trait == "background" else f"of {value}"
-    return composite.image, f"four photos {told if tells else f'of one {trait}'}"
+    places = sorted(rng.permutation(len(TRAITS))[: rng.integers(1, len(TRAITS))].tolist())
+    common = tuple(TRAITS[place] for place in places)
+    composite = compose(seed, index, size, common=common)
+    told = (getattr(composite.panels[0], trait) if tells else f"one {trait}" for trait in common)
+    return composite.image, "four photos of " + " and ".join(told)

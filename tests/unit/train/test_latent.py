@@ -11,6 +11,7 @@ import torch
 from inpaint.diffusion import keyed, objective
 from inpaint.diffusion.objective import LossSettings
 from inpaint.diffusion.schedule import add_noise, schedule_of
+from inpaint.errors import InpaintError
 from inpaint.models.base import load_base
 from inpaint.models.latents import Posterior
 from inpaint.train.latent import LatentInpainting
@@ -119,6 +120,19 @@ def test_settings_change_the_loss(folders: dict[int, Path]) -> None:
     assert float(module_of(folders[9], min_snr_gamma=1e-3)(batch_of([2]))) < plain
     assert abs(float(module_of(folders[9], noise_offset=0.5)(batch_of([2]))) - plain) > 1e-4
     assert abs(float(module_of(folders[9], debiased=True)(batch_of([2]))) - plain) > 1e-4
+
+
+def test_a_shift_draws_noisier_timesteps_more_often() -> None:
+    def noisiest_third(shift: float) -> float:
+        diffusion = objective.HoleDiffusion(schedule_of(tiny_scheduler()), LossSettings(timestep_shift=shift), seed=0)
+        timesteps = diffusion.noise(torch.zeros(1000, 1, 1, 1), torch.arange(1000)).timesteps_B
+        assert timesteps.max() < 1000
+        return float((timesteps >= 1000 * 2 / 3).double().mean())
+
+    shares = {shift: noisiest_third(shift) for shift in (0.5, 1.0, 3.0)}
+    assert shares == pytest.approx({0.5: 0.2, 1.0: 1 / 3, 3.0: 0.6}, abs=0.01)
+    with pytest.raises(InpaintError, match="timestep_shift 0"):
+        LossSettings(timestep_shift=0)
 
 
 def test_bf16_is_near_fp32(folders: dict[int, Path]) -> None:
