@@ -33,7 +33,7 @@ from inpaint.serve.http.images import decode_photo, read_hole
 from inpaint.serve.http.limits import HttpSettings
 from inpaint.serve.http.receipt import Receipt
 from inpaint.serve.http.resources import HttpMetrics, Record
-from inpaint.serve.http.schema import PictureFields, Upload, Within, Word
+from inpaint.serve.http.schema import HoleFields, Upload, Within, Word
 
 
 class DdpmArgs(BaseModel):
@@ -55,7 +55,7 @@ class DdpmArgs(BaseModel):
     """A replica whose network has not been called for this long, though asked to, is replaced."""
 
 
-class FillFields(PictureFields):
+class FillFields(HoleFields):
     """What `POST /fill` takes."""
 
     image: Upload

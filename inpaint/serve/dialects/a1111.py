@@ -1,4 +1,5 @@
-"""AUTOMATIC1111's `POST /sdapi/v1/img2img`, as its clients send it; the fields say what each does here.
+"""AUTOMATIC1111's `POST /sdapi/v1/img2img` and `/txt2img`, as its clients send them; the fields say what each does
+here.
 
 Extensions are refused; other fields that have no effect are named in `info.ignored`. `/progress` and `/interrupt`
 are about the client's own requests (`a1111_tasks`); what an interrupted request has finished is its answer. Sources:
@@ -7,11 +8,13 @@ the public API schema of A1111 and Forge, and what the client `webuiapi` sends.
 
 import asyncio
 import json
+import math
 import re
-from collections.abc import AsyncGenerator, Sequence
+from abc import abstractmethod
+from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 from fastapi import FastAPI
@@ -36,7 +39,7 @@ from inpaint.serve.http.images import decode_photo, read_hole
 from inpaint.serve.http.limits import HttpSettings
 from inpaint.serve.http.receipt import Encoding
 from inpaint.serve.http.resources import Record
-from inpaint.serve.http.schema import LARGEST_SEED, Bounds, Fields, Upload, Within, Word, read_fields
+from inpaint.serve.http.schema import LARGEST_SEED, Bounds, Fields, Upload, Within, Word, file_fields, read_fields
 from inpaint.serve.service import Painted, Service
 
 _TAG = re.compile(r"\s*<(?:lora|lyco):([^<>]*)>", re.IGNORECASE)
@@ -48,6 +51,14 @@ _OTHER_SYNTAX = {
 """What prompts may hold there that is not read here."""
 _STARTS = (Start.SURROUNDINGS, Start.ORIGINAL, Start.NOISE, Start.NOTHING)
 """By `inpainting_fill`."""
+_CHECKPOINT = "sd_model_checkpoint"
+_HIRES = {
+    "denoising_strength", "firstphase_width", "firstphase_height", "hr_scale", "hr_upscaler", "hr_second_pass_steps",
+    "hr_resize_x", "hr_resize_y", "hr_checkpoint_name", "hr_sampler_name", "hr_scheduler", "hr_prompt",
+    "hr_negative_prompt", "hr_additional_modules", "hr_cfg", "hr_distilled_cfg",
+}  # fmt: skip
+"""Fields of txt2img's second pass: without `enable_hr` they have no effect in A1111 either."""
+_FAR = "width, height: far from what the base was trained at, painted at {}"
 _PREVIEWS = 4
 """Of each picture of a request that will be followed; each costs its decoding."""
 _HARMLESS: dict[str, tuple[Any, ...]] = {
@@ -108,42 +119,25 @@ _EXAMPLE: JsonDict = {
 }
 
 
-class Img2ImgFields(TextFields):
-    """What `POST /sdapi/v1/img2img` takes and acts upon. `<lora:NAME:WEIGHT>` in the prompt uses an adapter."""
+class A1111Fields(TextFields):
+    """What both paths take and act upon. `<lora:NAME:WEIGHT>` in the prompt uses an adapter."""
 
-    model_config = ConfigDict(extra="allow", json_schema_extra={"example": _EXAMPLE})
+    model_config = ConfigDict(extra="allow")
 
-    init_images: Annotated[Upload, BeforeValidator(_one, json_schema_input_type=list[bytes])]
-    """A list of one picture, base64 or `data:` URL."""
-    mask: Upload | None = None
-    """White is painted (of a mask with transparency: what is opaque); without it, what is transparent in the picture,
-    or all of it."""
-    inpainting_mask_invert: bool = False
-    """Paint what the mask keeps."""
     seed: Annotated[int, Within(-1, LARGEST_SEED)] = -1
     """-1: random."""
     n_iter: Annotated[int, Within(1, "max_pictures")] = 1
     batch_size: Annotated[int, Within(1, "max_pictures")] = 1
     """n_iter x batch_size pictures, with consecutive seeds."""
     cfg_scale: Annotated[float, Within(0, 100)] | None = None
-    denoising_strength: Annotated[float, Within(0, 1, above=True)] = 0.75
     sampler_name: _SamplerName | None = None
     sampler_index: _SamplerName | None = None
     """Read where there is no sampler_name."""
     scheduler: Annotated[str, AfterValidator(_scheduled)] | None = None
     """Karras, Exponential, SGM Uniform, Uniform; Automatic: Karras for DPM++ 2M, Exponential for DPM++ 2M SDE, else
     what the base says. One in the sampler's name ("DPM++ 2M Karras") comes first."""
-    mask_blur: Annotated[float, Within(0, "max_feather")] = 4
-    """A feather of so many pixels inside the hole: kept pixels stay as they are, where A1111 blurs across."""
-    inpaint_full_res: bool = True
-    """Paint the hole's surroundings, at about width x height; false: the picture is stretched to width x height."""
-    inpaint_full_res_padding: Annotated[int, Within(0, "max_padding")] = 0
     width: Annotated[int, Within("size_multiple", "max_side")] | None = None
     height: Annotated[int, Within("size_multiple", "max_side")] | None = None
-    resize_mode: Annotated[int, Within(0, 3)] = 0
-    """Only 0 (stretch), where the aspect changes."""
-    inpainting_fill: Annotated[int, Within(0, 3)] = 0
-    """What the hole starts from: 0 its surroundings, blurred; 1 the original; 2 latent noise; 3 latent nothing."""
     force_task_id: Word = ""
     """Names the request, for `/progress` and `/interrupt`; it is then shown in more steps."""
     override_settings: dict[str, Any] | None = None
@@ -152,9 +146,59 @@ class Img2ImgFields(TextFields):
     """Refused, as are all extensions."""
     alwayson_scripts: _Scripts = None
     """Refused."""
+    send_images: bool = True
+
+    @property
+    def sampler(self) -> str:
+        """As the client names it."""
+        return self.sampler_name or self.sampler_index or "Euler"
+
+    def sampling(self, base: BaseInfo) -> SamplingSettings:
+        """As the painter has them."""
+        sampler, schedule = read_sampler(self.sampler, self.scheduler or "")
+        return SamplingSettings(
+            sampler=sampler,
+            schedule=schedule,
+            prompt_weights=True,
+            prompt_chunks=self.prompt_chunks,
+            steps=self.steps,
+            guidance_scale=self.cfg_scale,
+        )
+
+    def ignored(self, base: BaseInfo) -> Iterator[str]:
+        """What was given and has no effect."""
+        yield from (f"override_settings.{one}" for one in sorted((self.override_settings or {}).keys() - {_CHECKPOINT}))
+        given = {name: value for name, value in (self.model_extra or {}).items() if value is not None}
+        yield from sorted(name for name, value in given.items() if value not in _HARMLESS.get(name, ()))
+        named = SAMPLER_OF[self.sampler.casefold()][1]
+        if named is not None and SCHEDULE_OF[(self.scheduler or "").casefold()] not in (None, named):
+            yield f"scheduler: the sampler's name says {SCHEDULES[named][0]}"
+
+
+class Img2ImgFields(A1111Fields):
+    """What `POST /sdapi/v1/img2img` takes and acts upon."""
+
+    model_config = ConfigDict(json_schema_extra={"example": _EXAMPLE})
+
+    init_images: Annotated[Upload, BeforeValidator(_one, json_schema_input_type=list[bytes])]
+    """A list of one picture, base64 or `data:` URL."""
+    mask: Upload | None = None
+    """White is painted (of a mask with transparency: what is opaque); without it, what is transparent in the picture,
+    or all of it."""
+    inpainting_mask_invert: bool = False
+    """Paint what the mask keeps."""
+    denoising_strength: Annotated[float, Within(0, 1, above=True)] = 0.75
+    mask_blur: Annotated[float, Within(0, "max_feather")] = 4
+    """A feather of so many pixels inside the hole: kept pixels stay as they are, where A1111 blurs across."""
+    inpaint_full_res: bool = True
+    """Paint the hole's surroundings, at about width x height; false: the picture is stretched to width x height."""
+    inpaint_full_res_padding: Annotated[int, Within(0, "max_padding")] = 0
+    resize_mode: Annotated[int, Within(0, 3)] = 0
+    """Only 0 (stretch), where the aspect changes."""
+    inpainting_fill: Annotated[int, Within(0, 3)] = 0
+    """What the hole starts from: 0 its surroundings, blurred; 1 the original; 2 latent noise; 3 latent nothing."""
     include_init_images: Any = None
     """Without effect."""
-    send_images: bool = True
 
     @property
     def sides(self) -> tuple[int, int] | None:
@@ -166,22 +210,49 @@ class Img2ImgFields(TextFields):
         """Of the square with the area at which is painted; 0 where the request does not say so."""
         return round((self.sides[0] * self.sides[1]) ** 0.5) if self.inpaint_full_res and self.sides else 0
 
-    def sampling(self, largest: int) -> SamplingSettings:
-        """As the painter has them. Args: largest: working size that is still served; beyond, the base's own."""
-        sampler, schedule = read_sampler(self.sampler_name or self.sampler_index or "Euler", self.scheduler or "")
-        return SamplingSettings(
-            sampler=sampler,
-            schedule=schedule,
-            prompt_weights=True,
-            prompt_chunks=self.prompt_chunks,
-            steps=self.steps,
+    def sampling(self, base: BaseInfo) -> SamplingSettings:
+        """As the painter has them; at a working size that is not served any more, the base's own."""
+        return replace(
+            super().sampling(base),
             strength=self.denoising_strength,
             start=_STARTS[self.inpainting_fill],
-            guidance_scale=self.cfg_scale,
-            size=self.side if 0 < self.side <= largest else None,
+            size=self.side if 0 < self.side <= largest_size(base) else None,
             padding=self.inpaint_full_res_padding if self.inpaint_full_res else WHOLE,
             feather=round(self.mask_blur),
         )
+
+    def ignored(self, base: BaseInfo) -> Iterator[str]:
+        yield from super().ignored(base)
+        if self.side > largest_size(base):
+            yield _FAR.format(base.default_size)
+        if self.resize_mode and self.inpaint_full_res:
+            yield "resize_mode"
+
+
+class Txt2ImgFields(A1111Fields):
+    """What `POST /sdapi/v1/txt2img` takes and acts upon: a picture of width x height, by default what the base was
+    trained at."""
+
+    enable_hr: bool = False
+    """Without effect, as all of "hires. fix"."""
+
+    def sides(self, base: BaseInfo) -> tuple[int, int]:
+        """Width and height."""
+        return self.width or base.default_size, self.height or base.default_size
+
+    def sampling(self, base: BaseInfo) -> SamplingSettings:
+        """As the painter has them; at a size that is not served any more, the base's own."""
+        return replace(super().sampling(base), size=base.default_size if self._is_far(base) else None)
+
+    def _is_far(self, base: BaseInfo) -> bool:
+        return math.prod(self.sides(base)) > largest_size(base) ** 2
+
+    def ignored(self, base: BaseInfo) -> Iterator[str]:
+        yield from (one for one in super().ignored(base) if one not in _HIRES)
+        if self._is_far(base):
+            yield _FAR.format(base.default_size)
+        if self.enable_hr:
+            yield "enable_hr"
 
 
 class LoraTag(Fields):
@@ -190,27 +261,30 @@ class LoraTag(Fields):
     prompt: Annotated[float, Within("-max_weight", "max_weight")] = 1.0
 
 
-class Img2ImgEndpoint(PaintEndpoint[Img2ImgFields]):
-    """A1111's inpainting
+A1111FieldsT = TypeVar("A1111FieldsT", bound=A1111Fields)
 
-    White is painted; `<lora:NAME:WEIGHT>` in the prompt uses an adapter.
-    """
 
-    path = "/sdapi/v1/img2img"
+class A1111Endpoint(PaintEndpoint[A1111FieldsT]):
+    """What both paths do alike."""
+
     dialect = DIALECT
-    fields = Img2ImgFields
     media_types = (JSON,)
     answers = ("application/json",)
     n_field = "batch_size"
 
-    def __init__(self, settings: HttpSettings, service: Service) -> None:
+    def __init__(self, settings: HttpSettings, service: Service, tasks: Tasks) -> None:
+        """Args: tasks: of all paths together."""
         super().__init__(settings, service)
-        self.tasks = Tasks()
+        self.tasks = tasks
 
-    def read(self, fields: Img2ImgFields) -> PaintCall[Img2ImgFields]:
+    @abstractmethod
+    def canvas(self, fields: A1111FieldsT) -> tuple[Photo | None, np.ndarray]:
+        """The photo and its hole, or the hole alone. Raises InpaintError."""
+
+    def read(self, fields: A1111FieldsT) -> PaintCall[A1111FieldsT]:
         """Names first, then pictures."""
         settings, base = self.settings, self.base
-        check_checkpoint(fields.override_settings or {}, "override_settings.sd_model_checkpoint", base)
+        check_checkpoint(fields.override_settings or {}, f"override_settings.{_CHECKPOINT}", base)
         prompt, tags = _without_tags(fields.prompt, self.limits)
         catalogue = self.service.catalogue()
         chosen = [choose(name, catalogue, "prompt", weight=weight) for name, weight in tags]
@@ -219,22 +293,91 @@ class Img2ImgEndpoint(PaintEndpoint[Img2ImgFields]):
         if n > settings.max_pictures:
             message = f"n_iter x batch_size is {n}, the limit is {settings.max_pictures}"
             raise bad("batch_size", message, "out_of_range")
-        photo = decode_photo(fields.init_images, "init_images", settings, base.size_multiple)
-        hole = self._hole(fields, photo)
-        shape = self._shape(fields, hole.shape)
+        photo, hole = self.canvas(fields)
         call = self.call(
             fields,
             prompt=prompt,
             adapters=adapters,
-            photo=photo.resized(shape),
-            hole=resize_hole(hole, shape),
-            sampling=fields.sampling(largest_size(base)),
+            photo=photo,
+            hole=hole,
+            sampling=fields.sampling(base),
             seed=None if fields.seed < 0 else fields.seed,
             n=n,
             encoding=Encoding(compress_level=settings.png_compress_level),
-            warnings=_ignored(fields, prompt, base),
+            warnings=[*_printable(fields.ignored(base)), *_other_syntax(prompt, fields.negative_prompt)],
         )
         return replace(call, previews=_PREVIEWS) if fields.force_task_id else call
+
+    async def submit(self, call: PaintCall[A1111FieldsT], record: Record) -> AsyncGenerator[Picture, None]:
+        """The pictures when all are done, or those that are when the client stops it."""
+        done: list[Picture] = []
+        stop = asyncio.timeout(None)
+        name = call.fields.force_task_id or record.id
+        with self.tasks.running(Task(id=name, key=record.key, call=call, stop=stop)) as task:
+            try:
+                # No picture leaves from inside: what is done with it would be stopped, too.
+                async with stop, aclosing(super().submit(call, record)) as pictures:
+                    async for picture in pictures:
+                        task.show(picture)
+                        if isinstance(picture.about, Painted):
+                            done.append(picture)
+            except TimeoutError:
+                if not stop.expired():
+                    raise
+        for picture in done:
+            yield picture
+
+    def infotext(self, call: PaintCall[A1111FieldsT], seed: int) -> str:
+        return infotext(call, seed)
+
+    def answer(self, call: PaintCall[A1111FieldsT], pictures: Sequence[Picture]) -> Response:
+        """All pictures in base64, and what A1111 says of them."""
+        fields = call.fields
+        files = file_fields(type(fields))
+        parameters = fields.model_dump(exclude=set(files), exclude_unset=True)
+        told = {
+            "images": [one.base64 for one in pictures] if fields.send_images else [],
+            "parameters": {**parameters, **dict.fromkeys(files)},
+            "info": json.dumps({**info(call, [one.number for one in pictures]), "batch_size": fields.batch_size}),
+        }
+        return JSONResponse(told)
+
+
+class Txt2ImgEndpoint(A1111Endpoint[Txt2ImgFields]):
+    """A1111's pictures from text
+
+    `<lora:NAME:WEIGHT>` in the prompt uses an adapter.
+    """
+
+    path = "/sdapi/v1/txt2img"
+    fields = Txt2ImgFields
+
+    def canvas(self, fields: Txt2ImgFields) -> tuple[None, np.ndarray]:
+        """All of it is hole."""
+        return None, self.whole(*fields.sides(self.base), "width", self.settings.max_pixels)
+
+
+class Img2ImgEndpoint(A1111Endpoint[Img2ImgFields]):
+    """A1111's inpainting
+
+    White is painted; `<lora:NAME:WEIGHT>` in the prompt uses an adapter.
+    """
+
+    path = "/sdapi/v1/img2img"
+    fields = Img2ImgFields
+
+    def canvas(self, fields: Img2ImgFields) -> tuple[Photo, np.ndarray]:
+        """At the size asked for."""
+        photo = decode_photo(fields.init_images, "init_images", self.settings, self.base.size_multiple)
+        hole = self._hole(fields, photo)
+        shape = self._shape(fields, hole.shape)
+        return photo.resized(shape), resize_hole(hole, shape)
+
+    def add_to(self, app: FastAPI) -> None:
+        """And what clients ask before and beside painting."""
+        super().add_to(app)
+        app.include_router(probes_router(self.service))
+        app.include_router(tasks_router(self.tasks))
 
     def _hole(self, fields: Img2ImgFields, photo: Photo) -> np.ndarray:
         if fields.mask is not None:
@@ -260,45 +403,6 @@ class Img2ImgEndpoint(PaintEndpoint[Img2ImgFields]):
             raise bad("width", message, "out_of_range")
         return height, width
 
-    async def submit(self, call: PaintCall[Img2ImgFields], record: Record) -> AsyncGenerator[Picture, None]:
-        """The pictures when all are done, or those that are when the client stops it."""
-        done: list[Picture] = []
-        stop = asyncio.timeout(None)
-        name = call.fields.force_task_id or record.id
-        with self.tasks.running(Task(id=name, key=record.key, call=call, stop=stop)) as task:
-            try:
-                # No picture leaves from inside: what is done with it would be stopped, too.
-                async with stop, aclosing(super().submit(call, record)) as pictures:
-                    async for picture in pictures:
-                        task.show(picture)
-                        if isinstance(picture.about, Painted):
-                            done.append(picture)
-            except TimeoutError:
-                if not stop.expired():
-                    raise
-        for picture in done:
-            yield picture
-
-    def add_to(self, app: FastAPI) -> None:
-        """And what clients ask before and beside painting."""
-        super().add_to(app)
-        app.include_router(probes_router(self.service))
-        app.include_router(tasks_router(self.tasks))
-
-    def infotext(self, call: PaintCall[Img2ImgFields], seed: int) -> str:
-        return infotext(call, seed)
-
-    def answer(self, call: PaintCall[Img2ImgFields], pictures: Sequence[Picture]) -> Response:
-        """All pictures in base64, and what A1111 says of them."""
-        fields = call.fields
-        parameters = fields.model_dump(exclude={"init_images", "mask"}, exclude_unset=True)
-        told = {
-            "images": [one.base64 for one in pictures] if fields.send_images else [],
-            "parameters": {**parameters, "init_images": None, "mask": None},
-            "info": json.dumps({**info(call, [one.number for one in pictures]), "batch_size": fields.batch_size}),
-        }
-        return JSONResponse(told)
-
 
 def _without_tags(prompt: str, limits: Bounds) -> tuple[str, list[tuple[str, float]]]:
     """The prompt without its LoRA tags, and what they said."""
@@ -311,21 +415,11 @@ def _without_tags(prompt: str, limits: Bounds) -> tuple[str, list[tuple[str, flo
     return _TAG.sub("", prompt).strip(" \n,") if tags else prompt, tags
 
 
-def _ignored(fields: Img2ImgFields, prompt: str, base: BaseInfo) -> list[str]:
-    """What was given and has no effect."""
-    options = (fields.override_settings or {}).keys() - {"sd_model_checkpoint"}
-    given = {name: value for name, value in (fields.model_extra or {}).items() if value is not None}
-    extra = [name for name, value in given.items() if value not in _HARMLESS.get(name, ())]
-    names = [*(f"override_settings.{name}" for name in sorted(options)), *sorted(extra)]
-    strange = [ascii(name)[1:-1][:60] for name in names]
-    for name, form in _OTHER_SYNTAX.items():
-        if form.search(prompt) or form.search(fields.negative_prompt):
-            strange.append(f"{name} in a prompt: read as text")
-    named = SAMPLER_OF[(fields.sampler_name or fields.sampler_index or "Euler").casefold()][1]
-    if named is not None and SCHEDULE_OF[(fields.scheduler or "").casefold()] not in (None, named):
-        strange.append(f"scheduler: the sampler's name says {SCHEDULES[named][0]}")
-    if fields.side > largest_size(base):
-        strange.append(f"width, height: far from what the base was trained at, painted at {base.default_size}")
-    if fields.resize_mode and fields.inpaint_full_res:
-        strange.append("resize_mode")
-    return strange
+def _printable(names: Iterable[str]) -> list[str]:
+    return [ascii(name)[1:-1][:80] for name in names]
+
+
+def _other_syntax(*prompts: str) -> list[str]:
+    """What prompts hold that is not read here."""
+    found = [name for name, form in _OTHER_SYNTAX.items() if any(form.search(prompt) for prompt in prompts)]
+    return [f"{name} in a prompt: read as text" for name in found]

@@ -34,9 +34,9 @@ def infotext(call: PaintCall[Any], seed: int) -> str:
         "Size": f"{width}x{height}",
         "Model hash": receipt.base_revision[:10],
         "Model": receipt.base,
-        "Denoising strength": f"{sampling.strength:g}",
-        "Mask blur": sampling.feather,
     }
+    if not request.text_alone:
+        pairs |= {"Denoising strength": f"{sampling.strength:g}", "Mask blur": sampling.feather}
     if receipt.adapters:
         hashes = ", ".join(f"{use.name}: {use.digest[:12]}" for use in receipt.adapters)
         pairs["Lora hashes"] = f'"{hashes}"'
@@ -63,7 +63,7 @@ def info(call: PaintCall[Any], numbers: Sequence[int]) -> dict[str, Any]:
         "denoising_strength": sampling.strength,
         "extra_generation_params": {}, "index_of_first_image": 0, "styles": [], "clip_skip": 1,
         "infotexts": [infotext(call, seed) for seed in seeds],
-        "is_using_inpainting_conditioning": True,
+        "is_using_inpainting_conditioning": not request.text_alone,
         "ignored": list(call.warnings),
         "adapters": [vars(use) for use in receipt.adapters],
         "kept_pixels_changed": 0,

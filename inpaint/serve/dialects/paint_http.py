@@ -1,15 +1,16 @@
 """Painting's HTTP side: `paint_http(service, settings)` is an ASGI application with all dialects.
 
-POST /v1/images/edits     GET /v1/models      OpenAI's SDKs      (dialects/openai.py)
-POST /sdapi/v1/img2img    GET /sdapi/v1/...   A1111's clients    (dialects/a1111.py)
-POST /paint               GET /catalogue      ours               (dialects/own.py)
+POST /v1/images/edits     /v1/images/generations   GET /v1/models      OpenAI's SDKs      (dialects/openai.py)
+POST /sdapi/v1/img2img    /sdapi/v1/txt2img        GET /sdapi/v1/...   A1111's clients    (dialects/a1111.py)
+POST /paint                                        GET /catalogue      ours               (dialects/own.py)
 GET /health   GET /ready                      without a key
 """
 
 from fastapi import FastAPI
 
-from inpaint.serve.dialects.a1111 import Img2ImgEndpoint
-from inpaint.serve.dialects.openai import EditEndpoint
+from inpaint.serve.dialects.a1111 import Img2ImgEndpoint, Txt2ImgEndpoint
+from inpaint.serve.dialects.a1111_tasks import Tasks
+from inpaint.serve.dialects.openai import EditEndpoint, GenerationEndpoint
 from inpaint.serve.dialects.own import OwnEndpoint
 from inpaint.serve.http.application import build_http
 from inpaint.serve.http.limits import HttpSettings
@@ -19,5 +20,10 @@ from inpaint.serve.service import Service
 
 def paint_http(service: Service, settings: HttpSettings, metrics: HttpMetrics | None = None) -> FastAPI:
     """The application. Raises InpaintError, as `build_http` does."""
-    endpoints = [kind(settings, service) for kind in (EditEndpoint, Img2ImgEndpoint, OwnEndpoint)]
+    tasks = Tasks()
+    endpoints = [
+        *(kind(settings, service) for kind in (EditEndpoint, GenerationEndpoint)),
+        *(kind(settings, service, tasks) for kind in (Img2ImgEndpoint, Txt2ImgEndpoint)),
+        OwnEndpoint(settings, service),
+    ]
     return build_http("inpaint", endpoints, settings, service.healthy, metrics, __doc__ or "")

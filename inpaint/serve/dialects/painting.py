@@ -8,6 +8,7 @@ from functools import partial
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import numpy as np
+from PIL import Image
 
 from inpaint.diffusion.noise_levels import StepSchedule
 from inpaint.diffusion.samplers import Sampler
@@ -20,7 +21,7 @@ from inpaint.serve.http.errors import bad
 from inpaint.serve.http.limits import HttpSettings
 from inpaint.serve.http.receipt import Encoding, Receipt
 from inpaint.serve.http.resources import Record
-from inpaint.serve.http.schema import LARGEST_SEED, Fields, PictureFields, PromptText, Within
+from inpaint.serve.http.schema import LARGEST_SEED, Fields, HoleFields, PictureFields, PromptText, Within
 from inpaint.serve.service import AdapterUse, Painted, PaintOrder, Service
 
 _NOTHING_DONE: dict[str, Any] = dict.fromkeys(("kept_pixels_changed", "steps", "batch_rows", "queue_s", "paint_s"), 0)
@@ -42,8 +43,8 @@ class TextFields(Fields):
     """Give up after so many seconds: 408."""
 
 
-class PaintFields(TextFields, PictureFields):
-    """How to paint, under the names that our own dialect and OpenAI's `extra_body` use."""
+class SamplingFields(TextFields, PictureFields):
+    """How noise becomes pictures, under the names that our own dialect and OpenAI's `extra_body` use."""
 
     n: Annotated[int, Within(1, "max_pictures")] = 1
     """Pictures, with seeds seed, seed + 1, ..."""
@@ -55,6 +56,17 @@ class PaintFields(TextFields, PictureFields):
     """How noise becomes a picture."""
     schedule: StepSchedule | None = None
     """Which noise levels the steps visit; default: the base's."""
+    stream: bool = False
+    """Server-sent events: pictures on the way, then each that is done."""
+
+    def sampling(self, size: int | None = None) -> SamplingSettings:
+        """As the painter has them."""
+        return SamplingSettings(**self.model_dump(include=_SAMPLING & type(self).model_fields.keys()), size=size)
+
+
+class PaintFields(SamplingFields, HoleFields):
+    """The same where a photo's hole is painted."""
+
     strength: Annotated[float, Within(0, 1, above=True)] = 1.0
     """1 forgets what was in the hole, less keeps its layout."""
     start: Start = Start.ORIGINAL
@@ -62,12 +74,6 @@ class PaintFields(TextFields, PictureFields):
     padding: Annotated[int | Literal["whole"], Within(0, "max_padding")] | None = None
     """Pixels of the photo seen around the hole; `whole`: all of it. Default: of a photo larger than it is painted, the
     hole and a quarter of its longer side."""
-    stream: bool = False
-    """Server-sent events: pictures on the way, then each that is done."""
-
-    def sampling(self, size: int | None = None) -> SamplingSettings:
-        """As the painter has them."""
-        return SamplingSettings(**self.model_dump(include=_SAMPLING), size=size)
 
 
 FieldsT = TypeVar("FieldsT", bound=TextFields)
@@ -97,7 +103,7 @@ class PaintEndpoint(Endpoint[FieldsT, PaintCall[FieldsT]]):
         *,
         prompt: str,
         adapters: tuple[AdapterUse, ...],
-        photo: Photo,
+        photo: Photo | None,
         hole: np.ndarray,
         sampling: SamplingSettings,
         seed: int | None,
@@ -107,7 +113,12 @@ class PaintEndpoint(Endpoint[FieldsT, PaintCall[FieldsT]]):
         model: str = "",
         warnings: Sequence[str] = (),
     ) -> PaintCall[FieldsT]:
-        """The call, and what all dialects check. Args: previews: per picture, of a stream; None: no stream."""
+        """The call, and what all dialects check.
+
+        Args:
+            photo: None: a picture from text alone, of the hole's shape (`whole`).
+            previews: per picture, of a stream; None: no stream.
+        """
         base, last_seed = self.base, LARGEST_SEED - n + 1
         if seed is None:
             seed = secrets.randbelow(2**32)  # every client's numbers can hold it
@@ -117,11 +128,17 @@ class PaintEndpoint(Endpoint[FieldsT, PaintCall[FieldsT]]):
         negative, told = fields.negative_prompt, dataclasses.asdict(sampling)
         return PaintCall(
             request=PaintRequest(
-                image=photo.image, hole=hole, prompt=prompt, negative_prompt=negative, seed=seed, sampling=sampling
+                image=np.zeros((*hole.shape, 3), dtype=np.uint8) if photo is None else photo.image,
+                hole=hole,
+                prompt=prompt,
+                negative_prompt=negative,
+                seed=seed,
+                sampling=sampling,
+                text_alone=photo is None,
             ),
             receipt=Receipt(base=base.name, base_revision=base.revision, adapters=adapters, seed=seed, sampling=told),
             encoding=encoding,
-            finish=partial(photo.painted, hole=hole),
+            finish=Image.fromarray if photo is None else partial(photo.painted, hole=hole),
             model=model or "+".join(use.name for use in adapters),
             n=n,
             pixels=hole.size,
@@ -130,6 +147,18 @@ class PaintEndpoint(Endpoint[FieldsT, PaintCall[FieldsT]]):
             fields=fields,
             previews=previews or 0,
         )
+
+    def whole(self, width: int, height: int, field: str, most: int) -> np.ndarray:
+        """The hole of a picture from text alone, of `most` pixels. Raises Problem for sides that cannot be."""
+        least, aspect = self.base.size_multiple, self.settings.max_aspect
+        if min(width, height) < least or width * height > most or max(width, height) > aspect * min(width, height):
+            raise bad(
+                field,
+                f"{width} x {height}; sides may have at least {least} pixels and differ by a factor of {aspect:g}, and "
+                f"the picture {most:,} pixels",
+                "out_of_range",
+            )
+        return np.ones((height, width), dtype=bool)
 
     async def submit(self, call: PaintCall[FieldsT], record: Record) -> AsyncGenerator[Picture, None]:
         """Previews and pictures as they come; each number ends with its picture. Without a hole it is the photo."""

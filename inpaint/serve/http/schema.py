@@ -134,8 +134,6 @@ class PictureFields(Fields):
 
     seed: Annotated[int, Within(0, LARGEST_SEED)] | None = None
     """Same request, same seed: same picture. Random if not given; x-seed says."""
-    feather: Annotated[int, Within(0, "max_feather")] = 0
-    """Pixels inside the hole over which the photo fades into the painting."""
     output_format: Literal["png", "jpeg", "jpg", "webp"] = "png"
     """Only png keeps kept pixels bit for bit."""
 
@@ -143,6 +141,13 @@ class PictureFields(Fields):
         """How pictures are written. Args: quality: of jpeg and webp."""
         form = "jpeg" if self.output_format == "jpg" else self.output_format
         return Encoding(format=form, quality=max(1, quality), compress_level=settings.png_compress_level)
+
+
+class HoleFields(PictureFields):
+    """What every request to paint a photo's hole may say, too."""
+
+    feather: Annotated[int, Within(0, "max_feather")] = 0
+    """Pixels inside the hole over which the photo fades into the painting."""
 
 
 @cache
