@@ -25,6 +25,8 @@ _HOMES = {
     "inpaint.recipes.category_lora": ("CategoryLora",),
     "inpaint.recipes.ddpm": ("TrainDdpm", "load_ddpm"),
     "inpaint.recipes.demo": ("Demo", "run_demo"),
+    "inpaint.recipes.dreambooth": ("DreamboothLora",),
+    "inpaint.recipes.dreambooth_training": ("TrainDreambooth", "train_dreambooth"),
     "inpaint.recipes.generate": ("GeneratePictures", "generate_pictures"),
     "inpaint.recipes.inpainting": ("train_inpainting", "inpaint_image", "set_seed"),
     "inpaint.recipes.composites": ("MakeComposites", "make_composites"),

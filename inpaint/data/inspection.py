@@ -249,7 +249,7 @@ def rows_found(
     # Of one root equal paths are equal files.
     codes = listed["image"].combine_chunks().dictionary_encode().indices.to_numpy() if several else places["image"]
     _warn_of_damage(told)
-    listed["id"], repeated = _ids(listed["image"], codes)
+    listed["id"], repeated = row_ids(listed["image"], codes)
     if repeated:
         _warn_of_repeats(listed, places)
     if crop_aspect is not None:
@@ -292,7 +292,7 @@ def _digests(files: pa.ChunkedArray, places: list[np.ndarray]) -> pa.ChunkedArra
     return pa.chunked_array(pieces, pa.binary(32))
 
 
-def _ids(images: pa.ChunkedArray, codes: np.ndarray) -> tuple[pa.ChunkedArray, bool]:
+def row_ids(images: pa.ChunkedArray, codes: np.ndarray) -> tuple[pa.ChunkedArray, bool]:
     """`#2`, `#3`, ... behind images that occurred before, which have equal codes; and whether any did."""
     order = np.argsort(codes, kind="stable")
     begins = np.flatnonzero(np.diff(codes[order], prepend=-1))

@@ -68,7 +68,7 @@ def batches(
         )
     read.check_categories(pc.unique(manifest.table["category"]).to_pylist())
     stored = ray.put(manifest)
-    bytes_per_row = read.height * read.width * (7 if manifest.has_inputs else 4)
+    bytes_per_row = read.height * read.width * (4 + 3 * manifest.has_inputs + read.loss_in_mask)
     blocks = count // layout.global_batch * layout.blocks
     # A task costs some 20 ms, and its blocks wait in memory for the tasks before it.
     positions = min(MAX_POSITIONS_PER_TASK, MAX_BYTES_PER_TASK // bytes_per_row, count // MIN_TASKS)

@@ -58,6 +58,8 @@ class ReadSettings:
     """Built from `{token}`, `{prompt}` and `{category}`, such as `"{token} background, {prompt}"`."""
     tokens: Mapping[str, str] = field(default_factory=dict)
     """Category -> its token, for `{token}`."""
+    loss_in_mask: bool = False
+    """Take the loss within the row's own mask alone, whatever the hole; all over the hole where a row has none."""
 
     def __post_init__(self) -> None:
         for name in ("height", "width"):
@@ -121,6 +123,8 @@ def read_batch(
         "weight": np.zeros(size, dtype=np.float32),
         **{name: np.full(size, "", dtype=object) for name in ("prompt", "label", "error")},
     }
+    if settings.loss_in_mask:
+        batch["area"] = np.full((size, *shape), 255, dtype=np.uint8)
     if manifest.has_inputs:
         batch["input"] = np.zeros((size, *shape, 3), dtype=np.uint8)
     fetched = {i: fetchers.submit(fetch, row, settings) for i, row in rows.items()} if fetchers else {}
@@ -148,7 +152,7 @@ def fetch(row: Row, settings: ReadSettings) -> dict[str, bytes]:
     files = {"image": read(root, row.image, "output", most)}
     if row.input is not None:
         files["input"] = read(root, row.input, "input", most)
-    if row.hole is not None and settings.hole.uses_own:
+    if row.hole is not None and (settings.hole.uses_own or settings.loss_in_mask):
         files["hole"] = read(root, row.hole, "mask", most)
     return files
 
@@ -159,7 +163,8 @@ def make_sample(
     """Decode, crop, resize, flip, make the hole, format the text: a function of its arguments alone.
 
     Returns `image` and `input`, uint8 H W 3, `hole`, uint8 H W (never empty), `original_size` and `crop_top_left`,
-    `prompt` and `label`. Raises BadRow where a file cannot be decoded.
+    `prompt` and `label`; and `area`, uint8 H W, where the row's own mask was read. Raises BadRow where a file cannot be
+    decoded.
 
     Args:
         files: as `fetch` gives them.
@@ -185,7 +190,8 @@ def make_sample(
         input_HW3 = _resized(load_rgb(files["input"], "input", limits, target=shape), box, shape, flip)
     prompt, label = text_of(row, settings, seed, position)
     sizes = {"original_size": (row.height, row.width), "crop_top_left": _corner(box, shape, flip)}
-    return {"image": image_HW3, "input": input_HW3, "hole": hole, **sizes, "prompt": prompt, "label": label}
+    sample = {"image": image_HW3, "input": input_HW3, "hole": hole, **sizes, "prompt": prompt, "label": label}
+    return sample if own is None else {**sample, "area": own}
 
 
 def text_of(row: Row, settings: ReadSettings, seed: int, position: int) -> tuple[str, str]:

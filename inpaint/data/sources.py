@@ -34,7 +34,9 @@ COLUMNS = {"input": "input", "mask": "hole", "output": "image"} | {n: n for n in
 """Columns of a CSV, and what rows call them."""
 REQUIRED = ("output", "prompt")
 IMAGES = r"(?i)\.(jpe?g|jpe|jfif|png|webp|tiff?|avif|heic|heif|gif|bmp)$"  # some only to be refused by name
-HIDDEN = r"(?i)(?:^|/)(?:\.|thumbs\.db$|desktop\.ini$)"
+HIDDEN = (
+    r"(?i)(?:^|/)(?:\.|(?:thumbs\.db|desktop\.ini|generated\.jsonl|class_images-\d+-\d+\.jsonl|quarantine\.jsonl)$)"
+)
 SHOWN = 8  # names in a warning
 CHUNK = 16_384  # lines that are Python objects at a time
 MOST_REPEATS = 9999
@@ -211,6 +213,8 @@ class FolderSource:
     """Share of each row in the loss."""
     repeats: int = 1
     """How often each row comes in one epoch."""
+    masks: str | None = None
+    """Name of a folder in `path` that holds masks instead of images: `MASKS/a/x.png` is that of `a/x.jpg`."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.repeats <= MOST_REPEATS:
@@ -233,6 +237,10 @@ class FolderSource:
         # Bytes that are no UTF-8 come as lone surrogates, which Arrow does not take.
         odd = [name for name in found if not name.isascii() and not is_utf8(name)]
         names = pa.array([name for name in found if name not in odd] if odd else list(found), pa.string())
+        masks: dict[str, str] = {}
+        if self.masks is not None:
+            is_mask = pc.starts_with(names, f"{self.masks}/")
+            masks, names = self._masks(names.filter(is_mask).to_pylist()), names.filter(pc.invert(is_mask))
         images = names.filter(pc.match_substring_regex(names, IMAGES))
         images = images.take(pc.sort_indices(images))
         captions = pc.replace_substring_regex(images, r"(\.[^./]*)$", ".txt")
@@ -241,6 +249,7 @@ class FolderSource:
         columns: dict[str, Any] = {
             "line": np.arange(1, len(images) + 1),
             "image": images,
+            "hole": [masks.get(posixpath.splitext(name)[0]) for name in images.to_pylist()] if masks else None,
             "caption": None if self.captions is Captions.UNREAD else pc.if_else(captioned, captions, None),
             "prompt": None if self.captions is Captions.REQUIRED else self.prompt,
             "category": self.category,
@@ -264,6 +273,14 @@ class FolderSource:
             if not is_there
         ]
         return Listing(listed.filter(captioned), bad)
+
+    def _masks(self, names: list[str]) -> dict[str, str]:
+        """The masks, by their images' paths without extension. Raises InpaintError where there are none."""
+        below = len(f"{self.masks}/")
+        found = {posixpath.splitext(name)[0][below:]: name for name in names if re.search(IMAGES, name)}
+        if not found:
+            raise InpaintError(f"{self.path}: no mask is in its folder {self.masks}: add them, or name no such folder")
+        return found
 
 
 @dataclass(frozen=True)
@@ -331,7 +348,7 @@ def _warn_of_several_lines(records: Records, path: str) -> None:
 
 
 def _warn_of_others(names: pa.Array, images: pa.Array, captions: pa.Array, path: str | os.PathLike[str]) -> None:
-    """Of files below a folder that are left out because of their names, but for hidden ones and Windows' own."""
+    """Of files below a folder that are left out because of their names, but for hidden ones, Windows' own and ours."""
     others = names.filter(pc.invert(pc.is_in(names, value_set=pa.concat_arrays([images, captions]))))
     others = others.filter(pc.invert(pc.match_substring_regex(others, HIDDEN)))
     if len(others):

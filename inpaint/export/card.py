@@ -21,18 +21,31 @@ LICENCES = {
 """Of the bases that the presets name; an adapter is a derivative of its base."""
 
 
-def write_card(folder: Path, adapter: Adapter, info: BaseInfo, comparisons: Sequence[np.ndarray]) -> None:
-    """Write an adapter folder's `README.md`, and `samples.png` from strips (H W 3, uint8) of input, hole and result."""
-    if comparisons:
-        Image.fromarray(grid(comparisons, columns=2)).save(folder / "samples.png")
-    (folder / "README.md").write_text(_text(adapter, info, with_samples=bool(comparisons)), encoding="utf-8")
+PAINTED = "\nWhite in `hole` is painted.\n"
 
 
-def _text(adapter: Adapter, info: BaseInfo, *, with_samples: bool) -> str:
+def write_card(
+    folder: Path, adapter: Adapter, info: BaseInfo, samples: Sequence[np.ndarray], *, text_alone: str | None = None
+) -> None:
+    """Write an adapter folder's `README.md`, and `samples.png` from strips (H W 3, uint8) of input, hole and result.
+
+    Args:
+        text_alone: of an adapter for pictures from text alone, a prompt; the samples are such pictures.
+    """
+    if samples:
+        Image.fromarray(grid(samples, columns=2)).save(folder / "samples.png")
+    text = _text(adapter, info, with_samples=bool(samples), text_alone=text_alone)
+    (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def _text(adapter: Adapter, info: BaseInfo, *, with_samples: bool, text_alone: str | None) -> str:
     """The card as Markdown."""
     card = adapter.card
     family = "StableDiffusionXL" if info.is_xl else "StableDiffusion"
-    example = card.prompt("a red box", next(iter(card.tokens), None))
+    example = text_alone or card.prompt("a red box", next(iter(card.tokens), None))
+    pipeline = f"{family}Pipeline" if text_alone else f"{family}InpaintPipeline"
+    arguments = f"{example!r}" if text_alone else f"{example!r}, image=photo, mask_image=hole"
+    kind = "text-to-image" if text_alone else "inpainting"
     sides = card.resolution if isinstance(card.resolution, list) else [card.resolution]
     rows = {
         "base": card.base,
@@ -46,9 +59,10 @@ def _text(adapter: Adapter, info: BaseInfo, *, with_samples: bool) -> str:
     if card.tokens:
         rows["tokens"] = ", ".join(f"{category}: {token}" for category, token in card.tokens.items())
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
-    tags = "lora, inpainting, textual-inversion" if card.tokens else "lora, inpainting"
-    title = f"Backgrounds for {', '.join(card.tokens)}" if card.tokens else "A LoRA for inpainting"
-    samples = "\n![input, hole, result](samples.png)\n" if with_samples else ""
+    tags = f"lora, {kind}, textual-inversion" if card.tokens else f"lora, {kind}"
+    title = f"Backgrounds for {', '.join(card.tokens)}" if card.tokens else f"A LoRA for {text_alone or kind}"
+    shown = "pictures of its prompt" if text_alone else "input, hole, result"
+    samples = f"\n![{shown}](samples.png)\n" if with_samples else ""
     return f"""---
 base_model: {card.base}
 library_name: diffusers
@@ -56,25 +70,23 @@ tags: [{tags}]
 ---
 # {title}
 
-A LoRA (rank {card.rank}) for inpainting on `{card.base}`{", with a token per category" if card.tokens else ""}.
+A LoRA (rank {card.rank}) for {kind} on `{card.base}`{", with a token per category" if card.tokens else ""}.
 {samples}
 Prompts are written `{card.prompt_format}`, such as "{example}".
 
 ```python
-from diffusers import {family}InpaintPipeline
+from diffusers import {pipeline}
 from safetensors.torch import load_file
 
-pipe = {family}InpaintPipeline.{_source(card)}
+pipe = {pipeline}.{_source(card)}
 pipe.load_lora_weights("ADAPTER_FOLDER", use_safetensors=True)
-{_tokens_snippet(len(adapter.embeds))}image = pipe({example!r}, image=photo, mask_image=hole).images[0]
+{_tokens_snippet(len(adapter.embeds))}image = pipe({arguments}).images[0]
 ```
 
 | | |
 | --- | --- |
 {table}
-
-White in `hole` is painted.
-"""
+{"" if text_alone else PAINTED}"""
 
 
 def _source(card: AdapterCard) -> str:

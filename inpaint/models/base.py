@@ -117,6 +117,12 @@ def read_base_info(name: str, revision: str | None = None) -> BaseInfo:
     return info_of(modules, name=name, revision=found, **source.preferences())
 
 
+def load_tokenizers(name: str, revision: str | None = None) -> list[Any]:
+    """The base's CLIP tokenizers, without its weights; SDXL has two. Raises InpaintError, as `load_base`."""
+    source, _ = locate(name, revision, weights=False)
+    return source.tokenizers()
+
+
 def assembled(source: DiffusersFolder | Architecture, modules: Modules, *, name: str, revision: str) -> Base:
     """A base from its modules, and what needs no weights from where they came from. Raises as `info_of`."""
     info = info_of(modules, name=name, revision=revision, **source.preferences())

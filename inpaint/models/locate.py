@@ -24,7 +24,7 @@ def locate(name: str, revision: str | None, *, weights: bool) -> tuple[Diffusers
 
     Args:
         revision: branch, tag or commit of a hub id; else the expected sha256.
-        weights: whether they are needed, or the configuration alone.
+        weights: whether they are needed, or the configuration and the tokenizers alone.
 
     Raises:
         InpaintError: not found, not a supported base, or not of that revision.
@@ -90,7 +90,7 @@ def _download(name: str, revision: str | None, *, weights: bool) -> Path:
     Configurations and safetensors only: plain weights first, the fp16 variant where those are absent.
     """
     if not weights:
-        return _snapshot(name, revision, ["model_index.json", PREFERENCES_FILE, "*/config.json"])
+        return _snapshot(name, revision, ["model_index.json", PREFERENCES_FILE, "*/config.json", "tokenizer*/*"])
     patterns = ["model_index.json", PREFERENCES_FILE, "*/*.json", "*/*.txt"]
     patterns += [f"{part}/{stem}{end}" for part, stem in WEIGHTS.items() for end in VARIANTS[None]]
     folder = _snapshot(name, revision, patterns)

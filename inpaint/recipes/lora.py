@@ -25,6 +25,7 @@ from inpaint.models.lora import LoraSettings, inject_lora, lora_parameters
 from inpaint.models.prompt_text import PromptSettings
 from inpaint.models.prompts import add_tokens, token_parameters
 from inpaint.paint.batch import PaintSettings, paint_manifest
+from inpaint.paint.generate import generate
 from inpaint.paint.request import SamplingSettings
 from inpaint.progress import ProgressBar
 from inpaint.train.latent import LatentInpainting
@@ -86,7 +87,7 @@ class LoraRecipe(PromptSettings, Recipe):
     text_encoder_learning_rate: float = 5e-5
     token_learning_rate: float = 1e-3
     card_samples: int = may_change(8)
-    """Rows painted for the adapter's model card; 0: none."""
+    """Pictures for the adapter's model card; 0: none."""
     preset: Preset = may_change("toy")
     """Whose defaults the other settings have; unset: the one that suits the base, toy for those below 256 px."""
 
@@ -124,6 +125,10 @@ class LoraRecipe(PromptSettings, Recipe):
     def paint_settings(self, adapter: str) -> PaintSettings:
         """How the card's samples are painted with the exported adapter."""
         return PaintSettings(base=self.base, adapter=adapter, sampling=SamplingSettings(**asdict(self.prompts)))
+
+    def text_alone(self, rows: Manifest) -> str | None:
+        """A prompt, where the adapter is for pictures from text alone; None where it is for holes."""
+        return None
 
     def aspect(self) -> float:
         height, width = _shape(self.resolution or 1)
@@ -202,14 +207,18 @@ class LoraRecipe(PromptSettings, Recipe):
         adapter, info = adapter_from(trained.parameters, card), read_base_info(self.base, self.revision)
         check_adapter(adapter, info)
         save_adapter(folder, adapter)
-        write_card(folder, adapter, info, self._samples(trained.rows, folder) if self.card_samples else [])
+        samples = self._samples(trained.rows, folder) if self.card_samples else []
+        write_card(folder, adapter, info, samples, text_alone=self.text_alone(trained.rows))
 
     def _samples(self, rows: Manifest, adapter: Path) -> list[np.ndarray]:
-        """Comparison strips of a few rows, evenly from all of them, painted with the adapter."""
-        count = min(self.card_samples, len(rows))
-        chosen = rows.select(np.arange(count) * len(rows) // count)
+        """Painted with the adapter: comparison strips of a few rows, evenly from all of them, or pictures from text."""
+        settings, prompt = self.paint_settings(str(adapter)), self.text_alone(rows)
         with tempfile.TemporaryDirectory() as folder, ProgressBar("samples for the card") as bar:
-            settings = self.paint_settings(str(adapter))
+            if prompt is not None:
+                generate([prompt], settings, folder, n=self.card_samples, on_progress=bar.show)
+                return [np.asarray(Image.open(path)) for path in sorted(Path(folder).rglob("*.png"))]
+            count = min(self.card_samples, len(rows))
+            chosen = rows.select(np.arange(count) * len(rows) // count)
             paint_manifest(chosen, settings, folder, on_progress=bar.show)
             return [np.asarray(Image.open(path)) for path in sorted((Path(folder) / "comparisons").rglob("*.png"))]
 

@@ -91,7 +91,8 @@ class LatentInpainting(nn.Module):
             inputs = inputs.to(self.unet.conv_in.weight.dtype).contiguous(memory_format=torch.channels_last)
             output_BChw = self.unet(inputs, noised.timesteps_B, **kwargs).sample
         size_hw = (output_BChw.shape[2], output_BChw.shape[3])
-        return self.diffusion.loss_of(output_BChw, noised, hole_area(hole_B1HW, size_hw))
+        counted_B1HW = hole_B1HW * to_hole(batch["area"], device) if "area" in batch else hole_B1HW
+        return self.diffusion.loss_of(output_BChw, noised, hole_area(counted_B1HW, size_hw))
 
     @torch.no_grad()
     def _encode(self, batch: MicroBatch, hole_B1HW: Tensor) -> tuple[Posterior, Posterior | None]:

@@ -13,6 +13,8 @@ from inpaint.diffusion.unet import PRESETS
 from inpaint.recipes import ddpm
 from inpaint.recipes.category_lora import CategoryLora
 from inpaint.recipes.demo import Demo
+from inpaint.recipes.dreambooth import Subject
+from inpaint.recipes.dreambooth_training import TrainDreambooth
 from inpaint.recipes.lora import LORA_PRESETS, LoraRecipe
 from inpaint.recipes.panel_lora import TrainPanelLora
 from inpaint.recipes.toy_base import PretrainToy, ToyVae
@@ -24,6 +26,9 @@ RECIPES: dict[str, Any] = {
     **{f"category_lora-{name}": CategoryLora.of_preset(name, data="DATA", output="OUT") for name in LORA_PRESETS},
     **{f"ddpm-{size}": ddpm.preset_of(size, data="DATA", output="OUT") for size in PRESETS},
     "panel_lora": TrainPanelLora(data_dir="DATA", output_dir="OUT").recipe(),
+    "dreambooth": TrainDreambooth(instance_dir="DATA", output_dir="OUT").recipe(
+        [Subject(name="s", prompt="a photo of sks dog", class_prompt="a photo of a dog", class_folder="CLASS")]
+    ),
     "pretrain_toy": PretrainToy(output="OUT"),
     "pretrain_toy-sdxl": PretrainToy.of_architecture("sdxl", output="OUT"),
     "toy_vae": ToyVae(data="DATA", output="OUT", learning_rate=PretrainToy.vae_learning_rate, train=PretrainToy.vae),

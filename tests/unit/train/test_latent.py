@@ -78,6 +78,17 @@ def test_the_loss_is_a_mean_over_the_holes_area() -> None:
     assert torch.allclose(objective.hole_loss(output * 1, target, area), torch.ones(2))
 
 
+@pytest.mark.parametrize("channels", [9, 4])
+def test_the_loss_within_masks_is_that_part_of_it_whatever_the_hole(folders: dict[int, Path], channels: int) -> None:
+    module = module_of(folders[channels])
+    batch = batch_of([3, 5], np.full((SIZE, SIZE), 255, dtype=np.uint8))
+    halves = np.zeros((2, SIZE, SIZE), dtype=np.uint8)
+    halves[:, : SIZE // 2] = 255
+    upper, lower = (module({**batch, "area": area}) for area in (halves, 255 - halves))
+    assert torch.allclose((upper + lower) / 2, module(batch), atol=1e-5)
+    assert (upper - lower).abs().min() > 1e-3
+
+
 def test_what_is_kept_does_not_reach_a_nine_channel_base_but_through_the_masked_image(
     folders: dict[int, Path],
 ) -> None:

@@ -1,0 +1,134 @@
+"""Which subjects there are in a folder, and what they are called: prompts, and the word that stands for a subject."""
+
+import csv
+import io
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import PurePosixPath
+from typing import Any
+
+from inpaint.data.sources import IMAGES, MOST_REPEATS
+from inpaint.data.storage import absolute, open_root, opened, read_file
+from inpaint.errors import InpaintError
+from inpaint.models.adapter import NAME, check_name
+from inpaint.recipes.dreambooth import Subject
+from inpaint.recipes.dreambooth_identifier import AUTO, doubts_about, rarest_token, words_of
+
+USUAL = "sks"
+IDENTIFIER, CLASS = "{identifier}", "{class}"
+"""Where they go in a prompt."""
+TAKEN = ("adapters", "data", "validation_data", "class_images")
+"""Folders of a run beside those of its subjects."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wording:
+    """What is said of all subjects."""
+
+    instance_prompt: str
+    class_prompt: str
+    class_name: str | None = None
+    """Unset: by each folder's name."""
+    identifier: str | None = None
+    """Unset: what the instance prompt says, or `USUAL`."""
+    class_dir: str | None = None
+    """Where class pictures are; unset: there are none."""
+    repeats: int = 1
+
+
+def find_subjects(folder: str, wording: Wording, tokenizers: Sequence[Any], table: str | None = None) -> list[Subject]:
+    """The one subject whose photos lie in `folder`, or each one that has a folder of its own there.
+
+    Args:
+        tokenizers: the base's.
+        table: of several subjects, a CSV `subject,class` and perhaps `repeats`.
+
+    Raises:
+        InpaintError: no images, a name that an adapter cannot have, a table that does not fit.
+    """
+    try:
+        files = list(open_root(folder).files())
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise InpaintError(f"{folder}: there is no such folder") from error
+    images = [name for name in files if re.search(IMAGES, name)]
+    if not images:
+        raise InpaintError(f"{folder}: there is no image in it")
+    is_one = any("/" not in name for name in images)
+    if is_one and table is not None:
+        raise InpaintError(f"subjects {table}: is about several, and {folder} holds the photos of one")
+    captions = [text for name in files if name.endswith(".txt") for text in _text(folder, name)]
+    identifier = _identifier(wording, captions, tokenizers)
+    if is_one:
+        name = PurePosixPath(absolute(folder)).name
+        subject = _subject(name if NAME.fullmatch(name) else "subject", wording, identifier)
+        return [replace(subject, folder="")]
+    names = sorted({name.split("/")[0] for name in images})
+    known = {} if table is None else _read_table(table, names)
+    return [_subject(name, replace(wording, **known.get(name, {})), identifier, several=True) for name in names]
+
+
+def _subject(name: str, wording: Wording, identifier: str, *, several: bool = False) -> Subject:
+    check_name(name)
+    if several and name in TAKEN:
+        raise InpaintError(f"subject {name}: a run has a folder of that name: rename it")
+    # `wolf_plushie2` is a wolf plushie.
+    class_name = wording.class_name or name.rstrip("0123456789_").replace("_", " ") or name
+    class_folder = wording.class_dir or ""
+    if several and class_folder:
+        class_folder = f"{class_folder}/{re.sub(r'[^A-Za-z0-9]+', '_', class_name)}"
+    return Subject(
+        name=name,
+        folder=name,
+        prompt=wording.instance_prompt.replace(CLASS, class_name).replace(IDENTIFIER, identifier),
+        class_prompt=wording.class_prompt.replace(CLASS, class_name),
+        class_folder=class_folder,
+        repeats=wording.repeats,
+    )
+
+
+def _identifier(wording: Wording, captions: list[str], tokenizers: Sequence[Any]) -> str:
+    """What goes into the prompt; warns where it serves badly. Raises InpaintError for one that no prompt says."""
+    prompt, given = wording.instance_prompt, wording.identifier
+    words: list[str] = []
+    if given == AUTO:
+        return rarest_token(tokenizers, [prompt, wording.class_prompt, wording.class_name or "", *captions])
+    if IDENTIFIER in prompt:
+        words = [given or USUAL]
+    elif given is not None:
+        if given not in prompt and not any(given in caption for caption in captions):
+            raise InpaintError(
+                f"identifier {given!r}: the instance prompt {prompt!r} does not say it; write {IDENTIFIER}"
+            )
+        words = [given]
+    elif wording.class_dir is not None:
+        known = words_of(f"{wording.class_prompt} {wording.class_name or ''}")
+        words = [word for word in words_of(prompt.replace(CLASS, "")) if word not in known]
+    for doubt in (doubt for word in words for doubt in doubts_about(word, tokenizers)):
+        warnings.warn(doubt, stacklevel=4)
+    return words[0] if words else ""
+
+
+def _read_table(where: str, names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Class and repeats of each subject. Raises InpaintError where the table does not name them all, and no others."""
+    with opened(where) as file:
+        lines = list(csv.DictReader(io.StringIO(file.read().decode("utf-8-sig", errors="replace"))))
+    if not lines or not {"subject", "class"} <= lines[0].keys():
+        raise InpaintError(f"{where}: give a CSV whose first line is `subject,class` or `subject,class,repeats`")
+    found: dict[str, dict[str, Any]] = {}
+    for line in lines:
+        repeats = line.get("repeats") or "1"
+        if not repeats.isdecimal() or not 1 <= int(repeats) <= MOST_REPEATS:
+            raise InpaintError(f"{where}: {line['subject']} has repeats {repeats!r}: give 1 to {MOST_REPEATS}")
+        found[line["subject"]] = {"class_name": line["class"], "repeats": int(repeats)}
+    differing = sorted(found.keys() ^ set(names))
+    if differing:
+        raise InpaintError(f"{where}: {differing[0]} has {'no folder' if differing[0] in found else 'no line'}")
+    return found
+
+
+def _text(folder: str, name: str) -> Iterator[str]:
+    data = read_file(folder, name)
+    if data is not None:
+        yield data.decode("utf-8", errors="replace")

@@ -1,0 +1,232 @@
+"""DreamBooth as one job: one subject's folder or a folder of them, class pictures where they lack, a LoRA for each."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+import tyro
+
+from inpaint.data.sample import Crop
+from inpaint.diffusion.objective import LossSettings
+from inpaint.errors import InpaintError
+from inpaint.models.base import load_tokenizers
+from inpaint.models.lora import LoraSettings
+from inpaint.paint.batch import PaintSettings
+from inpaint.paint.request import SamplingSettings
+from inpaint.progress import ProgressBar
+from inpaint.recipes.class_images import fill_classes
+from inpaint.recipes.dreambooth import DreamboothLora, Subject, classes_of
+from inpaint.recipes.dreambooth_identifier import AUTO
+from inpaint.recipes.dreambooth_subjects import Wording, find_subjects
+from inpaint.rowmap import ActorPool
+from inpaint.stopping import StopToken
+from inpaint.train.run import run
+from inpaint.train.settings import Offload, Precision, RateSchedule, TrainSettings, ValidationSettings
+
+CLASS_IMAGES = "class_images"
+"""In the run's folder, where no other is given for them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainDreambooth:
+    """Settings of `python -m ray_jobs.train_dreambooth_lora`."""
+
+    instance_dir: Annotated[str, tyro.conf.arg(aliases=["--instance-data-dir"])]
+    """Folder (or URL) of one subject's photos; or of folders, one per subject, which are trained side by side."""
+    output_dir: str
+    """Folder (or URL) of the run; the adapters are written to its `adapters/NAME/`."""
+    base: Annotated[str, tyro.conf.arg(aliases=["--pretrained-model-name-or-path"])] = (
+        "stable-diffusion-v1-5/stable-diffusion-v1-5"
+    )
+    """SD 1.5, SDXL, or their inpainting bases: a folder, a hub id, a `.safetensors` file, `toy`."""
+    revision: str | None = None
+    """Of a hub id: branch, tag or commit."""
+    instance_prompt: str = "a photo of {identifier} {class}"
+    """Of the subject's photos; a text file beside a photo replaces it. `{identifier}` and `{class}` are filled in."""
+    identifier: str | None = None
+    """The word that stands for the subject: `auto` finds a rare token of the base's tokenizer; unset: what the instance
+    prompt says and the class prompt does not, or sks where the prompt has an `{identifier}`."""
+    class_name: str | None = None
+    """What the subject is, for `{class}`; unset: its folder's name without digits at the end."""
+    subjects: str | None = None
+    """Of several subjects: a CSV `subject,class` and, where photos shall come more often, `repeats`."""
+    with_prior_preservation: bool = False
+    """Train on pictures of the class, too, so that the base does not forget what else there is of it."""
+    class_dir: Annotated[str | None, tyro.conf.arg(aliases=["--class-data-dir"])] = None
+    """Folder (or URL) of these pictures, of several subjects with a folder per class; what lacks is made by the base,
+    what is there is left as it is. Unset: `class_images` in `output_dir`."""
+    class_prompt: str = "a photo of a {class}"
+    num_class_images: int = 100
+    """Pictures per class."""
+    prior_generation_precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Of the base's weights when it makes them; fp16 is for GPUs."""
+    prior_loss_weight: float = 1.0
+    """Weight of the class's pictures in the loss."""
+    prior_ratio: tuple[int, int] = (1, 1)
+    """How many photos of the subject and pictures of its class come in turn."""
+    mask_dir: str | None = None
+    """Name of a folder beside the photos with their masks, white on the subject: the loss is taken there alone."""
+    train_text_encoder: bool = False
+    """Whether the text encoders get LoRA layers, too."""
+    rank: int = 4
+    lora_alpha: float | None = None
+    """The LoRA's update is scaled by alpha / rank; unset: alpha = rank."""
+    lora_dropout: float = 0.0
+    learning_rate: float = 5e-4
+    text_encoder_lr: float = 5e-6
+    lr_scheduler: RateSchedule = RateSchedule.CONSTANT
+    lr_warmup_steps: int = 0
+    max_train_steps: int = 500
+    """Optimizer steps."""
+    train_batch_size: int = 4
+    """Samples per optimizer step, over all workers; those of the class are among them."""
+    max_micro_batch: int = 4
+    """Most samples per forward on one worker; what remains of the batch is accumulated."""
+    resolution: int | None = None
+    """Side of the training images in pixels; unset: the base's own."""
+    center_crop: bool = False
+    """Use the middle of a photo of another shape; else a random part."""
+    random_flip: bool = False
+    """Mirror half of the samples left to right."""
+    repeats: int = 1
+    """How often each photo comes in one epoch."""
+    seed: int = 0
+    mixed_precision: Precision = Precision.BF16
+    """Compute type of the forward and backward."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward: less memory, about a third more time."""
+    checkpointing_steps: int = 500
+    """Optimizer steps between checkpoints."""
+    checkpoints_total_limit: int = 2
+    resume: Annotated[bool, tyro.conf.arg(aliases=["--resume-from-checkpoint"])] = False
+    """Go on with the run in `output_dir`, exactly."""
+    workers: int | tuple[int, int] = (1, 8)
+    """Of one subject: as many of (fewest, most) as the cluster has GPUs for; one number is exactly that many."""
+    zero_stage: int = 1
+    """DeepSpeed ZeRO: 0 nothing sharded, 1 optimizer states, 2 and gradients, 3 and parameters."""
+    offload: Offload = Offload.NONE
+    """What ZeRO keeps in the CPUs' memory."""
+    ema_halflife: float | None = None
+    """Half-life, in samples, of a moving average of the LoRA, which is then exported; unset: none is kept."""
+    max_bad_fraction: float = 0.05
+    """The job stops before training when more of the images than this cannot be used."""
+    card_samples: int = 4
+    """Pictures for an adapter's model card; 0: none."""
+    loss: LossSettings = LossSettings()
+    validation: ValidationSettings = field(default_factory=lambda: ValidationSettings(samples=16))
+    pool: Annotated[ActorPool, tyro.conf.arg(name="")] = ActorPool()
+    """By which class pictures are made, and several subjects are trained: one at a time on each actor."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_train_steps", "checkpointing_steps", "num_class_images"):
+            if getattr(self, name) < 1:
+                raise InpaintError(f"{name} {getattr(self, name)}: give at least 1")
+        if not 0 <= self.lr_warmup_steps < self.max_train_steps:
+            raise InpaintError(f"lr_warmup_steps {self.lr_warmup_steps}: give fewer than the {self.max_train_steps}")
+        if self.class_dir is not None and not self.with_prior_preservation:
+            raise InpaintError("class_dir is for prior preservation: give --with-prior-preservation, or leave it out")
+        if self.identifier == AUTO and "{identifier}" not in self.instance_prompt:
+            raise InpaintError(
+                f"identifier {AUTO}: write where it goes into the instance prompt {self.instance_prompt!r}, as in "
+                "`a photo of {identifier} dog`"
+            )
+
+    @property
+    def class_pictures(self) -> str:
+        """Folder of all classes' pictures."""
+        return self.class_dir or f"{self.output_dir}/{CLASS_IMAGES}"
+
+    def found(self) -> list[Subject]:
+        """The subjects in `instance_dir`. Raises InpaintError; warns of identifiers that serve badly."""
+        wording = Wording(
+            instance_prompt=self.instance_prompt,
+            class_prompt=self.class_prompt,
+            class_name=self.class_name,
+            identifier=self.identifier,
+            class_dir=self.class_pictures if self.with_prior_preservation else None,
+            repeats=self.repeats,
+        )
+        return find_subjects(self.instance_dir, wording, load_tokenizers(self.base, self.revision), self.subjects)
+
+    def recipe(self, subjects: Sequence[Subject]) -> DreamboothLora:
+        """What is run."""
+        return DreamboothLora(
+            data=self.instance_dir,
+            output=self.output_dir,
+            subjects=tuple(subjects),
+            base=self.base,
+            revision=self.revision,
+            resolution=self.resolution,
+            shares=self.prior_ratio,
+            prior_loss_weight=self.prior_loss_weight,
+            masks=self.mask_dir,
+            crop=Crop.CENTRE if self.center_crop else Crop.RANDOM,
+            flip_probability=0.5 if self.random_flip else 0.0,
+            unet_learning_rate=self.learning_rate,
+            text_encoder_learning_rate=self.text_encoder_lr,
+            max_bad_fraction=self.max_bad_fraction,
+            card_samples=self.card_samples,
+            resume=self.resume,
+            loss=self.loss,
+            validation=self.validation,
+            lora=LoraSettings(
+                rank=self.rank,
+                alpha=self.lora_alpha,
+                dropout=self.lora_dropout,
+                text_encoder=self.train_text_encoder,
+            ),
+            train=TrainSettings(
+                samples=self.max_train_steps * self.train_batch_size,
+                global_batch=self.train_batch_size,
+                max_micro_batch=self.max_micro_batch,
+                workers=self.workers,
+                seed=self.seed,
+                precision=self.mixed_precision,
+                zero_stage=self.zero_stage,
+                offload=self.offload,
+                gradient_checkpointing=self.gradient_checkpointing,
+                schedule=self.lr_scheduler,
+                warmup=self.lr_warmup_steps / self.max_train_steps,
+                ema_halflife=self.ema_halflife,
+                checkpoint_every=self.checkpointing_steps * self.train_batch_size,
+                keep_checkpoints=self.checkpoints_total_limit,
+            ),
+        )
+
+
+def train_dreambooth(
+    config: TrainDreambooth, *, stop: StopToken | None = None, announce: Callable[[str], None] = print
+) -> list[str]:
+    """Make what lacks of the class pictures, train, export; returns the adapters' folders.
+
+    Raises:
+        InpaintError: unusable data, settings or base, or `stop` ended it (the message says how to go on).
+    """
+    subjects = config.found()
+    for subject in subjects:
+        announce(f"{subject.name}: {subject.prompt!r}" + (subject.class_folder and f" beside {subject.class_prompt!r}"))
+    if config.with_prior_preservation:
+        _make_class_pictures(config, subjects, stop)
+    return run(config.recipe(subjects), stop=stop)
+
+
+def _make_class_pictures(config: TrainDreambooth, subjects: Sequence[Subject], stop: StopToken | None) -> None:
+    settings = PaintSettings(
+        base=config.base,
+        revision=config.revision,
+        seed=config.seed,
+        precision=config.prior_generation_precision,
+        sampling=SamplingSettings(size=config.resolution),
+    )
+    below = len(config.class_pictures)
+    prompts = {folder[below:].strip("/"): prompt for folder, prompt in classes_of(subjects)}
+    with ProgressBar("class pictures") as bar:
+        fill_classes(
+            config.class_pictures,
+            prompts,
+            config.num_class_images,
+            settings,
+            pool=config.pool,
+            on_progress=bar.show,
+            stop=stop,
+        )
