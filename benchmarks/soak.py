@@ -6,8 +6,10 @@
 Clients (openai's SDK, webuiapi, multipart forms, JSON, streams) ask side by side for pictures of many sizes and shapes
 with 40 adapters, of which 8 fit the engine's bank; between them come bad bodies, long prompts and clients that leave.
 Each adapter paints each scene in its own way: pictures painted beforehand, one by one with plain PEFT, are what the
-detector compares with. `rss_growth_mb_per_1000`: growth of the memory of all of the service's processes (proportional
-set size) per 1000 requests after the first two minutes, the median slope (<= 1). `status_5xx`, `wrong_adapter` (the
+detector compares with. `rss_growth_mb_per_1000`: growth of the memory of all of the service's processes per 1000
+requests after the first two minutes, the median slope (<= 1). Looked at while nothing has been asked for some seconds,
+so that what requests hold for a moment is not taken for growth; of mapped files all pages count, for in proportion they
+would be fewer whenever another program on this machine maps them, too. `status_5xx`, `wrong_adapter` (the
 nearest picture is another adapter's), `kept_pixels_changed` and `unexpected` (any other answer than it should be): 0.
 """
 
@@ -20,7 +22,7 @@ import socket
 import tempfile
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -29,7 +31,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from inpaint.serve.deployments.heap import ENVIRONMENT
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.update(ENVIRONMENT)  # as `python -m ray_jobs.serve` starts it
 
 import numpy as np
 import psutil
@@ -56,7 +61,7 @@ from inpaint.serve.http.limits import HttpSettings
 
 ADAPTERS, BANK = 40, 8
 WARM_S = 120.0
-SAMPLE_S, SETTLE_S = 6.0, 0.5
+SAMPLE_S, SETTLE_S = 12.0, 3.0
 CATEGORIES = [f"CDP_{number:02}" for number in range(ADAPTERS)]
 
 
@@ -154,7 +159,7 @@ class Memory(threading.Thread):
             wait = SAMPLE_S
             with self._gate.closed():
                 time.sleep(SETTLE_S)
-                by_process = pss_mb()
+                by_process = resident_mb()
             self.samples.append((self._answered(), sum(by_process.values())))
             self.by_process.append(by_process)
 
@@ -162,26 +167,31 @@ class Memory(threading.Thread):
         self._stop_now.set()
         self.join()
 
-    def growth(self, column: Callable[[int], float] | None = None) -> float:
+    def growth(self, column: Sequence[float] | None = None) -> float:
         """MB per 1000 requests: the median of the slopes between all samples (Theil and Sen), which a process that
         comes or goes does not move."""
-        column = column or (lambda i: self.samples[i][1])
+        column = column or [mb for _, mb in self.samples]
         slopes = [
-            1000 * (column(j) - column(i)) / (self.samples[j][0] - self.samples[i][0])
+            1000 * (column[j] - column[i]) / (self.samples[j][0] - self.samples[i][0])
             for i, j in combinations(range(len(self.samples)), 2)
             if self.samples[j][0] > self.samples[i][0]
         ]
         return median(slopes) if slopes else float("nan")
 
+    def columns(self) -> dict[str, list[float]]:
+        """MB of each kind of process, sample by sample."""
+        names = sorted({name for one in self.by_process for name in one})
+        return {name: [round(one.get(name, 0.0), 1) for one in self.by_process] for name in names}
+
     def growth_by_process(self) -> dict[str, float]:
         """The same for each kind of process."""
-        names = sorted({name for one in self.by_process for name in one})
-        return {n: round(self.growth(lambda i, n=n: self.by_process[i].get(n, 0.0)), 3) for n in names}  # type: ignore[misc]
+        return {name: round(self.growth(column), 3) for name, column in self.columns().items()}
 
 
-def pss_mb() -> dict[str, float]:
-    """Proportional set size in MB of the processes below this one, by their titles."""
-    found: Counter[str] = Counter()
+def resident_mb() -> dict[str, float]:
+    """MB of the processes below this one, by their titles: their own and their shared memory in proportion (only they
+    share it), and all that they map of files, whoever else on this machine maps it, too."""
+    found: defaultdict[str, float] = defaultdict(float)
     for process in psutil.Process().children(recursive=True):
         try:
             title = " ".join(process.cmdline()).strip() or process.name()
@@ -189,10 +199,18 @@ def pss_mb() -> dict[str, float]:
                 title = re.split(r"[.(]", title)[0].strip()
             else:
                 title = " ".join(Path(part).name for part in title.split()[:3] if not part.startswith("-"))
-            found[title] += process.memory_full_info().pss / 2**20
-        except (psutil.NoSuchProcess, psutil.ZombieProcess):
+            about = Path(f"/proc/{process.pid}")
+            own = _kb(about / "smaps_rollup", "Pss_Anon", "Pss_Shmem")
+            found[title] += (own + _kb(about / "status", "RssFile")) / 1024
+        except (psutil.NoSuchProcess, psutil.ZombieProcess, FileNotFoundError, ProcessLookupError):
             continue
     return dict(found)
+
+
+def _kb(file: Path, *names: str) -> int:
+    """Sum of these lines of a file below /proc."""
+    lines = (line.split() for line in file.read_text().splitlines())
+    return sum(int(words[1]) for words in lines if words and words[0].rstrip(":") in names)
 
 
 def _request(scene: Scene, prompt: str, settings: dict[str, dict[str, object]]) -> PaintRequest:
@@ -224,19 +242,21 @@ class Soak:
         rng = random.Random(seed)
         with Clients(self.port) as clients:
             while time.monotonic() < until:
-                kind = rng.random()
-                if kind < 0.1:
-                    bad = rng.choice(BAD)
-                    status = clients.send_bad(bad)
-                    self._count(
-                        f"bad {bad.name}", [status], None if status in bad.expected else f"{bad.name}: {status}"
-                    )
-                elif kind < 0.16:
-                    clients.leave(rng.choice(SCENES), rng.choice(CATEGORIES), after_s=rng.uniform(0, 0.4), rng=rng)
-                    self._count("left", [499], None)
-                else:
-                    scene, category = rng.choice(SCENES), rng.choice(CATEGORIES)
-                    self._judge(scene, category, clients.ask(scene, category))
+                with self.gate:
+                    self._ask(clients, rng)
+
+    def _ask(self, clients: Clients, rng: random.Random) -> None:
+        kind = rng.random()
+        if kind < 0.1:
+            bad = rng.choice(BAD)
+            status = clients.send_bad(bad)
+            self._count(f"bad {bad.name}", [status], None if status in bad.expected else f"{bad.name}: {status}")
+        elif kind < 0.16:
+            clients.leave(rng.choice(SCENES), rng.choice(CATEGORIES), after_s=rng.uniform(0, 0.4), rng=rng)
+            self._count("left", [499], None)
+        else:
+            scene, category = rng.choice(SCENES), rng.choice(CATEGORIES)
+            self._judge(scene, category, clients.ask(scene, category))
 
     def _judge(self, scene: Scene, category: str, answers: Sequence[Answer]) -> None:
         wrong = None
@@ -306,6 +326,7 @@ def measure(folder: Path, seconds: float, clients: int) -> tuple[dict[str, float
     details = {
         "growth_by_process": memory.growth_by_process(),
         "memory_mb": [round(mb) for _, mb in memory.samples],
+        "memory_mb_by_process": memory.columns(),
         "counts": dict(soak.counts),
         "statuses": dict(soak.statuses),
         "wrong": soak.wrong[:20],

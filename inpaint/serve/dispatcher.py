@@ -6,7 +6,8 @@ that had begun it, the second with nothing else, is refused. Closing `paint` can
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Sequence
+import logging
+from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 
@@ -26,6 +27,7 @@ from inpaint.serve.service import (
     Unpaintable,
 )
 
+logger = logging.getLogger(__name__)
 MOST_TRIES = 4
 """Painters that an order may lose before its client hears of it."""
 
@@ -53,25 +55,25 @@ class Dispatcher:
         orders = [replace(order, work=work_of(order.request, self.base)) for order in orders]
         ticket = self._admission.admit(sum(order.work for order in orders), orders[0].key)
         events: asyncio.Queue[tuple[int, Preview | Painted] | asyncio.Task[None]] = asyncio.Queue()
-        tasks = [
-            asyncio.create_task(self._run(number, order, ticket, events.put_nowait))
+        running = {
+            asyncio.create_task(self._run(number, order, ticket, events.put_nowait), name=order.id)
             for number, order in enumerate(orders)
-        ]
-        for task in tasks:
+        }
+        for task in running:
             task.add_done_callback(events.put_nowait)
-        left = len(tasks)
+        event: tuple[int, Preview | Painted] | asyncio.Task[None] | None = None
         try:
-            while left:
+            while running:
                 event = await events.get()
                 if isinstance(event, asyncio.Task):
-                    left -= 1
+                    running.remove(event)
                     event.result()  # raises what ended it
                 else:
                     yield event
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await _cancel(running)
+            # What was raised came through this frame: it would keep itself, and the photos.
+            del running, task, event
 
     async def _run(
         self, number: int, order: PaintOrder, ticket: Ticket, emit: Callable[[tuple[int, Preview | Painted]], None]
@@ -126,3 +128,14 @@ class Dispatcher:
                     raise
                 cache = self._registry.cache
                 files = tuple([await asyncio.to_thread(cache.files, use.name, use.digest) for use in order.adapters])
+
+
+async def _cancel(tasks: Collection[asyncio.Task[None]]) -> None:
+    """End the orders, each named by its task. Those that have failed by now are logged: the client was told of another
+    one."""
+    for task in tasks:
+        task.cancel()
+    for task, end in zip(tasks, await asyncio.gather(*tasks, return_exceptions=True), strict=True):
+        if isinstance(end, Exception):  # of a cancelled one it is none
+            foreseen = isinstance(end, InpaintError)
+            logger.warning("order %s failed, too: %s", task.get_name(), end, exc_info=None if foreseen else end)

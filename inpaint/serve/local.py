@@ -1,5 +1,6 @@
 """A service on this machine, with something to try it on: a photo with its hole, and the commands of three clients."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import yaml
 from PIL import Image
 
 from inpaint.errors import InpaintError
+from inpaint.serve.deployments.heap import ENVIRONMENT
 from inpaint.stopping import StopToken
 from inpaint.toy.catalogue import render
 from inpaint.toy.measure import HELD_OUT_SEED
@@ -46,7 +48,7 @@ def serve_here(settings: ServeHere, *, stop: StopToken | None = None) -> None:
     write_examples(settings.examples)
     command = [str(Path(sys.executable).with_name("serve")), "run", "--address", "local", str(settings.config)]
     # A session of its own: a Ctrl-C reaches it once, from here.
-    serve, answered = subprocess.Popen(command, start_new_session=True), False
+    serve, answered = subprocess.Popen(command, env=ENVIRONMENT | os.environ, start_new_session=True), False
     try:
         while not stop.requested:
             with suppress(subprocess.TimeoutExpired):

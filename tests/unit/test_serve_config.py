@@ -113,7 +113,7 @@ def test_however_it_ends_the_service_ends_with_it(tmp_path: Path, monkeypatch: p
     class Serving:
         """In place of the process that serves."""
 
-        def __init__(self, command: list[str], start_new_session: bool) -> None:
+        def __init__(self, command: list[str], env: dict[str, str], start_new_session: bool) -> None:
             self.ends = False
 
         def send_signal(self, number: int) -> None:
@@ -145,7 +145,7 @@ def test_a_second_signal_ends_at_once_what_the_service_still_does(
     class Draining:
         """In place of the process that serves: it ends when it is told to for the second time."""
 
-        def __init__(self, command: list[str], start_new_session: bool) -> None:
+        def __init__(self, command: list[str], env: dict[str, str], start_new_session: bool) -> None:
             pass
 
         def send_signal(self, number: int) -> None:

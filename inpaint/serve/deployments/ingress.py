@@ -18,6 +18,7 @@ from inpaint.models.base import read_base_info
 from inpaint.serve.adapters.cache import AdapterFiles
 from inpaint.serve.adapters.registry import Registry
 from inpaint.serve.admission import Admission, Capacity
+from inpaint.serve.deployments.heap import PHOTOS, Trimmer, give_back, started
 from inpaint.serve.deployments.metrics import IngressMetrics, RequestMetrics
 from inpaint.serve.deployments.serve_internals import listening
 from inpaint.serve.dialects.paint_http import paint_http
@@ -60,10 +61,13 @@ class IngressReplica:
         self._registry.poll()
         self._admission = Admission(args.admission)
         self._names = context.app_name, painters.deployment_name, context.deployment
+        give_back(PHOTOS)
         self._painters = painters.options(method_name="paint", stream=True)
         dispatcher = Dispatcher(args.served(info), self._registry, self._admission, self._call)
-        self._http = paint_http(dispatcher, listening(args.http), RequestMetrics(self._replica))
+        self._requests = RequestMetrics(self._replica)
+        self._http = paint_http(dispatcher, listening(args.http), self._requests)
         self._metrics = IngressMetrics(self._replica)
+        started()
         self._watching = [asyncio.create_task(self._registry.watch()), asyncio.create_task(self._watch())]
 
     def __serve_build_asgi_app__(self) -> FastAPI:
@@ -108,7 +112,9 @@ class IngressReplica:
 
     async def _watch(self) -> None:
         """Keep admission and the gauges up to date."""
+        trimmer = Trimmer()
         while True:
+            await trimmer.look(self._requests.handled, rests=not self._requests.being_handled)
             capacity = await asyncio.to_thread(capacity_of, *self._names)
             self._admission.capacity = capacity or self._admission.capacity
             self._metrics.record(self._admission, len(self._registry.catalogue()), len(self._registry.refused()))

@@ -79,6 +79,8 @@ class RequestMetrics(HttpMetrics):
     def __init__(self, replica: str) -> None:
         self._tags = {"replica": replica}
         self._in_flight: dict[str, int] = {}
+        self.handled = 0
+        """Requests so far."""
         self.requests = Counter("inpaint_requests", "Requests answered.", ("dialect", "status", "problem"))
         self.in_flight = Gauge("inpaint_requests_in_flight", "Requests being handled.", ("replica", "dialect"))
         self.latency = Histogram("inpaint_request_seconds", "From first byte to answer.", _SECONDS, ("dialect",))
@@ -91,11 +93,17 @@ class RequestMetrics(HttpMetrics):
     def ended(self, record: Record) -> None:
         """It was answered, or its client left (status 499)."""
         self._count(record.dialect, -1)
+        self.handled += 1
         tags = {"dialect": record.dialect}
         self.requests.inc(1, {**tags, "status": str(record.status), "problem": record.problem})
         self.latency.observe(record.seconds, tags)
         if record.steps:
             self.queue.observe(record.queue_s, tags)
+
+    @property
+    def being_handled(self) -> int:
+        """Requests now."""
+        return sum(self._in_flight.values())
 
     def _count(self, dialect: str, change: int) -> None:
         self._in_flight[dialect] = self._in_flight.get(dialect, 0) + change

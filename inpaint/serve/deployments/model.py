@@ -12,6 +12,7 @@ from fastapi import FastAPI
 from ray import serve
 
 from inpaint.cluster import worker_threads
+from inpaint.serve.deployments.heap import TENSORS, Trimmer, give_back, started
 from inpaint.serve.deployments.metrics import RequestMetrics
 from inpaint.serve.deployments.serve_internals import listening
 from inpaint.serve.http.resources import HttpMetrics
@@ -47,9 +48,12 @@ class ModelReplica:
     def __init__(self, start: Callable[[Any, str], ModelApplication], args: Any) -> None:
         """Args: start: makes the application of its arguments and a torch device. args: a pydantic model with `threads`
         and `http`."""
+        give_back(TENSORS)
         args = args.model_copy(update={"http": listening(args.http)})
         self._application = start(args, own_device(args.threads))
         self._metrics = RequestMetrics(serve.get_replica_context().replica_tag)
+        self._trimmer = Trimmer()
+        started()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Serve after the constructor."""
@@ -59,6 +63,7 @@ class ModelReplica:
         """Called by Serve every few seconds."""
         if not await self._application.check():
             raise TimeoutError("no work was done in time")
+        await self._trimmer.look(self._metrics.handled, rests=not self._metrics.being_handled)
 
 
 Model = serve.deployment(

@@ -12,6 +12,7 @@ from ray.serve.config import RequestRouterConfig
 
 from inpaint.models.base import DTYPES, load_base
 from inpaint.serve.adapters.cache import AdapterFiles
+from inpaint.serve.deployments.heap import TENSORS, Trimmer, give_back, started
 from inpaint.serve.deployments.metrics import PainterMetrics
 from inpaint.serve.deployments.model import own_device
 from inpaint.serve.deployments.router import AdapterRouter, PainterLoad
@@ -32,11 +33,13 @@ class PainterReplica:
     def __init__(self, args: "PaintArgs") -> None:
         device = own_device(args.threads, args.device)
         base = load_base(args.base, revision=args.base_revision, dtype=DTYPES[args.precision], device=device)
+        give_back(TENSORS)
         self._health_timeout_s = args.health_timeout_s
         self._cache = args.registry_settings.open_cache(base.info)
         self._metrics = PainterMetrics(serve.get_replica_context().replica_tag)
         self._engine = Engine(base, args.engine, self._cache.load)
         self._engine.start()
+        started()
         self._measuring = asyncio.create_task(self._measure())
 
     async def paint(
@@ -80,8 +83,11 @@ class PainterReplica:
         os._exit(1)
 
     async def _measure(self) -> None:
+        trimmer = Trimmer()
         while True:
-            self._metrics.record(self._engine.stats())
+            stats = self._engine.stats()
+            self._metrics.record(stats)
+            await trimmer.look(stats.ticks, rests=not stats.queued + stats.running)
             await asyncio.sleep(METRICS_PERIOD_S)
 
     def __del__(self) -> None:

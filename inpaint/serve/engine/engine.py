@@ -135,6 +135,8 @@ class Engine:
                 yield event
         finally:
             self._mail.put(partial(self._leaves, job, "cancelled"))
+            # An error that came through this frame would keep itself, and the photo.
+            del event
 
     async def check(self, timeout_s: float) -> None:
         """Lets the loop do a step of the U-Net; that it is at a turn which takes longer than the check is no fault.

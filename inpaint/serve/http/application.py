@@ -129,16 +129,9 @@ class RequestMiddleware:
             logger.info("request %s: its client has gone", record.id)
             return
         except Exception as error:
-            if not isinstance(error, InpaintError):
-                logger.exception("request %s failed", record.id)
-                error = Problem(f"our own fault; quote request {record.id}", status=500, code="internal")
-            problem = problem_of(error)
-            record.problem = problem.code
+            response = _told(request, error)
             if record.status:
                 raise  # half an answer is out: only closing the connection tells the client
-        dialect: Dialect = request.state.dialect
-        told = dialect.error(problem, record.id)
-        response = JSONResponse(told, problem.status, problem.headers, dialect.media_type)
         await response(request.scope, request.receive, send)
 
     def _let_in(self, request: Request) -> None:
@@ -157,3 +150,15 @@ class RequestMiddleware:
             raise overloaded(f"{held:.0f} requests of yours are being handled: come back later", 1.0)
         record.key = key
         self.in_flight.take(key, 1)
+
+
+def _told(request: Request, error: Exception) -> Response:
+    """What the client is told, and the record too. Here, and not where the error is caught: a frame that the error came
+    through and that names it would keep both, and the body, until the garbage collector comes by."""
+    record: Record = request.state.record
+    if not isinstance(error, InpaintError):
+        logger.exception("request %s failed", record.id)
+        error = Problem(f"our own fault; quote request {record.id}", status=500, code="internal")
+    problem, dialect = problem_of(error), request.state.dialect
+    record.problem = problem.code
+    return JSONResponse(dialect.error(problem, record.id), problem.status, problem.headers, dialect.media_type)

@@ -222,15 +222,19 @@ class EventStream(StreamingResponse):
             except InpaintError as error:
                 if not started:
                     raise
-                record, problem = request.state.record, problem_of(error)
-                record.problem = problem.code
-                last = sse("error", request.state.dialect.error(problem, record.id))
-                await send({"type": "http.response.body", "body": last, "more_body": True})
+                await send({"type": "http.response.body", "body": _last_event(request, error), "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 def _told(warnings: tuple[str, ...]) -> dict[str, str]:
     return {"x-warnings": "; ".join(warnings).encode("ascii", "replace").decode()[:1000]} if warnings else {}
+
+
+def _last_event(request: Request, error: InpaintError) -> bytes:
+    """Of a stream that an error ends; the record hears of it, too."""
+    record, problem = request.state.record, problem_of(error)
+    record.problem = problem.code
+    return sse("error", request.state.dialect.error(problem, record.id))
 
 
 def sse(kind: str, value: Mapping[str, Any]) -> bytes:
@@ -264,3 +268,5 @@ async def until_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
         working.cancel()
         watching.cancel()
         await asyncio.gather(working, watching, return_exceptions=True)
+        # What it raised came through this frame: it would keep itself, and the request.
+        del working, watching

@@ -4,6 +4,7 @@ Guaranteed: photo and mask are each turned by their own EXIF and then have one s
 the dialect's to say; a mask of the other kind is refused where it can be told, never read upside down.
 """
 
+import warnings
 from typing import Literal
 
 import numpy as np
@@ -13,6 +14,10 @@ from inpaint.data import decode
 from inpaint.paint.photos import Photo
 from inpaint.serve.http.errors import bad
 from inpaint.serve.http.limits import HttpSettings
+
+# Of metadata that nobody can read and that nothing here depends on: a photo with damaged EXIF is taken as it lies in
+# the file, as viewers do. What costs the picture is raised.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
 def decode_photo(data: bytes, field: str, settings: HttpSettings, smallest: int) -> Photo:

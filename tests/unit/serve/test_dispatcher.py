@@ -1,8 +1,11 @@
 """The service over painters that die, lack an adapter or never answer: every admitted order is answered, and right."""
 
 import asyncio
+import gc
+import weakref
 from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -167,6 +170,46 @@ def test_what_no_painter_can_paint_is_not_tried_again_and_ends_the_others() -> N
         collect(service, order(0), order(1))
     assert (len(painters.calls), painters.cancelled) == (2, 1)
     assert admission.outstanding == 0
+
+
+def test_what_went_wrong_with_the_other_orders_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    async def refuses_too(order: PaintOrder, files: tuple[AdapterFiles, ...]) -> AsyncGenerator:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            raise InpaintError("no room either")
+        yield
+
+    async def breaks(order: PaintOrder, files: tuple[AdapterFiles, ...]) -> AsyncGenerator:
+        raise ZeroDivisionError("by zero")
+        yield
+
+    service, _ = dispatcher(Painters(refuses, refuses_too, breaks, hangs))
+    with pytest.raises(InpaintError, match="cannot be painted"):
+        collect(service, *(order(number) for number in range(4)))
+    told = {record.getMessage(): record.exc_info for record in caplog.records}
+    assert set(told) == {"order 1 failed, too: no room either", "order 2 failed, too: by zero"}
+    assert told["order 1 failed, too: no room either"] is None
+    assert told["order 2 failed, too: by zero"] is not None, "an error that is our own fault comes with its traceback"
+
+
+def test_an_order_that_fails_is_not_kept_by_its_error() -> None:
+    painters = Painters(refuses)
+    service, _ = dispatcher(painters)
+
+    async def paint() -> "weakref.ref[object]":
+        request = replace(REQUEST)
+        with suppress(InpaintError):
+            await anext(service.paint([PaintOrder(id="0", request=request)]))
+        return weakref.ref(request)
+
+    gc.disable()
+    try:
+        request = asyncio.run(paint())
+        painters.calls.clear()
+        assert request() is None
+    finally:
+        gc.enable()
 
 
 def test_closing_cancels_all_orders() -> None:

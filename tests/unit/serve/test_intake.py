@@ -1,7 +1,9 @@
 """Bad input is a 4xx in the dialect's own form that names field and limit, and the service never sees it."""
 
+import importlib
 import io
 import json
+import warnings
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from inpaint.serve.dialects.paint_http import paint_http
+from inpaint.serve.http import images
 from inpaint.serve.http.limits import HttpSettings
 from tests.unit.data.images import animated, encoded, mask, picture, png_16_bit_rgb, png_bomb, with_orientation
 from tests.unit.serve.clients import DIALECTS, ask, b64, pictures, told
@@ -171,6 +174,22 @@ def test_image_and_mask_are_each_turned_by_their_own_exif(client, service, diale
     assert request.image.shape == (40, 30, 3)
     assert np.array_equal(request.hole, hole(30, 40))
     assert abs(request.image.astype(int) - np.asarray(picture(30, 40))).max() < 12
+
+
+def test_a_photo_with_damaged_exif_is_taken_without_a_word_of_pillows(client, service):
+    turned = with_orientation(picture(), 3, "JPEG")
+    at = turned.index(b"Exif\0\0") + 14
+    damaged = turned[:at] + b"\xff\xff" + turned[at + 2 :]  # 65,535 tags
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.resetwarnings()
+        warnings.simplefilter("always")
+        Image.open(io.BytesIO(damaged)).getexif()
+        assert seen, "Pillow does warn of it"
+        seen.clear()
+        importlib.reload(images)  # pytest has put aside what it told Python
+        pictures("own", ask(client, "own", image=damaged))
+    assert not seen
+    assert len(service.orders) == 1
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
