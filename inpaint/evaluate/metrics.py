@@ -1,8 +1,12 @@
-"""How well holes are filled, where the truth is known: PSNR and SSIM inside the hole.
+"""How well holes are filled: PSNR, SSIM and L1 inside the hole where the truth is known, and seams, the growth of
+products and the spread of samples where it is not.
 
 Images are H x W x 3 uint8, holes H x W bool, True = painted. PSNR prefers the mean of all that is possible to any one
 sample: report a one-step regression and the mean of several samples beside it.
 """
+
+from collections.abc import Sequence
+from itertools import combinations
 
 import numpy as np
 
@@ -27,6 +31,48 @@ def hole_ssim(result: np.ndarray, truth: np.ndarray, hole: np.ndarray) -> float:
     """Mean over the hole's pixels of the structural similarity map, in [-1, 1]."""
     _check(result, truth, hole)
     return float(ssim_map(result, truth)[hole].mean())
+
+
+def hole_l1(result: np.ndarray, truth: np.ndarray, hole: np.ndarray) -> float:
+    """Mean absolute difference over the hole's pixels, in [0, 1]."""
+    _check(result, truth, hole)
+    return float(np.abs(result[hole].astype(np.float64) - truth[hole]).mean() / 255)
+
+
+def boundary_jump(result: np.ndarray, hole: np.ndarray) -> float:
+    """How much steeper the picture is across the hole's edge than on both sides of it, in [-1, 1]: 0 where the seam
+    cannot be told from what is around it.
+
+    The mean, over neighbours of which one is painted, of their absolute difference, less the mean of those between each
+    of them and the next pixel on its own side. Raises InpaintError where hole and photo nowhere have two pixels each.
+    """
+    assert result.dtype == np.uint8 and hole.dtype == bool and hole.shape == result.shape[:2]
+    jumps = []
+    for pixels, painted in ((result, hole), (result.swapaxes(0, 1), hole.T)):
+        steps = np.abs(np.diff(pixels.astype(np.float64), axis=0)).mean(axis=2) / 255
+        same = painted[1:] == painted[:-1]
+        is_edge = ~same[1:-1] & same[:-2] & same[2:]
+        jumps.append((steps[1:-1] - (steps[:-2] + steps[2:]) / 2)[is_edge])
+    found = np.concatenate(jumps)
+    if not found.size:
+        raise InpaintError("the hole has no edge with two pixels on each side: there is no seam to measure")
+    return float(found.mean())
+
+
+def object_expansion(found: np.ndarray, product: np.ndarray) -> float:
+    """Share of the product found in a result (H x W bool) that lies outside the product kept (H x W bool): what was
+    painted on to it. Raises InpaintError where none was found."""
+    assert found.dtype == product.dtype == bool and found.shape == product.shape
+    if not found.any():
+        raise InpaintError("no product was found in the result: its expansion cannot be told")
+    return float((found & ~product).sum() / found.sum())
+
+
+def spread(results: Sequence[np.ndarray], hole: np.ndarray) -> float:
+    """How much samples for one hole differ: `hole_l1` of each pair, mean, in [0, 1]. Raises InpaintError for one."""
+    if len(results) < 2:
+        raise InpaintError(f"spread of {len(results)} results: give at least 2")
+    return float(np.mean([hole_l1(one, other, hole) for one, other in combinations(results, 2)]))
 
 
 def ssim_map(result: np.ndarray, truth: np.ndarray) -> np.ndarray:

@@ -115,6 +115,11 @@ def read_row(row: Row, seed: int, panels: ChosenPanels | None = None) -> tuple[P
     return photo, _hole(read(root, row.hole, "mask", most), photo, Fill.WHITE)
 
 
+def read_image(root: str, path: str) -> np.ndarray:
+    """One picture below a folder or URL as models see it, H x W x 3 uint8. Raises BadRow."""
+    return _photo(read(open_root(root), path, "image", DEFAULT_LIMITS.max_bytes), "image").image
+
+
 def read_photo(image: str, mask: str, fill: Fill) -> tuple[Photo, np.ndarray]:
     """One photo and its hole (H x W bool) from files. Raises InpaintError, also BadRow."""
     photo = _photo(_bytes(image, "image"), "image")

@@ -6,7 +6,15 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from inpaint.errors import InpaintError
 from inpaint.evaluate.classical import FILLS, mean_colour
-from inpaint.evaluate.metrics import hole_psnr, hole_ssim, ssim_map
+from inpaint.evaluate.metrics import (
+    boundary_jump,
+    hole_l1,
+    hole_psnr,
+    hole_ssim,
+    object_expansion,
+    spread,
+    ssim_map,
+)
 
 RNG = np.random.default_rng(0)
 TRUTH = RNG.integers(0, 256, (24, 30, 3)).astype(np.uint8)
@@ -46,3 +54,35 @@ def test_classical_fills_keep_what_is_kept_and_find_a_flat_colour(fill) -> None:
     spoiled = np.where(HOLE[..., None], 0, flat).astype(np.uint8)
     # OpenCV's Telea computes in whole numbers.
     assert np.abs(fill(spoiled, HOLE).astype(int) - flat).max() <= 3
+
+
+def test_l1_and_spread_are_means_over_the_hole_alone() -> None:
+    assert hole_l1(RESULT, TRUTH, HOLE) == pytest.approx(np.abs(RESULT / 255 - TRUTH / 255)[HOLE].mean())
+    lighter = np.where(HOLE[..., None], 51, np.full_like(TRUTH, 200)).astype(np.uint8)
+    samples = [np.zeros_like(TRUTH), lighter, np.zeros_like(TRUTH)]
+    assert spread(samples, HOLE) == pytest.approx((0.2 + 0.0 + 0.2) / 3)
+    with pytest.raises(InpaintError, match="1 results"):
+        spread(samples[:1], HOLE)
+
+
+def test_a_seam_is_as_steep_as_it_is_steeper_than_its_surroundings() -> None:
+    ramp = np.tile(np.arange(30, dtype=np.uint8)[None, :, None] * 4, (24, 1, 3))
+    assert boundary_jump(ramp, HOLE) == pytest.approx(0)
+    flat = np.full((24, 30, 3), 100, dtype=np.uint8)
+    step = np.where(HOLE[..., None], 151, flat).astype(np.uint8)
+    assert boundary_jump(step, HOLE) == pytest.approx(51 / 255)
+    # What is as steep everywhere hides it.
+    stripes = np.where((np.arange(30) % 2 == 0)[None, :, None], 0, 102).astype(np.uint8)
+    assert boundary_jump(np.tile(stripes, (24, 1, 3)), HOLE) == pytest.approx(0)
+    for nowhere in (np.zeros_like(HOLE), np.ones_like(HOLE)):
+        with pytest.raises(InpaintError, match="no seam"):
+            boundary_jump(flat, nowhere)
+
+
+def test_expansion_is_the_share_of_the_found_product_outside_the_kept_one() -> None:
+    found = np.zeros_like(HOLE)
+    found[5:15, 8:25] = True
+    assert object_expansion(found, HOLE) == pytest.approx(5 / 17)
+    assert object_expansion(HOLE, HOLE) == 0
+    with pytest.raises(InpaintError, match="no product"):
+        object_expansion(np.zeros_like(HOLE), HOLE)
