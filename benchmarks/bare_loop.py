@@ -6,35 +6,28 @@ tokenising, no seeded noise, no checkpoint and no console.
 
 import math
 import time
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from benchmarks.loop_times import LoopTimes
 from inpaint.models.base import Base
 from inpaint.models.prompt_text import AS_WRITTEN, read_prompt, tokenize
-from inpaint.train.latent import LatentInpainting
+from inpaint.recipes.lora import LoraRecipe
 from inpaint.train.objective import MicroBatch, autocast, to_hole, to_pixels
-from inpaint.train.settings import TrainSettings
 
 Tensors = dict[str, Any]
 
 
-def time_bare(
-    build: Callable[[torch.device], LatentInpainting],
-    batches: list[MicroBatch],
-    settings: TrainSettings,
-    *,
-    steps: int,
-    threads: int,
-) -> tuple[list[float], str]:
-    """Train `steps` steps; returns `time.perf_counter()` at the end of each, and the device's name."""
+def time_bare(recipe: LoraRecipe, batches: list[MicroBatch], *, steps: int, threads: int) -> LoopTimes:
+    """Train what a recipe says for `steps` steps."""
     torch.set_num_threads(threads)
+    settings = recipe.train
     torch.manual_seed(settings.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    objective = build(device)
+    objective = recipe.objective(device)
     base, groups = objective.base, objective.groups()
     parameters = [p for group in groups for p in group.parameters.values()]
     optimizer = torch.optim.AdamW(
@@ -59,7 +52,7 @@ def time_bare(
         optimizer.zero_grad()
         loss.detach().item()
         ended.append(time.perf_counter())
-    return ended, torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
+    return LoopTimes(ended=ended, device=torch.cuda.get_device_name() if device.type == "cuda" else "cpu")
 
 
 def _tensors(base: Base, batch: MicroBatch) -> Tensors:
@@ -87,12 +80,9 @@ def _loss(base: Base, batch: Tensors, alphas_T: Tensor) -> Tensor:
     alpha_B111 = alphas_T[timesteps_B][:, None, None, None]
     noisy_BChw = alpha_B111.sqrt() * clean_BChw + (1 - alpha_B111).sqrt() * noise_BChw
     hole_B1hw = F.interpolate(batch["hole"], size=clean_BChw.shape[2:])
-    if base.info.in_channels == 9:
-        given = torch.cat([noisy_BChw, hole_B1hw, _encode(base, batch["masked"].to(dtype))], dim=1)
-    else:
-        given = torch.where(hole_B1hw > 0.5, noisy_BChw, clean_BChw)
-    text = _text(base, batch["ids"], batch["pixels"].shape[-2:])
-    output_BChw = base.unet(given.to(dtype), timesteps_B, **text).sample
+    given = torch.cat([noisy_BChw, hole_B1hw, _encode(base, batch["masked"].to(dtype))], dim=1)
+    text_BLD = base.text_encoders[0](batch["ids"][0])[0]
+    output_BChw = base.unet(given.to(dtype), timesteps_B, encoder_hidden_states=text_BLD).sample
     error_BChw = F.mse_loss(output_BChw.float(), noise_BChw.float(), reduction="none")
     return (error_BChw * hole_B1hw).mean((1, 2, 3)).div(hole_B1hw.mean((1, 2, 3)).clamp(min=1e-6)).mean()
 
@@ -101,13 +91,3 @@ def _loss(base: Base, batch: Tensors, alphas_T: Tensor) -> Tensor:
 def _encode(base: Base, pixels_B3HW: Tensor) -> Tensor:
     latents_BChw = base.vae.encode(pixels_B3HW).latent_dist.sample()
     return latents_BChw.float() * base.vae.config.scaling_factor
-
-
-def _text(base: Base, ids: list[Tensor], size_hw: torch.Size) -> Tensors:
-    if not base.info.is_xl:
-        return {"encoder_hidden_states": base.text_encoders[0](ids[0])[0]}
-    first, second = (e(i, output_hidden_states=True) for e, i in zip(base.text_encoders, ids, strict=True))
-    embeds_BLD = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], dim=-1)
-    time_ids = torch.tensor([[*size_hw, 0, 0, *size_hw]], device=embeds_BLD.device, dtype=embeds_BLD.dtype)
-    conditions = {"text_embeds": second.text_embeds, "time_ids": time_ids.repeat(len(embeds_BLD), 1)}
-    return {"encoder_hidden_states": embeds_BLD, "added_cond_kwargs": conditions}

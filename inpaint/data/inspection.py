@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from inpaint.data.decode import PAINT, Limits, check_hole, load_hole, open_image, upright
+from inpaint.data.decode import PAINT, Limits, check_hole, load_hole, load_rgb, open_image, upright
 from inpaint.data.files import read, stat
 from inpaint.data.quarantine import Quarantined, Reason
 from inpaint.data.rows import DAMAGED_PARQUET, NAMES, as_bytes, mixed, packed, read_parquet
@@ -69,6 +69,8 @@ TOLD = pa.schema(
 )
 """What a file told when it was opened."""
 MEMORY = pa.schema([*FILES, *TOLD])
+Look = Callable[[np.ndarray], object]
+"""Called with an image, upright, uint8 H W 3; raises BadRow where it cannot be used."""
 Places = dict[str, np.ndarray]
 """Column of a listing -> which file each row names in it, int32[rows]; -1: none."""
 
@@ -95,7 +97,9 @@ def files_of(listed: pa.Table) -> tuple[pa.Table, Places]:
     return pa.concat_tables(files).unify_dictionaries().combine_chunks(), places
 
 
-def inspect_files(files: pa.Table, limits: Limits, fetchers: Executor | None, remember: bool) -> pa.Table:
+def inspect_files(
+    files: pa.Table, limits: Limits, fetchers: Executor | None, remember: bool, look: Look | None = None
+) -> pa.Table:
     """Open and decode files, a table of `FILES`, or of `MEMORY` where some are remembered.
 
     Returns them with what they told, a table of `MEMORY`.
@@ -103,6 +107,7 @@ def inspect_files(files: pa.Table, limits: Limits, fetchers: Executor | None, re
     Args:
         fetchers: fetch files ahead of the one that is decoded; None: each is read when it is its turn.
         remember: ask for the files' times, and do not open those that are as they were.
+        look: called with each image.
     """
 
     def fetch(line: dict[str, Any]) -> tuple[dict[str, Any], bytes | None]:
@@ -127,7 +132,7 @@ def inspect_files(files: pa.Table, limits: Limits, fetchers: Executor | None, re
             caught.clear()
             try:
                 found, data = fetched()
-                content = {} if data is None else _content(Kind(line["kind"]), line["path"], data, limits)
+                content = {} if data is None else _content(Kind(line["kind"]), line["path"], data, limits, look)
                 told.append(found | ({"warned": _kind(caught[0])} if caught else {}) | content)
             except BadRow as error:
                 told.append({"reason": str(error.reason), "detail": error.detail})
@@ -146,7 +151,7 @@ def _ahead(pool: Executor, calls: Iterable[Callable[[], Any]]) -> Iterator[Calla
         yield last.result
 
 
-def _content(kind: Kind, path: str, data: bytes, limits: Limits) -> dict[str, Any]:
+def _content(kind: Kind, path: str, data: bytes, limits: Limits, look: Look | None) -> dict[str, Any]:
     """What a file holds. Raises BadRow where it cannot be used."""
     found: dict[str, Any] = {"digest": hashlib.sha256(data).digest()}
     if kind is Kind.CAPTION:
@@ -156,8 +161,11 @@ def _content(kind: Kind, path: str, data: bytes, limits: Limits) -> dict[str, An
             detail = f"{path!r} is not UTF-8 (byte {error.start}): save it as UTF-8"
             raise BadRow("prompt", Reason.UNREADABLE, detail) from error
     if kind is Kind.IMAGE:
-        width, height = upright(open_image(data, "output", limits), "output").size
-        return found | {"width": width, "height": height}
+        if look is None:
+            picture = upright(open_image(data, "output", limits), "output")
+        else:
+            look(np.asarray(picture := load_rgb(data, "output", limits)))
+        return found | {"width": picture.width, "height": picture.height}
     hole = np.asarray(load_hole(data, "mask", limits))
     check_hole(hole, "mask")
     wide, high = (int(np.ptp(np.flatnonzero((hole >= PAINT).any(axis)))) + 1 for axis in (0, 1))

@@ -2,7 +2,7 @@
 
 Gutters and borders are what is of one colour from edge to edge, and narrow: what is wider is taken for a panel's own
 background. Where there are none, panels share the picture evenly, to the pixel. Panels are numbered in reading order,
-from 0 at the top left.
+from 0 at the top left. Not covered: a picture that is no composite cannot be told from one without gutters.
 """
 
 import re
@@ -20,7 +20,9 @@ PLAIN = 24
 WIDEST = 1 / 8
 """Of a gutter or border, as a share of a panel's side."""
 NEAR = 0.15
-"""How far from an even division a gutter may lie, as a share of a panel's side."""
+"""How far from an even division a gutter may lie, as a share of a panel's side, where it could be a background, too."""
+SHARP = 0.4
+"""Share of the lines on both sides of a band that has other colours, where it is a gutter and no background."""
 LEAST = 8
 """Pixels of a panel's side."""
 MOST_PANELS = 16
@@ -54,6 +56,11 @@ class Grid:
         return f"{self.rows}x{self.columns}"
 
     @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+        return self.rows, self.columns
+
+    @property
     def count(self) -> int:
         """Of panels."""
         return self.rows * self.columns
@@ -85,10 +92,24 @@ class ChosenPanels:
 
 def find_panels(image: np.ndarray, grid: Grid) -> tuple[Panel, ...]:
     """The panels of a composite, uint8 H W 3. Raises BadRow: its gutters make another grid, or panels are too small."""
-    (top, bottom), (left, right) = (_without_border(image, axis, n) for axis, n in ((0, grid.rows), (1, grid.columns)))
+    (top, bottom), (left, right) = (_without_border(image, axis, n) for axis, n in enumerate(grid.shape))
     inner = image[top:bottom, left:right]
-    rows = _divided(inner, 0, grid.rows, f"rows of {grid}")
-    columns = _divided(inner, 1, grid.columns, f"columns of {grid}")
+    bands = [_bands(inner, axis) for axis in (0, 1)]
+    sharp = [_sharp(inner, axis, bands[axis]) for axis in (0, 1)]
+    for axis, (what, panels) in enumerate(zip(("rows", "columns"), grid.shape, strict=True)):
+        found = 1 + len(sharp[axis])
+        if found not in (1, panels) and all(_near_even(sharp[axis], inner.shape[axis], found)):
+            detail = f"its gutters make {found} {what}, not the {what} of {grid}: name its grid"
+            raise BadRow("image", Reason.OTHER_GRID, detail)
+    # In one direction alone they may be a texture.
+    are_all_there = [1 + len(one) for one in sharp] == list(grid.shape)
+    rows, columns = (
+        _divided(inner.shape[axis], panels, sharp[axis] if are_all_there else bands[axis], anywhere=are_all_there)
+        for axis, panels in enumerate(grid.shape)
+    )
+    if min(stop - start for start, stop in (*rows, *columns)) < LEAST:
+        shown = " x ".join(str(side) for side in inner.shape[1::-1])
+        raise BadRow("image", Reason.OTHER_GRID, f"{shown} pixels: panels of {grid} would have fewer than {LEAST}")
     return tuple(
         (slice(top + start, top + stop), slice(left + begin, left + end))
         for start, stop in rows
@@ -113,25 +134,30 @@ def _without_border(image: np.ndarray, axis: int, panels: int) -> Span:
     return first, last
 
 
-def _divided(image: np.ndarray, axis: int, panels: int, of_grid: str) -> list[Span]:
-    """So many spans of lines, at the gutters where there are some, else evenly."""
-    length, bands = image.shape[axis], _bands(image, axis)
-    gutters = _gutters(bands, length, panels)
-    others = 1 + sum(stop - start <= length / 2 * WIDEST for start, stop in bands)
-    if not any(gutters) and others > 1 and all(_gutters(bands, length, others)):
-        what = "rows" if axis == 0 else "columns"
-        raise BadRow("image", Reason.OTHER_GRID, f"its gutters make {others} {what}, not the {of_grid}: name its grid")
+def _divided(length: int, panels: int, bands: list[Span], *, anywhere: bool) -> list[Span]:
+    """So many spans of lines between gutters: all of `bands`, or those near an even division, and else evenly."""
+    gutters = bands if anywhere else _near_even(bands, length, panels)
     even = [round(length * number / panels) for number in range(1, panels)]
     cuts = [gutter or (line, line) for gutter, line in zip(gutters, even, strict=True)]
     starts, stops = [0, *(stop for _, stop in cuts)], [*(start for start, _ in cuts), length]
-    spans = list(zip(starts, stops, strict=True))
-    if min(stop - start for start, stop in spans) < LEAST:
-        shown = " x ".join(str(side) for side in image.shape[1::-1])
-        raise BadRow("image", Reason.OTHER_GRID, f"{shown} pixels: the {of_grid} would have fewer than {LEAST} each")
-    return spans
+    return list(zip(starts, stops, strict=True))
 
 
-def _gutters(bands: list[Span], length: int, panels: int) -> list[Span | None]:
+def _sharp(image: np.ndarray, axis: int, bands: list[Span]) -> list[Span]:
+    """Those narrow bands beside which most pixels have another colour, on both sides: a plain background goes on beside
+    what stands on it. The lines next to a band may be blends of both."""
+    lines, found = np.moveaxis(image, axis, 0), []
+    for start, stop in bands:
+        tone_3 = lines[start:stop].mean((0, 1))
+        beside = (lines[max(start - 2, 0)], lines[min(stop + 1, len(lines) - 1)])
+        differs = [(np.abs(line - tone_3).max(-1) > PLAIN).mean() >= SHARP for line in beside]
+        is_plain = np.ptp(lines[start:stop], axis=(0, 1)).max() <= PLAIN // 3
+        if is_plain and 2 <= stop - start <= len(lines) / 2 * WIDEST and all(differs):
+            found.append((start, stop))
+    return found
+
+
+def _near_even(bands: list[Span], length: int, panels: int) -> list[Span | None]:
     """Of each division between so many panels, the narrow band that is nearest to it, if one is near it."""
     narrow, found = [(start, stop) for start, stop in bands if stop - start <= length / panels * WIDEST], []
     for number in range(1, panels):

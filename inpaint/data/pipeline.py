@@ -18,7 +18,7 @@ import ray.data
 
 from inpaint.data import quarantine as bad_rows
 from inpaint.data.decode import DEFAULT_LIMITS, Limits
-from inpaint.data.inspection import files_of, inspect_files, recall, remember, rows_found
+from inpaint.data.inspection import Look, files_of, inspect_files, recall, remember, rows_found
 from inpaint.data.plan import Plan, StepLayout
 from inpaint.data.quarantine import Quarantined
 from inpaint.data.ray_internals import set_pace, take_blocks_at_once
@@ -137,6 +137,7 @@ def read_manifest(
     quarantine: str | None = None,
     memory: str | None = None,
     crop_aspect: float | None = None,
+    look: Look | None = None,
     progress: Callable[[int, int], None] | None = None,
     stop: StopToken | None = None,
 ) -> tuple[Manifest, list[Quarantined]]:
@@ -149,6 +150,7 @@ def read_manifest(
         quarantine: where `quarantine.jsonl` is written, a path or URL.
         memory: where what files told is remembered, a path or URL: what did not change since is not opened again.
         crop_aspect: height over width of the training's samples; None: holes are not looked at for it.
+        look: called with each image, also with those that are remembered.
         progress: called with (files done, files).
         stop: looked at in between.
 
@@ -163,10 +165,10 @@ def read_manifest(
         # Column by column, so that each can be let go as soon as it is not needed.
         columns = dict(zip(listing.table.column_names, listing.table.columns, strict=True))
         del listing
-        if memory is not None:
+        if memory is not None and look is None:
             files = recall(memory, files, limits)
         total, told = files.num_rows, []
-        pieces = _inspect_all(files, limits, memory is not None)
+        pieces = _inspect_all(files, limits, memory is not None, look)
         del files
         done = 0
         try:
@@ -186,7 +188,7 @@ def read_manifest(
         bad = sorted(bad + failed, key=lambda row: row.row)
     if quarantine is not None:
         bad_rows.write(bad, quarantine)
-    bad_rows.check(bad, len(bad) + table.num_rows, max_bad_fraction, quarantine)
+    bad_rows.check(bad, len(bad) + table.num_rows, max_bad_fraction, quarantine, str(source))
     lost = set(range(len(shares))) - set(pc.unique(table["source"]).to_pylist())
     if lost and table.num_rows:
         raise InpaintError(
@@ -196,7 +198,7 @@ def read_manifest(
     return Manifest(table, shares), bad
 
 
-def _inspect_all(files: pa.Table, limits: Limits, remember: bool) -> Iterator[pa.Table]:
+def _inspect_all(files: pa.Table, limits: Limits, remember: bool, look: Look | None) -> Iterator[pa.Table]:
     """What the files tell, in their order, some at a time; from plain Ray tasks, which cost the driver nothing while it
     waits."""
     count, remote, stored = files.num_rows, _any_remote(files), ray.put(files)
@@ -207,7 +209,7 @@ def _inspect_all(files: pa.Table, limits: Limits, remember: bool) -> Iterator[pa
     @ray.remote(num_cpus=1)
     def inspect_task(files: pa.Table, start: int) -> pa.Table:
         with ThreadPoolExecutor(FETCHERS_PER_TASK) as pool:
-            return inspect_files(files.slice(start, per_task), limits, pool if remote else None, remember)
+            return inspect_files(files.slice(start, per_task), limits, pool if remote else None, remember, look)
 
     # A few more than run at a time: what a stop leaves runs to its end (Ray 2.60 crashes where a task that has just
     # ended is cancelled), and where there are more than CPUs, an autoscaler brings some.

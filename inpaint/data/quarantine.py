@@ -84,7 +84,13 @@ def table(rows: Sequence[Quarantined], total: int) -> str:
     return "\n".join(lines)
 
 
-def check(rows: Sequence[Quarantined], total: int, max_bad_fraction: float, written_to: str | None = None) -> None:
+def check(
+    rows: Sequence[Quarantined],
+    total: int,
+    max_bad_fraction: float,
+    written_to: str | None = None,
+    source: str = "the source",
+) -> None:
     """Raise TooManyBadRows where more than `max_bad_fraction` of `total` rows, or all of them, are unusable."""
     share = len(rows) / total if total else 1.0
     if total and share <= max_bad_fraction and len(rows) < total:
@@ -94,5 +100,5 @@ def check(rows: Sequence[Quarantined], total: int, max_bad_fraction: float, writ
         f"{len(rows)} of {total} rows cannot be used, {share:.1%}; max_bad_fraction allows {max_bad_fraction:.1%}. "
         f"Repair these rows{where}, or raise max_bad_fraction:\n{table(rows, total)}"
         if total
-        else "the source has no rows: check its path and that its CSV has lines below the header"
+        else f"{source} has no rows: check its path, and that a CSV has lines below the header, a folder images"
     )

@@ -34,9 +34,9 @@ COLUMNS = {"input": "input", "mask": "hole", "output": "image"} | {n: n for n in
 """Columns of a CSV, and what rows call them."""
 REQUIRED = ("output", "prompt")
 IMAGES = r"(?i)\.(jpe?g|jpe|jfif|png|webp|tiff?|avif|heic|heif|gif|bmp)$"  # some only to be refused by name
-HIDDEN = (
-    r"(?i)(?:^|/)(?:\.|(?:thumbs\.db|desktop\.ini|generated\.jsonl|class_images-\d+-\d+\.jsonl|quarantine\.jsonl)$)"
-)
+OURS = r"(?:generated|composites|class_images-\d+-\d+|quarantine)\.jsonl"
+"""Reports of our own jobs that make pictures."""
+HIDDEN = rf"(?i)(?:^|/)(?:\.|(?:thumbs\.db|desktop\.ini|{OURS})$)"
 SHOWN = 8  # names in a warning
 CHUNK = 16_384  # lines that are Python objects at a time
 MOST_REPEATS = 9999
@@ -82,6 +82,9 @@ class CsvSource:
     """Whether a row without a category goes to the quarantine."""
     weight: float = 1.0
     """Share of each row in the loss."""
+
+    def __str__(self) -> str:
+        return os.fspath(self.path)
 
     def listing(self) -> Listing:
         """Read the CSV; warns of unknown columns, and of cells that hold lines of their own. Raises InpaintError where
@@ -223,6 +226,9 @@ class FolderSource:
             raise InpaintError(
                 f"category {self.category!r} of {self.path}, where folders' names are the categories: give one of them"
             )
+
+    def __str__(self) -> str:
+        return os.fspath(self.path)
 
     def listing(self) -> Listing:
         """Walk the folder, sorted by path. Raises InpaintError where it does not exist, or cannot be listed; warns of

@@ -14,6 +14,7 @@ from PIL import Image
 from inpaint.data.holes import Feathered, Grown, Hole, OwnMask, Sometimes
 from inpaint.data.rows import Manifest
 from inpaint.data.sample import Crop, ReadSettings
+from inpaint.device import memory_format
 from inpaint.diffusion.objective import LossSettings
 from inpaint.errors import InpaintError
 from inpaint.export.adapter_folder import save_adapter
@@ -168,7 +169,7 @@ class LoraRecipe(PromptSettings, Recipe):
         if self.tokens():
             add_tokens(base, {token: self.init_word(category) for category, token in self.tokens().items()})
         base.to(device)
-        base.unet.to(memory_format=torch.channels_last)
+        base.unet.to(memory_format=memory_format(device))
         if settings.gradient_checkpointing:
             base.unet.enable_gradient_checkpointing()
             for encoder in base.text_encoders:

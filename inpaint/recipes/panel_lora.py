@@ -2,13 +2,15 @@
 
 import math
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import PurePosixPath
 from typing import Self
 
 import numpy as np
 
 from inpaint.data.holes import Hole, Panels, Sometimes
-from inpaint.data.panels import Grid
+from inpaint.data.inspection import Look
+from inpaint.data.panels import Grid, find_panels
 from inpaint.data.rows import Manifest
 from inpaint.data.sources import Captions, FolderSource
 from inpaint.data.storage import absolute
@@ -50,9 +52,17 @@ class PanelLora(LoraRecipe):
     def hole(self) -> Hole:
         return Sometimes(Panels(grid=self.grid, most=self.max_masked_panels), self.full_hole_probability)
 
+    def look(self) -> Look:
+        return partial(find_panels, grid=self.grid)
+
     def check(self) -> None:
         super().check()
         _ = self.hole()
+        if not read_base_info(self.base, self.revision).is_xl:
+            raise InpaintError(
+                f"base {self.base}: is not SDXL, which panels are learned on: give SDXL or SDXL inpainting, a "
+                "folder, a hub id or a file, or toy-sdxl"
+            )
 
     def bind(self, rows: Manifest) -> Self:
         """Composites of another aspect than 1 are seen in their own, at the same area."""
@@ -143,8 +153,11 @@ class TrainPanelLora:
     def __post_init__(self) -> None:
         if not 0 <= self.mask_probability <= 1:
             raise InpaintError(f"mask_probability {self.mask_probability}: give a share of the samples, 0 to 1")
-        if self.save_every < 1:
-            raise InpaintError(f"save_every {self.save_every}: give optimizer steps, at least 1")
+        for name in ("batch_size", "lora_rank", "image_size", "save_every"):
+            if getattr(self, name) < 1:
+                raise InpaintError(f"{name} {getattr(self, name)}: give at least 1")
+        if self.num_epochs <= 0:
+            raise InpaintError(f"num_epochs {self.num_epochs}: give more than 0")
         _ = Panels(grid=Grid.parse(self.grid), most=self.max_masked_panels)
 
     def recipe(self) -> PanelLora:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from inpaint.data.decode import PAINT
-from inpaint.device import on_device
+from inpaint.device import memory_format, on_device
 from inpaint.diffusion import keyed
 from inpaint.diffusion.objective import HoleDiffusion, LossSettings, hole_area
 from inpaint.diffusion.schedule import schedule_of
@@ -88,7 +88,7 @@ class LatentInpainting(nn.Module):
             text = encode_together(self.base, tokens)
             kwargs = unet_kwargs(text, *hole_B1HW.shape[-2:], origin_B4=origin_B4)
             # The weights may not be: ZeRO keeps trained ones in flat buffers.
-            inputs = inputs.to(self.unet.conv_in.weight.dtype).contiguous(memory_format=torch.channels_last)
+            inputs = inputs.to(self.unet.conv_in.weight.dtype).contiguous(memory_format=memory_format(device))
             output_BChw = self.unet(inputs, noised.timesteps_B, **kwargs).sample
         size_hw = (output_BChw.shape[2], output_BChw.shape[3])
         counted_B1HW = hole_B1HW * to_hole(batch["area"], device) if "area" in batch else hole_B1HW

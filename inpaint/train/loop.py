@@ -217,6 +217,7 @@ def _read(run: Run, step: _Step) -> bool:
             peak = peak_flops(torch.cuda.get_device_name(run.engine.device))
             report["flops_per_sample"] = run.flops_per_sample
             report["peak_flops"] = (peak or 0.0) * run.engine.layout.workers
+            report["memory"] = float(torch.cuda.max_memory_allocated(run.engine.device))
         run.asked_to_stop |= run.exchange(report)
     return stop > 0
 

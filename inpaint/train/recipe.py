@@ -13,6 +13,7 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
+from inpaint.data.inspection import Look
 from inpaint.data.rows import Manifest
 from inpaint.data.sample import ReadSettings
 from inpaint.data.sources import Source
@@ -79,6 +80,10 @@ class Recipe(ABC):
     def aspect(self) -> float:
         """Height of a sample over its width: rows whose mask no such crop holds are named when they are read."""
         return 1.0
+
+    def look(self) -> Look | None:
+        """What refuses an image when it is read, where it takes more than one that can be decoded."""
+        return None
 
     def check(self) -> None:
         """Refuse what can be refused before the data is read. Raises InpaintError."""

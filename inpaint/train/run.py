@@ -86,6 +86,7 @@ def _read(recipe: Recipe, what: str, data: str, stop: StopToken) -> Manifest:
             quarantine=f"{recipe.output}/{what}/quarantine.jsonl",
             memory=f"{recipe.output}/{what}/inspected.parquet",
             crop_aspect=recipe.aspect(),
+            look=recipe.look(),
             progress=bar.show,
             stop=stop,
         )

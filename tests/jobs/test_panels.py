@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -66,9 +67,17 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def adapter(sheets: Path, base: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Of the sheets, and of one in three columns that it cannot be trained on."""
+    data = shutil.copytree(sheets, tmp_path_factory.mktemp("data") / "sheets")
+    columns = np.random.default_rng(0).integers(0, 256, (64, 128, 3)).astype(np.uint8)
+    columns[:, 40:44] = columns[:, 84:88] = 255
+    Image.fromarray(columns).save(data / "columns.png")
+    (data / "columns.txt").write_text("three views")
+    run = tmp_path_factory.mktemp("run")
     config = TrainPanelLora(
-        data_dir=str(sheets),
-        output_dir=str(tmp_path_factory.mktemp("run")),
+        data_dir=str(data),
+        output_dir=str(run),
+        max_bad_fraction=0.2,
         model_id=base,
         num_epochs=2,
         image_size=64,
@@ -81,7 +90,10 @@ def adapter(sheets: Path, base: str, tmp_path_factory: pytest.TempPathFactory) -
         card_samples=1,
         validation=ValidationSettings(samples=4, pictures=1),
     )
-    return train_panels(config)
+    exported = train_panels(config)
+    (bad,) = [json.loads(line) for line in (run / "data" / "quarantine.jsonl").read_text().splitlines()]
+    assert (bad["name"], bad["reason"]) == ("columns.png", "another grid") and "make 3 columns" in bad["detail"]
+    return exported
 
 
 def test_composites_are_made_with_their_captions_and_what_lacks_a_panel_is_named(sheets: Path) -> None:

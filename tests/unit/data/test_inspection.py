@@ -18,7 +18,7 @@ from inpaint.data.decode import DEFAULT_LIMITS, Limits
 from inpaint.data.inspection import FILES, files_of, inspect_files
 from inpaint.data.quarantine import Reason
 from inpaint.data.sources import CsvSource, FolderSource, JoinedSource
-from inpaint.errors import InpaintError
+from inpaint.errors import BadRow, InpaintError, TooManyBadRows
 from inpaint.stopping import StopToken
 from tests.unit.data import images
 
@@ -34,9 +34,9 @@ def opened(monkeypatch):
         names.append(f"{os.path.basename(root.path)}/{relative}")
         return reading(root, relative, *args)
 
-    def inspect_all(files, limits, remember):
+    def inspect_all(files, limits, remember, look):
         for start in range(0, files.num_rows, 3):
-            yield inspect_files(files.slice(start, 3), limits, None, remember)
+            yield inspect_files(files.slice(start, 3), limits, None, remember, look)
 
     reading = inspection.read
     monkeypatch.setattr(inspection, "read", counted)
@@ -258,6 +258,21 @@ def test_what_pillow_says_of_files_that_are_used_is_counted_by_kind(folder, open
         assert re.match(r"3 files are used although they are damaged: .*N.* \(the first: 0.jpg\)", told), told
         opened.clear()
     assert opened == []
+
+
+def test_images_are_looked_at_where_more_is_asked_of_them_also_those_that_are_remembered(folder, opened, tmp_path):
+    """As composites are, for their grid."""
+    source = FolderSource(path=folder, prompt="x")
+    age(folder)
+    read(source, tmp_path)
+    opened.clear()
+
+    def look(image):
+        assert image.ndim == 3 and image.dtype == np.uint8
+        raise BadRow("image", Reason.OTHER_GRID, "three columns")
+
+    with pytest.raises(TooManyBadRows, match="x another grid\n.*: another grid: three columns"):
+        read(source, tmp_path, look=look)
 
 
 def test_a_stop_is_heard_between_files(folder, opened):

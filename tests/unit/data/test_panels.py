@@ -91,6 +91,39 @@ def test_an_empty_row_beside_a_gutter_of_another_colour_is_a_panel() -> None:
     assert boxes(image, "2x2")[2:] == [(44, 84, 0, 40), (44, 84, 44, 84)]
 
 
+GRIDS = ["2x2", "1x2", "2x1", "1x4", "3x3"]
+
+
+@pytest.mark.parametrize("said", GRIDS)
+@pytest.mark.parametrize("true", GRIDS)
+def test_a_grid_is_found_or_another_one_than_said_is_named(true: str, said: str) -> None:
+    rows, columns = (int(number) for number in true.split("x"))
+    image = composite([40] * rows, [40] * columns, gutter=3, border=2)
+    if true == said:
+        assert sizes(image, said) == [(40, 40)] * rows * columns
+        return
+    if said == "2x2" and true in ("1x2", "2x1"):
+        assert set(sizes(image, said)) == {(20, 40) if rows == 1 else (40, 20)}, "which nothing in the picture denies"
+        return
+    with pytest.raises(BadRow, match=f"another grid: its gutters make ([{rows}] rows|[{columns}] columns), not the"):
+        find_panels(image, Grid.parse(said))
+
+
+def test_panels_of_any_size_are_found_by_their_gutters_which_may_differ_in_width() -> None:
+    image = composite([44], [40, 90, 30], gutter=2)
+    image = np.concatenate([image[:, :41], np.full((44, 4, 3), 255, np.uint8), image[:, 41:]], axis=1)
+    assert sizes(image, "1x3") == [(44, 40), (44, 90), (44, 30)]
+    # A plain background around a product is no gutter, however narrow the rest of it: it goes on beside the product.
+    white = np.full((80, 80, 3), 255, np.uint8)
+    white[10:36, 12:30] = white[44:70, 50:68] = white[3:8, 40:42] = 90
+    assert sizes(white, "2x1")[0][0] <= 40
+
+
+def test_a_border_alone_is_kept_and_panels_share_the_rest() -> None:
+    image = composite([61], [83], border=4)
+    assert boxes(image, "2x2") == [(4, 34, 4, 46), (4, 34, 46, 87), (34, 65, 4, 46), (34, 65, 46, 87)]
+
+
 def test_gutters_of_another_grid_are_named() -> None:
     with pytest.raises(BadRow, match="another grid: its gutters make 3 columns, not the columns of 2x2"):
         find_panels(composite([60], [40, 40, 40], gutter=4), Grid.parse("2x2"))
