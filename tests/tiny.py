@@ -93,9 +93,9 @@ def tiny_scheduler(prediction_type: str = "epsilon") -> DDIMScheduler:
     )
 
 
-def _tiny_sd_parts(in_channels: int) -> dict[str, Any]:
+def _tiny_sd_parts(in_channels: int, tokenizer: CLIPTokenizer | None = None) -> dict[str, Any]:
     torch.manual_seed(0)
-    tokenizer = tiny_tokenizer()
+    tokenizer = tokenizer or tiny_tokenizer()
     return {
         "tokenizer": tokenizer,
         "text_encoder": CLIPTextModel(tiny_text_config(tokenizer)).eval(),
@@ -114,9 +114,9 @@ def tiny_sd_inpaint(folder: Path) -> Path:
     return folder
 
 
-def tiny_sd(folder: Path) -> Path:
-    """4 input channels, as stable-diffusion-v1-5."""
-    StableDiffusionPipeline(**_tiny_sd_parts(4)).save_pretrained(folder)
+def tiny_sd(folder: Path, tokenizer: CLIPTokenizer | None = None) -> Path:
+    """4 input channels, as stable-diffusion-v1-5. Args: tokenizer: instead of the tiny one."""
+    StableDiffusionPipeline(**_tiny_sd_parts(4, tokenizer)).save_pretrained(folder)
     return folder
 
 

@@ -17,6 +17,7 @@ from inpaint.progress import ProgressBar
 from inpaint.recipes.class_images import fill_classes
 from inpaint.recipes.dreambooth import DreamboothLora, Subject, classes_of
 from inpaint.recipes.dreambooth_identifier import AUTO
+from inpaint.recipes.dreambooth_side_by_side import train_subjects
 from inpaint.recipes.dreambooth_subjects import Wording, find_subjects
 from inpaint.rowmap import ActorPool
 from inpaint.stopping import StopToken
@@ -66,6 +67,8 @@ class TrainDreambooth:
     """How many photos of the subject and pictures of its class come in turn."""
     mask_dir: str | None = None
     """Name of a folder beside the photos with their masks, white on the subject: the loss is taken there alone."""
+    random_holes: bool | None = None
+    """Paint random holes in training instead of whole pictures; unset: on bases that are made for inpainting."""
     train_text_encoder: bool = False
     """Whether the text encoders get LoRA layers, too."""
     rank: int = 4
@@ -160,6 +163,7 @@ class TrainDreambooth:
             shares=self.prior_ratio,
             prior_loss_weight=self.prior_loss_weight,
             masks=self.mask_dir,
+            random_holes=self.random_holes,
             crop=Crop.CENTRE if self.center_crop else Crop.RANDOM,
             flip_probability=0.5 if self.random_flip else 0.0,
             unet_learning_rate=self.learning_rate,
@@ -207,7 +211,8 @@ def train_dreambooth(
         announce(f"{subject.name}: {subject.prompt!r}" + (subject.class_folder and f" beside {subject.class_prompt!r}"))
     if config.with_prior_preservation:
         _make_class_pictures(config, subjects, stop)
-    return run(config.recipe(subjects), stop=stop)
+    recipe = config.recipe(subjects)
+    return run(recipe, stop=stop) if len(subjects) == 1 else train_subjects(recipe, pool=config.pool, stop=stop)
 
 
 def _make_class_pictures(config: TrainDreambooth, subjects: Sequence[Subject], stop: StopToken | None) -> None:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from inpaint.errors import InpaintError
 from inpaint.randomness import generator
-from inpaint.toy.products import COLOURS, SHAPES, Canvas
+from inpaint.toy.products import COLOURS, SHAPES, Canvas, Drawing
 from inpaint.toy.textures import TEXTURES, Array, grid
 
 SHAPE_NAMES = tuple(SHAPES)
@@ -61,10 +61,12 @@ def render(
     shape: str | None = None,
     colour: str | None = None,
     background: str | None = None,
+    mark: Drawing | None = None,
 ) -> Scene:
     """The scene number `index` of the world `seed`, at `size` x `size` pixels.
 
-    What is not given is drawn uniformly. Giving one changes nothing else of the scene.
+    What is not given is drawn uniformly, but a mark, which is drawn on the product; by itself there is none. Giving one
+    changes nothing else of the scene.
 
     Raises:
         InpaintError: an unknown name, or a size under 32.
@@ -84,12 +86,12 @@ def render(
     background = chosen("background", background, BACKGROUND_NAMES)
     u, v = grid(size * SUPERSAMPLING)
     picture = TEXTURES[background](generator(seed, f"toy/{background}", index), u, v)
-    image, product = _place(picture, u, v, shape, colour, generator(seed, "toy/product", index))
+    image, product = _place(picture, u, v, shape, colour, mark, generator(seed, "toy/product", index))
     return Scene(image=image, product=product, shape=shape, colour=colour, background=background)
 
 
 def _place(
-    picture: Array, u: Array, v: Array, shape: str, colour: str, rng: np.random.Generator
+    picture: Array, u: Array, v: Array, shape: str, colour: str, mark: Drawing | None, rng: np.random.Generator
 ) -> tuple[Array, Array]:
     """Draw the product and its shadow on the supersampled `picture`; the image (uint8) and the product's pixels.
 
@@ -111,6 +113,8 @@ def _place(
     fine = tuple(slice(s.start * SUPERSAMPLING, s.stop * SUPERSAMPLING) for s in (rows, columns))
     canvas = Canvas(x[fine], y[fine], 1 / (len(u) * half), tint)
     drawing(canvas)
+    if mark is not None:
+        mark(canvas)
     alpha = canvas.alpha[..., None]
     weight = _shrink(alpha)
     inside = weight >= 0.5

@@ -163,7 +163,9 @@ def lamp(c: Canvas) -> None:
     c.fill(np.maximum(np.abs(y - 0.17) - 0.055, wedge(x, y, -1.0, 0.22, 0.34, 0.80)), CREAM, 0.95)
 
 
-SHAPES: dict[str, tuple[Callable[[Canvas], None], float, tuple[float, float]]] = {
+Drawing = Callable[[Canvas], None]
+
+SHAPES: dict[str, tuple[Drawing, float, tuple[float, float]]] = {
     "bottle": (bottle, 0.42, (0.30, 0.34)),
     "can": (can, 0.58, (0.31, 0.38)),
     "box": (box, 0.90, (0.38, 0.50)),

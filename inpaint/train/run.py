@@ -28,24 +28,9 @@ def run(recipe: Recipe, *, stop: StopToken | None = None) -> list[str]:
         InpaintError: unusable data or settings, or `stop` ended it (the message says how to go on).
     """
     stop = stop or StopToken()
-    # What can be refused without the data is refused before it is read, ...
+    # What can be refused without the data is refused before it is read.
     most_together = runs_side_by_side(recipe.train)
-    optimizers.check(recipe.train.optimizer, recipe.learning_rates())
-    recipe.check()
-    lies_at = {"data": recipe.data}
-    if recipe.validation.data is not None:
-        lies_at["validation_data"] = recipe.validation.data
-    goes_on = recipe.resume and not recipe.recheck
-    began = {what: rows for what, data in lies_at.items() if goes_on and (rows := _began_with(recipe, what, data))}
-    read = {what: _read(recipe, what, data, stop) for what, data in lies_at.items() if what not in began}
-    trainings = _trainings(recipe, {**began, **read})
-    # ... and what can be refused without workers before the rows that an earlier run began with are written over.
-    for training in trainings:
-        starting_point(training)
-    for what, rows in read.items():
-        rows.save(f"{recipe.output}/{what}/{ROWS}")
-        record = {**plain(recipe), "data": absolute(lies_at[what])}
-        write_file(recipe.output, f"{what}/{RECIPE}", json.dumps(record, indent=1).encode() + b"\n")
+    trainings = prepared(recipe, stop)
     together = min(len(trainings), most_together)
     failed = threading.Event()
 
@@ -54,7 +39,7 @@ def run(recipe: Recipe, *, stop: StopToken | None = None) -> list[str]:
         if failed.is_set():
             raise InpaintError(f"{training.name} was not begun, for another training failed")
         try:
-            return _trained(training, fit(training, side_by_side=together, stop=stop))
+            return trained_by(training, fit(training, side_by_side=together, stop=stop))
         except BaseException:
             failed.set()
             raise
@@ -67,6 +52,28 @@ def run(recipe: Recipe, *, stop: StopToken | None = None) -> list[str]:
         with output_folder(where) as folder:
             training.recipe.export(trained, folder)
     return exported
+
+
+def prepared(recipe: Recipe, stop: StopToken) -> list[Training]:
+    """The recipe's trainings, their rows read and written to its output, nothing left to be refused but by workers.
+    Raises InpaintError, as `run`."""
+    optimizers.check(recipe.train.optimizer, recipe.learning_rates())
+    recipe.check()
+    lies_at = {"data": recipe.data}
+    if recipe.validation.data is not None:
+        lies_at["validation_data"] = recipe.validation.data
+    goes_on = recipe.resume and not recipe.recheck
+    began = {what: rows for what, data in lies_at.items() if goes_on and (rows := _began_with(recipe, what, data))}
+    read = {what: _read(recipe, what, data, stop) for what, data in lies_at.items() if what not in began}
+    trainings = _trainings(recipe, {**began, **read})
+    # What can be refused without workers is refused before the rows that an earlier run began with are written over.
+    for training in trainings:
+        starting_point(training)
+    for what, rows in read.items():
+        rows.save(f"{recipe.output}/{what}/{ROWS}")
+        record = {**plain(recipe), "data": absolute(lies_at[what])}
+        write_file(recipe.output, f"{what}/{RECIPE}", json.dumps(record, indent=1).encode() + b"\n")
+    return trainings
 
 
 def _began_with(recipe: Recipe, what: str, data: str) -> Manifest | None:
@@ -120,7 +127,8 @@ def _trainings(recipe: Recipe, read: Mapping[str, Manifest]) -> list[Training]:
     ]
 
 
-def _trained(training: Training, ended: Progress) -> Trained:
+def trained_by(training: Training, ended: Progress) -> Trained:
+    """What is to be exported of a training. Raises InpaintError where it did not end, or its checkpoint is damaged."""
     validation, store, total = training.recipe.validation, training.store, training.total
     if ended.samples < total:
         raise InpaintError(f"stopped at sample {ended.samples} of {total}, checkpointed: go on with --resume")

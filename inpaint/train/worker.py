@@ -1,7 +1,7 @@
 """A Ray Train worker's part of a training, once its reading has begun (`start.py`)."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -43,7 +43,7 @@ def train_on(batches: Iterator[MicroBatch], config: WorkerConfig, found: tuple[S
         engine=engine,
         store=config.store,
         batches=batches,
-        validation=_validation(recipe, config),
+        validation=validation_set(recipe, config.output, config.threads, config.channel.tell.remote),
         total=config.total,
         progress=start,
         exchange=exchange,
@@ -55,25 +55,33 @@ def train_on(batches: Iterator[MicroBatch], config: WorkerConfig, found: tuple[S
     ray.train.report({"samples": ended.samples, **ended.metrics})
 
 
-def _validation(recipe: Recipe, config: WorkerConfig) -> ValidationSet | None:
-    """This worker's part of the set, which it reads itself: so few samples are not worth a stream of their own."""
+def validation_set(
+    recipe: Recipe, output: str, threads: int, tell: Callable[[tuple[int, np.ndarray]], object] | None = None
+) -> ValidationSet | None:
+    """This worker's part of the set, which it reads itself: so few samples are not worth a stream of their own.
+
+    Args:
+        output: of the training; pictures are written to its `validation/`.
+        tell: called with (samples trained on, pictures as one) as well.
+    """
     settings = recipe.validation
     if not settings.samples:
         return None
-    rows = Manifest.load(f"{config.output}/{VALIDATION_ROWS if settings.is_held_out else TRAIN_ROWS}")
+    rows = Manifest.load(f"{output}/{VALIDATION_ROWS if settings.is_held_out else TRAIN_ROWS}")
     # Its texts are told and its pictures are not mirrored, whatever training does.
     read = replace(recipe.read_settings(), caption_dropout=0.0, flip_probability=0.0)
     wanted = recipe.train.layout(dist.get_world_size(), settings.samples).positions(0, dist.get_rank())
     settle_reader()
-    with ThreadPoolExecutor(config.threads) as pool:
+    with ThreadPoolExecutor(threads) as pool:
         held = [read_batch(rows, Plan.of(rows, _VALIDATION_SEED), read, positions, pool) for positions in wanted]
     for error in filter(None, (error for batch in held for error in batch["error"])):
         warnings.warn(f"a row of the validation could not be read and counts nothing: {error}", stacklevel=2)
 
     def on_pictures(samples: int, pictures: list[np.ndarray]) -> None:
         together = grid(pictures, columns=4)
-        write_file(config.output, f"validation/samples-{samples:012d}.png", encode_png(together))
-        config.channel.tell.remote((samples, together))
+        write_file(output, f"validation/samples-{samples:012d}.png", encode_png(together))
+        if tell is not None:
+            tell((samples, together))
 
     every = settings.every or recipe.train.checkpoint_every
     return ValidationSet(held, every, settings.pictures, on_pictures)

@@ -1,0 +1,97 @@
+"""One training in this process, which also reads its samples: for many small ones side by side, each on one device.
+
+Guarantees: the loop, the plan, the checkpoints and so the result are those of a training on Ray Train with one worker;
+either goes on where the other ended. A process may train one after another: nothing is imported twice, and what one
+held is free when the next begins. Not covered: several workers.
+"""
+
+import gc
+import os
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from inpaint.data.plan import Plan
+from inpaint.data.sample import read_batch, settle_reader
+from inpaint.train.checkpoint import CHECKPOINTS, CheckpointStore, Progress
+from inpaint.train.objective import MicroBatch
+from inpaint.train.start import TRAIN_ROWS, VALIDATION_ROWS
+from inpaint.train.trainer import Training, starting_point
+
+
+def train_alone(training: Training, device: torch.device, threads: int) -> Progress:
+    """Train to the end, from the newest checkpoint on; returns where it ended.
+
+    Args:
+        threads: that read samples.
+
+    Raises:
+        InpaintError, FloatingPointError: as on Ray Train.
+    """
+    recipe, settings, output = training.recipe, training.recipe.train, training.output
+    progress = starting_point(training)
+    if progress.samples >= training.total:
+        return progress
+    training.rows.save(f"{output}/{TRAIN_ROWS}")
+    if training.held_out is not None:
+        training.held_out.save(f"{output}/{VALIDATION_ROWS}")
+    _join_a_group_of_one(device)
+    # DeepSpeed reads what it shall run on when it is imported.
+    from inpaint.train.engine import ZeroEngine
+    from inpaint.train.loop import Run, train
+    from inpaint.train.worker import validation_set
+
+    store = CheckpointStore(f"{output}/{CHECKPOINTS}", keep=settings.keep_checkpoints)
+    found = store.latest(set_aside=True)
+    engine = ZeroEngine(recipe.objective(device), settings, settings.layout(1), device)
+    if found is not None:
+        state, progress = found
+        engine.load(state, steps=progress.steps)
+    with ThreadPoolExecutor(threads) as readers, ThreadPoolExecutor(1) as ahead:
+        run = Run(
+            engine=engine,
+            store=store,
+            batches=_read_ahead(training, progress.samples, readers, ahead),
+            validation=validation_set(recipe, output, threads),
+            total=training.total,
+            progress=progress,
+        )
+        ended = train(run)
+    # The engine and its module hold each other: on a GPU the next training needs their memory now.
+    del engine, run
+    gc.collect()
+    return ended
+
+
+def _read_ahead(training: Training, start: int, readers: Executor, ahead: Executor) -> Iterator[MicroBatch]:
+    """Micro-batches in the plan's order, each read while the one before is trained on."""
+    settle_reader()
+    settings = training.recipe.train
+    plan, read, layout = Plan.of(training.rows, settings.seed), training.recipe.read_settings(), settings.layout(1)
+    count = (training.total - start) // settings.global_batch * layout.blocks
+
+    def batch(index: int) -> dict[str, np.ndarray]:
+        return read_batch(training.rows, plan, read, layout.block(start, index), readers)
+
+    coming = ahead.submit(batch, 0)
+    for index in range(count):
+        now = coming.result()
+        if index + 1 < count:
+            coming = ahead.submit(batch, index + 1)
+        yield now
+
+
+def _join_a_group_of_one(device: torch.device) -> None:
+    if dist.is_initialized():
+        return
+    os.environ |= {"LOCAL_RANK": "0"}
+    if device.type == "cpu":
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    store = Path(tempfile.mkdtemp(), "store")
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, init_method=f"file://{store}", rank=0, world_size=1)

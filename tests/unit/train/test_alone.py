@@ -1,0 +1,90 @@
+"""A training in one process: it goes on exactly, several follow one another, and nothing of them is kept."""
+
+import gc
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from PIL import Image
+
+from inpaint.data.rows import Manifest, Row
+from inpaint.models.lora import LoraSettings
+from inpaint.recipes.dreambooth import DreamboothLora, Subject
+from inpaint.recipes.dreambooth_side_by_side import times_seen
+from inpaint.train.alone import train_alone
+from inpaint.train.latent import LatentInpainting
+from inpaint.train.run import trained_by
+from inpaint.train.settings import RateSchedule, TrainSettings, ValidationSettings
+from inpaint.train.trainer import Training
+from tests.tiny import SIZE, tiny_sd
+
+CPU = torch.device("cpu")
+ROWS, SAMPLES = 3, 12
+
+
+@pytest.fixture(autouse=True)
+def _group() -> Iterator[None]:
+    yield
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def training(tmp_path_factory: pytest.TempPathFactory) -> Training:
+    """Of a subject with three photos and one picture of its class, half of it."""
+    folder = tmp_path_factory.mktemp("alone")
+    rows = []
+    for number in range(ROWS + 1):
+        pixels = np.random.default_rng(number).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+        seen = {"image": f"{number}.png", "width": SIZE, "height": SIZE, "digest": f"{number:064x}"}
+        of_class = {"source": 1, "weight": 0.5} if number == ROWS else {}
+        rows.append(Row(id=f"{number}.png", root=str(folder), prompt="the red wood", **seen, **of_class))
+    recipe = DreamboothLora(
+        data=str(folder),
+        output=str(folder),
+        subjects=(Subject(name="s", prompt="p"),),
+        base=str(tiny_sd(folder / "base")),
+        random_holes=False,
+        resolution=SIZE,
+        resume=True,
+        lora=LoraSettings(rank=2),
+        unet_learning_rate=1e-2,
+        train=TrainSettings(
+            samples=SAMPLES, global_batch=2, max_micro_batch=1, zero_stage=0, schedule=RateSchedule.CONSTANT, warmup=0.0
+        ),
+        validation=ValidationSettings(samples=2, pictures=1),
+    )
+    manifest = Manifest.of(rows, (2, 1))
+    bound = recipe.bind(manifest)
+    return Training(name="s", recipe=bound, rows=manifest, output=str(folder / "run"))
+
+
+def to(training: Training, samples: int, output: str | None = None) -> Training:
+    recipe = replace(training.recipe, train=replace(training.recipe.train, samples=samples))
+    return replace(training, recipe=recipe, output=output or training.output)
+
+
+def test_it_goes_on_exactly_and_nothing_of_it_is_kept(training: Training, tmp_path: Path) -> None:
+    whole, halves = to(training, SAMPLES), to(training, SAMPLES // 2, str(tmp_path / "halves"))
+    ended = train_alone(whole, CPU, 1)
+    assert (ended.samples, ended.unread, ended.manifest) == (SAMPLES, 0, training.rows.hash)
+    assert train_alone(halves, CPU, 1).samples == SAMPLES // 2
+    assert train_alone(to(halves, SAMPLES), CPU, 1).samples == SAMPLES
+    one, other = (trained_by(run, ended).parameters for run in (whole, to(halves, SAMPLES)))
+    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+    assert any(tensor.abs().max() > 0 for name, tensor in one.items() if ".lora_B." in name), "it learned"
+    assert train_alone(whole, CPU, 1).samples == SAMPLES, "what has ended is not begun again"
+    assert (Path(training.output) / "validation").is_dir()
+    gc.collect()
+    assert not [thing for thing in gc.get_objects() if type(thing) is LatentInpainting]
+
+
+def test_photos_and_class_pictures_come_at_their_ratio(training: Training) -> None:
+    seen = times_seen(training, SAMPLES)
+    assert seen.pop(f"{ROWS}.png") == SAMPLES // 3
+    assert sum(seen.values()) == SAMPLES * 2 // 3 and max(seen.values()) - min(seen.values()) <= 1
