@@ -27,6 +27,7 @@ _HOMES = {
     "inpaint.recipes.demo": ("Demo", "run_demo"),
     "inpaint.recipes.dreambooth": ("DreamboothLora",),
     "inpaint.recipes.dreambooth_training": ("TrainDreambooth", "train_dreambooth"),
+    "inpaint.recipes.evaluate": ("EvaluatePictures", "evaluate_pictures"),
     "inpaint.recipes.generate": ("GeneratePictures", "generate_pictures"),
     "inpaint.recipes.inpainting": ("train_inpainting", "inpaint_image", "set_seed"),
     "inpaint.recipes.composites": ("MakeComposites", "make_composites"),

@@ -1,7 +1,7 @@
 """Backbones that pictures are compared by: a vision transformer (DINO) and CLIP, through transformers.
 
 Each prepares pictures as its own processor says (`preprocessor_config.json`), by Pillow. A hub id, or a folder of
-weights; the figures of different backbones cannot be compared, so `Backbones.label` stands beside each.
+weights; the figures of different backbones cannot be compared, so their labels stand beside each.
 """
 
 import hashlib
@@ -16,6 +16,7 @@ import torch
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
 
 from inpaint.errors import InpaintError
+from inpaint.models.base import no_progress_bars
 
 DINO = "facebook/dino-vits16"
 CLIP = "openai/clip-vit-base-patch32"
@@ -35,9 +36,10 @@ class Backbones:
         return {name: _revision(name) for name in (self.dino, self.clip)}
 
     @property
-    def label(self) -> str:
-        """Both, as reports name them."""
-        return " and ".join(f"{Path(name).name if Path(name).is_dir() else name}" for name in (self.dino, self.clip))
+    def labels(self) -> tuple[str, str]:
+        """As reports name them."""
+        dino, clip = (Path(name).name if Path(name).is_dir() else name for name in (self.dino, self.clip))
+        return dino, clip
 
 
 @dataclass(kw_only=True, eq=False)
@@ -106,6 +108,7 @@ def _revision(name: str) -> str:
 
 def _loaded(name: str, load: Callable[..., T], **settings: Any) -> T:
     try:
-        return load(name, **settings)
+        with no_progress_bars():
+            return load(name, **settings)
     except (OSError, ValueError) as error:
         raise InpaintError(f"backbone {name}: {error}; give a hub id, or a folder that transformers saved") from error

@@ -104,7 +104,7 @@ def load_base(
         InpaintError: not found, not one of the supported families, no safetensors, or not the given revision.
     """
     source, found = locate(str(name), revision, weights=True)
-    with _no_progress_bars():
+    with no_progress_bars():
         modules = source.load(dtype)
     return assembled(source, modules, name=str(name), revision=found).to(device)
 
@@ -187,7 +187,7 @@ def info_of(modules: Modules, *, name: str, revision: str, guidance_scale: float
 
 
 @contextmanager
-def _no_progress_bars() -> Iterator[None]:
+def no_progress_bars() -> Iterator[None]:
     """Without transformers' and diffusers' bars ("Loading weights"), which would stand between our own lines."""
     shown = [lib.utils.logging for lib in (transformers, diffusers) if lib.utils.logging.is_progress_bar_enabled()]
     for library in shown:

@@ -11,6 +11,7 @@ from PIL import Image
 
 from inpaint.data.storage import opened, read_file, write_file
 from inpaint.errors import InpaintError
+from inpaint.evaluate.prompts import PICTURES_PER_PROMPT, dreambench_prompts
 from inpaint.export.grid import grid
 from inpaint.paint.batch import PaintSettings
 from inpaint.paint.generate import generate, picture_name
@@ -31,7 +32,7 @@ COLUMNS = 8
 
 @dataclass(frozen=True, kw_only=True)
 class GeneratePictures:
-    """Settings of `python -m ray_jobs.generate`: a base or an adapter, and `prompt` or `prompts`."""
+    """Settings of `python -m ray_jobs.generate`: a base or an adapter, and `prompt`, `prompts` or `dreambench`."""
 
     output: str
     """A folder or URL: `PROMPT/SEED.png`, `generated.jsonl` about them, and `grid.png`."""
@@ -39,7 +40,11 @@ class GeneratePictures:
     """What to paint."""
     prompts: str | None = None
     """A text file in UTF-8 instead, a prompt per line; a path or URL."""
-    n: int = 4
+    dreambench: str | None = None
+    """A subject instead, such as `sks backpack`: the 25 prompts that DreamBooth is evaluated with."""
+    living: bool = False
+    """Whether the subject is a living one: it then has other prompts."""
+    n: int = PICTURES_PER_PROMPT
     """Pictures of each prompt, with the seeds seed, seed + 1, ..."""
     width: int | None = None
     """Pixels; default: `size`, or what the base was trained at."""
@@ -51,8 +56,10 @@ class GeneratePictures:
     pool: Annotated[ActorPool, tyro.conf.arg(name="")] = ActorPool()
 
     def __post_init__(self) -> None:
-        if (self.prompt is None) == (self.prompts is None):
-            raise InpaintError("give --prompt or --prompts, a file of them")
+        if [self.prompt, self.prompts, self.dreambench].count(None) != 2:
+            raise InpaintError("give --prompt, --prompts (a file of them) or --dreambench")
+        if self.living and self.dreambench is None:
+            raise InpaintError("--living is for --dreambench")
         if self.category is not None and self.settings.adapter is None:
             raise InpaintError(f"--category {self.category}: an adapter's word; give --adapter, or leave it out")
         sampling = self.settings.sampling
@@ -66,7 +73,7 @@ def generate_pictures(config: GeneratePictures, *, stop: StopToken | None = None
     Raises:
         InpaintError: prompts, settings, a base or an adapter that cannot be used, or `stop` was requested.
     """
-    prompts = [config.prompt] if config.prompt is not None else _read_prompts(str(config.prompts))
+    prompts = _prompts(config)
     with ProgressBar("painting") as bar:
         report = generate(
             prompts,
@@ -87,6 +94,14 @@ def generate_pictures(config: GeneratePictures, *, stop: StopToken | None = None
     pictures = list(_small(config.output, names[:LARGEST_GRID]))
     write_file(config.output, GRID, encode_png(grid(pictures, columns=min(config.n, COLUMNS))))
     return f"{report.done} made, {report.skipped} were done: {config.output}/{GRID}"
+
+
+def _prompts(config: GeneratePictures) -> list[str]:
+    if config.prompts is not None:
+        return _read_prompts(config.prompts)
+    if config.dreambench is not None:
+        return dreambench_prompts(config.dreambench, living=config.living)
+    return [str(config.prompt)]
 
 
 def _read_prompts(where: str) -> list[str]:

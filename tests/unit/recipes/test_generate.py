@@ -8,9 +8,10 @@ import tyro
 from PIL import Image
 
 from inpaint.errors import InpaintError
+from inpaint.evaluate.prompts import dreambench_prompts
 from inpaint.paint.batch import PaintSettings
 from inpaint.paint.request import SamplingSettings
-from inpaint.recipes.generate import CELL, GeneratePictures, generate_pictures
+from inpaint.recipes.generate import CELL, GeneratePictures, _prompts, generate_pictures
 from inpaint.rowmap import ActorPool
 from tests.tiny import tiny_sd
 
@@ -29,8 +30,9 @@ def test_its_flags():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({}, "give --prompt or --prompts"),
-        ({"prompt": "a", "prompts": "p.txt"}, "give --prompt or --prompts"),
+        ({}, "give --prompt, --prompts"),
+        ({"prompt": "a", "prompts": "p.txt"}, "give --prompt, --prompts"),
+        ({"prompt": "a", "living": True}, "--living is for --dreambench"),
         ({"prompt": "a", "category": "CDP_COS"}, "CDP_COS: .*give --adapter"),
         ({"prompt": "a", "settings": PaintSettings(sampling=SamplingSettings(feather=1))}, "--feather.* for photos"),
     ],
@@ -38,6 +40,11 @@ def test_its_flags():
 def test_what_would_be_ignored_is_refused(given, message):
     with pytest.raises(InpaintError, match=message):
         GeneratePictures(output="out", **given)
+
+
+def test_a_subject_stands_for_the_papers_prompts():
+    found = _prompts(GeneratePictures(dreambench="sks dog", living=True, output="out"))
+    assert found == dreambench_prompts("sks dog", living=True)
 
 
 def test_prompts_of_a_file_are_painted_on_ray_and_the_next_run_goes_on(ray_cluster, tmp_path: Path):
