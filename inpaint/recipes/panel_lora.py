@@ -142,7 +142,8 @@ class TrainPanelLora:
     zero_stage: int = 1
     """DeepSpeed ZeRO: 0 nothing sharded, 1 optimizer states, 2 and gradients, 3 and parameters."""
     offload: Offload = Offload.NONE
-    """Where ZeRO keeps optimizer states: `cpu` for small cards."""
+    """What ZeRO keeps in the CPUs' memory, for small cards: `optimizer` its states, `parameters` (with `zero_stage` 3)
+    the base's weights, too."""
     max_bad_fraction: float = 0.05
     """The job stops before training when more of the composites than this cannot be used."""
     card_samples: int = 4
