@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import PurePosixPath
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
+import tyro
 from PIL import Image, ImageColor
 
 from inpaint.data.decode import DEFAULT_LIMITS, load_rgb
@@ -51,14 +52,15 @@ class MakeComposites:
     panel_size: int | tuple[int, int] = 512
     """Side of a panel in pixels, or its height and width."""
     fit: Literal["crop", "pad"] = "crop"
-    """Pictures of another shape are cropped to their centre, or shown whole on `colour`."""
+    """Pictures of another shape are cropped to their centre, or shown whole on `colour`, which hides gutters where more
+    than an eighth of a panel is of it."""
     gutter: int = 0
     """Pixels between panels."""
     border: int = 0
     """Pixels around all of them."""
     colour: str = "white"
     """Of gutters, borders and padding: a name or #rrggbb."""
-    pool: ActorPool = ActorPool()
+    pool: Annotated[ActorPool, tyro.conf.arg(name="")] = ActorPool()
 
     def __post_init__(self) -> None:
         if (self.data is None) == (not self.folders):
