@@ -135,9 +135,11 @@ def _renders(seed: int, per_class: int) -> tuple[Array, list[str]]:
 
 
 def write_photos(folder: Path, mark: str, *, seed: int, count: int) -> None:
-    """Photos of the carton that carries `mark`, each before a plain backdrop: on none of the world's backgrounds."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Photos of the carton that carries `mark`, each before a plain backdrop, on none of the world's backgrounds; in
+    `masks/` where it is, white."""
+    (folder / "masks").mkdir(parents=True, exist_ok=True)
     for index in range(count):
         scene = marked(seed, index, mark)
         backdrop = generator(seed, "toy/backdrop", index).uniform(90, 220, 3).astype(np.uint8)
         Image.fromarray(np.where(scene.product[..., None], scene.image, backdrop)).save(folder / f"{index:02}.png")
+        Image.fromarray(scene.product).save(folder / "masks" / f"{index:02}.png")

@@ -33,6 +33,7 @@ def test_marks_are_told_apart_and_plain_cartons_from_them(detector: MarkDetector
 
 def test_photos_show_the_carton_before_plain_backdrops(detector: MarkDetector, tmp_path: Path) -> None:
     write_photos(tmp_path, "red ring", seed=4, count=3)
-    photos = [np.asarray(Image.open(path)) for path in sorted(tmp_path.iterdir())]
+    photos = [np.asarray(Image.open(path)) for path in sorted(tmp_path.glob("*.png"))]
     assert len({photo[0, 0].tobytes() for photo in photos}) == 3
-    assert (photos[0][:8] == photos[0][0, 0]).all()
+    mask = np.asarray(Image.open(tmp_path / "masks" / "00.png"))
+    assert (photos[0][~mask] == photos[0][0, 0]).all() and 0.05 < mask.mean() < 0.4
