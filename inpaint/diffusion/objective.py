@@ -29,9 +29,22 @@ class LossSettings:
     noise_offset: float = 0.0
     """A per-channel constant of this scale is added to the noise, so that brightness is learned (0.05 is usual)."""
 
+    kept_weight: float = 0.0
+    """What is kept counts this much beside the hole, each averaged by itself; for bases of 9 channels, whose painting
+    goes on from what they made of it, too, step by step. 0 when a trained base learns a style; 1 for a new one."""
+
     def __post_init__(self) -> None:
         if self.timestep_shift <= 0:
             raise InpaintError(f"timestep_shift {self.timestep_shift}: give more than 0; 1 draws all timesteps alike")
+        if self.kept_weight < 0:
+            raise InpaintError(f"kept_weight {self.kept_weight}: give 0 or more")
+
+    def check_kept(self, *, denoised: bool) -> None:
+        """Raises InpaintError for a weight of what is kept where a model does not paint on from it."""
+        if self.kept_weight and not denoised:
+            raise InpaintError(
+                f"kept_weight {self.kept_weight}: for bases of 9 channels; here what is kept is put back at every step"
+            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,10 +83,15 @@ class HoleDiffusion:
         noisy_BChw = add_noise(self.schedule, clean_BChw, noise_BChw, timesteps_B)
         return Noised(clean_BChw, noise_BChw, timesteps_B, noisy_BChw)
 
-    def loss_of(self, output_BChw: Tensor, noised: Noised, area_B1hw: Tensor) -> Tensor:
-        """The weighted loss of each sample (B,), float32, of what the model says at `noised`, in the hole alone."""
+    def loss_of(
+        self, output_BChw: Tensor, noised: Noised, hole_B1hw: Tensor, counted_B1hw: Tensor | None = None
+    ) -> Tensor:
+        """The weighted loss of each sample (B,), float32, of what the model says at `noised`: in the hole, or the part
+        of it that is `counted`, and outside it as the settings weigh what is kept."""
         goal_BChw = target(self.schedule, noised.clean_BChw, noised.noise_BChw, noised.timesteps_B)
-        loss_B = hole_loss(output_BChw, goal_BChw, area_B1hw)
+        loss_B = hole_loss(output_BChw, goal_BChw, hole_B1hw if counted_B1hw is None else counted_B1hw)
+        if self.loss.kept_weight:
+            loss_B = loss_B + self.loss.kept_weight * hole_loss(output_BChw, goal_BChw, 1 - hole_B1hw)
         return loss_B * timestep_weight(self.schedule, noised.timesteps_B, self.loss)
 
 

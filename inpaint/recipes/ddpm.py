@@ -87,6 +87,7 @@ class TrainDdpm(Recipe):
             raise InpaintError(f"checkpoint_epochs {self.checkpoint_epochs}: give more than 0")
 
     def check(self) -> None:
+        self.loss.check_kept(denoised=False)
         if self.train.gradient_checkpointing:
             raise InpaintError("train.gradient_checkpointing: not for this U-Net; give a smaller max_micro_batch")
 

@@ -136,7 +136,7 @@ class LoraRecipe(PromptSettings, Recipe):
         return height / width
 
     def check(self) -> None:
-        read_base_info(self.base, self.revision)
+        self.loss.check_kept(denoised=read_base_info(self.base, self.revision).in_channels == 9)
 
     def bind(self, rows: Manifest) -> Self:
         info = read_base_info(self.base, self.revision)

@@ -192,7 +192,7 @@ class PretrainToy:
 XL: dict[str, Any] = {
     "architecture": "sdxl",
     "unet_learning_rate": 4e-4,
-    "loss": LossSettings(debiased=True, timestep_shift=2.0),
+    "loss": LossSettings(debiased=True, timestep_shift=2.0, kept_weight=1.0),
     "unet": TrainSettings(
         samples=80_000, global_batch=8, max_micro_batch=8, precision=Precision.BF16, zero_stage=0, ema_halflife=2000
     ),

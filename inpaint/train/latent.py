@@ -91,8 +91,10 @@ class LatentInpainting(nn.Module):
             inputs = inputs.to(self.unet.conv_in.weight.dtype).contiguous(memory_format=memory_format(device))
             output_BChw = self.unet(inputs, noised.timesteps_B, **kwargs).sample
         size_hw = (output_BChw.shape[2], output_BChw.shape[3])
-        counted_B1HW = hole_B1HW * to_hole(batch["area"], device) if "area" in batch else hole_B1HW
-        return self.diffusion.loss_of(output_BChw, noised, hole_area(counted_B1HW, size_hw))
+        counted_B1hw = None
+        if "area" in batch:
+            counted_B1hw = hole_area(hole_B1HW * to_hole(batch["area"], device), size_hw)
+        return self.diffusion.loss_of(output_BChw, noised, hole_area(hole_B1HW, size_hw), counted_B1hw)
 
     @torch.no_grad()
     def _encode(self, batch: MicroBatch, hole_B1HW: Tensor) -> tuple[Posterior, Posterior | None]:

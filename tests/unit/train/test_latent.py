@@ -133,6 +133,16 @@ def test_settings_change_the_loss(folders: dict[int, Path]) -> None:
     assert abs(float(module_of(folders[9], debiased=True)(batch_of([2]))) - plain) > 1e-4
 
 
+def test_what_is_kept_counts_only_when_asked_for(folders: dict[int, Path]) -> None:
+    data = batch_of([2])
+    whole = {**data, "hole": np.full_like(data["hole"], 255)}
+    plain, kept = (module_of(folders[9], **loss) for loss in ({}, {"kept_weight": 2.0}))
+    assert float(kept(data)) > float(plain(data)) + 0.1
+    assert torch.equal(kept(whole), plain(whole))
+    with pytest.raises(InpaintError, match=r"kept_weight 1.0: for bases of 9 channels"):
+        LossSettings(kept_weight=1.0).check_kept(denoised=False)
+
+
 def test_a_shift_draws_noisier_timesteps_more_often() -> None:
     def noisiest_third(shift: float) -> float:
         diffusion = objective.HoleDiffusion(schedule_of(tiny_scheduler()), LossSettings(timestep_shift=shift), seed=0)
