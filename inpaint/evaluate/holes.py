@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,7 +13,7 @@ from inpaint.data.quarantine import Reason
 from inpaint.data.rows import Manifest, Row
 from inpaint.data.storage import absolute, open_root, read_file
 from inpaint.errors import BadRow, InpaintError
-from inpaint.evaluate.metrics import boundary_jump, hole_l1, hole_psnr, hole_ssim, object_expansion, spread
+from inpaint.evaluate.metrics import boundary_jump, hole_figures, object_expansion, spread
 from inpaint.paint.batch import output_names
 from inpaint.paint.photos import read_image, read_row
 from inpaint.rowmap import ActorPool, ActorResources, Item, MapReport, Result, map_rows
@@ -94,13 +93,8 @@ def figures_of(row: Row, name: str, painted: Painted) -> dict[str, float]:
         sizes = " and ".join(f"{one.shape[1]} x {one.shape[0]}" for one in (photo.image, truth, *results))
         raise BadRow("painted", Reason.OTHER_SIZE, f"{name}: {sizes}; give pictures of the photo's size")
     result = results[0]
-    figures: dict[str, float] = {"psnr": hole_psnr(result, truth, hole), "l1": hole_l1(result, truth, hole)}
-    if math.isinf(figures["psnr"]):
-        del figures["psnr"]  # the truth itself: it has no mean with others
-    measured: dict[str, Callable[[], float]] = {
-        "ssim": lambda: hole_ssim(result, truth, hole),
-        "boundary_jump": lambda: boundary_jump(result, hole),
-    }
+    figures = hole_figures(result, truth, hole)
+    measured: dict[str, Callable[[], float]] = {"boundary_jump": lambda: boundary_jump(result, hole)}
     if len(results) > 1:
         measured["spread"] = lambda: spread(results, hole)
     if painted.found is not None:

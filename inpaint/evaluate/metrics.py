@@ -16,6 +16,15 @@ WINDOW = 7
 """Side of SSIM's uniform window, scikit-image's default."""
 
 
+def hole_figures(result: np.ndarray, truth: np.ndarray, hole: np.ndarray) -> dict[str, float]:
+    """`psnr`, `ssim` and `l1` inside a hole; without the first where the result is the truth, which has no mean with
+    others; none where there is no hole. What training's validation reports, too."""
+    if not hole.any():
+        return {}
+    figures = {"ssim": hole_ssim(result, truth, hole), "l1": hole_l1(result, truth, hole)}
+    return {"psnr": hole_psnr(result, truth, hole), **figures} if figures["l1"] else figures
+
+
 def hole_psnr(result: np.ndarray, truth: np.ndarray, hole: np.ndarray) -> float:
     """Peak signal-to-noise ratio over the hole's pixels in dB; infinite where they are equal.
 

@@ -39,7 +39,7 @@ from inpaint.toy.measure import measure_base
 from inpaint.toy.measure_panels import measure_panel_base
 from inpaint.toy.panels import write_mixture
 from inpaint.train.latent import LatentInpainting
-from inpaint.train.objective import AUTOCAST, MicroBatch, Objective, ParameterGroup, to_pixels
+from inpaint.train.objective import AUTOCAST, MicroBatch, Objective, PaintedSample, ParameterGroup, to_pixels
 from inpaint.train.recipe import Recipe, Trained
 from inpaint.train.run import run
 from inpaint.train.settings import Precision, TrainSettings, arguments_of, plain
@@ -68,11 +68,11 @@ class Reconstruction(nn.Module):
         return loss_B + 1e-6 * posterior.kl()
 
     @torch.no_grad()
-    def paint(self, batch: MicroBatch, count: int) -> list[np.ndarray]:
+    def paint(self, batch: MicroBatch, count: int) -> list[PaintedSample]:
         """Input and reconstruction side by side."""
         image_B3HW = to_pixels(batch["image"][:count], self.vae.device)
         output_B3HW = self.vae.decode(self.vae.encode(image_B3HW).latent_dist.mean).sample
-        return list(to_uint8(torch.cat([image_B3HW, output_B3HW], dim=3)))
+        return [PaintedSample(strip) for strip in to_uint8(torch.cat([image_B3HW, output_B3HW], dim=3))]
 
 
 @dataclass(frozen=True, kw_only=True)

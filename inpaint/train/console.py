@@ -12,9 +12,10 @@ from inpaint.warned import Warned, Warnings
 
 WINDOW = 50
 """Steps over which figures are averaged."""
-Told = StepReport | Warned | tuple[int, np.ndarray]
-"""What workers tell: the report of a step or of a validation, warnings, or (samples trained on, the pictures of a
-validation as one, uint8 H W 3)."""
+Painted = tuple[int, np.ndarray, dict[str, float]]
+"""Of a validation: samples trained on, its pictures as one (uint8 H W 3), means of what was measured on them."""
+Told = StepReport | Warned | Painted
+"""What workers tell: the report of a step or of a validation, warnings, or what was painted."""
 
 
 class RunConsole:
@@ -32,8 +33,10 @@ class RunConsole:
             if self._warned.add(told):
                 self._bar.warn(told.text)
         elif isinstance(told, tuple):
-            samples, pictures = told
+            samples, pictures, measured = told
             self._writer.add_image("validation", pictures, samples, dataformats="HWC")
+            for name, value in measured.items():
+                self._writer.add_scalar(f"validation_{name}", value, samples)
         elif VALIDATION_LOSS in told:
             self._writer.add_scalar(VALIDATION_LOSS, told[VALIDATION_LOSS], int(told["samples"]))
             self._validated = f"  validation {told[VALIDATION_LOSS]:.4f}"

@@ -15,6 +15,7 @@ from inpaint.device import memory_format, on_device
 from inpaint.diffusion import keyed
 from inpaint.diffusion.objective import HoleDiffusion, LossSettings, hole_area
 from inpaint.diffusion.schedule import schedule_of
+from inpaint.evaluate.metrics import hole_figures
 from inpaint.models.base import Base
 from inpaint.models.latents import Posterior, encode, masked, shrink_hole, unet_input
 from inpaint.models.prompt_text import AS_WRITTEN, PromptSettings, read_prompt, tokenize
@@ -22,7 +23,7 @@ from inpaint.models.prompts import encode_together, unet_kwargs, warn_of_cuts
 from inpaint.paint.painter import Painter
 from inpaint.paint.paste import comparison
 from inpaint.paint.request import PaintRequest, SamplingSettings
-from inpaint.train.objective import MicroBatch, ParameterGroup, autocast, by_row, to_hole, to_pixels
+from inpaint.train.objective import MicroBatch, PaintedSample, ParameterGroup, autocast, by_row, to_hole, to_pixels
 from inpaint.train.settings import Precision
 
 EncodeBatch = Callable[[MicroBatch, Tensor], tuple[Posterior, Posterior | None]]
@@ -105,8 +106,8 @@ class LatentInpainting(nn.Module):
         both = encode(self.base, torch.cat([image_B3HW, masked(input_B3HW, hole_B1HW)]))
         return both[: len(image_B3HW)], both[len(image_B3HW) :]
 
-    def paint(self, batch: MicroBatch, count: int) -> list[np.ndarray]:
-        """Input, hole and painting side by side."""
+    def paint(self, batch: MicroBatch, count: int) -> list[PaintedSample]:
+        """Input, hole and painting side by side, and how near it is to the truth."""
         photos = batch.get("input", batch["image"])[:count]
         holes = batch["hole"][:count] >= PAINT
         sampling = SamplingSettings(**asdict(self.prompts))
@@ -116,4 +117,7 @@ class LatentInpainting(nn.Module):
         ]
         with autocast(self.precision, self.unet.conv_in.weight.device):
             painted = Painter(self.base, max_batch=count).paint(requests)
-        return [comparison(r.image, r.hole, result) for r, result in zip(requests, painted, strict=True)]
+        return [
+            PaintedSample(comparison(r.image, r.hole, result), hole_figures(result, truth, r.hole))
+            for r, result, truth in zip(requests, painted, batch["image"], strict=False)
+        ]

@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from inpaint.errors import InpaintError
 from inpaint.train.checkpoint import VALIDATION_LOSS, CheckpointStore, Progress
 from inpaint.train.engine import ZeroEngine
-from inpaint.train.objective import MicroBatch
+from inpaint.train.objective import MicroBatch, PaintedSample
 
 StepReport = dict[str, float]
 PEAK_FLOPS = {
@@ -51,8 +51,8 @@ class ValidationSet:
     """Samples between validations."""
     pictures: int
     """Samples that the first worker paints."""
-    on_pictures: Callable[[int, list[np.ndarray]], None]
-    """Called on the first rank with (samples trained on, pictures)."""
+    on_pictures: Callable[[int, list[PaintedSample]], None]
+    """Called on the first rank with (samples trained on, what was painted)."""
 
     def run(self, engine: ZeroEngine, samples: int) -> float:
         """The mean loss of the set, of what would be exported. Collective.
@@ -76,7 +76,7 @@ class ValidationSet:
         is_first, is_sharded = dist.get_rank() == 0, engine.settings.zero_stage == 3
         if not (self.pictures and self.batches and (is_first or is_sharded)):
             return
-        painted: list[np.ndarray] = []
+        painted: list[PaintedSample] = []
         for first, batch in zip(range(0, self.pictures, len(self.batches[0]["weight"])), self.batches, strict=False):
             pictures = engine.objective.paint(batch, self.pictures - first)
             # Those of padding and of rows that could not be read are not shown.

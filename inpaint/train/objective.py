@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any, Protocol
 
@@ -27,6 +27,16 @@ class ParameterGroup:
     parameters: dict[str, nn.Parameter]
 
 
+@dataclass(frozen=True, eq=False)
+class PaintedSample:
+    """What a validation shows of a sample."""
+
+    picture: np.ndarray
+    """uint8 H W 3."""
+    figures: Mapping[str, float] = field(default_factory=dict)
+    """What was measured on it, by name."""
+
+
 class Objective(Protocol):
     """What the loop trains; an `nn.Module`."""
 
@@ -42,8 +52,8 @@ class Objective(Protocol):
         """
         ...
 
-    def paint(self, batch: MicroBatch, count: int) -> list[np.ndarray]:
-        """A picture, uint8 H W 3, of each of the first `count` samples, as the model stands."""
+    def paint(self, batch: MicroBatch, count: int) -> list[PaintedSample]:
+        """Each of the first `count` samples, as the model stands."""
         ...
 
 

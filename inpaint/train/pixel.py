@@ -14,10 +14,11 @@ from inpaint.device import on_device
 from inpaint.diffusion.ddpm import NoiseSettings, PixelSampling
 from inpaint.diffusion.objective import HoleDiffusion, LossSettings
 from inpaint.diffusion.unet import MaskedUNet
+from inpaint.evaluate.metrics import hole_figures
 from inpaint.paint.ddpm_painter import paint_batch
 from inpaint.paint.paste import comparison
 from inpaint.paint.request import DdpmRequest
-from inpaint.train.objective import MicroBatch, ParameterGroup, autocast, by_row, to_hole, to_pixels
+from inpaint.train.objective import MicroBatch, PaintedSample, ParameterGroup, autocast, by_row, to_hole, to_pixels
 from inpaint.train.settings import Precision
 
 
@@ -64,8 +65,8 @@ class PixelInpainting(nn.Module):
     def _labels(self, batch: MicroBatch, device: torch.device) -> Tensor:
         return on_device(np.array([self.labels[str(name)] for name in batch["label"]]), device)
 
-    def paint(self, batch: MicroBatch, count: int) -> list[np.ndarray]:
-        """Input, hole and filling side by side."""
+    def paint(self, batch: MicroBatch, count: int) -> list[PaintedSample]:
+        """Input, hole and filling side by side, and how near it is to the truth."""
         images, holes, sampling = batch["image"][:count], batch["hole"][:count] >= PAINT, PixelSampling(steps=25)
         requests = [
             DdpmRequest(image=image, hole=hole, seed=number, sampling=sampling)
@@ -74,4 +75,7 @@ class PixelInpainting(nn.Module):
         labels_B = self._labels(batch, self.unet.image_in.weight.device)[:count]
         with autocast(self.precision, labels_B.device):
             filled = paint_batch(self.unet, self.diffusion.schedule, requests, labels_B, holes.shape[1:])
-        return [comparison(r.image, r.hole, picture) for r, picture in zip(requests, filled, strict=True)]
+        return [
+            PaintedSample(comparison(r.image, r.hole, picture), hole_figures(picture, r.image, r.hole))
+            for r, picture in zip(requests, filled, strict=True)
+        ]

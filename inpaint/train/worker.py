@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import ray
@@ -22,9 +23,12 @@ from inpaint.train.channel import Exchange
 from inpaint.train.checkpoint import Progress, State
 from inpaint.train.engine import ZeroEngine
 from inpaint.train.loop import Run, ValidationSet, train
-from inpaint.train.objective import MicroBatch
+from inpaint.train.objective import MicroBatch, PaintedSample
 from inpaint.train.recipe import Recipe
 from inpaint.train.start import TRAIN_ROWS, VALIDATION_ROWS, WorkerConfig
+
+if TYPE_CHECKING:  # workers have no console
+    from inpaint.train.console import Painted
 
 _VALIDATION_SEED = 2**62
 """Of the plan by which a validation set is chosen from its rows, whatever the run's own seed."""
@@ -56,13 +60,13 @@ def train_on(batches: Iterator[MicroBatch], config: WorkerConfig, found: tuple[S
 
 
 def validation_set(
-    recipe: Recipe, output: str, threads: int, tell: Callable[[tuple[int, np.ndarray]], object] | None = None
+    recipe: Recipe, output: str, threads: int, tell: Callable[["Painted"], object] | None = None
 ) -> ValidationSet | None:
     """This worker's part of the set, which it reads itself: so few samples are not worth a stream of their own.
 
     Args:
         output: of the training; pictures are written to its `validation/`.
-        tell: called with (samples trained on, pictures as one) as well.
+        tell: called with it as well.
     """
     settings = recipe.validation
     if not settings.samples:
@@ -77,11 +81,13 @@ def validation_set(
     for error in filter(None, (error for batch in held for error in batch["error"])):
         warnings.warn(f"a row of the validation could not be read and counts nothing: {error}", stacklevel=2)
 
-    def on_pictures(samples: int, pictures: list[np.ndarray]) -> None:
-        together = grid(pictures, columns=4)
+    def on_pictures(samples: int, painted: list[PaintedSample]) -> None:
+        together = grid([sample.picture for sample in painted], columns=4)
         write_file(output, f"validation/samples-{samples:012d}.png", encode_png(together))
         if tell is not None:
-            tell((samples, together))
+            names = sorted({name for sample in painted for name in sample.figures})
+            told = {name: [s.figures[name] for s in painted if name in s.figures] for name in names}
+            tell((samples, together, {name: float(np.mean(values)) for name, values in told.items()}))
 
     every = settings.every or recipe.train.checkpoint_every
     return ValidationSet(held, every, settings.pictures, on_pictures)

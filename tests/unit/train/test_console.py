@@ -4,6 +4,7 @@ import time
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from inpaint.stopping import StopToken
@@ -18,6 +19,10 @@ class Screen:
     def __init__(self) -> None:
         self.scalars: dict[str, list[float]] = {}
         self.texts: list[str] = []
+        self.pictures: list[str] = []
+
+    def add_image(self, name: str, picture: np.ndarray, samples: int, dataformats: str) -> None:
+        self.pictures.append(name)
 
     def add_scalar(self, name: str, value: float, samples: int) -> None:
         self.scalars.setdefault(name, []).append(value)
@@ -37,6 +42,12 @@ def test_a_group_that_starts_again_elsewhere_is_not_measured_against_the_one_bef
         console.show(told)
     assert screen.scalars["samples_per_s"] == [8.0, 4.0]
     assert screen.scalars["waiting_share"] == [0.5, 0.25]
+
+
+def test_what_was_measured_on_a_validations_pictures_is_kept_beside_them() -> None:
+    screen: Any = Screen()
+    RunConsole(screen, screen).show((8, np.zeros((4, 4, 3), dtype=np.uint8), {"psnr": 20.0}))
+    assert screen.scalars == {"validation_psnr": [20.0]} and screen.pictures == ["validation"]
 
 
 def test_a_console_that_fails_ends_the_run_and_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

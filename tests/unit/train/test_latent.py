@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import torch
 
+from inpaint.data.decode import PAINT
 from inpaint.diffusion import keyed, objective
 from inpaint.diffusion.objective import LossSettings
 from inpaint.diffusion.schedule import add_noise, schedule_of
 from inpaint.errors import InpaintError
+from inpaint.evaluate.metrics import hole_figures
 from inpaint.models.base import load_base
 from inpaint.models.latents import Posterior
 from inpaint.train.latent import LatentInpainting
@@ -227,5 +229,9 @@ def test_a_validation_has_randomness_of_its_own_and_repeats_it(folders: dict[int
 
 
 def test_it_paints_its_samples(folders: dict[int, Path]) -> None:
-    pictures = module_of(folders[9]).paint(batch_of([0, 1, 2]), 2)
-    assert [picture.shape for picture in pictures] == [(SIZE, 3 * SIZE + 8, 3)] * 2
+    batch = batch_of([0, 1, 2])
+    painted = module_of(folders[9]).paint(batch, 2)
+    assert [sample.picture.shape for sample in painted] == [(SIZE, 3 * SIZE + 8, 3)] * 2
+    for sample, truth, hole in zip(painted, batch["image"], batch["hole"], strict=False):
+        assert sample.figures == hole_figures(sample.picture[:, -SIZE:], truth, hole >= PAINT)
+        assert {"psnr", "ssim", "l1"} == sample.figures.keys()
