@@ -270,7 +270,7 @@ BAD = [
     Bad(name="a cut form", content_type="multipart/form-data; boundary=x", body=_FORM),
     Bad(name="a form without boundary", content_type="multipart/form-data", body=_FORM),
     Bad(name="XML", content_type="text/xml", body=b"<a/>", expected=(415,)),
-    Bad(name="no such path", path="/v1/images/generations", body=b"{}", expected=(404,)),
+    Bad(name="no such path", path="/v1/images/variations", body=b"{}", expected=(404,)),
     Bad(name="no such method", method="PUT", expected=(405,)),
     Bad(name="too large", body=b" " * (MAX_BODY + 2**20), expected=(413,)),
 ]

@@ -362,6 +362,26 @@ def test_an_ingress_that_dies_costs_no_request_of_another_and_a_new_one_knows_wh
     assert all(client.paint(category="CDP_COS").status == 200 for _ in range(6))
 
 
+def test_a_request_is_followed_and_stopped_by_whichever_ingress_is_asked(client: Client) -> None:
+    def post(path: str, **body: object) -> Answer:
+        connection = http.client.HTTPConnection("127.0.0.1", client.port, timeout=PATIENCE_S)
+        connection.request("POST", f"/sdapi/v1/{path}", json.dumps(body), {"Content-Type": "application/json"})
+        return _answer(connection)
+
+    def current() -> str | None:
+        return client.get("/sdapi/v1/progress?id_task=mine&skip_current_image=true").json["current_task"]
+
+    assert len(_ingresses()) == 2
+    photo = _base64(Image.fromarray(client.scene.image))
+    with ThreadPoolExecutor(1) as threads:
+        long = {"init_images": [photo], "prompt": "", "steps": 150, "n_iter": 4, "denoising_strength": 1.0}
+        asked = threads.submit(post, "img2img", force_task_id="mine", **long)
+        _until(lambda: current() == "mine")
+        assert [current() for _ in range(8)] == ["mine"] * 8
+        assert post("interrupt", id_task="mine").status == 200
+        assert json.loads(asked.result().json["info"])["interrupted"]
+
+
 def test_a_service_that_is_stopped_finishes_what_it_has(client: Client, painters: dict[str, Painter]) -> None:
     from ray import serve
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -21,6 +21,7 @@ from inpaint.serve.admission import Admission, Capacity
 from inpaint.serve.deployments.heap import PHOTOS, Trimmer, give_back, started
 from inpaint.serve.deployments.metrics import IngressMetrics, RequestMetrics
 from inpaint.serve.deployments.serve_internals import listening
+from inpaint.serve.dialects.a1111_tasks import TaskAnswer, TaskQuery, Tasks
 from inpaint.serve.dialects.paint_http import paint_http
 from inpaint.serve.dispatcher import Dispatcher, PainterLost
 from inpaint.serve.service import Begun, Painted, PaintOrder, Preview
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger(__name__)
 _LOST = (RayActorError, ObjectLostError, NodeDiedError, WorkerCrashedError)
 _WATCH_PERIOD_S = 2.0
+_ASK_TIMEOUT_S = 10.0
 _FAILED = (DeploymentStatus.UNHEALTHY, DeploymentStatus.DEPLOY_FAILED)
 
 
@@ -65,7 +67,8 @@ class IngressReplica:
         self._painters = painters.options(method_name="paint", stream=True)
         dispatcher = Dispatcher(args.served(info), self._registry, self._admission, self._call)
         self._requests = RequestMetrics(self._replica)
-        self._http = paint_http(dispatcher, listening(args.http), self._requests)
+        self._tasks = Tasks(self._ask_ingresses)
+        self._http = paint_http(dispatcher, listening(args.http), self._requests, self._tasks)
         self._metrics = IngressMetrics(self._replica)
         started()
         self._watching = [asyncio.create_task(self._registry.watch()), asyncio.create_task(self._watch())]
@@ -84,6 +87,17 @@ class IngressReplica:
             scans=self._registry.scans,
             digests=digests,
         )
+
+    async def a1111_tasks(self, query: TaskQuery) -> TaskAnswer:
+        """Of the requests that are here."""
+        return await self._tasks.answer(query)
+
+    async def _ask_ingresses(self, query: TaskQuery) -> Sequence[TaskAnswer]:
+        """Of all ingresses, this one among them. One that has just died, or is being started, has none."""
+        handle = serve.get_deployment_handle(self._names[2], self._names[0])
+        asked = handle.broadcast("a1111_tasks", query)
+        answers = await asked.results_async(timeout_s=_ASK_TIMEOUT_S, return_exceptions=True)
+        return [answer for answer in answers if isinstance(answer, TaskAnswer)]
 
     async def check_health(self) -> None:
         """Called by Serve every few seconds: replaced where registry or capacity are no longer looked at."""

@@ -2,15 +2,15 @@
 
 Own are those of the same API key; with an id (`force_task_id`, which the client gave with its request) that one alone.
 Where the service has no keys, nobody can be told apart: then an id is needed, unless one request alone is running.
-Covered: requests to this process; where several ingresses serve, the others' are not known here. Source: A1111's
-public API, `/sdapi/v1/progress`, `/interrupt`, `/internal/progress`.
+Where several processes serve, each is asked for those that it has. Source: A1111's public API, `/sdapi/v1/progress`,
+`/interrupt`, `/internal/progress`.
 """
 
 import asyncio
 import time
 from base64 import b64encode
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -64,11 +64,20 @@ class Task:
         passed = time.monotonic() - self.began
         return passed / self.progress - passed if self.progress else 0.0
 
-    def newest_base64(self) -> str | None:
-        """As a PNG."""
-        return None if self.newest is None else b64encode(encode_png(self.newest.image)).decode("ascii")
+    def look(self, *, shown: bool) -> "TaskLook":
+        """How it stands, with what is there to see where it is `shown`, encoded now."""
+        image = b64encode(encode_png(self.newest.image)).decode("ascii") if shown and self.newest else None
+        return TaskLook(
+            id=self.id,
+            seconds=time.monotonic() - self.began,
+            progress=self.progress,
+            seconds_left=self.seconds_left,
+            state=self._state(),
+            pictures=len(self.shares),
+            image=image,
+        )
 
-    def state(self) -> dict[str, Any]:
+    def _state(self) -> dict[str, Any]:
         """As A1111 tells it."""
         done = sum(share == 1 for share in self.shares.values())
         steps = self.call.request.sampling.steps_taken
@@ -86,12 +95,58 @@ class Task:
 _IDLE = {"interrupted": False, "job": "", "job_count": 0, "job_no": 0, "sampling_step": 0, "sampling_steps": 0}
 
 
-class Tasks:
-    """Those of one process; used from its event loop."""
+@dataclass(frozen=True, kw_only=True)
+class TaskLook:
+    """How a task stands; plain, for it travels between processes."""
 
-    def __init__(self) -> None:
+    id: str
+    seconds: float
+    """Since it began."""
+    progress: float
+    seconds_left: float
+    state: dict[str, Any]
+    """As A1111 tells it."""
+    pictures: int
+    """Begun."""
+    image: str | None
+    """The newest one: PNG in base64."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskQuery:
+    """About a client's tasks."""
+
+    key: str
+    """Name of its API key."""
+    wanted: str = ""
+    """The task of this id alone."""
+    shown: bool = False
+    """Whether pictures are wanted, too."""
+    stop: bool = False
+    """Whether they shall stop."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskAnswer:
+    """Of one process."""
+
+    running: tuple[TaskLook, ...]
+    ended: bool
+    """Whether one of the wanted id was there."""
+
+
+AskEverywhere = Callable[[TaskQuery], Awaitable[Sequence[TaskAnswer]]]
+"""What `Tasks.answer` says in each process that serves, this one included."""
+
+
+class Tasks:
+    """Those of one process, and through `everywhere` those of the others; used from its event loop."""
+
+    def __init__(self, everywhere: AskEverywhere | None = None) -> None:
+        """Args: everywhere: unset: this process is the only one."""
         self._running: list[Task] = []
         self._ended: deque[tuple[str, str]] = deque(maxlen=_REMEMBERED)
+        self._everywhere = everywhere or self._alone
 
     @contextmanager
     def running(self, task: Task) -> Iterator[Task]:
@@ -103,14 +158,30 @@ class Tasks:
             self._running.remove(task)
             self._ended.append((task.key, task.id))
 
-    def own(self, key: str, wanted: str = "") -> list[Task]:
-        """A client's, oldest first; `wanted`: of that id alone."""
-        found = [task for task in self._running if task.key == key and wanted in ("", task.id)]
-        return found if wanted or key != NOBODY or len(found) == 1 else []
+    async def answer(self, query: TaskQuery) -> TaskAnswer:
+        """What this process knows, or has stopped."""
+        found = [task for task in self._running if task.key == query.key and query.wanted in ("", task.id)]
+        if query.stop:
+            for task in found:
+                task.stop.reschedule(asyncio.get_running_loop().time())
+        # The oldest is the one that is shown.
+        looks = [await asyncio.to_thread(task.look, shown=query.shown and task is found[0]) for task in found]
+        return TaskAnswer(running=tuple(looks), ended=(query.key, query.wanted) in self._ended)
 
-    def has_ended(self, key: str, wanted: str) -> bool:
-        """Whether a client's task of that id was here, and is not any more."""
-        return (key, wanted) in self._ended and not self.own(key, wanted)
+    async def _alone(self, query: TaskQuery) -> Sequence[TaskAnswer]:
+        return [await self.answer(query)]
+
+    async def own(self, query: TaskQuery) -> tuple[list[TaskLook], bool]:
+        """A client's, oldest first; and whether one of the wanted id has ended."""
+        answers = await self._everywhere(query)
+        found = sorted((look for one in answers for look in one.running), key=lambda look: -look.seconds)
+        is_clear = query.wanted or query.key != NOBODY or len(found) == 1
+        return found if is_clear else [], not found and any(one.ended for one in answers)
+
+    async def stop(self, key: str, wanted: str) -> None:
+        """Stop a client's."""
+        for look in (await self.own(TaskQuery(key=key, wanted=wanted)))[0]:
+            await self._everywhere(TaskQuery(key=key, wanted=look.id, stop=True))
 
 
 class TaskFields(Fields):
@@ -139,15 +210,14 @@ def tasks_router(tasks: Tasks) -> APIRouter:
     @routes.get("/sdapi/v1/progress")
     async def progress(request: Request, id_task: str = "", skip_current_image: str = "") -> dict[str, Any]:
         """Of the request that was sent with `force_task_id=id_task`; else of the oldest that is one's own."""
-        task = next(iter(tasks.own(request.state.record.key, id_task)), None)
-        image = None
-        if task is not None and skip_current_image.lower() not in ("true", "1"):
-            image = await request.state.resources.offload(task.newest_base64)
+        shown = skip_current_image.lower() not in ("true", "1")
+        own, _ = await tasks.own(TaskQuery(key=request.state.record.key, wanted=id_task, shown=shown))
+        task = next(iter(own), None)
         return {
             "progress": task.progress if task else 0.0,
             "eta_relative": task.seconds_left if task else 0.0,
-            "state": {"skipped": False, "job_timestamp": "", **(task.state() if task else _IDLE)},
-            "current_image": image,
+            "state": {"skipped": False, "job_timestamp": "", **(task.state if task else _IDLE)},
+            "current_image": task.image if task else None,
             "current_task": task.id if task else None,
             "textinfo": None if task else _NONE_OWN,
         }
@@ -155,17 +225,18 @@ def tasks_router(tasks: Tasks) -> APIRouter:
     @routes.post("/internal/progress")
     async def internal_progress(request: Request) -> dict[str, Any]:
         """The same, as A1111's own page asks for it: of one's own request with this id."""
-        fields, key = await fields_of(request), request.state.record.key
-        task = next(iter(tasks.own(key, fields.id_task)), None) if fields.id_task else None
-        image = await request.state.resources.offload(task.newest_base64) if task and fields.live_preview else None
+        fields = await fields_of(request)
+        query = TaskQuery(key=request.state.record.key, wanted=fields.id_task, shown=fields.live_preview)
+        own, ended = await tasks.own(query) if fields.id_task else ([], False)
+        task = next(iter(own), None)
         return {
             "active": task is not None,
             "queued": False,
-            "completed": tasks.has_ended(key, fields.id_task),
+            "completed": ended,
             "progress": task.progress if task else None,
             "eta": task.seconds_left if task else None,
-            "live_preview": f"data:image/png;base64,{image}" if image else None,
-            "id_live_preview": len(task.shares) if task else -1,
+            "live_preview": f"data:image/png;base64,{task.image}" if task and task.image else None,
+            "id_live_preview": task.pictures if task else -1,
             "textinfo": None if task else "Waiting...",
         }
 
@@ -173,9 +244,7 @@ def tasks_router(tasks: Tasks) -> APIRouter:
     async def interrupt(request: Request) -> dict[str, Any]:
         """Stop one's own requests, or the one of `id_task` (in the query or as JSON); the answer has what is done."""
         fields = await fields_of(request)
-        wanted = fields.id_task or request.query_params.get("id_task", "")
-        for task in tasks.own(request.state.record.key, wanted):
-            task.stop.reschedule(asyncio.get_running_loop().time())
+        await tasks.stop(request.state.record.key, fields.id_task or request.query_params.get("id_task", ""))
         return {}
 
     return routes

@@ -18,9 +18,11 @@ from inpaint.serve.http.resources import HttpMetrics
 from inpaint.serve.service import Service
 
 
-def paint_http(service: Service, settings: HttpSettings, metrics: HttpMetrics | None = None) -> FastAPI:
+def paint_http(
+    service: Service, settings: HttpSettings, metrics: HttpMetrics | None = None, tasks: Tasks | None = None
+) -> FastAPI:
     """The application. Raises InpaintError, as `build_http` does."""
-    tasks = Tasks()
+    tasks = tasks or Tasks()
     endpoints = [
         *(kind(settings, service) for kind in (EditEndpoint, GenerationEndpoint)),
         *(kind(settings, service, tasks) for kind in (Img2ImgEndpoint, Txt2ImgEndpoint)),

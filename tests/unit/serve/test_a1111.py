@@ -1,9 +1,12 @@
 """webuiapi, a client of A1111's API from the package index, unmodified, against the service."""
 
+import asyncio
 import base64
 import io
 import json
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from types import SimpleNamespace
 
 import httpx2
 import numpy as np
@@ -14,7 +17,7 @@ from PIL import Image
 from inpaint.diffusion.noise_levels import StepSchedule
 from inpaint.diffusion.samplers import Sampler
 from inpaint.paint.request import SamplingSettings, Start
-from inpaint.serve.dialects.a1111_tasks import Task, Tasks
+from inpaint.serve.dialects.a1111_tasks import Task, TaskAnswer, TaskQuery, Tasks
 from inpaint.serve.http.keys import NOBODY
 from inpaint.serve.http.limits import HttpSettings
 from inpaint.serve.http.receipt import read_infotext, read_receipt
@@ -159,14 +162,35 @@ def test_a_client_follows_and_stops_its_own_requests_alone(tmp_path):
             assert mine.post("/interrupt", content=broken).status_code == 400
 
 
-def test_without_keys_a_request_is_stopped_by_its_id_or_where_it_is_alone(service, running):
-    tasks, call = Tasks(), None
-    lone, other = (Task(id=name, key=NOBODY, call=call, stop=None) for name in ("a", "b"))
-    with tasks.running(lone):
-        assert tasks.own(NOBODY) == [lone]
-        with tasks.running(other):
-            assert tasks.own(NOBODY) == [] and tasks.own(NOBODY, "b") == [other]
-    assert tasks.own(NOBODY) == [] and tasks.has_ended(NOBODY, "b")
+def test_without_keys_a_request_is_stopped_by_its_id_or_where_it_is_alone_in_all_processes():
+    async def everywhere(query: TaskQuery) -> list[TaskAnswer]:
+        return [await process.answer(query) for process in processes]
+
+    processes = [Tasks(everywhere) for _ in range(3)]
+
+    async def own(wanted: str = "") -> list[str]:
+        """As the process says that has none."""
+        looks, ended = await processes[2].own(TaskQuery(key=NOBODY, wanted=wanted))
+        return [look.id for look in looks] + ["ended"] * ended
+
+    def task(name: str) -> Task:
+        call = SimpleNamespace(n=1, request=SimpleNamespace(sampling=SimpleNamespace(steps_taken=8)))
+        return Task(id=name, key=NOBODY, call=call, stop=asyncio.timeout(None))
+
+    async def follow() -> None:
+        with processes[0].running(task("a")):
+            assert await own() == ["a"]
+            with processes[1].running(task("b")):
+                assert await own() == [] and await own("b") == ["b"]
+        assert await own() == [] and await own("b") == ["ended"]
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(None) as stop, asyncio.timeout(30):
+                with processes[1].running(replace(task("c"), stop=stop)):
+                    await processes[2].stop(NOBODY, "c")
+                    await asyncio.Event().wait()
+        assert stop.expired()
+
+    asyncio.run(follow())
 
 
 def test_the_whole_picture_is_stretched_to_width_and_height_where_asked(api, service):
