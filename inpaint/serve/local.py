@@ -46,13 +46,15 @@ def serve_here(settings: ServeHere, *, stop: StopToken | None = None) -> None:
         raise InpaintError(f"config {settings.config}: no such file; run it from the project's folder, or name one")
     url = url_of(settings.config.read_text(encoding="utf-8"))
     write_examples(settings.examples)
-    command = [str(Path(sys.executable).with_name("serve")), "run", "--address", "local", str(settings.config)]
+    command = [sys.executable, "-m", "inpaint.serve.deployments.serve_run", str(settings.config)]
     # A session of its own: a Ctrl-C reaches it once, from here.
     serve, answered = subprocess.Popen(command, env=ENVIRONMENT | os.environ, start_new_session=True), False
     try:
         while not stop.requested:
             with suppress(subprocess.TimeoutExpired):
-                raise InpaintError(f"the service ended with exit code {serve.wait(0.5)}; it has said why above")
+                code = serve.wait(0.5)
+                if not stop.requested:  # some send their signal to all processes at once
+                    raise InpaintError(f"the service ended with exit code {code}; it has said why above")
             if not answered:
                 with suppress(OSError, HTTPException), urllib.request.urlopen(f"{url}/ready", timeout=2):
                     answered = True

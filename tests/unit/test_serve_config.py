@@ -10,6 +10,7 @@ import yaml
 from pydantic import ValidationError
 from ray.serve.schema import ServeDeploySchema
 
+from inpaint.errors import InpaintError
 from inpaint.models.base import read_base_info
 from inpaint.serve.apps.ddpm import DdpmArgs, build
 from inpaint.serve.apps.paint import PaintArgs
@@ -134,6 +135,30 @@ def test_however_it_ends_the_service_ends_with_it(tmp_path: Path, monkeypatch: p
     with pytest.raises(kind):
         serve_here(ServeHere(config=CONFIG, examples=tmp_path), stop=Interrupted())
     assert sent == [signal.SIGINT]
+
+
+def test_a_service_that_a_signal_has_reached_too_has_not_ended_by_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As systemd's `KillMode=control-group` sends it."""
+    stop = StopToken()
+
+    class Stopped:
+        def __init__(self, command: list[str], env: dict[str, str], start_new_session: bool) -> None:
+            self.is_asked = stop.request
+
+        def wait(self, timeout: float | None = None) -> int:
+            self.is_asked()
+            return -15
+
+        def send_signal(self, number: int) -> None:
+            pass
+
+    monkeypatch.setattr(subprocess, "Popen", Stopped)
+    serve_here(ServeHere(config=CONFIG, examples=tmp_path), stop=stop)
+    monkeypatch.setattr(Stopped, "wait", lambda self, timeout=None: 1)
+    with pytest.raises(InpaintError, match="exit code 1"):
+        serve_here(ServeHere(config=CONFIG, examples=tmp_path))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -93,10 +93,15 @@ class IngressReplica:
         return await self._tasks.answer(query)
 
     async def _ask_ingresses(self, query: TaskQuery) -> Sequence[TaskAnswer]:
-        """Of all ingresses, this one among them. One that has just died, or is being started, has none."""
-        handle = serve.get_deployment_handle(self._names[2], self._names[0])
-        asked = handle.broadcast("a1111_tasks", query)
-        answers = await asked.results_async(timeout_s=_ASK_TIMEOUT_S, return_exceptions=True)
+        """Of all ingresses, this one among them. One that has just died has none; where Serve cannot ask, of this one
+        alone."""
+        application, _, ingress = self._names
+        asked = serve.get_deployment_handle(ingress, application).broadcast("a1111_tasks", query)
+        try:
+            answers = await asked.results_async(timeout_s=_ASK_TIMEOUT_S, return_exceptions=True)
+        except (DeploymentUnavailableError, TimeoutError) as error:
+            _LOG.warning("the other ingresses cannot be asked: %s", error)
+            answers = [await self._tasks.answer(query)]
         return [answer for answer in answers if isinstance(answer, TaskAnswer)]
 
     async def check_health(self) -> None:

@@ -6,13 +6,24 @@ import pytest
 import ray
 
 from inpaint.errors import InpaintError
-from inpaint.serve.deployments import serve_internals
+from inpaint.serve.deployments import serve_internals, serve_run
 from inpaint.serve.http.keys import ApiKeys
 from inpaint.serve.http.limits import HttpSettings
 
 
 def test_the_version_is_the_one_it_was_tried_on() -> None:
     assert ray.__version__.startswith(f"{serve_internals.TRIED_ON}."), "look at serve_internals.py"
+
+
+def test_applications_finish_what_they_have_before_serves_proxies_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    left = [["paint", "ddpm"], ["paint", "ddpm"], ["paint"], []]
+    monkeypatch.setattr(serve_run.serve, "status", lambda: SimpleNamespace(applications=dict.fromkeys(left.pop(0))))
+    monkeypatch.setattr(serve_run.serve, "delete", lambda name, _blocking: done.append(name))
+    monkeypatch.setattr(serve_run, "_shutdown_now", lambda: done.append("shut down"))
+    monkeypatch.setattr(serve_run.time, "sleep", lambda seconds: None)
+    serve_run.finish()
+    assert done == ["paint", "ddpm", "shut down"] and not left
 
 
 def test_keys_are_asked_for_where_serve_listens_whatever_the_settings_say(monkeypatch: pytest.MonkeyPatch) -> None:
