@@ -1,6 +1,7 @@
 """`ray_jobs.evaluate`: what it refuses, and subjects and painted holes measured on Ray into a report."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,11 @@ from PIL import Image
 from inpaint.errors import InpaintError
 from inpaint.evaluate.backbones import Embedder
 from inpaint.evaluate.embedding import embed, subject_scores
+from inpaint.evaluate.holes import measure_holes
 from inpaint.paint.photos import read_image
+from inpaint.recipes import evaluate as recipe
 from inpaint.recipes.evaluate import EvaluatePictures, evaluate_pictures
-from inpaint.rowmap import ActorPool
+from inpaint.rowmap import ActorPool, ActorResources
 from tests.unit.evaluate.backbones import tiny_backbones
 
 RNG = np.random.default_rng(3)
@@ -93,14 +96,19 @@ def test_subjects_and_holes_are_measured_on_ray_into_a_report(ray_cluster, tmp_p
     assert [row[0] for row in written["tables"][0]["rows"]] == ["bag", "cat"]
     assert written["details"]["backbones"] == backbones.revisions()
 
+
+def test_painted_holes_are_reported_the_worst_first(ray_cluster, tmp_path: Path, monkeypatch):
+    # Another pool of actors would take ten seconds to start.
+    monkeypatch.setattr(recipe, "measure_holes", partial(measure_holes, here=ActorResources("cpu", 1)))
+    save(tmp_path / "real/bag/0.png", 1)
     for name in ("0.png", "comparisons/0.png"):
         save(tmp_path / "painted/bag" / name, 7)
     page, figures = evaluate_pictures(
         EvaluatePictures(
             data=str(tmp_path / "real/bag"),
             painted=(str(tmp_path / "painted/bag"),),
-            pool=ActorPool(cpus_per_actor=1.0),
             output=str(tmp_path / "holes"),
         )
     )
+    assert page.read_text().count("<img") == 1
     assert figures.keys() == {"psnr", "ssim", "l1", "boundary_jump"} and 0.2 < figures["l1"] < 0.5
