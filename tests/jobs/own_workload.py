@@ -12,15 +12,11 @@ from inpaint.recipes.lora import LoraRecipe
 
 
 @dataclass(frozen=True, kw_only=True)
-class HalfHole:
+class HalfHole(Hole):
     """One half of the picture is painted."""
 
     half: Literal["lower", "right"] = "lower"
     """Which."""
-
-    @property
-    def uses_own(self) -> bool:
-        return False
 
     def draw(self, own: np.ndarray | None, height: int, width: int, rng: np.random.Generator) -> np.ndarray:
         hole = np.zeros((height, width), dtype=np.uint8)
