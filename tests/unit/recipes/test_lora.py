@@ -1,14 +1,12 @@
 """A LoRA on a tiny SDXL: trained in bf16, exported, and read by unmodified diffusers; checkpointing changes no
 gradient."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 from diffusers import StableDiffusionXLInpaintPipeline
 from safetensors.torch import load_file
 
@@ -52,16 +50,6 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> CategoryLora:
     )
 
 
-@pytest.fixture(scope="module")
-def group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LOCAL_RANK", "0")
-        store = tmp_path_factory.mktemp("group") / "store"
-        dist.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
-        yield
-        dist.destroy_process_group()
-
-
 def batch_of(position: int) -> MicroBatch:
     image = np.random.default_rng(position).integers(0, 256, (1, SIZE, 2 * SIZE, 3), dtype=np.uint8)
     hole = np.zeros((1, SIZE, 2 * SIZE), dtype=np.uint8)
@@ -72,7 +60,7 @@ def batch_of(position: int) -> MicroBatch:
 
 
 @pytest.fixture(scope="module")
-def trained(recipe: CategoryLora, group: None) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+def trained(recipe: CategoryLora, process_group: None) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """All that is trained, before and after three steps in bf16 through the engine."""
     engine = ZeroEngine(recipe.objective(CPU), recipe.train, recipe.train.layout(1), CPU)
     before = engine.gather()["trained"]

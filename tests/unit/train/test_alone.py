@@ -1,14 +1,12 @@
 """A training in one process: it goes on exactly, several follow one another, and nothing of them is kept."""
 
 import gc
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 from PIL import Image
 
 from inpaint.data.rows import Manifest, Row
@@ -26,11 +24,7 @@ CPU = torch.device("cpu")
 ROWS, SAMPLES = 3, 12
 
 
-@pytest.fixture(autouse=True)
-def _group() -> Iterator[None]:
-    yield
-    if dist.is_initialized():
-        dist.destroy_process_group()
+pytestmark = pytest.mark.usefixtures("process_group")
 
 
 @pytest.fixture(scope="module")
