@@ -93,6 +93,8 @@ def connect(*, num_cpus: int | None = None, dashboard: bool = False) -> None:
         package = {"py_modules": [str(_CHECKOUT / "inpaint")]} if own else None
         ray.init(address=address, runtime_env=package, **quiet)
         return
+    # Ray Train would start a process that asks whether machines are about to be taken away: this one is not.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     python_path = os.pathsep.join(filter(None, (str(_CHECKOUT), os.environ.get("PYTHONPATH"))))
     ray.init(
         address="local",
