@@ -27,12 +27,12 @@ from inpaint.models.adapter import apply_adapter
 from inpaint.models.base import load_base
 from inpaint.paint.painter import Painter
 from inpaint.paint.request import PaintRequest, SamplingSettings
-from inpaint.progress import ProgressBar
 from inpaint.recipes.dreambooth_training import TrainDreambooth, train_dreambooth
 from inpaint.rowmap import ActorPool
 from inpaint.toy.base import IMAGE_SIZES
 from inpaint.toy.catalogue import BACKGROUND_NAMES
 from inpaint.toy.marks import COLOUR, MARKS, SHAPE, MarkDetector, marked, write_photos
+from inpaint.toy.measure import paint_all
 from inpaint.toy.panel_detectors import PanelDetectors
 from inpaint.train.settings import Precision, RateSchedule, ValidationSettings
 
@@ -147,18 +147,14 @@ def paint(settings: Settings, adapter: str | None, what: str) -> np.ndarray:
     base = load_base("toy")
     if adapter is not None:
         apply_adapter(base, load_adapter(adapter))
-    painter, side, painted = Painter(base, max_batch=BATCH), IMAGE_SIZES["sd15"], []
+    side = IMAGE_SIZES["sd15"]
     requests = [
         PaintRequest.of_text(
             f"{what} on {background}", height=side, width=side, seed=number, sampling=SamplingSettings()
         )
         for number, background in enumerate(named(settings.pictures))
     ]
-    with ProgressBar(f"painting {what}", total=len(requests)) as bar:
-        for start in range(0, len(requests), BATCH):
-            painted += painter.paint(requests[start : start + BATCH])
-            bar.show(len(painted), len(requests))
-    return np.stack(painted)
+    return paint_all(Painter(base, max_batch=BATCH), requests, f"painting {what}")
 
 
 def gallery(settings: Settings, detector: MarkDetector) -> tuple[np.ndarray, np.ndarray]:

@@ -37,6 +37,11 @@ FLUSH_S = 5.0
 """Least time between two writings of a done-list at a URL."""
 
 
+def key_of(*values: object) -> str:
+    """Hash of what a result depends on, as JSON says it."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
 @dataclass(frozen=True, slots=True)
 class Item:
     """What is to be done for one row."""
@@ -44,7 +49,7 @@ class Item:
     id: str
     """Names it in the done-list; no two items of a run have the same."""
     key: str
-    """Hash of all that its result depends on."""
+    """`key_of` all that its result depends on."""
     value: Any
     """What the worker is given; small, for it travels."""
 

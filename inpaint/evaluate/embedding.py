@@ -1,7 +1,6 @@
 """Embedding pictures on actors: a resumable map (`inpaint.rowmap`) over groups of pictures, and what comes of them."""
 
 import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +14,7 @@ from inpaint.errors import BadRow, InpaintError
 from inpaint.evaluate.backbones import Backbones, Embedder
 from inpaint.evaluate.fidelity import diversity, lookalike_map, mean_similarity, prompt_similarity
 from inpaint.paint.photos import read_image
-from inpaint.rowmap import ActorPool, ActorResources, Item, MapReport, Result, map_rows
+from inpaint.rowmap import ActorPool, ActorResources, Item, MapReport, Result, key_of, map_rows
 from inpaint.stopping import StopToken
 
 EMBEDDED = "embedded.jsonl"
@@ -88,12 +87,15 @@ def subject_scores(
     if not real or not generated:
         raise InpaintError(f"{len(real)} groups of photos, {len(generated)} of generated pictures: give both")
     photos, made = _dino(real), _dino(generated)
-    told = [group for group in generated if group.text_D is not None]
+    told = [
+        (group.clip_ND, np.broadcast_to(group.text_D, group.clip_ND.shape))
+        for group in generated
+        if group.text_D is not None
+    ]
     distances = [group.diversity for group in generated if group.diversity is not None]
     clip_t = None
     if told:
-        texts_ND = np.concatenate([np.tile(group.text_D, (len(group.clip_ND), 1)) for group in told])  # type: ignore[arg-type]
-        clip_t = prompt_similarity(np.concatenate([group.clip_ND for group in told]), texts_ND)
+        clip_t = prompt_similarity(*(np.concatenate(side) for side in zip(*told, strict=True)))
     return SubjectScores(
         dino=mean_similarity(made, photos),
         clip_i=mean_similarity(*(np.concatenate([group.clip_ND for group in groups]) for groups in (generated, real))),
@@ -164,8 +166,7 @@ def _file(group: Group) -> str:
 
 
 def _key(group: Group, revisions: Mapping[str, str]) -> str:
-    text = json.dumps([sorted(revisions.items()), group.digests, group.prompt])
-    return hashlib.sha256(text.encode()).hexdigest()
+    return key_of(sorted(revisions.items()), group.digests, group.prompt)
 
 
 def _read(data: bytes) -> Embedded:

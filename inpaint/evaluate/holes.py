@@ -1,6 +1,5 @@
 """Measuring painted holes on actors: a resumable map (`inpaint.rowmap`) over a data set's rows and their pictures."""
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from inpaint.errors import BadRow, InpaintError
 from inpaint.evaluate.metrics import boundary_jump, hole_figures, object_expansion, spread
 from inpaint.paint.batch import output_names
 from inpaint.paint.photos import read_image, read_row
-from inpaint.rowmap import ActorPool, ActorResources, Item, MapReport, Result, map_rows
+from inpaint.rowmap import ActorPool, ActorResources, Item, MapReport, Result, key_of, map_rows
 from inpaint.stopping import StopToken
 
 MEASURED = "measured.jsonl"
@@ -26,7 +25,7 @@ FIGURES = ("psnr", "ssim", "l1", "boundary_jump", "object_expansion", "spread")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Painted:
+class PaintedRuns:
     """Where pictures of a data set lie; plain values, for they travel."""
 
     folders: tuple[str, ...]
@@ -45,7 +44,7 @@ class _Task:
 
 def measure_holes(
     manifest: Manifest,
-    painted: Painted,
+    painted: PaintedRuns,
     output: str,
     *,
     pool: ActorPool | None = None,
@@ -61,8 +60,8 @@ def measure_holes(
     items = []
     for row in manifest.rows():
         name = names[row.id]
-        text = json.dumps([shared, row.digest, [str(found.get(name)) for found in stats]])
-        items.append(Item(row.id, hashlib.sha256(text.encode()).hexdigest(), _Task(row=row, name=name)))
+        key = key_of(shared, row.digest, [str(found.get(name)) for found in stats])
+        items.append(Item(row.id, key, _Task(row=row, name=name)))
     report = map_rows(
         items,
         partial(_worker, painted),
@@ -84,7 +83,7 @@ def means(lines: Sequence[Mapping[str, object]]) -> dict[str, float]:
     return {name: float(np.mean(found)) for name, found in values.items() if found}
 
 
-def figures_of(row: Row, name: str, painted: Painted) -> dict[str, float]:
+def figures_of(row: Row, name: str, painted: PaintedRuns) -> dict[str, float]:
     """A row's figures. Raises BadRow where a file cannot be used."""
     photo, hole = read_row(row, painted.seed)
     truth = photo.image if row.input is None else read_image(row.root, row.image)
@@ -108,7 +107,7 @@ def figures_of(row: Row, name: str, painted: Painted) -> dict[str, float]:
     return figures
 
 
-def _worker(painted: Painted, resources: ActorResources) -> Callable[[list[_Task]], list[Result | BadRow]]:
+def _worker(painted: PaintedRuns, resources: ActorResources) -> Callable[[list[_Task]], list[Result | BadRow]]:
     def measured(task: _Task) -> Result | BadRow:
         try:
             return Result(line={"picture": task.name, **figures_of(task.row, task.name, painted)})

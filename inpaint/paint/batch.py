@@ -6,7 +6,6 @@ that its picture depends on, so that a second run knows what it need not do agai
 """
 
 import hashlib
-import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -33,8 +32,8 @@ from inpaint.models.locate import absolute_name
 from inpaint.paint.painter import Painter
 from inpaint.paint.paste import comparison, kept_pixels_changed
 from inpaint.paint.photos import Photo, encode_png, read_row
-from inpaint.paint.request import WHOLE, PaintRequest, SamplingSettings
-from inpaint.rowmap import QUARANTINE, ActorPool, ActorResources, Item, MapReport, Result, map_rows
+from inpaint.paint.request import PaintRequest, SamplingSettings
+from inpaint.rowmap import QUARANTINE, ActorPool, ActorResources, Item, MapReport, Result, key_of, map_rows
 from inpaint.stopping import StopToken
 
 PAINTED = "painted.jsonl"
@@ -106,8 +105,7 @@ class PaintModels:
         shared: list[object] = [weights, asdict(settings.sampling), settings.seed, settings.negative_prompt]
         if settings.panels:
             shared += [settings.panels, settings.grid]
-        text = json.dumps([*shared, *task], sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()
+        return key_of(*shared, *task)
 
     def request(self, photo: np.ndarray, hole: np.ndarray, prompt: str, seed: int) -> PaintRequest:
         """One hole, painted as the settings say."""
@@ -133,10 +131,8 @@ def read_models(settings: PaintSettings) -> PaintModels:
             adapter = read_adapter_file(file.read(), PurePosixPath(where).name.removesuffix(SUFFIX), info)
     if adapter is not None:
         check_adapter(adapter, info)
-    sampling = settings.sampling.resolved(info)
-    if settings.panels and sampling.padding is None:
-        sampling = replace(sampling, padding=WHOLE)  # the other panels are what counts
-    decided = replace(settings, base=absolute_name(base), revision=info.revision, sampling=sampling)
+    sampling = settings.sampling.of_composite() if settings.panels else settings.sampling
+    decided = replace(settings, base=absolute_name(base), revision=info.revision, sampling=sampling.resolved(info))
     return PaintModels(decided, adapter, info)
 
 

@@ -120,6 +120,13 @@ def read_image(root: str, path: str) -> np.ndarray:
     return _photo(read(open_root(root), path, "image", DEFAULT_LIMITS.max_bytes), "image").image
 
 
+def read_thumbnail(root: str, path: str, width: int, height: int) -> np.ndarray:
+    """The same, made to fit into so many pixels."""
+    picture = Image.fromarray(read_image(root, path))
+    picture.thumbnail((width, height))
+    return np.asarray(picture)
+
+
 def read_photo(image: str, mask: str, fill: Fill) -> tuple[Photo, np.ndarray]:
     """One photo and its hole (H x W bool) from files. Raises InpaintError, also BadRow."""
     photo = _photo(_bytes(image, "image"), "image")

@@ -73,6 +73,10 @@ class SamplingSettings(PromptSettings):
             raise InpaintError(f"padding {self.padding}: give pixels around the hole or {WHOLE}, or leave it out")
         _check_guidance_and_feather(self.guidance_scale, self.feather)
 
+    def of_composite(self) -> "SamplingSettings":
+        """All of the picture is seen unless something else is said: panels are painted by what the others show."""
+        return self if self.padding is not None else replace(self, padding=WHOLE)
+
     def resolved(self, base: "BaseInfo") -> "SamplingSettings":
         """The same with steps and guidance decided."""
         steps = base.steps if self.steps is None else self.steps

@@ -1,9 +1,7 @@
 """Composites made of single pictures: a row of a CSV, or the pictures of one name in several folders, becomes one."""
 
 import csv
-import hashlib
 import io
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -25,7 +23,7 @@ from inpaint.errors import BadRow, InpaintError
 from inpaint.paint.batch import output_names
 from inpaint.paint.photos import encode_png
 from inpaint.progress import ProgressBar
-from inpaint.rowmap import QUARANTINE, ActorPool, ActorResources, Item, Result, Work, map_rows
+from inpaint.rowmap import QUARANTINE, ActorPool, ActorResources, Item, Result, Work, key_of, map_rows
 from inpaint.stopping import StopToken
 
 MADE = "composites.jsonl"
@@ -111,10 +109,10 @@ def make_composites(config: MakeComposites, *, stop: StopToken | None = None) ->
         shown = f": {bad[0].name}: {bad[0].reason}: {bad[0].detail}" if bad else ""
         raise InpaintError(f"{config.data or ', '.join(config.folders)}: no composite can be made{shown}")
     names = output_names([name for name, _, _ in found])
-    settings = json.dumps([config.grid, config.shape, config.fit, config.gutter, config.border, config.rgb])
+    settings = [config.grid, config.shape, config.fit, config.gutter, config.border, config.rgb]
     items = []
     for name, files, prompt in found:
-        key = hashlib.sha256(json.dumps([settings, files, prompt]).encode()).hexdigest()
+        key = key_of(settings, files, prompt)
         items.append(Item(name, key, CompositeTask(files=files, prompt=prompt, output=names[name])))
     with ProgressBar("composites") as bar:
         report = map_rows(

@@ -1,7 +1,6 @@
 """Several subjects, each a training of its own in one worker, side by side on the cluster: a map over subjects."""
 
 import csv
-import hashlib
 import io
 import json
 import tempfile
@@ -10,7 +9,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +17,7 @@ from inpaint.data.plan import Plan
 from inpaint.data.storage import read_file, write_file
 from inpaint.progress import ProgressBar
 from inpaint.recipes.dreambooth import DreamboothLora
-from inpaint.rowmap import ActorPool, ActorResources, Item, Result, map_rows
+from inpaint.rowmap import ActorPool, ActorResources, Item, Result, key_of, map_rows
 from inpaint.stopping import StopToken
 from inpaint.train.alone import train_alone
 from inpaint.train.run import prepared, trained_by
@@ -113,6 +111,4 @@ def _to_go_on(training: Training) -> Training:
 
 
 def _key(training: Training) -> str:
-    settings: dict[str, Any] = plain(training.recipe, fixed_only=True)
-    text = json.dumps([settings, training.rows.hash, training.total], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return key_of(plain(training.recipe, fixed_only=True), training.rows.hash, training.total)

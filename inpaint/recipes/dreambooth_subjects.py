@@ -27,23 +27,32 @@ TAKEN = ("adapters", "data", "validation_data", "class_images")
 class Wording:
     """What is said of all subjects."""
 
-    instance_prompt: str
-    class_prompt: str
-    class_name: str | None = None
-    """Unset: by each folder's name."""
+    instance_prompt: str = "a photo of {identifier} {class}"
+    """Of the subject's photos; a text file beside a photo replaces it. `{identifier}` and `{class}` are filled in."""
     identifier: str | None = None
-    """Unset: what the instance prompt says, or `USUAL`."""
-    class_dir: str | None = None
-    """Where class pictures are; unset: there are none."""
+    """The word that stands for the subject: `auto` finds a rare token of the base's tokenizer; unset: what the instance
+    prompt says and the class prompt does not, or sks where the prompt has an `{identifier}`."""
+    class_name: str | None = None
+    """What the subject is, for `{class}`; unset: its folder's name without digits at the end."""
+    class_prompt: str = "a photo of a {class}"
     repeats: int = 1
+    """How often each photo comes in one epoch."""
 
 
-def find_subjects(folder: str, wording: Wording, tokenizers: Sequence[Any], table: str | None = None) -> list[Subject]:
+def find_subjects(
+    folder: str,
+    wording: Wording,
+    tokenizers: Sequence[Any],
+    *,
+    table: str | None = None,
+    class_dir: str | None = None,
+) -> list[Subject]:
     """The one subject whose photos lie in `folder`, or each one that has a folder of its own there.
 
     Args:
         tokenizers: the base's.
         table: of several subjects, a CSV `subject,class` and perhaps `repeats`.
+        class_dir: where pictures of their classes are; None: there are none.
 
     Raises:
         InpaintError: no images, a name that an adapter cannot have, a table that does not fit.
@@ -59,25 +68,25 @@ def find_subjects(folder: str, wording: Wording, tokenizers: Sequence[Any], tabl
     if is_one and table is not None:
         raise InpaintError(f"subjects {table}: is about several, and {folder} holds the photos of one")
     captions = [text for name in files if name.endswith(".txt") for text in _text(folder, name)]
-    identifier = _identifier(wording, captions, tokenizers)
+    identifier = _identifier(wording, captions, tokenizers, beside_class=class_dir is not None)
     if is_one:
         name = PurePosixPath(absolute(folder)).name
         subject = _subject(name if NAME.fullmatch(name) else "subject", wording, identifier)
-        return [replace(subject, folder="")]
+        return [replace(subject, folder="", class_folder=class_dir or "")]
     names = sorted({name.split("/")[0] for name in images})
     known = {} if table is None else _read_table(table, names)
-    return [_subject(name, replace(wording, **known.get(name, {})), identifier, several=True) for name in names]
+    for name in names:
+        if name in TAKEN:
+            raise InpaintError(f"subject {name}: a run has a folder of that name: rename it")
+    return [_subject(name, replace(wording, **known.get(name, {})), identifier, class_dir) for name in names]
 
 
-def _subject(name: str, wording: Wording, identifier: str, *, several: bool = False) -> Subject:
+def _subject(name: str, wording: Wording, identifier: str, class_dir: str | None = None) -> Subject:
+    """One of several. Args: class_dir: has a folder per class."""
     check_name(name)
-    if several and name in TAKEN:
-        raise InpaintError(f"subject {name}: a run has a folder of that name: rename it")
     # `wolf_plushie2` is a wolf plushie.
     class_name = wording.class_name or name.rstrip("0123456789_").replace("_", " ") or name
-    class_folder = wording.class_dir or ""
-    if several and class_folder:
-        class_folder = f"{class_folder}/{re.sub(r'[^A-Za-z0-9]+', '_', class_name)}"
+    class_folder = "" if class_dir is None else f"{class_dir}/{re.sub(r'[^A-Za-z0-9]+', '_', class_name)}"
     return Subject(
         name=name,
         folder=name,
@@ -88,7 +97,7 @@ def _subject(name: str, wording: Wording, identifier: str, *, several: bool = Fa
     )
 
 
-def _identifier(wording: Wording, captions: list[str], tokenizers: Sequence[Any]) -> str:
+def _identifier(wording: Wording, captions: list[str], tokenizers: Sequence[Any], *, beside_class: bool) -> str:
     """What goes into the prompt; warns where it serves badly. Raises InpaintError for one that no prompt says."""
     prompt, given = wording.instance_prompt, wording.identifier
     words: list[str] = []
@@ -102,7 +111,7 @@ def _identifier(wording: Wording, captions: list[str], tokenizers: Sequence[Any]
                 f"identifier {given!r}: the instance prompt {prompt!r} does not say it; write {IDENTIFIER}"
             )
         words = [given]
-    elif wording.class_dir is not None:
+    elif beside_class:
         known = words_of(f"{wording.class_prompt} {wording.class_name or ''}")
         words = [word for word in words_of(prompt.replace(CLASS, "")) if word not in known]
     for doubt in (doubt for word in words for doubt in doubts_about(word, tokenizers)):

@@ -29,7 +29,7 @@ CLASS_IMAGES = "class_images"
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainDreambooth:
+class TrainDreambooth(Wording):
     """Settings of `python -m ray_jobs.train_dreambooth_lora`."""
 
     instance_dir: Annotated[str, tyro.conf.arg(aliases=["--instance-data-dir"])]
@@ -42,13 +42,6 @@ class TrainDreambooth:
     """SD 1.5, SDXL, or their inpainting bases: a folder, a hub id, a `.safetensors` file, `toy`."""
     revision: str | None = None
     """Of a hub id: branch, tag or commit."""
-    instance_prompt: str = "a photo of {identifier} {class}"
-    """Of the subject's photos; a text file beside a photo replaces it. `{identifier}` and `{class}` are filled in."""
-    identifier: str | None = None
-    """The word that stands for the subject: `auto` finds a rare token of the base's tokenizer; unset: what the instance
-    prompt says and the class prompt does not, or sks where the prompt has an `{identifier}`."""
-    class_name: str | None = None
-    """What the subject is, for `{class}`; unset: its folder's name without digits at the end."""
     subjects: str | None = None
     """Of several subjects: a CSV `subject,class` and, where photos shall come more often, `repeats`."""
     with_prior_preservation: bool = False
@@ -56,7 +49,6 @@ class TrainDreambooth:
     class_dir: Annotated[str | None, tyro.conf.arg(aliases=["--class-data-dir"])] = None
     """Folder (or URL) of these pictures, of several subjects with a folder per class; what lacks is made by the base,
     what is there is left as it is. Unset: `class_images` in `output_dir`."""
-    class_prompt: str = "a photo of a {class}"
     num_class_images: int = 100
     """Pictures per class."""
     prior_generation_precision: Literal["fp32", "bf16", "fp16"] = "fp32"
@@ -91,8 +83,6 @@ class TrainDreambooth:
     """Use the middle of a photo of another shape; else a random part."""
     random_flip: bool = False
     """Mirror half of the samples left to right."""
-    repeats: int = 1
-    """How often each photo comes in one epoch."""
     seed: int = 0
     mixed_precision: Precision = Precision.BF16
     """Compute type of the forward and backward."""
@@ -141,15 +131,9 @@ class TrainDreambooth:
 
     def found(self) -> list[Subject]:
         """The subjects in `instance_dir`. Raises InpaintError; warns of identifiers that serve badly."""
-        wording = Wording(
-            instance_prompt=self.instance_prompt,
-            class_prompt=self.class_prompt,
-            class_name=self.class_name,
-            identifier=self.identifier,
-            class_dir=self.class_pictures if self.with_prior_preservation else None,
-            repeats=self.repeats,
-        )
-        return find_subjects(self.instance_dir, wording, load_tokenizers(self.base, self.revision), self.subjects)
+        tokenizers = load_tokenizers(self.base, self.revision)
+        class_dir = self.class_pictures if self.with_prior_preservation else None
+        return find_subjects(self.instance_dir, self, tokenizers, table=self.subjects, class_dir=class_dir)
 
     def recipe(self, subjects: Sequence[Subject]) -> DreamboothLora:
         """What is run."""

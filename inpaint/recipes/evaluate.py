@@ -5,19 +5,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import tyro
-from PIL import Image
 
 from inpaint.data.pipeline import read_manifest
 from inpaint.data.rows import Manifest
 from inpaint.data.sources import CsvSource, FolderSource, Source
 from inpaint.errors import InpaintError
 from inpaint.evaluate.backbones import Backbones
-from inpaint.evaluate.holes import FIGURES, Painted, means, measure_holes
+from inpaint.evaluate.holes import FIGURES, PaintedRuns, means, measure_holes
 from inpaint.evaluate.report import Gallery, Report, Table, write_report
 from inpaint.paint.batch import COMPARISONS
-from inpaint.paint.photos import read_image
+from inpaint.paint.photos import read_thumbnail
 from inpaint.progress import ProgressBar
 from inpaint.recipes.evaluate_subjects import Subjects, evaluate_subjects
 from inpaint.rowmap import ActorPool
@@ -101,7 +99,7 @@ def evaluate_pictures(config: EvaluatePictures, *, stop: StopToken | None = None
 def _of_holes(
     config: EvaluatePictures, rows: Manifest, on_progress: Callable[[int, int], None], stop: StopToken | None
 ) -> Report:
-    painted = Painted(folders=config.painted, found=config.found, seed=config.seed)
+    painted = PaintedRuns(folders=config.painted, found=config.found, seed=config.seed)
     lines, done = measure_holes(rows, painted, config.output, pool=config.pool, on_progress=on_progress, stop=stop)
     worst = sorted(lines, key=lambda line: -float(str(line["l1"])))[:SHOWN]
     columns = [name for name in FIGURES if any(name in line for line in lines)]
@@ -122,16 +120,13 @@ def _of_holes(
                 title="The worst by L1",
                 note="Input, hole (tinted), painted.",
                 pictures=[
-                    (_small(config.painted[0], f"{COMPARISONS}/{line['picture']}"), str(line["picture"]))
+                    (
+                        read_thumbnail(config.painted[0], f"{COMPARISONS}/{line['picture']}", 768, 384),
+                        str(line["picture"]),
+                    )
                     for line in worst
                 ],
             )
         ],
         details={"data": config.data, "painted": config.painted},
     )
-
-
-def _small(folder: str, name: str) -> np.ndarray:
-    picture = Image.fromarray(read_image(folder, name))
-    picture.thumbnail((768, 384))
-    return np.asarray(picture)

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
-from PIL import Image
 
 from inpaint.data.rows import Manifest, Row
 from inpaint.data.storage import read_file
@@ -16,7 +15,7 @@ from inpaint.evaluate.embedding import Embedded, Group, SubjectScores, embed_gro
 from inpaint.evaluate.fidelity import PUBLISHED
 from inpaint.evaluate.report import Gallery, Report, Table
 from inpaint.paint.generate import GENERATED
-from inpaint.paint.photos import read_image
+from inpaint.paint.photos import read_thumbnail
 from inpaint.rowmap import ActorPool
 from inpaint.stopping import StopToken
 
@@ -168,14 +167,8 @@ def _gallery(subject: str, groups: Mapping[tuple[str, str], Sequence[Group]]) ->
     # The first picture of each prompt, then the second of each, ...
     ranks = range(max(len(group.images) for group in made))
     shown += [(group.root, group.images[i], group.prompt) for i in ranks for group in made if i < len(group.images)]
-    pictures = [(_small(root, path), caption) for root, path, caption in shown[: 1 + SHOWN]]
+    pictures = [(read_thumbnail(root, path, 192, 192), caption) for root, path, caption in shown[: 1 + SHOWN]]
     return Gallery(title=subject or "Pictures", note="A photo, then what was generated.", pictures=pictures)
-
-
-def _small(root: str, path: str) -> np.ndarray:
-    picture = Image.fromarray(read_image(root, path))
-    picture.thumbnail((192, 192))
-    return np.asarray(picture)
 
 
 def _shown(values: Sequence[float | None]) -> list[object]:

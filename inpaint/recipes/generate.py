@@ -1,21 +1,17 @@
 """Pictures from text as one job: prompts in, a folder of pictures and a grid of them out."""
 
-import io
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
-import numpy as np
 import tyro
-from PIL import Image
 
-from inpaint.data.storage import opened, read_file, write_file
+from inpaint.data.storage import opened, write_file
 from inpaint.errors import InpaintError
 from inpaint.evaluate.prompts import PICTURES_PER_PROMPT, dreambench_prompts
 from inpaint.export.grid import grid
 from inpaint.paint.batch import PaintSettings
 from inpaint.paint.generate import generate, picture_name
-from inpaint.paint.photos import encode_png
+from inpaint.paint.photos import encode_png, read_thumbnail
 from inpaint.paint.request import Start
 from inpaint.progress import ProgressBar
 from inpaint.rowmap import ActorPool
@@ -91,7 +87,7 @@ def generate_pictures(config: GeneratePictures, *, stop: StopToken | None = None
             bar.warn(warned.line)
     seeds = range(config.settings.seed, config.settings.seed + config.n)
     names = [picture_name(prompt, seed) for prompt in prompts for seed in seeds]
-    pictures = list(_small(config.output, names[:LARGEST_GRID]))
+    pictures = [read_thumbnail(config.output, name, CELL, CELL) for name in names[:LARGEST_GRID]]
     write_file(config.output, GRID, encode_png(grid(pictures, columns=min(config.n, COLUMNS))))
     return f"{report.done} made, {report.skipped} were done: {config.output}/{GRID}"
 
@@ -113,12 +109,3 @@ def _read_prompts(where: str) -> list[str]:
     except UnicodeDecodeError as error:
         raise InpaintError(f"prompts {where}: is no UTF-8: {error}") from error
     return [line.strip() for line in lines if line.strip()]
-
-
-def _small(output: str, pictures: Sequence[str]) -> Iterator[np.ndarray]:
-    for name in pictures:
-        data = read_file(output, name)
-        assert data is not None, f"{name} was painted"
-        picture = Image.open(io.BytesIO(data))
-        picture.thumbnail((CELL, CELL))
-        yield np.asarray(picture)

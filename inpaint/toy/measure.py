@@ -38,6 +38,16 @@ class PaintedScenes:
     kept_pixels_changed: int
 
 
+def paint_all(painter: Painter, requests: Sequence[PaintRequest], title: str) -> np.ndarray:
+    """Pictures of one size, uint8 N H W 3, in the painter's batches, with a bar of this title."""
+    painted: list[np.ndarray] = []
+    with ProgressBar(title, total=len(requests)) as bar:
+        while len(painted) < len(requests):
+            painted += painter.paint(requests[len(painted) :][: painter.max_batch])
+            bar.show(len(painted), len(requests))
+    return np.stack(painted)
+
+
 def paint_scenes(
     painter: Painter,
     detectors: Detectors,
@@ -53,13 +63,8 @@ def paint_scenes(
         PaintRequest(image=scene.image, hole=~scene.product, prompt=prompt, seed=seed + number)
         for number, (scene, prompt) in enumerate(zip(scenes, prompts, strict=True))
     ]
-    painted: list[np.ndarray] = []
-    with ProgressBar(title, total=len(requests)) as bar:
-        while len(painted) < len(requests):
-            painted += painter.paint(requests[len(painted) :][: painter.max_batch])
-            bar.show(len(painted), len(requests))
-    images = np.stack(painted)
-    changed = [kept_pixels_changed(r.image, image, r.hole) for r, image in zip(requests, painted, strict=True)]
+    images = paint_all(painter, requests, title)
+    changed = [kept_pixels_changed(r.image, image, r.hole) for r, image in zip(requests, images, strict=True)]
     seen = detectors.background(images, np.stack([request.hole for request in requests]))
     return PaintedScenes(
         images=images,

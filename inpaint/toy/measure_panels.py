@@ -10,10 +10,9 @@ from inpaint.models.base import load_base
 from inpaint.paint.painter import Painter
 from inpaint.paint.paste import kept_pixels_changed
 from inpaint.paint.request import PaintRequest
-from inpaint.progress import ProgressBar
 from inpaint.randomness import generator
 from inpaint.toy.detectors import UNCLEAR
-from inpaint.toy.measure import HELD_OUT_SEED, held_out, reconstruction_db
+from inpaint.toy.measure import HELD_OUT_SEED, held_out, paint_all, reconstruction_db
 from inpaint.toy.panel_detectors import PanelDetectors
 from inpaint.toy.panels import SHEET_PROMPT, TRAITS, Composite, compose
 from inpaint.toy.textures import Array
@@ -53,11 +52,7 @@ def paint_hidden(
         PaintRequest(image=one.image, hole=panels.hole(one.image), prompt=prompt, seed=seed + number)
         for number, (one, panels, prompt) in enumerate(zip(composites, chosen, prompts, strict=True))
     ]
-    painted: list[Array] = []
-    with ProgressBar(title, total=len(requests)) as bar:
-        while len(painted) < len(requests):
-            painted += painter.paint(requests[len(painted) :][: painter.max_batch])
-            bar.show(len(painted), len(requests))
+    painted = paint_all(painter, requests, title)
     changed = sum(kept_pixels_changed(r.image, image, r.hole) for r, image in zip(requests, painted, strict=True))
     places = [(number, panel) for number, panels in enumerate(chosen) for panel in panels.numbers]
     seen = detectors.see(np.stack([_panel(painted[number], panel) for number, panel in places]))
@@ -71,7 +66,7 @@ def paint_hidden(
     }
     hits["product"] = np.all([hits[trait] for trait in PRODUCT], axis=0)
     return PaintedPanels(
-        images=np.stack(painted),
+        images=painted,
         right={name: float(hit.mean()) for name, hit in hits.items()},
         clear=float(np.mean([UNCLEAR not in names for names in zip(*seen.values(), strict=True)])),
         visible_pixels_changed=changed,

@@ -12,9 +12,9 @@ from inpaint.warned import Warned, Warnings
 
 WINDOW = 50
 """Steps over which figures are averaged."""
-Painted = tuple[int, np.ndarray, dict[str, float]]
+PaintedValidation = tuple[int, np.ndarray, dict[str, float]]
 """Of a validation: samples trained on, its pictures as one (uint8 H W 3), means of what was measured on them."""
-Told = StepReport | Warned | Painted
+Told = StepReport | Warned | PaintedValidation
 """What workers tell: the report of a step or of a validation, warnings, or what was painted."""
 
 

@@ -28,7 +28,7 @@ from inpaint.train.recipe import Recipe
 from inpaint.train.start import TRAIN_ROWS, VALIDATION_ROWS, WorkerConfig
 
 if TYPE_CHECKING:  # workers have no console
-    from inpaint.train.console import Painted
+    from inpaint.train.console import PaintedValidation
 
 _VALIDATION_SEED = 2**62
 """Of the plan by which a validation set is chosen from its rows, whatever the run's own seed."""
@@ -60,7 +60,7 @@ def train_on(batches: Iterator[MicroBatch], config: WorkerConfig, found: tuple[S
 
 
 def validation_set(
-    recipe: Recipe, output: str, threads: int, tell: Callable[["Painted"], object] | None = None
+    recipe: Recipe, output: str, threads: int, tell: Callable[["PaintedValidation"], object] | None = None
 ) -> ValidationSet | None:
     """This worker's part of the set, which it reads itself: so few samples are not worth a stream of their own.
 

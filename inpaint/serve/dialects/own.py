@@ -20,7 +20,6 @@ from starlette.responses import JSONResponse, Response
 from inpaint.data.panels import ChosenPanels, Grid
 from inpaint.errors import InpaintError
 from inpaint.paint.photos import Photo
-from inpaint.paint.request import WHOLE
 from inpaint.serve.dialects.adapters import ChosenAdapter, adapted, choose
 from inpaint.serve.dialects.painting import PaintCall, PaintEndpoint, PaintFields
 from inpaint.serve.http.endpoint import Picture, sse
@@ -103,15 +102,13 @@ class OwnEndpoint(PaintEndpoint[OwnFields]):
             raise bad("answer", f"image, but n is {fields.n}: ask for json")
         photo = decode_photo(fields.image, "image", self.settings, self.base.size_multiple)
         sampling = fields.sampling(fields.size)
-        if fields.panels and sampling.padding is None:
-            sampling = replace(sampling, padding=WHOLE)  # the other panels are what counts
         return self.call(
             fields,
             prompt=prompt,
             adapters=adapters,
             photo=photo,
             hole=self._hole(fields, photo),
-            sampling=sampling,
+            sampling=sampling.of_composite() if fields.panels else sampling,
             seed=fields.seed,
             n=fields.n,
             encoding=fields.encoding(fields.quality, self.settings),

@@ -8,7 +8,7 @@ from PIL import Image
 
 from inpaint.data.rows import Manifest, Row
 from inpaint.errors import InpaintError
-from inpaint.evaluate.holes import Painted, means, measure_holes
+from inpaint.evaluate.holes import PaintedRuns, means, measure_holes
 from inpaint.evaluate.metrics import boundary_jump, hole_l1, hole_psnr, hole_ssim, object_expansion, spread
 from inpaint.rowmap import ActorResources
 
@@ -42,7 +42,7 @@ def measured(folder: Path, *painted: str, found: bool = False):
         id="a.png", root=str(folder / "data"), image="a.png", hole="mask.png", width=24, height=24, digest="0" * 64
     )
     folders = tuple(str(folder / name) for name in painted)
-    asked = Painted(folders=folders, found=str(folder / "found") if found else None)
+    asked = PaintedRuns(folders=folders, found=str(folder / "found") if found else None)
     return measure_holes(Manifest.of([row]), asked, str(folder / "out"), here=ActorResources("cpu", 1))
 
 

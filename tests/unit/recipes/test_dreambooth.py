@@ -27,7 +27,7 @@ from inpaint.recipes.dreambooth_training import TrainDreambooth
 from inpaint.rowmap import ActorPool, Item
 
 SIDE = 16
-WORDING = Wording(instance_prompt="a photo of {identifier} {class}", class_prompt="a photo of a {class}")
+WORDING = Wording()
 
 
 def write_images(folder: Path, count: int, *, first: int = 0) -> Path:
@@ -112,21 +112,21 @@ def test_subjects_are_found_with_their_prompts(tmp_path: Path, tokenizers: list)
 
     table = tmp_path / "subjects.csv"
     table.write_text("subject,class,repeats\nwolf_plushie2,stuffed animal,3\ncan,can,\n")
-    prior = Wording(instance_prompt="{identifier} {class}", class_prompt="a {class}", class_dir="C", identifier="auto")
-    found = {s.name: s for s in find_subjects(str(tmp_path), prior, tokenizers, str(table))}
+    prior = Wording(instance_prompt="{identifier} {class}", class_prompt="a {class}", identifier="auto")
+    found = {s.name: s for s in find_subjects(str(tmp_path), prior, tokenizers, table=str(table), class_dir="C")}
     toy = found["wolf_plushie2"]
     assert (toy.prompt, toy.class_folder, toy.repeats) == ("lun stuffed animal", "C/stuffed_animal", 3)
     table.write_text("subject,class\ncan,can\n")
     with pytest.raises(InpaintError, match="wolf_plushie2 has no line"):
-        find_subjects(str(tmp_path), prior, tokenizers, str(table))
+        find_subjects(str(tmp_path), prior, tokenizers, table=str(table), class_dir="C")
 
-    (one,) = find_subjects(str(tmp_path / "can"), prior, tokenizers)
+    (one,) = find_subjects(str(tmp_path / "can"), prior, tokenizers, class_dir="C")
     assert (one.folder, one.class_folder) == ("", "C")
     with pytest.raises(InpaintError, match="is about several"):
-        find_subjects(str(tmp_path / "can"), prior, tokenizers, str(table))
+        find_subjects(str(tmp_path / "can"), prior, tokenizers, table=str(table), class_dir="C")
     write_images(tmp_path / "more" / "data", 1)
     with pytest.raises(InpaintError, match="a run has a folder of that name"):
-        find_subjects(str(tmp_path / "more"), prior, tokenizers)
+        find_subjects(str(tmp_path / "more"), prior, tokenizers, class_dir="C")
 
 
 def test_the_rarest_short_token_that_no_caption_says(tokenizers: list) -> None:
@@ -141,11 +141,11 @@ def test_an_identifier_that_splits_or_is_common_is_doubted(tmp_path: Path, token
     write_images(tmp_path, 1)
     with pytest.warns(UserWarning, match="'shiny' is a common word"):
         find_subjects(str(tmp_path), Wording(**{**vars(WORDING), "identifier": "shiny"}), tokenizers)
-    told = Wording(instance_prompt="a photo of my dog", class_prompt="a photo of a dog", class_dir="C")
+    told = Wording(instance_prompt="a photo of my dog", class_prompt="a photo of a dog")
     with pytest.warns(UserWarning, match="'my' is a common word"):
-        find_subjects(str(tmp_path), told, tokenizers)
+        find_subjects(str(tmp_path), told, tokenizers, class_dir="C")
     with pytest.raises(InpaintError, match="does not say it"):
-        find_subjects(str(tmp_path), Wording(**{**vars(told), "identifier": "sks"}), tokenizers)
+        find_subjects(str(tmp_path), Wording(**{**vars(told), "identifier": "sks"}), tokenizers, class_dir="C")
     with pytest.raises(InpaintError, match="write where it goes"):
         TrainDreambooth(instance_dir="D", output_dir="O", instance_prompt="a dog", identifier="auto")
 
