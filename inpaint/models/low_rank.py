@@ -9,6 +9,7 @@ features in and out of all layers.
 """
 
 from collections.abc import Iterator, Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +19,25 @@ from inpaint.models.layers import adaptable_layers, features
 
 Uses = tuple[tuple[int, float], ...]
 """(slot, weight) of each adapter that a row is painted with."""
-Gathered = tuple[Tensor | None, int]
-"""K x R x W, or R x W where all K rows share one adapter, or None where K is 0; and K."""
+
+
+class Packed(NamedTuple):
+    """An adapter's tensors of one model."""
+
+    matrix_RW: Tensor
+    layers: frozenset[str]
+    """Those that it has, by their name on disk; the columns of the others are zero."""
+
+
+class Gathered(NamedTuple):
+    """What the rows of a batch are painted with."""
+
+    matrices: Tensor | None = None
+    """K x R x W, or R x W where all K rows share one adapter; none where K is 0."""
+    rows: int = 0
+    """K."""
+    layers: frozenset[str] = frozenset()
+    """Those that any row's adapter has: the others need no update."""
 
 
 class RowLoraLinear(nn.Module):
@@ -83,33 +101,35 @@ class LoraPool:
         self.packed_SRW = next(model.parameters()).new_zeros(slots + 1, max_rank, len(is_up), requires_grad=False)
         self._is_up_W = is_up.to(self.packed_SRW.device)
         self._ranks = [0] * (slots + 1)
+        self._layers: list[frozenset[str]] = [frozenset()] * (slots + 1)
 
     def split(self, packed: Tensor) -> Iterator[tuple[str, Tensor, Tensor]]:
         """Each layer's name, and its A and transposed B in matrices ... x R x W."""
         parts = packed.split(self._widths, dim=-1)
         return zip(self.layers, parts[::2], parts[1::2], strict=True)
 
-    def pack(self, tensors: Mapping[str, Tensor], *, rank: int, scale: float) -> Tensor:
-        """An adapter's tensors of this model as R x W, on the CPU; layers that it does not have stay zero.
+    def pack(self, tensors: Mapping[str, Tensor], *, rank: int, scale: float) -> Packed:
+        """An adapter's tensors of this model, on the CPU.
 
         Args:
             tensors: by name on disk; they fit (`inpaint.models.adapter.check_adapter`).
             scale: multiplies B: alpha / rank.
         """
         packed_RW = torch.zeros(rank, sum(self._widths))
+        layers = frozenset(name for name in self.layers if f"{name}.lora_A.weight" in tensors)
         for name, down_RI, up_RO in self.split(packed_RW):
-            if f"{name}.lora_A.weight" in tensors:
+            if name in layers:
                 down_RI.copy_(tensors[f"{name}.lora_A.weight"].flatten(1))
                 up_RO.copy_(tensors[f"{name}.lora_B.weight"].flatten(1).float().T * scale)
-        return packed_RW
+        return Packed(packed_RW, layers)
 
     @torch.no_grad()
-    def put(self, slot: int, packed_RW: Tensor) -> None:
+    def put(self, slot: int, packed: Packed) -> None:
         """Copies a packed adapter of any rank up to the pool's into a slot."""
-        rank = len(packed_RW)
-        self.packed_SRW[slot, :rank].copy_(packed_RW, non_blocking=True)
+        rank = len(packed.matrix_RW)
+        self.packed_SRW[slot, :rank].copy_(packed.matrix_RW, non_blocking=True)
         self.packed_SRW[slot, rank:].zero_()
-        self._ranks[slot] = rank
+        self._ranks[slot], self._layers[slot] = rank, packed.layers
 
     def gather(self, uses_U: list[Uses], *, fixed: bool = False) -> Gathered:
         """What `install` takes, for rows of which those with adapters come first.
@@ -118,13 +138,15 @@ class LoraPool:
         its B.
 
         Args:
-            fixed: give all rows a matrix of the largest rank, so that a compiled model sees one shape; a row may then
-                use one adapter only without another compilation.
+            fixed: give all rows a matrix of the largest rank, in all layers, so that a compiled model sees one shape; a
+                row may then use one adapter only without another compilation.
         """
         rows = len(uses_U) if fixed else sum(bool(uses) for uses in uses_U)
-        if rows == 0:
-            return None, 0
         chosen = uses_U[:rows]
+        used = (self._layers[slot] for uses in chosen for slot, _ in uses)
+        layers = frozenset(self.layers) if fixed else frozenset[str]().union(*used)
+        if not rows or not layers:
+            return Gathered()
         rank = self.packed_SRW.shape[1] if fixed else max(self._ranks[slot] for uses in chosen for slot, _ in uses)
         shared = not fixed and len(set(chosen)) == 1
         if shared:
@@ -138,14 +160,13 @@ class LoraPool:
             weights_11 = on_device(weights, device)[:, None, None]
             gathered = torch.where(self._is_up_W, gathered * weights_11, gathered)
         gathered = gathered.reshape(len(chosen), most * rank, -1)
-        return (gathered[0] if shared else gathered), rows
+        return Gathered(gathered[0] if shared else gathered, rows, layers)
 
     def install(self, gathered: Gathered) -> None:
         """Let the layers add this to the first K rows, from now on."""
-        matrices, rows = gathered
-        if matrices is None:
-            for layer in self.layers.values():
-                layer.update = None
-        else:
-            for name, down, up in self.split(matrices):
-                self.layers[name].update = down.mT, up, rows
+        for layer in self.layers.values():
+            layer.update = None
+        if gathered.matrices is not None:
+            for name, down, up in self.split(gathered.matrices):
+                if name in gathered.layers:
+                    self.layers[name].update = down.mT, up, gathered.rows

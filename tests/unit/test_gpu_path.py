@@ -18,7 +18,9 @@ from inpaint.diffusion.ddpm import NoiseSettings
 from inpaint.diffusion.objective import LossSettings
 from inpaint.diffusion.samplers import Sampler
 from inpaint.diffusion.unet import MaskedUNet, preset
+from inpaint.models.layers import is_trained
 from inpaint.models.lora import LoraSettings, inject_lora, lora_parameters
+from inpaint.models.low_rank import Packed
 from inpaint.models.prompts import add_tokens, token_parameters
 from inpaint.serve.engine import executor
 from inpaint.serve.engine.adapter_slots import PackedAdapter
@@ -47,7 +49,10 @@ def painting(name: str) -> Iterator[tuple[str, DeviceCalls]]:
     with counted() as loading:
         for slot, rank in enumerate(RANKS, start=1):
             matrices = {
-                prefix: torch.empty(rank, pool.packed_SRW.shape[2], dtype=base.dtype)
+                prefix: Packed(
+                    torch.empty(rank, pool.packed_SRW.shape[2], dtype=base.dtype),
+                    frozenset(filter(is_trained, pool.layers)),
+                )
                 for prefix, pool in slots.pools.items()
             }
             tokens = tuple({"CDP_X": torch.empty(width)} for width in base.info.text_widths)

@@ -12,15 +12,15 @@ from torch import Tensor
 from inpaint.models.adapter import Adapter, check_adapter
 from inpaint.models.base import Base
 from inpaint.models.layers import adapted_models
-from inpaint.models.low_rank import LoraPool
+from inpaint.models.low_rank import LoraPool, Packed
 
 
 @dataclass(frozen=True, eq=False)
 class PackedAdapter:
     """An adapter as a slot holds it."""
 
-    matrices: dict[str, Tensor]
-    """Model's prefix -> R x W."""
+    matrices: dict[str, Packed]
+    """By the model's prefix."""
     tokens: tuple[dict[str, Tensor], ...]
     """Token -> vector (D), one mapping per text encoder."""
 
@@ -46,8 +46,11 @@ class AdapterSlots:
         card = adapter.card
         matrices = {}
         for prefix, pool in self.pools.items():
-            packed_RW = pool.pack(adapter.lora, rank=card.rank, scale=card.alpha / card.rank).to(self.base.dtype)
-            matrices[prefix] = packed_RW.pin_memory() if self.base.device.type == "cuda" else packed_RW
+            packed = pool.pack(adapter.lora, rank=card.rank, scale=card.alpha / card.rank)
+            matrix_RW = packed.matrix_RW.to(self.base.dtype)
+            if self.base.device.type == "cuda":
+                matrix_RW = matrix_RW.pin_memory()
+            matrices[prefix] = packed._replace(matrix_RW=matrix_RW)
         every = adapter.embeds or ({},) * len(self.base.text_encoders)
         tokens = tuple({token: embeds[token].float() for token in every[0]} for embeds in every)
         return PackedAdapter(matrices, tokens)

@@ -172,7 +172,7 @@ class UNetRunner:
         """Give all rows their state back, and free what is kept for their batches."""
         for shape in list(self._stacks):
             self._disband(shape)
-        self._pool.install((None, 0))
+        self._pool.install(Gathered())
         self._installed = None
         for attention in self._attentions:
             attention.key_value = None

@@ -27,16 +27,16 @@ def test_a_slot_keeps_nothing_of_the_adapter_before(slots, adapter):
     slots.put(1, slots.pack(made_up("toy", 2, rank=4)))
     for slot in (1, 2):
         slots.put(slot, slots.pack(adapter))
-    gathered, rows = slots.pools["unet"].gather([((1, 1.0),), ((2, 1.0),)], fixed=True)
+    gathered, rows, _ = slots.pools["unet"].gather([((1, 1.0),), ((2, 1.0),)], fixed=True)
     assert rows == 2 and torch.equal(gathered[0], gathered[1])
 
 
 def test_rows_without_adapters_are_left_out_and_weights_scale_the_update(slots, adapter):
     slots.put(1, slots.pack(adapter))
-    assert slots.pools["unet"].gather([(), ()]) == (None, 0)
-    whole, rows = slots.pools["unet"].gather([((1, 1.0),), ()])
+    assert slots.pools["unet"].gather([(), ()]) == (None, 0, frozenset())
+    whole, rows, _ = slots.pools["unet"].gather([((1, 1.0),), ()])
     assert rows == 1 and whole.shape[0] == adapter.card.rank
-    half, _ = slots.pools["unet"].gather([((1, 0.5),), ()])
+    half, _, _ = slots.pools["unet"].gather([((1, 0.5),), ()])
     changed = (half != whole).any(dim=0)
     assert torch.equal(half[:, changed], whole[:, changed] * 0.5) and 0 < changed.sum() < len(changed)
 
@@ -56,4 +56,11 @@ def test_what_does_not_fit_is_refused_with_its_reason(slots, adapter):
 def test_an_adapter_of_some_layers_only_leaves_the_others_alone(slots, adapter):
     some = with_lora(adapter, lambda lora: {n: t for n, t in lora.items() if "attn1.to_q" in n})
     packed = slots.pack(some)
-    assert not packed.matrices["text_encoder"].any() and packed.matrices["unet"].any()
+    assert not packed.matrices["text_encoder"].matrix_RW.any() and packed.matrices["unet"].matrix_RW.any()
+    slots.put(1, packed)
+    unet = slots.pools["unet"]
+    unet.install(unet.gather([((1, 1.0),)]))
+    assert {name for name, layer in unet.layers.items() if layer.update is not None} == packed.matrices["unet"].layers
+    slots.put(2, slots.pack(adapter))
+    both = unet.gather([((1, 1.0),), ((2, 1.0),)])
+    assert both.layers == {name.rpartition(".lora_")[0] for name in adapter.lora if name.startswith("unet.")}
