@@ -4,23 +4,20 @@ Each prepares pictures as its own processor says (`preprocessor_config.json`), b
 weights; the figures of different backbones cannot be compared, so their labels stand beside each.
 """
 
-import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
+from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
 from inpaint.errors import InpaintError
-from inpaint.models.base import no_progress_bars
+from inpaint.vision.pretrained import loaded, revision
 
 DINO = "facebook/dino-vits16"
 CLIP = "openai/clip-vit-base-patch32"
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +30,7 @@ class Backbones:
 
     def revisions(self) -> dict[str, str]:
         """Name -> the commit on the hub, or a hash over the folder's files. Raises InpaintError where there is none."""
-        return {name: _revision(name) for name in (self.dino, self.clip)}
+        return {name: revision(name) for name in (self.dino, self.clip)}
 
     @property
     def labels(self) -> tuple[str, str]:
@@ -56,16 +53,16 @@ class Embedder:
     @classmethod
     def load(cls, backbones: Backbones, device: str = "cpu") -> "Embedder":
         """Raises InpaintError for what is not there, or is no such model."""
-        dino = _loaded(backbones.dino, AutoModel.from_pretrained, dtype=torch.float32)
-        clip = _loaded(backbones.clip, AutoModel.from_pretrained, dtype=torch.float32)
+        dino = loaded(backbones.dino, AutoModel.from_pretrained, dtype=torch.float32)
+        clip = loaded(backbones.clip, AutoModel.from_pretrained, dtype=torch.float32)
         if clip.config.model_type != "clip":
             raise InpaintError(f"clip {backbones.clip}: is a {clip.config.model_type} model; give a CLIP")
         return cls(
             dino=dino.eval().to(device),
             clip=clip.eval().to(device),
-            dino_processor=_loaded(backbones.dino, AutoImageProcessor.from_pretrained, backend="pil"),
-            clip_processor=_loaded(backbones.clip, AutoImageProcessor.from_pretrained, backend="pil"),
-            tokenizer=_loaded(backbones.clip, AutoTokenizer.from_pretrained),
+            dino_processor=loaded(backbones.dino, AutoImageProcessor.from_pretrained, backend="pil"),
+            clip_processor=loaded(backbones.clip, AutoImageProcessor.from_pretrained, backend="pil"),
+            tokenizer=loaded(backbones.clip, AutoTokenizer.from_pretrained),
             device=torch.device(device),
         )
 
@@ -93,22 +90,3 @@ class Embedder:
         pooled = self.clip.text_model(**tokens).pooler_output
         embedded: np.ndarray = self.clip.text_projection(pooled).cpu().numpy()
         return embedded
-
-
-@cache
-def _revision(name: str) -> str:
-    if Path(name).is_dir():
-        digest = hashlib.sha256()
-        for file in sorted(path for path in Path(name).iterdir() if path.is_file()):
-            with file.open("rb") as stream:
-                digest.update(f"{file.name}\0{hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
-        return digest.hexdigest()
-    return str(_loaded(name, AutoConfig.from_pretrained)._commit_hash)
-
-
-def _loaded(name: str, load: Callable[..., T], **settings: Any) -> T:
-    try:
-        with no_progress_bars():
-            return load(name, **settings)
-    except (OSError, ValueError) as error:
-        raise InpaintError(f"backbone {name}: {error}; give a hub id, or a folder that transformers saved") from error

@@ -11,7 +11,7 @@ import pytest
 from tests.rules.sources import ROOT, imports, modules
 
 GROUND = {"device", "errors", "progress", "randomness", "stopping", "warned"}
-BELOW_THE_LOOP = GROUND | {"cluster", "data", "diffusion", "models", "export", "paint", "rowmap", "evaluate"}
+BELOW_THE_LOOP = GROUND | {"cluster", "data", "diffusion", "models", "export", "paint", "vision", "rowmap", "evaluate"}
 TOP = {"recipes", "serve", "toy"}
 MAY_IMPORT = {
     "device": {"errors"},
@@ -27,6 +27,7 @@ MAY_IMPORT = {
     "diffusion": GROUND,
     "models": GROUND | {"data", "diffusion"},
     "export": GROUND | {"data", "diffusion", "models"},
+    "vision": GROUND | {"data", "models"},
     "paint": GROUND | {"data", "diffusion", "export", "models", "rowmap"},
     "evaluate": BELOW_THE_LOOP - {"cluster"},
     "train": BELOW_THE_LOOP,

@@ -84,7 +84,7 @@ def test_a_run_embeds_what_is_new_and_says_what_it_could_not_read(backbones, emb
 
 
 def test_a_backbone_that_is_none_is_told_by_its_name(backbones, tmp_path: Path) -> None:
-    with pytest.raises(InpaintError, match=r"backbone .*empty: .*give a hub id"):
+    with pytest.raises(InpaintError, match=r"model .*empty: .*give a hub id"):
         (tmp_path / "empty").mkdir()
         Embedder.load(Backbones(dino=str(tmp_path / "empty"), clip=backbones.clip))
     with pytest.raises(InpaintError, match=r"clip .*dino: is a vit model; give a CLIP"):
