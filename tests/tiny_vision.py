@@ -14,6 +14,12 @@ from transformers import (
     BlipImageProcessorPil,
     CLIPSegConfig,
     CLIPSegForImageSegmentation,
+    GroundingDinoConfig,
+    GroundingDinoForObjectDetection,
+    GroundingDinoImageProcessorPil,
+    SamConfig,
+    SamImageProcessorPil,
+    SamModel,
     ViTImageProcessorPil,
 )
 
@@ -80,4 +86,53 @@ def tiny_blip(folder: Path) -> Path:
     BlipForConditionalGeneration(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     BlipImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(folder)
+    return folder
+
+
+def tiny_grounding_dino(folder: Path) -> Path:
+    torch.manual_seed(0)
+    swin = {"embed_dim": 8, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 1, 1], "window_size": 4, "image_size": 64}
+    config = GroundingDinoConfig(
+        backbone_config={"model_type": "swin", **swin, "out_indices": [2, 3, 4]},
+        text_config={"model_type": "bert", **SMALL, "vocab_size": len(WORDS), "max_position_embeddings": 64},
+        num_queries=20,
+        encoder_layers=1,
+        encoder_ffn_dim=16,
+        encoder_attention_heads=2,
+        decoder_layers=2,
+        decoder_ffn_dim=16,
+        decoder_attention_heads=2,
+        d_model=32,
+        max_text_len=64,
+    )
+    GroundingDinoForObjectDetection(config).save_pretrained(folder)
+    word_tokenizer().save_pretrained(folder)
+    GroundingDinoImageProcessorPil(size={"shortest_edge": 96, "longest_edge": 256}).save_pretrained(folder)
+    return folder
+
+
+def tiny_sam(folder: Path) -> Path:
+    torch.manual_seed(0)
+    config = SamConfig(
+        vision_config={
+            **SMALL,
+            "image_size": 64,
+            "patch_size": 8,
+            "output_channels": 16,
+            "num_pos_feats": 8,
+            "window_size": 4,
+            "global_attn_indexes": [1],
+            "mlp_dim": 32,
+        },
+        prompt_encoder_config={"hidden_size": 16, "image_size": 64, "patch_size": 8, "mask_input_channels": 4},
+        mask_decoder_config={
+            "hidden_size": 16,
+            "mlp_dim": 32,
+            "num_attention_heads": 2,
+            "iou_head_hidden_dim": 16,
+            "num_hidden_layers": 1,
+        },
+    )
+    SamModel(config).save_pretrained(folder)
+    SamImageProcessorPil(size={"longest_edge": 64}, pad_size={"height": 64, "width": 64}).save_pretrained(folder)
     return folder

@@ -1,11 +1,11 @@
-"""Boxes that claim the same place, and which of them stands. Plain geometry."""
+"""Boxes that claim the same place, and which of them stands: from scored boxes to findings. Plain geometry."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from inpaint.vision.finder import Box
+from inpaint.vision.finder import MOST_FOUND, Box, Findings, FindQuery, Found
 
 OVERLAP = 0.5
 """Boxes with a larger intersection over union are about one thing; and a box of which more lies inside a negative's."""
@@ -20,8 +20,58 @@ class Claim:
     score: float
     box: Box
     negative: bool = False
+    asked: int = 0
+    """Number of the owner in what was asked for: the products, then the negatives."""
     number: int = 0
-    """Which of its finder's boxes it is."""
+    """Which of the owner's boxes it is."""
+
+
+Scored = tuple[np.ndarray, np.ndarray]
+"""Boxes of one owner, N 4: x0 y0 x1 y1 as shares of the image; and their scores, N."""
+
+
+def findings_of(
+    scored: Sequence[Scored],
+    query: FindQuery,
+    threshold: float,
+    size: tuple[int, int],
+    masks: Callable[[Sequence[Claim]], Sequence[np.ndarray]],
+) -> Findings:
+    """What stands in an image of so many rows and columns.
+
+    Args:
+        scored: of each product, then of each negative.
+        masks: of the claims that stand, H x W bool; where one is empty, its box is the mask.
+    """
+    height, width = size
+    thresholds = [product.threshold or threshold for product in query.products]
+    # A negative below every product's threshold takes nothing.
+    thresholds += [min(thresholds)] * len(query.negatives)
+    owners = [product.name for product in query.products] + list(query.negatives)
+    claims = [
+        Claim(
+            owner=owners[asked],
+            score=float(scores[number]),
+            box=box,
+            negative=asked >= len(query.products),
+            asked=asked,
+            number=int(number),
+        )
+        for asked, (boxes, scores) in enumerate(scored)
+        for number in np.flatnonzero(scores >= thresholds[asked])
+        if (box := whole_pixels(boxes[number] * [width, height, width, height], height, width)) is not None
+    ]
+    standing, overruled = settle(claims)
+    told = standing[:MOST_FOUND]
+    found = tuple(
+        Found(
+            product=claim.owner, score=claim.score, box=claim.box, mask=mask if mask.any() else _filled(size, claim.box)
+        )
+        for claim, mask in zip(told, masks(told) if told else (), strict=True)
+    )
+    best = {name: float(scores.max(initial=0.0)) for name, (_, scores) in zip(owners, scored, strict=True)}
+    best = {product.name: best[product.name] for product in query.products}
+    return Findings(found=found, best=best, overruled=overruled, left_out=len(standing) - len(told))
 
 
 def settle(claims: Sequence[Claim]) -> tuple[list[Claim], dict[str, str]]:
@@ -61,3 +111,10 @@ def _takes(better: Claim, claim: Claim) -> bool:
     shared = max(0, min(right, x1) - max(left, x0)) * max(0, min(bottom, y1) - max(top, y0))
     own, others = (x1 - x0) * (y1 - y0), (right - left) * (bottom - top)
     return shared > OVERLAP * (own if better.negative and not claim.negative else own + others - shared)
+
+
+def _filled(size: tuple[int, int], box: Box) -> np.ndarray:
+    left, top, right, bottom = box
+    mask = np.zeros(size, bool)
+    mask[top:bottom, left:right] = True
+    return mask

@@ -11,7 +11,9 @@ from inpaint.errors import InpaintError
 from inpaint.models.base import DTYPES
 from inpaint.vision.clipseg import ClipSegFinder
 from inpaint.vision.finder import Finder
+from inpaint.vision.grounding_dino import GroundedSamFinder
 from inpaint.vision.pretrained import TOYS, absolute_name, loaded, revision
+from inpaint.vision.sam3 import Sam3Finder
 
 FINDERS = {
     "grounding-dino": "IDEA-Research/grounding-dino-tiny",
@@ -22,6 +24,9 @@ FINDERS = {
 """Short names of finders."""
 SEGMENTERS = {"sam": "facebook/sam-vit-base", "sam-huge": "facebook/sam-vit-huge"}
 """Short names of what makes masks of boxes."""
+GROUNDING_DINO, CLIPSEG, SAM3 = "grounding-dino", "clipseg", "sam3"
+KINDS = (GROUNDING_DINO, CLIPSEG, SAM3)
+"""Supported models, as their configurations call them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,16 +61,21 @@ class FinderSettings:
     def kind(self) -> str:
         """The model's type, as its configuration says. Raises InpaintError for one that is no finder."""
         kind = str(loaded(self.model, AutoConfig.from_pretrained).model_type)
-        if kind not in ("clipseg",):
+        if kind not in KINDS:
             raise InpaintError(f"finder {self.finder}: is a {kind} model; give a Grounding DINO, a CLIPSeg or a SAM 3")
         return kind
 
     def revisions(self) -> dict[str, str]:
         """Model -> the commit on the hub, or a hash over the folder's files. Raises InpaintError."""
-        return {self.model: revision(self.model)}
+        names = [self.model, self.mask_model] if self.kind() == GROUNDING_DINO else [self.model]
+        return {name: revision(name) for name in names}
 
 
 def load_finder(settings: FinderSettings, device: str | torch.device = "cpu") -> Finder:
     """The finder with its weights. Raises InpaintError for what is not there, is no finder, or lacks a package."""
-    settings.kind()
-    return ClipSegFinder.load(settings.model, DTYPES[settings.precision], parse_device(device), settings.threshold)
+    kind, dtype, where = settings.kind(), DTYPES[settings.precision], parse_device(device)
+    if kind == GROUNDING_DINO:
+        return GroundedSamFinder.load(settings.model, settings.mask_model, dtype, where, settings.threshold)
+    if kind == SAM3:
+        return Sam3Finder.load(settings.model, dtype, where, settings.threshold)
+    return ClipSegFinder.load(settings.model, dtype, where, settings.threshold)
