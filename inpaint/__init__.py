@@ -23,6 +23,7 @@ _HOMES = {
     "inpaint.stopping": ("StopToken", "stop_on_signals"),
     # Commands
     "inpaint.recipes.category_lora": ("CategoryLora",),
+    "inpaint.recipes.controlnet": ("TrainControlNet",),
     "inpaint.recipes.ddpm": ("TrainDdpm", "load_ddpm"),
     "inpaint.recipes.demo": ("Demo", "run_demo"),
     "inpaint.recipes.dreambooth": ("DreamboothLora",),

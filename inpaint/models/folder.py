@@ -134,20 +134,23 @@ class DiffusersFolder:
         return getattr(library, self._classes[part]).from_pretrained(self.path / part)
 
     def _weights(self, part: str) -> tuple[str | None, list[Path]]:
-        """The variant of a part's safetensors and its files. Raises InpaintError; pickles are refused by name."""
-        folder, stem = self.path / part, WEIGHTS[part]
-        for variant, ends in VARIANTS.items():
-            found = [path for end in ends for path in folder.glob(stem + end)]
-            if any(path.suffix == ".safetensors" for path in found):
-                return variant, found
-        pickled = sorted(path.name for path in folder.glob("*") if path.suffix in PICKLES)
-        if pickled:
-            raise InpaintError(
-                f"{folder}: has only pickled weights ({', '.join(pickled)}), which are not opened, for a pickle can "
-                "run any code. Convert a base you trust: `DiffusionPipeline.from_pretrained(OLD, use_safetensors=False)"
-                ".save_pretrained(NEW)`"
-            )
-        raise InpaintError(f"{folder}: {stem}.safetensors (or its fp16 variant) is missing")
+        return weights_of(self.path / part, WEIGHTS[part])
+
+
+def weights_of(folder: Path, stem: str) -> tuple[str | None, list[Path]]:
+    """The variant of a model's safetensors and its files. Raises InpaintError; pickles are refused by name."""
+    for variant, ends in VARIANTS.items():
+        found = [path for end in ends for path in folder.glob(stem + end)]
+        if any(path.suffix == ".safetensors" for path in found):
+            return variant, found
+    pickled = sorted(path.name for path in folder.glob("*") if path.suffix in PICKLES)
+    if pickled:
+        raise InpaintError(
+            f"{folder}: has only pickled weights ({', '.join(pickled)}), which are not opened, for a pickle can "
+            "run any code. Convert what you trust: `DiffusionPipeline.from_pretrained(OLD, use_safetensors=False)"
+            ".save_pretrained(NEW)`"
+        )
+    raise InpaintError(f"{folder}: {stem}.safetensors (or its fp16 variant) is missing")
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -9,13 +9,16 @@ from huggingface_hub import errors, snapshot_download
 
 from inpaint.data.storage import fetched
 from inpaint.errors import InpaintError
-from inpaint.models.folder import PICKLES, PREFERENCES_FILE, VARIANTS, WEIGHTS, DiffusersFolder
+from inpaint.models.folder import PICKLES, PREFERENCES_FILE, VARIANTS, WEIGHTS, DiffusersFolder, weights_of
 from inpaint.models.single_file import SingleFile, open_file
 
 TOY_BASE = Path(__file__).resolve().parent.parent / "toy" / "weights" / "base"
 """The base shipped with the package, which the name `toy` stands for."""
 TOYS = {"toy": TOY_BASE, "toy-sdxl": TOY_BASE.parent / "sdxl"}
 """The bases shipped with the package, by the names that stand for them."""
+TOYS_OF_CONTROL = {"toy-edges": TOY_BASE.parent / "edges"}
+"""The ControlNets that are shipped with it."""
+CONTROLNET_WEIGHTS = WEIGHTS["unet"]
 MADE_BY = {"toy": "python -m ray_jobs.pretrain_toy", "toy-sdxl": "python -m ray_jobs.pretrain_toy --architecture sdxl"}
 
 
@@ -36,15 +39,33 @@ def locate(name: str, revision: str | None, *, weights: bool) -> tuple[Diffusers
     source: DiffusersFolder | SingleFile
     if path.is_dir():
         source = DiffusersFolder(path)
-        # Over the names and hashes of the files that are used.
-        lines = (f"{file.relative_to(path).as_posix()}\0{_sha256(file)}\n" for file in source.used_files())
-        found = hashlib.sha256("".join(lines).encode()).hexdigest()
+        found = _revision_of(path, source.used_files())
     else:
         # A file's own, as Civitai shows it.
         source, found = open_file(path), _sha256(path)
     if revision is not None and revision != found:
         raise InpaintError(f"base {name}: revision {revision} is wanted, but what is in {path} is {found}")
     return source, found
+
+
+def locate_controlnet(name: str, revision: str | None = None) -> tuple[Path, str | None, str]:
+    """The folder of a ControlNet, the variant of its weights, and its revision; what is on the hub is downloaded.
+
+    Raises:
+        InpaintError: not found, without safetensors, or not of that revision.
+    """
+    folder = TOYS_OF_CONTROL.get(name) or (fetched(name) if "://" in name else Path(name).expanduser())
+    if not folder.is_dir():
+        if not _is_hub_id(name):
+            toys = ", ".join(TOYS_OF_CONTROL)
+            raise InpaintError(f"ControlNet {name}: no such folder, and not a URL, a hub id (owner/name) or {toys}")
+        folder = _snapshot(name, revision, ["config.json", f"{CONTROLNET_WEIGHTS}*.safetensors*"], what="ControlNet")
+        return folder, weights_of(folder, CONTROLNET_WEIGHTS)[0], folder.name
+    variant, files = weights_of(folder, CONTROLNET_WEIGHTS)
+    found = _revision_of(folder, sorted([folder / "config.json", *files]))
+    if revision is not None and revision != found:
+        raise InpaintError(f"ControlNet {name}: revision {revision} is wanted, but what is in {folder} is {found}")
+    return folder, variant, found
 
 
 def absolute_name(name: str) -> str:
@@ -62,11 +83,21 @@ def _local(name: str) -> Path | None:
     path = TOYS[name] if name in TOYS else fetched(name) if "://" in str(name) else Path(name).expanduser()
     if path.exists():
         return path
-    if re.fullmatch(r"[A-Za-z0-9][\w-]*/[\w][\w.-]*", name) and path.suffix not in (".safetensors", *PICKLES):
+    if _is_hub_id(name) and path.suffix not in (".safetensors", *PICKLES):
         return None
     raise InpaintError(
         f"base {name}: no such folder or file, and not a URL, a hub id (owner/name), 'toy' or 'toy-sdxl'"
     )
+
+
+def _is_hub_id(name: str) -> bool:
+    return re.fullmatch(r"[A-Za-z0-9][\w-]*/[\w][\w.-]*", name) is not None
+
+
+def _revision_of(folder: Path, files: list[Path]) -> str:
+    """Over the names and hashes of the files that are used."""
+    lines = (f"{file.relative_to(folder).as_posix()}\0{_sha256(file)}\n" for file in files)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def _sha256(file: Path) -> str:
@@ -100,19 +131,20 @@ def _download(name: str, revision: str | None, *, weights: bool) -> Path:
     return folder
 
 
-def _snapshot(name: str, revision: str | None, patterns: list[str]) -> Path:
+def _snapshot(name: str, revision: str | None, patterns: list[str], *, what: str = "base") -> Path:
     """Raises InpaintError: unknown, gated or unreachable; the message names the way out."""
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
     except errors.GatedRepoError as error:
-        raise InpaintError(f"base {name}: gated; accept its licence on the hub and log in (`hf auth login`)") from error
+        raise InpaintError(
+            f"{what} {name}: gated; accept its licence on the hub and log in (`hf auth login`)"
+        ) from error
     except errors.RevisionNotFoundError as error:
-        raise InpaintError(f"base {name}: the hub has no revision {revision} of it") from error
+        raise InpaintError(f"{what} {name}: the hub has no revision {revision} of it") from error
     except errors.RepositoryNotFoundError as error:
-        raise InpaintError(f"base {name}: neither a folder here nor a public repository on the hub") from error
+        raise InpaintError(f"{what} {name}: neither a folder here nor a public repository on the hub") from error
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, errors.HfHubHTTPError) as error:
         raise InpaintError(
-            f"base {name}: the hub cannot be reached and the base is not in the local cache. Download it where there "
-            f"is a network (`hf download {name}`) and give the folder as base, set HF_HOME to a filled cache, or use "
-            "the base 'toy'"
+            f"{what} {name}: the hub cannot be reached and it is not in the local cache. Download it where there "
+            f"is a network (`hf download {name}`) and give the folder, or set HF_HOME to a filled cache"
         ) from error

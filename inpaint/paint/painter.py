@@ -18,6 +18,7 @@ from diffusers import ControlNetModel
 from inpaint.diffusion.schedule import schedule_of
 from inpaint.errors import InpaintError
 from inpaint.models.base import Base
+from inpaint.models.controlnet import check_controlnet
 from inpaint.models.latents import decode
 from inpaint.models.prompt_text import read_prompt
 from inpaint.models.prompts import encode_rows, warn_of_cuts
@@ -37,13 +38,18 @@ class Painter:
         device: str | torch.device | None = None,
         max_batch: int = 8,
     ) -> None:
-        """Args: device: moved there; default: where the base is. max_batch: most requests per U-Net call."""
+        """
+        Args:
+            controlnet: in the base's type.
+            device: moved there; default: where the base is.
+            max_batch: most requests per U-Net call.
+        """
         if max_batch < 1:
             raise InpaintError(f"max_batch {max_batch}: give at least 1")
-        if controlnet is not None and controlnet.config.global_pool_conditions:
-            raise InpaintError("a ControlNet that pools its conditions (shuffle) is not supported")
+        if controlnet is not None:
+            check_controlnet(controlnet, base)
         self.base = base if device is None else base.to(device)
-        self.controlnet = None if controlnet is None else controlnet.eval().to(self.base.device, self.base.dtype)
+        self.controlnet = None if controlnet is None else controlnet.to(self.base.device)
         self.max_batch = max_batch
         self.schedule = schedule_of(base.scheduler)
 
@@ -68,7 +74,7 @@ class Painter:
             raise InpaintError("control: this painter has no ControlNet; give it one, or leave the picture out")
         images = [working_image(info, request) for request in requests]
         results: dict[int, np.ndarray] = {}
-        with torch.no_grad(), _evaluating(self.base):
+        with torch.no_grad(), _evaluating(self.base, self.controlnet):
             for batch in batches_of([image.shape for image in images], self.max_batch):
                 painted = self._paint_batch([requests[i] for i in batch], [images[i] for i in batch])
                 results.update(zip(batch, painted, strict=True))
@@ -93,9 +99,10 @@ class Painter:
 
 
 @contextmanager
-def _evaluating(base: Base) -> Iterator[None]:
+def _evaluating(base: Base, controlnet: ControlNetModel | None) -> Iterator[None]:
     """Evaluation mode for the while, then each module's own mode again: training paints, too."""
-    modules = [m for root in (*base.text_encoders, base.vae, base.unet) for m in root.modules()]
+    roots = [*base.text_encoders, base.vae, base.unet, *([] if controlnet is None else [controlnet])]
+    modules = [m for root in roots for m in root.modules()]
     training = [m.training for m in modules]
     for module in modules:
         module.training = False

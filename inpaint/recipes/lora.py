@@ -1,40 +1,33 @@
 """What every LoRA on a Stable Diffusion base shares: the base, what is trained of it, the adapter that comes out."""
 
 import tempfile
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any
 
 import numpy as np
 import torch
-import tyro
 from PIL import Image
 
-from inpaint.data.holes import Feathered, Grown, Hole, OwnMask, Sometimes
 from inpaint.data.rows import Manifest
-from inpaint.data.sample import Crop, ReadSettings
 from inpaint.device import memory_format
 from inpaint.diffusion.objective import LossSettings
-from inpaint.errors import InpaintError
 from inpaint.export.adapter_folder import save_adapter
 from inpaint.export.card import write_card
 from inpaint.models.adapter import AdapterCard, adapter_from, check_adapter
-from inpaint.models.base import Base, load_base, read_base_info
-from inpaint.models.locate import absolute_name
+from inpaint.models.base import read_base_info
 from inpaint.models.lora import LoraSettings, inject_lora, lora_parameters
-from inpaint.models.prompt_text import PromptSettings
 from inpaint.models.prompts import add_tokens, token_parameters
 from inpaint.paint.batch import PaintSettings, paint_manifest
 from inpaint.paint.generate import generate
 from inpaint.paint.request import SamplingSettings
 from inpaint.progress import ProgressBar
+from inpaint.recipes.latent import LatentRecipe, Preset
 from inpaint.train.latent import LatentInpainting
 from inpaint.train.objective import AUTOCAST, ParameterGroup
-from inpaint.train.recipe import Recipe, Trained
+from inpaint.train.recipe import Trained
 from inpaint.train.settings import Precision, TrainSettings, ValidationSettings, may_change
 
-Preset = Literal["toy", "sd15", "sdxl"]
 _ON_GPUS: dict[str, Any] = {
     "lora": LoraSettings(rank=16),
     "train": TrainSettings(samples=24_000, global_batch=16, precision=Precision.BF16),
@@ -63,65 +56,22 @@ and rates for SD 1.5. sdxl: the same for 1024 px."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoraRecipe(PromptSettings, Recipe):
+class LoraRecipe(LatentRecipe):
     """A LoRA on a base's U-Net and text encoders, with tokens of its own where the recipe adds some."""
 
     title = "lora"
+    presets = LORA_PRESETS
 
-    base: str = may_change("toy")
-    """A folder in diffusers format, a hub id, one `.safetensors` file (each also at a URL), or `toy`."""
-    revision: str | None = None
-    """Of a hub id: branch, tag or commit."""
-    resolution: int | tuple[int, int] | None = None
-    """Side of the training images in pixels, or their height and width; unset: the base's own."""
-    crop: Crop = Crop.CENTRE
-    """Which part of an image of another shape is used; it follows the row's own hole."""
-    flip_probability: float = 0.0
-    """Share of samples mirrored left to right; labels are then learned mirrored, too."""
-    caption_dropout: float = 0.05
-    """Share of samples with an empty prompt, for classifier-free guidance."""
-    full_hole_probability: float = 0.25
-    """Share of samples whose hole is the whole image."""
     lora: LoraSettings = LoraSettings()
-    loss: LossSettings = LossSettings()
     unet_learning_rate: float = 1e-4
     text_encoder_learning_rate: float = 5e-5
     token_learning_rate: float = 1e-3
     card_samples: int = may_change(8)
     """Pictures for the adapter's model card; 0: none."""
-    preset: Preset = may_change("toy")
-    """Whose defaults the other settings have; unset: the one that suits the base, toy for those below 256 px."""
-
-    @classmethod
-    def of_preset(cls, preset: Preset, *, data: str, output: str) -> Self:
-        """The documented defaults of a preset. Raises InpaintError for an unknown one."""
-        if preset not in LORA_PRESETS:
-            raise InpaintError(f"preset {preset!r}: give {', '.join(LORA_PRESETS)}")
-        return cls(data=data, output=output, preset=preset, **LORA_PRESETS[preset])
-
-    @classmethod
-    def defaults(cls, *, preset: Preset | None = None, base: str = "toy") -> Self:
-        """A command's, of a preset or of the one that suits the base."""
-        if preset is None:
-            info = read_base_info(base)
-            preset = "sdxl" if info.is_xl else "sd15" if info.default_size >= 256 else "toy"
-        return cls.of_preset(preset, data=tyro.MISSING, output=tyro.MISSING)
-
-    def tokens(self) -> Mapping[str, str]:
-        """Category -> the token that is added for it."""
-        return {}
 
     def init_word(self, category: str) -> str:
         """What a category's token starts from."""
         return "product"
-
-    def prompt_format(self) -> str:
-        """How prompts are written, from `{token}`, `{prompt}` and `{category}`."""
-        return "{prompt}"
-
-    def hole(self) -> Hole:
-        """What is painted in training."""
-        return Sometimes(Feathered(Grown(OwnMask())), self.full_hole_probability)
 
     def paint_settings(self, adapter: str) -> PaintSettings:
         """How the card's samples are painted with the exported adapter."""
@@ -130,37 +80,6 @@ class LoraRecipe(PromptSettings, Recipe):
     def text_alone(self, rows: Manifest) -> str | None:
         """A prompt, where the adapter is for pictures from text alone; None where it is for holes."""
         return None
-
-    def aspect(self) -> float:
-        height, width = _shape(self.resolution or 1)
-        return height / width
-
-    def check(self) -> None:
-        self.loss.check_kept(denoised=read_base_info(self.base, self.revision).in_channels == 9)
-
-    def bind(self, rows: Manifest) -> Self:
-        info = read_base_info(self.base, self.revision)
-        # Workers load exactly what was found here, and from another directory.
-        base = absolute_name(self.base)
-        return replace(self, base=base, revision=info.revision, resolution=self.resolution or info.default_size)
-
-    def read_settings(self) -> ReadSettings:
-        assert self.resolution is not None, "bound"
-        height, width = _shape(self.resolution)
-        return ReadSettings(
-            height=height,
-            width=width,
-            crop=self.crop,
-            flip_probability=self.flip_probability,
-            hole=self.hole(),
-            caption_dropout=self.caption_dropout,
-            prompt_format=self.prompt_format(),
-            tokens=self.tokens(),
-        )
-
-    def load(self, dtype: torch.dtype) -> Base:
-        """The base, on the CPU; of a bound recipe."""
-        return load_base(self.base, revision=self.revision, dtype=dtype)
 
     def objective(self, device: torch.device) -> LatentInpainting:
         settings = self.train
@@ -222,8 +141,3 @@ class LoraRecipe(PromptSettings, Recipe):
             chosen = rows.select(np.arange(count) * len(rows) // count)
             paint_manifest(chosen, settings, folder, on_progress=bar.show)
             return [np.asarray(Image.open(path)) for path in sorted((Path(folder) / "comparisons").rglob("*.png"))]
-
-
-def _shape(resolution: int | tuple[int, int]) -> tuple[int, int]:
-    """Height and width."""
-    return (resolution, resolution) if isinstance(resolution, int) else resolution

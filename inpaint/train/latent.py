@@ -5,6 +5,7 @@ Shapes: B samples, H x W pixels, h x w latents, C latent channels.
 
 from collections.abc import Callable
 from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from inpaint.data.decode import PAINT
 from inpaint.device import memory_format, on_device
 from inpaint.diffusion import keyed
-from inpaint.diffusion.objective import HoleDiffusion, LossSettings, hole_area
+from inpaint.diffusion.objective import HoleDiffusion, LossSettings, Noised, hole_area
 from inpaint.diffusion.schedule import schedule_of
 from inpaint.evaluate.metrics import hole_figures
 from inpaint.models.base import Base
@@ -22,7 +23,7 @@ from inpaint.models.prompt_text import AS_WRITTEN, PromptSettings, read_prompt, 
 from inpaint.models.prompts import encode_together, unet_kwargs, warn_of_cuts
 from inpaint.paint.painter import Painter
 from inpaint.paint.paste import comparison
-from inpaint.paint.request import PaintRequest, SamplingSettings
+from inpaint.paint.request import Control, PaintRequest, SamplingSettings
 from inpaint.train.objective import MicroBatch, PaintedSample, ParameterGroup, autocast, by_row, to_hole, to_pixels
 from inpaint.train.settings import Precision
 
@@ -88,6 +89,7 @@ class LatentInpainting(nn.Module):
             warn_of_cuts(tokens.cut)
             text = encode_together(self.base, tokens)
             kwargs = unet_kwargs(text, *hole_B1HW.shape[-2:], origin_B4=origin_B4)
+            kwargs |= self.added(batch, noised, kwargs)
             # The weights may not be: ZeRO keeps trained ones in flat buffers.
             inputs = inputs.to(self.unet.conv_in.weight.dtype).contiguous(memory_format=memory_format(device))
             output_BChw = self.unet(inputs, noised.timesteps_B, **kwargs).sample
@@ -96,6 +98,10 @@ class LatentInpainting(nn.Module):
         if "area" in batch:
             counted_B1hw = hole_area(hole_B1HW * to_hole(batch["area"], device), size_hw)
         return self.diffusion.loss_of(output_BChw, noised, hole_area(hole_B1HW, size_hw), counted_B1hw)
+
+    def added(self, batch: MicroBatch, noised: Noised, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """What the U-Net is told beside its own keyword arguments."""
+        return {}
 
     @torch.no_grad()
     def _encode(self, batch: MicroBatch, hole_B1HW: Tensor) -> tuple[Posterior, Posterior | None]:
@@ -112,12 +118,22 @@ class LatentInpainting(nn.Module):
         holes = batch["hole"][:count] >= PAINT
         sampling = SamplingSettings(**asdict(self.prompts))
         requests = [
-            PaintRequest(image=photo, hole=hole, prompt=str(prompt), seed=number, sampling=sampling)
-            for number, (photo, hole, prompt) in enumerate(zip(photos, holes, batch["prompt"], strict=False))
+            PaintRequest(image=photo, hole=hole, prompt=str(prompt), seed=number, sampling=sampling, control=control)
+            for number, (photo, hole, prompt, control) in enumerate(
+                zip(photos, holes, batch["prompt"], self.controls(batch["image"][:count]), strict=False)
+            )
         ]
         with autocast(self.precision, self.unet.conv_in.weight.device):
-            painted = Painter(self.base, max_batch=count).paint(requests)
+            painted = self.painter(count).paint(requests)
         return [
             PaintedSample(comparison(r.image, r.hole, result), hole_figures(result, truth, r.hole))
             for r, result, truth in zip(requests, painted, batch["image"], strict=False)
         ]
+
+    def controls(self, images: np.ndarray) -> list[Control | None]:
+        """What a ControlNet is shown of images, B H W 3 uint8, in their painting."""
+        return [None] * len(images)
+
+    def painter(self, max_batch: int) -> Painter:
+        """Paints with what is trained, as it stands."""
+        return Painter(self.base, max_batch=max_batch)

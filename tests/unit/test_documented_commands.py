@@ -13,7 +13,7 @@ import pytest
 import inpaint.command
 from inpaint.errors import InpaintError
 from inpaint.models.base import read_base_info
-from inpaint.recipes import lora as recipes_lora
+from inpaint.recipes import latent as recipes_latent
 from tests.rules.sources import ROOT
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -24,6 +24,7 @@ NEEDED = {
     "train_category_lora": "--data d.csv --output runs/x",
     "train_ddpm": "--data d --output runs/x",
     "train_dreambooth_lora": "--instance-dir d --output-dir o",
+    "train_controlnet": "--data d --output o",
     "train_panel_lora": "--data-dir d --output-dir o",
     "paint_panels": "--base-model b --input-image i.png",
     "make_composites": "--data d.csv --output o",
@@ -57,7 +58,7 @@ def flags() -> list[str]:
 def parse(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], bool]:
     """Whether a command understands a line: its module runs as it does from a shell, up to the job itself."""
     # Bases of the hub are not here: what suits them is asked of another.
-    monkeypatch.setattr(recipes_lora, "read_base_info", lambda base: read_base_info("toy"))
+    monkeypatch.setattr(recipes_latent, "read_base_info", lambda base: read_base_info("toy"))
     monkeypatch.chdir(tmp_path)
     parsed: list[object] = []
 

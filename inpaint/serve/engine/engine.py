@@ -1,11 +1,12 @@
 """The painting engine: one base, one loop; every tick advances rows of any order, adapter, step and sampler together.
 
 Guaranteed: the picture of an order does not depend on what shares its ticks and is the one that `Painter` gives with
-the adapter applied (1e-3 in [0, 1] before paste-back, float32); kept pixels come back bit for bit, or the order fails;
-an order whose generator is closed or whose time is up leaves before the next tick; what one order does wrong fails that
-order alone: where a step of several raises, whatever it is, halves of them are tried until it is found, and the others
-get the pictures that they would have had; only where the base cannot do a step for nobody either does the loop end. Who
-asks the loop for something after its end is told so; and what `inpaint.serve.engine.scheduler` guarantees.
+the adapter applied and the same ControlNet (1e-3 in [0, 1] before paste-back, float32); kept pixels come back bit for
+bit, or the order fails; an order whose generator is closed or whose time is up leaves before the next tick; what one
+order does wrong fails that order alone: where a step of several raises, whatever it is, halves of them are tried until
+it is found, and the others get the pictures that they would have had; only where the base cannot do a step for nobody
+either does the loop end. Who asks the loop for something after its end is told so; and what
+`inpaint.serve.engine.scheduler` guarantees.
 Not covered: a limit of the queue (whoever admits orders counts them).
 
 The loop's thread owns all state; other threads post to its mail. Photos are read, pictures pasted back and adapters
@@ -27,6 +28,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 import torch
+from diffusers import ControlNetModel
 
 from inpaint.errors import InpaintError
 from inpaint.models.base import Base
@@ -76,9 +78,12 @@ class EngineStats:
 class Engine:
     """Paints orders with one base, which it changes in place and must have for itself. `start` it first."""
 
-    def __init__(self, base: Base, settings: EngineSettings, load: LoadAdapter) -> None:
+    def __init__(
+        self, base: Base, settings: EngineSettings, load: LoadAdapter, controlnet: ControlNetModel | None = None
+    ) -> None:
+        """Args: controlnet: of orders with a control picture; None: these are refused."""
         self.base, self.settings = base, settings
-        self._executor = Executor(base, settings, load)
+        self._executor = Executor(base, settings, load, controlnet)
         self._scheduler = Scheduler(settings)
         self._encoding: list[tuple[list[Job], StreamEvent]] = []
         self._counts: Counter[str] = Counter()

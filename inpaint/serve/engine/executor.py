@@ -12,6 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from diffusers import ControlNetModel
 from torch import Tensor
 
 from inpaint.errors import InpaintError
@@ -20,7 +21,7 @@ from inpaint.models.base import Base
 from inpaint.models.latents import decode
 from inpaint.paint.crop import WorkingImage, pasted, working_image
 from inpaint.paint.denoise import DenoisingRow, start_rows
-from inpaint.paint.request import PaintRequest, SamplingSettings
+from inpaint.paint.request import Control, PaintRequest, SamplingSettings
 from inpaint.serve.engine.adapter_slots import PackedAdapter
 from inpaint.serve.engine.prompt_encoder import Prompt, PromptEncoder
 from inpaint.serve.engine.scheduler import Job, Outcome
@@ -36,9 +37,11 @@ LoadAdapter = Callable[[str, str], Adapter]
 class Executor:
     """The torch work of an engine. Changes the base in place."""
 
-    def __init__(self, base: Base, settings: EngineSettings, load: LoadAdapter) -> None:
+    def __init__(
+        self, base: Base, settings: EngineSettings, load: LoadAdapter, controlnet: ControlNetModel | None = None
+    ) -> None:
         self.base, self._load = base, load
-        self.runner = UNetRunner(base, settings)
+        self.runner = UNetRunner(base, settings, controlnet)
         self.encoder = PromptEncoder(base, self.runner.slots, cached=settings.prompt_cache)
         self.side = SideStream(base.device)
         self.seconds = dict.fromkeys(("prepare", "text", "unet", "step", "decode", "load"), 0.0)
@@ -47,7 +50,7 @@ class Executor:
 
     def read(self, order: PaintOrder) -> WorkingImage:
         """The photo at its working shape. Raises InpaintError for what cannot be painted here."""
-        if order.request.control is not None:
+        if order.request.control is not None and self.runner.controlnet is None:
             raise InpaintError("control: no ControlNet is served here; leave the picture out")
         order.request.sampling.trajectory(self.runner.schedule)
         return working_image(self.base.info, order.request)
@@ -111,10 +114,11 @@ class Executor:
         more. Raises InpaintError for a shape that the base cannot have."""
         settings, side = self.runner.settings, self.base.info.default_size
         for shape in settings.compile_shapes or [(side, side)] if settings.compile else []:
-            row = self._blank(*shape)
-            for rows in settings.batch_sizes:
-                self.runner.step(self.runner.stack([replace(row) for _ in range(rows)]))
-                yield
+            kinds = [False] if self.runner.controlnet is None else [False, True]
+            for row in [self._blank(*shape, controlled=controlled) for controlled in kinds]:
+                for rows in settings.batch_sizes:
+                    self.runner.step(self.runner.stack([replace(row) for _ in range(rows)]))
+                    yield
         self.runner.is_warm = True
 
     def check(self) -> None:
@@ -125,14 +129,16 @@ class Executor:
         if not torch.isfinite(stack.batch.latents_BChw).all():
             raise AssertionError("the U-Net gives numbers that are not finite")
 
-    def _blank(self, height: int, width: int) -> DenoisingRow:
+    def _blank(self, height: int, width: int, *, controlled: bool = False) -> DenoisingRow:
         """A row of a picture of this working shape, all hole, with one step to take."""
+        image = np.zeros((height, width, 3), dtype=np.uint8)
         request = PaintRequest(
-            image=np.zeros((height, width, 3), dtype=np.uint8),
+            image=image,
             hole=np.ones((height, width), dtype=bool),
             prompt="",
             seed=0,
             sampling=SamplingSettings(steps=1, guidance_scale=1.0, size=round(math.sqrt(height * width))),
+            control=Control(image=image) if controlled else None,
         )
         job = Job(order=PaintOrder(id="blank", request=request), arrived=0.0, tell=lambda event: None)
         job.image = self.read(job.order)
@@ -196,3 +202,5 @@ def _tensors_of(row: DenoisingRow) -> Iterator[Tensor]:
     texts = [row.text] if row.negative is None else [row.text, row.negative]
     for holder in (row, *texts):
         yield from (value for value in vars(holder).values() if isinstance(value, Tensor))
+    if row.control is not None:
+        yield row.control[0]

@@ -29,8 +29,9 @@ class EngineSettings(BaseModel):
     compile: bool = False
     """Compile the U-Net, before the first order comes; meant for GPUs, and not yet run on one."""
     compile_shapes: tuple[tuple[int, int], ...] = ()
-    """Working heights and widths, in pixels, that it is compiled for, each for all of `batch_sizes`; unset: the square
-    that the base was trained at. Orders of other shapes, several adapters or long prompts are painted uncompiled."""
+    """Working heights and widths, in pixels, that it is compiled for, each for all of `batch_sizes`, with a ControlNet
+    once more for the rows that it sees; unset: the square that the base was trained at. Orders of other shapes, several
+    adapters or long prompts are painted uncompiled."""
     channels_last: bool = True
     """Keep U-Net and VAE in that memory format, which convolutions on CPUs like; not yet measured on a GPU."""
     attention: Literal["auto", "flash", "efficient", "cudnn", "math"] = "auto"

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from diffusers import ControlNetModel
 from diffusers.models.attention_processor import Attention
 from diffusers.models.resnet import ResnetBlock2D, ResnetBlockCondNorm2D
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from inpaint.diffusion.schedule import NoiseSchedule, schedule_of
 from inpaint.models.base import Base
+from inpaint.models.controlnet import check_controlnet
 from inpaint.models.low_rank import Gathered
 from inpaint.paint.denoise import Batch, DenoisingRow
 from inpaint.serve.engine.adapter_slots import AdapterSlots
@@ -106,11 +108,14 @@ class RunningBatch:
 class UNetRunner:
     """A base's U-Net with the adapters in its slots. Changes the base in place."""
 
-    def __init__(self, base: Base, settings: EngineSettings) -> None:
-        self.base, self.settings = base, settings
+    def __init__(self, base: Base, settings: EngineSettings, controlnet: ControlNetModel | None = None) -> None:
+        """Args: controlnet: sees the rows that have a control picture, as it is: adapters change the U-Net alone."""
+        if controlnet is not None:
+            check_controlnet(controlnet, base)
+        self.base, self.settings, self.controlnet = base, settings, controlnet
         self.schedule: NoiseSchedule = schedule_of(base.scheduler)
         self._memory_format = torch.channels_last if settings.channels_last else torch.contiguous_format
-        for module in (base.unet, base.vae):
+        for module in filter(None, (base.unet, base.vae, controlnet)):
             module.to(memory_format=self._memory_format)
         self.slots = AdapterSlots(base, slots=settings.slots, max_rank=settings.max_rank)
         self._pool = self.slots.pools["unet"]
@@ -147,8 +152,14 @@ class UNetRunner:
 
     def stack(self, rows: list[DenoisingRow]) -> RunningBatch:
         """Rows that go on together, and what their adapters and texts come to."""
-        sizes = self.settings.batch_sizes
-        batch = Batch(self.base, self.schedule, rows, sizes=sizes, memory_format=self._memory_format)
+        batch = Batch(
+            self.base,
+            self.schedule,
+            rows,
+            sizes=self.settings.batch_sizes,
+            memory_format=self._memory_format,
+            controlnet=self.controlnet,
+        )
         adapters = self._pool.gather(batch.unet_uses, fixed=self.settings.compile)
         self._installed = None
         self._pool.install(adapters)
@@ -189,7 +200,7 @@ class UNetRunner:
 
     def _compiled(self) -> Callable[..., Any]:
         shapes = max(1, len(self.settings.compile_shapes))
-        limit = shapes * len(self.settings.batch_sizes)
+        limit = shapes * len(self.settings.batch_sizes) * (1 if self.controlnet is None else 2)
         compiled = torch.compile(self.base.unet, dynamic=False, recompile_limit=limit)  # type: ignore[call-overload]
 
         def unet(*arguments: Any, **settings: Any) -> Any:

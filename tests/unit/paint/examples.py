@@ -5,9 +5,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffusers import ControlNetModel
 from PIL import Image
 
-from inpaint.paint.request import PaintRequest, SamplingSettings
+from inpaint.models.base import Base
+from inpaint.models.controlnet import new_controlnet
+from inpaint.paint.request import Control, PaintRequest, SamplingSettings
 from tests.schedulers import diffusers_scheduler
 from tests.tiny import SIZE
 
@@ -38,6 +41,22 @@ def request(seed: int = 0, height: int = SIZE, width: int = SIZE, **settings: ob
         "hole": hole,
     }
     return request_with(**{**defaults, **settings})
+
+
+def controlnet_of(base: Base) -> ControlNetModel:
+    """Random also where a new one is zero and adds nothing."""
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        net = new_controlnet(base)
+        for parameter in net.parameters():
+            if not parameter.any():
+                torch.nn.init.normal_(parameter, std=0.3)
+    return net.eval()
+
+
+def control(seed: int = 0, scale: float = 1.0, height: int = SIZE, width: int = SIZE) -> Control:
+    image = np.random.default_rng(100 + seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Control(image=image, scale=scale)
 
 
 def painted_by_diffusers(pipeline: Any, wanted: PaintRequest, **more: object) -> np.ndarray:

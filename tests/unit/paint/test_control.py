@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import torch
 from diffusers import (
     ControlNetModel,
     DiffusionPipeline,
@@ -13,34 +12,9 @@ from PIL import Image
 
 from inpaint.diffusion.samplers import Sampler
 from inpaint.errors import InpaintError
-from inpaint.models.base import Base
 from inpaint.paint.painter import Painter
 from inpaint.paint.request import Control
-from tests.tiny import SIZE, tiny_unet
-from tests.unit.paint.examples import TOLERANCE, painted_by_diffusers, request
-
-XL_SETTINGS = (
-    "cross_attention_dim",
-    "addition_embed_type",
-    "addition_time_embed_dim",
-    "projection_class_embeddings_input_dim",
-)
-
-
-def controlnet_of(base: Base) -> ControlNetModel:
-    """Of four channels, whatever the base has; random also where a new one is zero and adds nothing."""
-    torch.manual_seed(5)
-    unet = tiny_unet(4, **{name: base.unet.config[name] for name in XL_SETTINGS})
-    net = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(8, 16))
-    for parameter in net.parameters():
-        if not parameter.any():
-            torch.nn.init.normal_(parameter, std=0.3)
-    return net.eval()
-
-
-def control(seed: int = 0, scale: float = 1.0, height: int = SIZE, width: int = SIZE) -> Control:
-    image = np.random.default_rng(100 + seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    return Control(image=image, scale=scale)
+from tests.unit.paint.examples import TOLERANCE, control, controlnet_of, painted_by_diffusers, request
 
 
 def controlled(pipeline: DiffusionPipeline, net: ControlNetModel, xl: bool) -> DiffusionPipeline:

@@ -12,10 +12,13 @@ import pytest
 from inpaint.diffusion.unet import PRESETS
 from inpaint.recipes import ddpm
 from inpaint.recipes.category_lora import CategoryLora
+from inpaint.recipes.controlnet import PRESETS as CONTROL_PRESETS
+from inpaint.recipes.controlnet import TrainControlNet
 from inpaint.recipes.demo import Demo
 from inpaint.recipes.dreambooth import Subject
 from inpaint.recipes.dreambooth_training import TrainDreambooth
-from inpaint.recipes.lora import LORA_PRESETS, LoraRecipe
+from inpaint.recipes.latent import LatentRecipe
+from inpaint.recipes.lora import LORA_PRESETS
 from inpaint.recipes.panel_lora import TrainPanelLora
 from inpaint.recipes.toy_base import PretrainToy, ToyVae
 from inpaint.train.recipe import Recipe
@@ -24,6 +27,7 @@ from inpaint.train.settings import plain
 FOLDER = Path(__file__).parent / "snapshots"
 RECIPES: dict[str, Any] = {
     **{f"category_lora-{name}": CategoryLora.of_preset(name, data="DATA", output="OUT") for name in LORA_PRESETS},
+    **{f"controlnet-{n}": TrainControlNet.of_preset(n, data="DATA", output="OUT") for n in CONTROL_PRESETS},
     **{f"ddpm-{size}": ddpm.preset_of(size, data="DATA", output="OUT") for size in PRESETS},
     "panel_lora": TrainPanelLora(data_dir="DATA", output_dir="OUT").recipe(),
     "dreambooth": TrainDreambooth(instance_dir="DATA", output_dir="OUT").recipe(
@@ -40,7 +44,7 @@ def text_of(config: Any) -> str:
     """One line per setting, and how rows are read; `may change` marks those that a resumed run may have otherwise."""
     values, fixed = _leaves(plain(config)), _leaves(plain(config, fixed_only=True))
     lines = [f"{name} = {value!r}{'' if name in fixed else '    # may change'}\n" for name, value in values.items()]
-    if isinstance(config, LoraRecipe):
+    if isinstance(config, LatentRecipe):
         config = replace(config, resolution=config.resolution or 512)  # the base's own
     if isinstance(config, Recipe):
         read = config.read_settings()

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from diffusers import ControlNetModel
 
 from inpaint.models.adapter import Adapter, apply_adapter
 from inpaint.models.base import load_base
@@ -55,9 +56,12 @@ class Adapters:
 
 
 @contextmanager
-def running(base: str | Path, source: Adapters | None = None, **settings: object) -> Iterator[Engine]:
+def running(
+    base: str | Path, source: Adapters | None = None, *, controlnet: ControlNetModel | None = None, **settings: object
+) -> Iterator[Engine]:
     """A started engine; closed without draining at the end."""
-    engine = Engine(load_base(base), EngineSettings(**settings), (source or Adapters()).load)  # type: ignore[arg-type]
+    load = (source or Adapters()).load
+    engine = Engine(load_base(base), EngineSettings(**settings), load, controlnet)  # type: ignore[arg-type]
     engine.start()
     try:
         yield engine

@@ -1,0 +1,111 @@
+"""What every training on a Stable Diffusion base shares: the base, and how its rows are seen."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal, Self
+
+import torch
+import tyro
+
+from inpaint.data.holes import Feathered, Grown, Hole, OwnMask, Sometimes
+from inpaint.data.rows import Manifest
+from inpaint.data.sample import Crop, ReadSettings
+from inpaint.diffusion.objective import LossSettings
+from inpaint.errors import InpaintError
+from inpaint.models.base import Base, load_base, read_base_info
+from inpaint.models.locate import absolute_name
+from inpaint.models.prompt_text import PromptSettings
+from inpaint.train.recipe import Recipe
+from inpaint.train.settings import may_change
+
+Preset = Literal["toy", "sd15", "sdxl"]
+"""By the base's family."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentRecipe(PromptSettings, Recipe):
+    """A training on a base."""
+
+    presets: ClassVar[Mapping[Preset, Mapping[str, Any]]]
+    """What suits each family of bases."""
+
+    base: str = may_change("toy")
+    """A folder in diffusers format, a hub id, one `.safetensors` file (each also at a URL), or `toy`."""
+    revision: str | None = None
+    """Of a hub id: branch, tag or commit."""
+    resolution: int | tuple[int, int] | None = None
+    """Side of the training images in pixels, or their height and width; unset: the base's own."""
+    crop: Crop = Crop.CENTRE
+    """Which part of an image of another shape is used; it follows the row's own hole."""
+    flip_probability: float = 0.0
+    """Share of samples mirrored left to right; labels are then learned mirrored, too."""
+    caption_dropout: float = 0.05
+    """Share of samples with an empty prompt, for classifier-free guidance."""
+    full_hole_probability: float = 0.25
+    """Share of samples whose hole is the whole image."""
+    loss: LossSettings = LossSettings()
+    preset: Preset = may_change("toy")
+    """Whose defaults the other settings have; unset: the one that suits the base, toy for those below 256 px."""
+
+    @classmethod
+    def of_preset(cls, preset: Preset, *, data: str, output: str) -> Self:
+        """The documented defaults of a preset. Raises InpaintError for an unknown one."""
+        if preset not in cls.presets:
+            raise InpaintError(f"preset {preset!r}: give {', '.join(cls.presets)}")
+        return cls(data=data, output=output, preset=preset, **cls.presets[preset])
+
+    @classmethod
+    def defaults(cls, *, preset: Preset | None = None, base: str = "toy") -> Self:
+        """A command's, of a preset or of the one that suits the base."""
+        if preset is None:
+            info = read_base_info(base)
+            preset = "sdxl" if info.is_xl else "sd15" if info.default_size >= 256 else "toy"
+        return cls.of_preset(preset, data=tyro.MISSING, output=tyro.MISSING)
+
+    def tokens(self) -> Mapping[str, str]:
+        """Category -> the token that is added for it."""
+        return {}
+
+    def prompt_format(self) -> str:
+        """How prompts are written, from `{token}`, `{prompt}` and `{category}`."""
+        return "{prompt}"
+
+    def hole(self) -> Hole:
+        """What is painted in training."""
+        return Sometimes(Feathered(Grown(OwnMask())), self.full_hole_probability)
+
+    def aspect(self) -> float:
+        height, width = _shape(self.resolution or 1)
+        return height / width
+
+    def check(self) -> None:
+        self.loss.check_kept(denoised=read_base_info(self.base, self.revision).in_channels == 9)
+
+    def bind(self, rows: Manifest) -> Self:
+        info = read_base_info(self.base, self.revision)
+        # Workers load exactly what was found here, and from another directory.
+        base = absolute_name(self.base)
+        return replace(self, base=base, revision=info.revision, resolution=self.resolution or info.default_size)
+
+    def read_settings(self) -> ReadSettings:
+        assert self.resolution is not None, "bound"
+        height, width = _shape(self.resolution)
+        return ReadSettings(
+            height=height,
+            width=width,
+            crop=self.crop,
+            flip_probability=self.flip_probability,
+            hole=self.hole(),
+            caption_dropout=self.caption_dropout,
+            prompt_format=self.prompt_format(),
+            tokens=self.tokens(),
+        )
+
+    def load(self, dtype: torch.dtype) -> Base:
+        """The base, on the CPU; of a bound recipe."""
+        return load_base(self.base, revision=self.revision, dtype=dtype)
+
+
+def _shape(resolution: int | tuple[int, int]) -> tuple[int, int]:
+    """Height and width."""
+    return (resolution, resolution) if isinstance(resolution, int) else resolution
