@@ -35,6 +35,7 @@ _HOMES = {
     "inpaint.recipes.painting": ("PaintPhotos", "paint_photos"),
     "inpaint.recipes.panel_lora": ("PanelLora", "TrainPanelLora", "train_panels"),
     "inpaint.recipes.panel_painting": ("PaintPanels", "paint_panels"),
+    "inpaint.recipes.photoshoot_lora": ("PhotoshootLora", "TrainPhotoshootLora", "train_photoshoot"),
     "inpaint.paint.batch": ("PaintSettings",),
     "inpaint.recipes.toy_base": ("PretrainToy", "pretrain_toy"),
     "inpaint.serve.local": ("ServeHere", "serve_here"),

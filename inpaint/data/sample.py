@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
+from inpaint.data.captions import CaptionTags
 from inpaint.data.decode import DEFAULT_LIMITS, PAINT, check_hole, load_hole, load_rgb
 from inpaint.data.files import read
 from inpaint.data.holes import Box, Feathered, Grown, Hole, OwnMask, Sometimes, cover, is_empty
@@ -58,6 +59,8 @@ class ReadSettings:
     """Built from `{token}`, `{prompt}` and `{category}`, such as `"{token} background, {prompt}"`."""
     tokens: Mapping[str, str] = field(default_factory=dict)
     """Category -> its token, for `{token}`."""
+    caption_tags: CaptionTags | None = None
+    """What is done with captions before they are told; unset: nothing."""
     loss_in_mask: bool = False
     """Take the loss within the row's own mask alone, whatever the hole; all over the hole where a row has none."""
 
@@ -77,6 +80,15 @@ class ReadSettings:
             raise InpaintError(
                 f"prompt_format {self.prompt_format!r} uses {unknown!r}; known fields: {', '.join(PROMPT_FIELDS)}"
             )
+
+    def prompt_of(self, row: Row, rng: np.random.Generator | None = None) -> str:
+        """What the model is told of a row. Args: rng: draws what a sample's own is; None: as it is written."""
+        tags, caption = self.caption_tags, row.prompt
+        if tags is not None:
+            caption = tags.written(caption) if rng is None else tags.drawn(caption, rng)
+        category = row.category or ""
+        token = self.tokens.get(category, "")
+        return self.prompt_format.format(token=token, prompt=caption, category=category)
 
     def check_categories(self, categories: Iterable[str | None]) -> None:
         """Raise InpaintError where a row's category has no token, or a row has none, and the prompt needs it."""
@@ -198,9 +210,7 @@ def text_of(row: Row, settings: ReadSettings, seed: int, position: int) -> tuple
     """The formatted prompt and the label, both "" where the caption is dropped."""
     if generator(seed, "caption", position).random() < settings.caption_dropout:
         return "", ""
-    category = row.category or ""
-    token = settings.tokens.get(category, "")
-    return settings.prompt_format.format(token=token, prompt=row.prompt, category=category), row.label or ""
+    return settings.prompt_of(row, generator(seed, "tags", position)), row.label or ""
 
 
 def crop_size(width: np.ndarray | int, height: np.ndarray | int, aspect: float) -> tuple[np.ndarray, np.ndarray]:

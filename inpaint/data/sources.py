@@ -197,6 +197,9 @@ class FolderNames(StrEnum):
     NOTHING = "nothing"
     CATEGORY = "category"
     LABEL = "label"
+    REPEATS = "repeats"
+    """As kohya has them: below `6_handbag` images come six times, and are called `handbag` where they have no caption.
+    The first folder of such a name counts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -261,7 +264,9 @@ class FolderSource:
             "category": self.category,
             "repeats": self.repeats,
         }
-        if self.folder_names is not FolderNames.NOTHING:
+        if self.folder_names is FolderNames.REPEATS:
+            columns |= self._counted(images)
+        elif self.folder_names is not FolderNames.NOTHING:
             folders = pc.extract_regex(images, r"(?:^|/)(?P<name>[^/]+)/[^/]*$")
             columns[str(self.folder_names)] = pc.struct_field(folders, "name")
         listed = _listed(root, self.weight, columns)
@@ -279,6 +284,19 @@ class FolderSource:
             if not is_there
         ]
         return Listing(listed.filter(captioned), bad)
+
+    def _counted(self, images: pa.Array) -> dict[str, Any]:
+        """Repeats and prompt of images by the folders that they lie in. Raises InpaintError for no count."""
+        found = pc.extract_regex(images, r"(?:^|/)(?P<folder>(?P<repeats>[0-9]{1,9})_(?P<words>[^/]+))/")
+        repeats = pc.fill_null(pc.struct_field(found, "repeats").cast(pa.int32()), self.repeats)
+        wrong = np.flatnonzero((repeats.to_numpy() < 1) | (repeats.to_numpy() > MOST_REPEATS))
+        if len(wrong):
+            folder = found[int(wrong[0])]["folder"]
+            raise InpaintError(f"{self.path}: folder {folder}: its images shall come 1 to {MOST_REPEATS} times")
+        columns: dict[str, Any] = {"repeats": repeats}
+        if self.captions is not Captions.REQUIRED:
+            columns["prompt"] = pc.fill_null(pc.struct_field(found, "words"), self.prompt)
+        return columns
 
     def _masks(self, names: list[str]) -> dict[str, str]:
         """The masks, by their images' paths without extension. Raises InpaintError where there are none."""

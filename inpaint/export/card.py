@@ -59,8 +59,8 @@ def _text(adapter: Adapter, info: BaseInfo, *, with_samples: bool, text_alone: s
     if card.tokens:
         rows["tokens"] = ", ".join(f"{category}: {token}" for category, token in card.tokens.items())
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
-    tags = f"lora, {kind}, textual-inversion" if card.tokens else f"lora, {kind}"
-    title = f"Backgrounds for {', '.join(card.tokens)}" if card.tokens else f"A LoRA for {text_alone or kind}"
+    tags = f"lora, {kind}, textual-inversion" if adapter.embeds else f"lora, {kind}"
+    title = f"Backgrounds for {', '.join(card.tokens)}" if adapter.embeds else f"A LoRA for {text_alone or kind}"
     shown = "pictures of its prompt" if text_alone else "input, hole, result"
     samples = f"\n![{shown}](samples.png)\n" if with_samples else ""
     return f"""---
@@ -70,7 +70,7 @@ tags: [{tags}]
 ---
 # {title}
 
-A LoRA (rank {card.rank}) for {kind} on `{card.base}`{", with a token per category" if card.tokens else ""}.
+A LoRA (rank {card.rank}) for {kind} on `{card.base}`{", with a token per category" if adapter.embeds else ""}.
 {samples}
 Prompts are written `{card.prompt_format}`, such as "{example}".
 

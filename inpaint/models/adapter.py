@@ -45,15 +45,21 @@ class AdapterCard:
     """sha256 of each file."""
 
     def prompt(self, prompt: str, category: str | None = None) -> str:
-        """The prompt as it was written in training; as given where the adapter has categories and none is named. Raises
-        InpaintError for a category that it was not trained on."""
+        """The prompt as it was written in training; as given where the adapter has categories and none is named, or the
+        category's token is in it already. Raises InpaintError for a category that it was not trained on."""
         if not self.tokens:
             return self.prompt_format.format(prompt=prompt)
         if category is None:
             return prompt
         if category not in self.tokens:
             raise InpaintError(f"category {category!r}: this adapter knows {', '.join(sorted(self.tokens))}")
+        if category in self.called_in(prompt):
+            return prompt
         return self.prompt_format.format(token=self.tokens[category], prompt=prompt, category=category)
+
+    def called_in(self, prompt: str) -> list[str]:
+        """The categories whose tokens a prompt holds, as words."""
+        return [c for c, token in self.tokens.items() if re.search(rf"(?<!\w){re.escape(token)}(?!\w)", prompt)]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,10 +29,14 @@ class LoraSettings:
     """The update is scaled by alpha / rank; unset: alpha = rank, a scale of 1."""
     dropout: float = 0.0
     """Share of a LoRA layer's inputs zeroed in training, in [0, 1)."""
+    unet: bool = True
+    """Whether the U-Net gets LoRA layers."""
     text_encoder: bool = True
-    """Whether the text encoders get LoRA layers too."""
+    """Whether the text encoders do."""
 
     def __post_init__(self) -> None:
+        if not self.unet and not self.text_encoder:
+            raise InpaintError("neither U-Net nor text encoders get LoRA layers: nothing is trained; give one of them")
         if self.rank < 1:
             raise InpaintError(f"rank is {self.rank}: give at least 1")
         if not 0 <= self.dropout < 1:
@@ -56,7 +60,7 @@ def inject_lora(base: Base, settings: LoraSettings, *, seed: int, only: Collecti
         for prefix, model in adapted_models(base).items():
             layers = adaptable_layers(model, prefix)
             paths = [path for name, (path, _) in layers.items() if (is_trained(name) if only is None else name in only)]
-            if not paths or (prefix != "unet" and not settings.text_encoder):
+            if not paths or not (settings.unet if prefix == "unet" else settings.text_encoder):
                 continue
             config = LoraConfig(
                 r=settings.rank,

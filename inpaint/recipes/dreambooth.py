@@ -5,23 +5,17 @@ Source: Ruiz et al. 2022, "DreamBooth". Prior preservation is a second source at
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Self
 
 import numpy as np
 import pyarrow as pa
 
-from inpaint.data.holes import Hole, HoleKind, RandomShapes, Sometimes, WholeImage
 from inpaint.data.inspection import row_ids
 from inpaint.data.rows import SCHEMA, Manifest
 from inpaint.data.sample import ReadSettings
 from inpaint.data.sources import Captions, FolderSource, JoinedSource, Source
 from inpaint.errors import InpaintError
-from inpaint.models.base import read_base_info
-from inpaint.recipes.lora import LoraRecipe
+from inpaint.recipes.picture_lora import PictureLora
 from inpaint.train.settings import may_change
-
-RANDOM_HOLES = RandomShapes(kinds=(HoleKind.RECTANGLES, HoleKind.CIRCLES), areas=((0.1, 0.6),), most_shapes=2)
-"""What is painted on bases that are made for it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +37,7 @@ class Subject:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DreamboothLora(LoraRecipe):
+class DreamboothLora(PictureLora):
     """A LoRA per subject. `data` is the folder of one subject's photos, or of several subjects' folders."""
 
     title = "dreambooth"
@@ -56,9 +50,6 @@ class DreamboothLora(LoraRecipe):
     """Weight of the class's pictures in the loss."""
     masks: str | None = None
     """Name of a folder beside the photos with their masks, white on the subject: the loss is taken there alone."""
-    random_holes: bool | None = None
-    """Paint random holes, so that the subject can be painted into a scene, instead of whole pictures; unset: on bases
-    that are made for inpainting."""
     caption_dropout: float = 0.0
 
     def source(self, data: str) -> Source:
@@ -74,12 +65,6 @@ class DreamboothLora(LoraRecipe):
         of_subject, of_class = self.shares
         return JoinedSource((*((p, of_subject) for p in photos), *((p, of_class) for p in pictures)))
 
-    def hole(self) -> Hole:
-        return Sometimes(RANDOM_HOLES, self.full_hole_probability) if self.random_holes else WholeImage()
-
-    def text_alone(self, rows: Manifest) -> str | None:
-        return None if self.random_holes else str(rows.table["prompt"][0])
-
     def read_settings(self) -> ReadSettings:
         return replace(super().read_settings(), loss_in_mask=self.masks is not None)
 
@@ -92,12 +77,6 @@ class DreamboothLora(LoraRecipe):
                 f"prior_loss_weight {self.prior_loss_weight}, shares {self.shares}: give a weight of 0 or more, and 1 "
                 "or more of each"
             )
-
-    def bind(self, rows: Manifest) -> Self:
-        bound = super().bind(rows)
-        if bound.random_holes is not None:
-            return bound
-        return replace(bound, random_holes=read_base_info(bound.base, bound.revision).in_channels == 9)
 
     def parts(self, rows: Manifest) -> dict[str, Manifest]:
         classes, found = classes_of(self.subjects), {}

@@ -77,6 +77,10 @@ class LoraRecipe(LatentRecipe):
         """How the card's samples are painted with the exported adapter."""
         return PaintSettings(base=self.base, adapter=adapter, sampling=SamplingSettings(**asdict(self.prompts)))
 
+    def shown(self, rows: Manifest) -> Manifest:
+        """Rows as they are painted for the card."""
+        return rows
+
     def text_alone(self, rows: Manifest) -> str | None:
         """A prompt, where the adapter is for pictures from text alone; None where it is for holes."""
         return None
@@ -109,10 +113,11 @@ class LoraRecipe(LatentRecipe):
     def export_folder(self, part: str) -> str:
         return f"{self.output}/adapters/{part}"
 
-    def export(self, trained: Trained, folder: Path) -> None:
+    def card(self, trained: Trained) -> AdapterCard:
+        """What is told of the adapter."""
         read = self.read_settings()
         height, width = read.height, read.width
-        card = AdapterCard(
+        return AdapterCard(
             base=self.base,
             base_revision=str(self.revision),
             tokens=dict(self.tokens()),
@@ -124,7 +129,10 @@ class LoraRecipe(LatentRecipe):
             manifest=trained.progress.manifest,
             metrics=trained.progress.metrics,
         )
-        adapter, info = adapter_from(trained.parameters, card), read_base_info(self.base, self.revision)
+
+    def export(self, trained: Trained, folder: Path) -> None:
+        adapter = adapter_from(trained.parameters, self.card(trained))
+        info = read_base_info(self.base, self.revision)
         check_adapter(adapter, info)
         save_adapter(folder, adapter)
         samples = self._samples(trained.rows, folder) if self.card_samples else []
@@ -138,6 +146,6 @@ class LoraRecipe(LatentRecipe):
                 generate([prompt], settings, folder, n=self.card_samples, on_progress=bar.show)
                 return [np.asarray(Image.open(path)) for path in sorted(Path(folder).rglob("*.png"))]
             count = min(self.card_samples, len(rows))
-            chosen = rows.select(np.arange(count) * len(rows) // count)
+            chosen = self.shown(rows.select(np.arange(count) * len(rows) // count))
             paint_manifest(chosen, settings, folder, on_progress=bar.show)
             return [np.asarray(Image.open(path)) for path in sorted((Path(folder) / "comparisons").rglob("*.png"))]

@@ -2,7 +2,7 @@
 
 import json
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 from inpaint.data import quarantine
@@ -21,8 +21,11 @@ from inpaint.train.trainer import Training, fit, runs_side_by_side, starting_poi
 ROWS, RECIPE = "rows.parquet", "recipe.json"
 
 
-def run(recipe: Recipe, *, stop: StopToken | None = None) -> list[str]:
+def run(recipe: Recipe, *, stop: StopToken | None = None, announce: Callable[[str], None] = print) -> list[str]:
     """Read, train and export; returns the folders or URLs of what was exported.
+
+    Args:
+        announce: told how long each training is, before it begins.
 
     Raises:
         InpaintError: unusable data or settings, or `stop` ended it (the message says how to go on).
@@ -31,6 +34,8 @@ def run(recipe: Recipe, *, stop: StopToken | None = None) -> list[str]:
     # What can be refused without the data is refused before it is read.
     most_together = runs_side_by_side(recipe.train)
     trainings = prepared(recipe, stop)
+    for training in trainings:
+        announce(f"{training.name}: {training.length}")
     together = min(len(trainings), most_together)
     failed = threading.Event()
 

@@ -7,6 +7,7 @@ run began with.
 
 import importlib.metadata
 import json
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -55,6 +56,21 @@ class Training:
         """Samples of all of it."""
         settings = self.recipe.train
         return settings.total_samples(Plan.of(self.rows, settings.seed).samples_per_epoch)
+
+    @property
+    def length(self) -> str:
+        """How long it is: `65 images x 6 repeats / 2 = 195 steps per epoch, 1,950 in all`."""
+        settings = self.recipe.train
+        samples, batch = Plan.of(self.rows, settings.seed).samples_per_epoch, settings.global_batch
+        counts = sorted(Counter(self.rows.table["repeats"].to_pylist()).items(), reverse=True)
+        terms = [f"{images:,} images" + (f" x {times} repeats" if times > 1 else "") for times, images in counts]
+        said = " + ".join(terms)
+        if len(self.rows.shares) > 1:
+            said = f"{samples:,} samples"  # an epoch is one pass over the first source, the others keep their share
+        elif len(terms) > 1:
+            said = f"({said})"
+        steps = f"{samples / batch:,.1f}".removesuffix(".0")
+        return f"{said} / {batch} = {steps} steps per epoch, {self.total // batch:,} in all"
 
     @property
     def store(self) -> CheckpointStore:

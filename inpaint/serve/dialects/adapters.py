@@ -1,7 +1,6 @@
 """What clients call things: a category, an adapter or the base -> adapters to use and the prompt as trained."""
 
 import difflib
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -71,7 +70,7 @@ def adapted(prompt: str, chosen: Sequence[ChosenAdapter], field: str, most: int)
         raise bad(field, f"adapter {twice} is named twice: give it once, with the weight you mean", "given_twice")
     for one in reversed(chosen):
         card = one.adapter.card
-        if any(re.search(rf"(?<!\w){re.escape(token)}(?!\w)", prompt) for token in card.tokens.values()):
+        if card.called_in(prompt):
             continue
         if card.tokens and one.category is None:
             tokens = ", ".join(sorted(card.tokens.values()))

@@ -286,6 +286,20 @@ def test_a_folders_name_is_the_category_or_the_label(tmp_path, what):
     assert {vars(row)["label" if what == "category" else "category"] for row in rows} == {None}
 
 
+def test_folders_say_repeats_and_what_is_in_them_as_kohyas_do(tmp_path):
+    for name in ("a.png", "6_handbag/b.png", "6_handbag/red/9_x/c.png", "img/2_a red shoe/d.png", "x_6/e.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / name).write_bytes(b"x")
+    source = FolderSource(path=tmp_path, folder_names=FolderNames.REPEATS, repeats=3, prompt="p")
+    found = {row.image[-5]: (row.repeats, row.prompt) for row in rows_of(source.listing())}
+    shoe = (2, "a red shoe")
+    assert found == {"a": (3, "p"), "b": (6, "handbag"), "c": (6, "handbag"), "d": shoe, "e": (3, "p")}
+    (tmp_path / "0_none").mkdir()
+    (tmp_path / "0_none" / "f.png").write_bytes(b"x")
+    with pytest.raises(InpaintError, match="folder 0_none: its images shall come 1 to 9999 times"):
+        source.listing()
+
+
 def test_repeats_are_read_and_a_wrong_one_is_named(tmp_path):
     text = "output,prompt,repeats\na.png,x,3\nb.png,x,\nc.png,x,0\nd.png,x,often\n"
     listing = listed(tmp_path, text)

@@ -20,6 +20,7 @@ from inpaint.recipes.dreambooth_training import TrainDreambooth
 from inpaint.recipes.latent import LatentRecipe
 from inpaint.recipes.lora import LORA_PRESETS
 from inpaint.recipes.panel_lora import TrainPanelLora
+from inpaint.recipes.photoshoot_lora import TrainPhotoshootLora
 from inpaint.recipes.toy_base import PretrainToy, ToyVae
 from inpaint.train.recipe import Recipe
 from inpaint.train.settings import plain
@@ -33,6 +34,7 @@ RECIPES: dict[str, Any] = {
     "dreambooth": TrainDreambooth(instance_dir="DATA", output_dir="OUT").recipe(
         [Subject(name="s", prompt="a photo of sks dog", class_prompt="a photo of a dog", class_folder="CLASS")]
     ),
+    "photoshoot_lora": TrainPhotoshootLora(data_dir="DATA", output_dir="OUT", tag="ppzocketv2").recipe(),
     "pretrain_toy": PretrainToy(output="OUT"),
     "pretrain_toy-sdxl": PretrainToy.of_architecture("sdxl", output="OUT"),
     "toy_vae": ToyVae(data="DATA", output="OUT", learning_rate=PretrainToy.vae_learning_rate, train=PretrainToy.vae),
