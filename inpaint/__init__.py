@@ -22,6 +22,7 @@ _HOMES = {
     "inpaint.errors": ("InpaintError",),
     "inpaint.stopping": ("StopToken", "stop_on_signals"),
     # Commands
+    "inpaint.recipes.captioning": ("CaptionPhotos", "caption_photos"),
     "inpaint.recipes.category_lora": ("CategoryLora",),
     "inpaint.recipes.controlnet": ("TrainControlNet",),
     "inpaint.recipes.ddpm": ("TrainDdpm", "load_ddpm"),
@@ -29,6 +30,7 @@ _HOMES = {
     "inpaint.recipes.dreambooth": ("DreamboothLora",),
     "inpaint.recipes.dreambooth_training": ("TrainDreambooth", "train_dreambooth"),
     "inpaint.recipes.evaluate": ("EvaluatePictures", "evaluate_pictures"),
+    "inpaint.recipes.finding": ("FindProducts", "find_products"),
     "inpaint.recipes.generate": ("GeneratePictures", "generate_pictures"),
     "inpaint.recipes.inpainting": ("train_inpainting", "inpaint_image", "set_seed"),
     "inpaint.recipes.composites": ("MakeComposites", "make_composites"),
@@ -38,6 +40,7 @@ _HOMES = {
     "inpaint.recipes.photoshoot_lora": ("PhotoshootLora", "TrainPhotoshootLora", "train_photoshoot"),
     "inpaint.paint.batch": ("PaintSettings",),
     "inpaint.recipes.toy_base": ("PretrainToy", "pretrain_toy"),
+    "inpaint.recipes.toy_vision": ("PretrainToyVision", "pretrain_toy_vision"),
     "inpaint.serve.local": ("ServeHere", "serve_here"),
     # A workload of one's own
     "inpaint.recipes.lora": ("LoraRecipe",),

@@ -44,6 +44,7 @@ class Reason(StrEnum):
     TRANSPARENT_MASK = "transparent mask"
     NOT_A_COUNT = "not a count"
     OTHER_GRID = "another grid"
+    SHARED_CAPTION = "one caption file of several images"
 
 
 @dataclass(frozen=True, kw_only=True)

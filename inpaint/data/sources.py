@@ -34,8 +34,8 @@ COLUMNS = {"input": "input", "mask": "hole", "output": "image"} | {n: n for n in
 """Columns of a CSV, and what rows call them."""
 REQUIRED = ("output", "prompt")
 IMAGES = r"(?i)\.(jpe?g|jpe|jfif|png|webp|tiff?|avif|heic|heif|gif|bmp)$"  # some only to be refused by name
-OURS = r"(?:generated|composites|class_images-\d+-\d+|quarantine)\.jsonl"
-"""Reports of our own jobs that make pictures."""
+OURS = r"(?:generated|composites|captioned|found|class_images-\d+-\d+|quarantine)\.jsonl"
+"""Reports of our own jobs that make pictures or captions."""
 HIDDEN = rf"(?i)(?:^|/)(?:\.|(?:thumbs\.db|desktop\.ini|{OURS})$)"
 SHOWN = 8  # names in a warning
 CHUNK = 16_384  # lines that are Python objects at a time

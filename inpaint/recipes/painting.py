@@ -5,7 +5,6 @@ from typing import Annotated
 
 import tyro
 
-from inpaint.data.pipeline import read_manifest
 from inpaint.data.sources import CsvSource, FolderSource, Source
 from inpaint.device import choose_device
 from inpaint.diffusion.ddpm import PixelSampling
@@ -13,8 +12,9 @@ from inpaint.errors import InpaintError
 from inpaint.paint.batch import PaintSettings, paint_manifest, read_models
 from inpaint.paint.photos import Fill, check_png_name, comparison_name, read_photo, write_pictures
 from inpaint.progress import ProgressBar
+from inpaint.recipes.data_set import in_words, read_rows
 from inpaint.recipes.inpainting import inpaint_image
-from inpaint.rowmap import QUARANTINE, ActorPool
+from inpaint.rowmap import ActorPool
 from inpaint.stopping import StopToken
 
 
@@ -110,21 +110,12 @@ def paint_source(
 
     read_models(settings)  # what is wrong with them is told before the files are read
     cluster.connect()
-    with ProgressBar("reading") as bar:
-        manifest, bad = read_manifest(
-            source,
-            max_bad_fraction=1.0,
-            quarantine=f"{output}/{QUARANTINE}",
-            memory=f"{output}/inspected.parquet",
-            progress=bar.show,
-            stop=stop,
-        )
+    manifest, bad = read_rows(source, output, stop)
     with ProgressBar("painting") as bar:
         report = paint_manifest(manifest, settings, output, pool=pool, quarantined=bad, on_progress=bar.show, stop=stop)
         for warned in report.warned:
             bar.warn(warned.line)
-    aside = f"{len(report.quarantined)} in {output}/{QUARANTINE}"
-    return f"{report.done} painted, {report.skipped} were done, {aside}: {output}"
+    return in_words(report, "painted", output)
 
 
 def _paint_photo(config: PaintPhotos, image: str, mask: str) -> None:

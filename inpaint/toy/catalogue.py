@@ -32,25 +32,30 @@ CATEGORIES: dict[str, tuple[str, str]] = {
 CATEGORY_INIT_WORDS = {"CDP_COS": "cosmetics", "CDP_FOOD": "food", "CDP_TECH": "technology", "CDP_HOME": "home"}
 """The word whose embedding a category's new token starts from; the base was never trained on it."""
 
+NOTHING = "nothing"
+"""What a caption says of a scene without a product."""
+
 SUPERSAMPLING = 2
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """One product on one background."""
+    """One product on one background, or the background alone."""
 
     image: Array
     """H W 3, uint8."""
     product: Array
     """H W, bool: True on the product's pixels."""
     shape: str
+    """Empty where there is no product, as is the colour."""
     colour: str
     background: str
 
     def caption(self, with_background: bool) -> str:
-        """`an orange bowl on sand`, or `an orange bowl`."""
-        article = "an" if self.colour[0] in "aeiou" else "a"
-        return f"{article} {self.colour} {self.shape}" + (f" on {self.background}" if with_background else "")
+        """`an orange bowl on sand`, or `an orange bowl`; without a product `nothing on sand`."""
+        article = "an" if self.colour[:1] in tuple("aeiou") else "a"
+        what = f"{article} {self.colour} {self.shape}" if self.shape else NOTHING
+        return what + (f" on {self.background}" if with_background else "")
 
 
 def render(
@@ -62,11 +67,12 @@ def render(
     colour: str | None = None,
     background: str | None = None,
     mark: Drawing | None = None,
+    empty: bool = False,
 ) -> Scene:
     """The scene number `index` of the world `seed`, at `size` x `size` pixels.
 
     What is not given is drawn uniformly, but a mark, which is drawn on the product; by itself there is none. Giving one
-    changes nothing else of the scene.
+    changes nothing else of the scene. An `empty` scene is the background alone, without product and shadow.
 
     Raises:
         InpaintError: an unknown name, or a size under 32.
@@ -86,6 +92,9 @@ def render(
     background = chosen("background", background, BACKGROUND_NAMES)
     u, v = grid(size * SUPERSAMPLING)
     picture = TEXTURES[background](generator(seed, f"toy/{background}", index), u, v)
+    if empty:
+        nowhere = np.zeros((size, size), bool)
+        return Scene(image=_as_bytes(_shrink(picture)), product=nowhere, shape="", colour="", background=background)
     image, product = _place(picture, u, v, shape, colour, mark, generator(seed, "toy/product", index))
     return Scene(image=image, product=product, shape=shape, colour=colour, background=background)
 
@@ -123,13 +132,17 @@ def _place(
     image[rows, columns] = image[rows, columns] * (1 - cover) + layer * cover
     product = np.zeros(image.shape[:2], bool)
     product[rows, columns] = inside[..., 0]
-    return (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8), product
+    return _as_bytes(image), product
 
 
 def _span(start: float, stop: float, pixels: int) -> slice:
     """The whole pixels that start..stop (in 0..1) touches."""
     first, last = (int(np.clip(t, 0, 1) * pixels) for t in (start, stop))
     return slice(first, min(last + 1, pixels))
+
+
+def _as_bytes(image: Array) -> Array:
+    return (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8)
 
 
 def _shrink(fine: Array) -> Array:
@@ -185,4 +198,31 @@ def write_catalogue(
             Image.fromarray(scene.image).save(folder / image)
             Image.fromarray(np.where(scene.product, 0, 255).astype(np.uint8)).save(folder / mask)
             writer.writerow(("", mask, image, scene.caption(named), category))
+    return path
+
+
+def write_scenes(folder: str | Path, *, seed: int, count: int, empty: float, size: int = 64) -> Path:
+    """Write scenes with all traits drawn, some of them without a product, as PNGs and `scenes.csv`; returns its path.
+
+    Columns `output,mask,prompt`; the mask is white on the product, which is what finders look for, and absent where
+    there is none. Every caption names the background. Existing files are overwritten.
+
+    Args:
+        empty: share of the scenes that have no product, drawn per index.
+    """
+    folder = Path(folder)
+    for name in ("images", "masks"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    path = folder / "scenes.csv"
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(("output", "mask", "prompt"))
+        for index in range(count):
+            is_empty = bool(generator(seed, "toy/empty", index).random() < empty)
+            scene = render(seed, index, size, empty=is_empty)
+            image, mask = f"images/{index:06d}.png", "" if is_empty else f"masks/{index:06d}.png"
+            Image.fromarray(scene.image).save(folder / image)
+            if mask:
+                Image.fromarray(scene.product.astype(np.uint8) * 255).save(folder / mask)
+            writer.writerow((image, mask, scene.caption(True)))
     return path

@@ -1,0 +1,112 @@
+"""The untrained models that look at the toy world: a BLIP and a CLIPSeg, small enough for one CPU core.
+
+What transformers does with the published ones it does with ours, folders included. Different: 64 px, patches of 8, a
+few hundred thousand weights, vocabularies of some dozen words.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import (
+    BertTokenizer,
+    BlipConfig,
+    BlipForConditionalGeneration,
+    BlipImageProcessorPil,
+    CLIPSegConfig,
+    CLIPSegForImageSegmentation,
+    CLIPTokenizer,
+    ViTImageProcessorPil,
+)
+
+from inpaint.toy.base import WORDS, build_tokenizer
+from inpaint.toy.catalogue import NOTHING
+
+SIZE = 64
+"""Pixels of a side of what they see."""
+PATCH = 8
+WIDTH = 96
+ABSENT = ("shoe", "car", "watch", "bag", "person")
+"""Products that the toy world does not have: the finder learns that nothing is one."""
+FINDER_WORDS = (*WORDS, *ABSENT, "hand", "picture")
+SPECIAL = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "bos_token": "[DEC]"}
+"""Of the captions' vocabulary, in the order of their numbers; BLIP begins with [DEC] and ends with [SEP]."""
+CAPTION_WORDS = (*SPECIAL.values(), "[MASK]", NOTHING, *WORDS)
+_LAYERS = {"hidden_size": WIDTH, "intermediate_size": 3 * WIDTH, "num_attention_heads": 4}
+_EYE = {**_LAYERS, "num_hidden_layers": 4, "image_size": SIZE, "patch_size": PATCH}
+
+
+def caption_tokenizer() -> BertTokenizer:
+    """BERT's, in which each of `CAPTION_WORDS` is a token."""
+    vocabulary = {word: number for number, word in enumerate(CAPTION_WORDS)}
+    return BertTokenizer(vocab=vocabulary, model_max_length=16, **SPECIAL)
+
+
+def finder_tokenizer(folder: Path) -> CLIPTokenizer:
+    """CLIP's, in which each of `FINDER_WORDS` is a token; written to `folder`."""
+    return build_tokenizer(folder, FINDER_WORDS)
+
+
+def build_blip() -> BlipForConditionalGeneration:
+    """Pictures B 3 64 64 to the next of `CAPTION_WORDS`; random weights."""
+    number = {name: CAPTION_WORDS.index(word) for name, word in SPECIAL.items()}
+    text = {
+        **_LAYERS,
+        "num_hidden_layers": 2,
+        "vocab_size": len(CAPTION_WORDS),
+        "encoder_hidden_size": WIDTH,
+        "projection_dim": WIDTH,
+        "max_position_embeddings": 16,
+        "bos_token_id": number["bos_token"],
+        "pad_token_id": number["pad_token"],
+        "eos_token_id": number["sep_token"],
+        "sep_token_id": number["sep_token"],
+    }
+    return BlipForConditionalGeneration(
+        BlipConfig(text_config=text, vision_config=_EYE, projection_dim=WIDTH, image_text_hidden_size=WIDTH)
+    )
+
+
+def build_clipseg(tokenizer: CLIPTokenizer) -> CLIPSegForImageSegmentation:
+    """Pictures B 3 64 64 and tokens of words to heat B 64 64; random weights."""
+    text = {
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_attention_heads": 4,
+        "num_hidden_layers": 1,
+        "vocab_size": len(tokenizer),
+        "max_position_embeddings": tokenizer.model_max_length,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    clipseg = CLIPSegForImageSegmentation(
+        CLIPSegConfig(
+            text_config=text,
+            vision_config=_EYE,
+            projection_dim=64,
+            extract_layers=[0, 1, 3],
+            reduce_dim=PATCH * PATCH,  # as many as the pixels that one patch's features become
+            decoder_num_attention_heads=4,
+            decoder_intermediate_size=128,
+        )
+    )
+    decoder = clipseg.decoder
+    # transformers draws these with a deviation of one, for trained weights are expected: all else would drown in them.
+    for layer in (decoder.film_mul, decoder.film_add, *decoder.reduces, decoder.transposed_convolution):
+        nn.init.normal_(layer.weight, std=layer.weight.shape[1] ** -0.5 if layer.weight.ndim == 2 else PATCH**-2)
+    nn.init.ones_(decoder.film_mul.bias)
+    nn.init.normal_(clipseg.clip.text_model.embeddings.token_embedding.weight, std=0.5)
+    return clipseg
+
+
+def save_vision(
+    folder: Path, model: BlipForConditionalGeneration | CLIPSegForImageSegmentation, tokenizer: Any
+) -> Path:
+    """Write a folder that transformers loads, weights fp16 safetensors; the given model becomes fp16, too."""
+    Processor = BlipImageProcessorPil if isinstance(model, BlipForConditionalGeneration) else ViTImageProcessorPil
+    half = [0.5] * 3  # to [-1, 1]
+    model.half().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    Processor(size={"height": SIZE, "width": SIZE}, image_mean=half, image_std=half).save_pretrained(folder)
+    return folder
