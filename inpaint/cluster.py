@@ -154,6 +154,19 @@ def check_fits(needs: Needs, nodes: Sequence[Node]) -> None:
     raise ClusterTooSmall(message)
 
 
+def check_together(needs: Sequence[Needs], nodes: Sequence[Node]) -> None:
+    """Refuse several groups of workers that do not fit side by side, though each alone does. Raises ClusterTooSmall."""
+    for kind, wanted, there in (
+        ("CPU", sum(one.workers * one.cpus_per_worker for one in needs), sum(node.cpus for node in nodes)),
+        ("GPU", sum(one.workers * one.gpus_per_worker for one in needs), sum(node.gpus for node in nodes)),
+    ):
+        if wanted > there + 1e-6 and os.environ.get("RAY_USAGE_STATS_KUBERAY_IN_USE") != "1":
+            raise ClusterTooSmall(
+                f"{len(needs)} stages side by side ask for {wanted:g} {kind}, the cluster has {there:g}: give their "
+                "pools fewer actors, or smaller shares"
+            )
+
+
 def nodes_hold(needs: Needs, nodes: Sequence[Node]) -> bool:
     """Whether idle `nodes` hold all workers at once and still have `data_cpus` whole CPUs free."""
     to_place, free_cpus = needs.workers, 0

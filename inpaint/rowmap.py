@@ -1,9 +1,11 @@
-"""A resumable map over rows: items in; files, and a line about each item, out. On actors or in this process.
+"""A resumable map over rows: items in; files, and a line about each item, out. On actors or in this process; in one
+stage or in several, each with workers and a done-list of its own, from one to the next of which items stream.
 
 Guaranteed: an item stands in the done-list only when its files are whole in the output, and counts as done only while
 they are (on a disk: while they have their hash; at a URL: their size) and its key is the same; a run does what is not
 done. An item that cannot be used (BadRow) goes to the quarantine and stops nothing; any other error ends the run, and
-what was done stays done. The driver holds one batch of results at a time.
+what was done stays done. The driver holds one batch of results at a time, and before each later stage `AHEAD` batches
+per worker; then the stage before it pauses.
 Not covered: at a URL the done-list is written every few seconds, so that a killed run may repeat the last ones.
 """
 
@@ -14,13 +16,14 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ray
 import ray.exceptions
 
-from inpaint.cluster import Needs, check_fits, cluster_nodes, plan_workers, worker_threads
+from inpaint.cluster import Needs, check_fits, check_together, cluster_nodes, plan_workers, worker_threads
 from inpaint.data import quarantine
 from inpaint.data.quarantine import Quarantined
 from inpaint.data.storage import exists, open_root, read_file, write_file
@@ -35,6 +38,7 @@ WRITERS = 16
 """Files written, or hashed, at a time."""
 FLUSH_S = 5.0
 """Least time between two writings of a done-list at a URL."""
+AHEAD = 2  # batches per worker that may wait before a later stage
 
 
 def key_of(*values: object) -> str:
@@ -76,6 +80,9 @@ class ActorResources:
 Outcomes = Sequence[Result | BadRow]
 Work = Callable[[list[Any]], Outcomes]
 """A batch of items' values -> what became of each, in their order."""
+Then = Callable[[Item, Mapping[str, Any], Callable[[str], bytes]], Item | None]
+"""(an item, its line in the done-list, what reads its files by their paths) -> the next stage's item; None: it ends
+here."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,14 +106,18 @@ class ActorPool:
                 f"cpus_per_actor {self.cpus_per_actor} must be positive, gpus_per_actor {self.gpus_per_actor} 0 to 1"
             )
 
-    def needs(self, batches: int) -> Needs:
-        """How many actors of what size on the connected cluster; never more than batches. Raises ClusterTooSmall."""
+    def needs(self, batches: int, *, stages: int = 1) -> Needs:
+        """How many actors of what size on the connected cluster; never more than batches. Of several stages each has by
+        default one actor per GPU, or per CPU machine, whose CPUs they share. Raises ClusterTooSmall."""
         nodes = cluster_nodes()
         gpus = self.gpus_per_actor if any(node.gpus for node in nodes) else 0.0
-        room = [node.room(self.cpus_per_actor or 1.0, gpus) for node in nodes]
+        room = [node.room(self.cpus_per_actor or 1.0 / stages, gpus) for node in nodes]
+        if stages > 1 and gpus:
+            room = [min(count, int(node.gpus)) for node, count in zip(nodes, room, strict=True)]
         most = sum(room) if gpus else sum(count > 0 for count in room)
         actors = min(self.actors or max(1, most), batches)
-        cpus = self.cpus_per_actor or (1.0 if gpus else max(1.0, plan_workers(actors, False, nodes, data_cpus=0)))
+        planned = 1.0 if gpus else max(1.0, plan_workers(actors, False, nodes, data_cpus=0))
+        cpus = self.cpus_per_actor or planned / stages
         needs = Needs(workers=actors, cpus_per_worker=cpus, gpus_per_worker=gpus, data_cpus=0)
         check_fits(needs, nodes)
         return needs
@@ -136,83 +147,199 @@ def map_rows(
     on_progress: Callable[[int, int], None] | None = None,
     stop: StopToken | None = None,
 ) -> MapReport:
-    """Do what is not done. Neighbours in `items` share a batch.
+    """Do what is not done in one stage, of this `name`, `load` and `pool`; all else as in `map_stages`."""
+    one = [Stage(name=name, load=load, pool=pool)]
+    return map_stages(items, one, output, here=here, quarantined=quarantined, on_progress=on_progress, stop=stop)[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """What workers of one kind do with items."""
+
+    name: str
+    """Of its done-list in the output."""
+    load: Callable[[ActorResources], Work]
+    """Called once per worker, before its first batch; travels there."""
+    pool: ActorPool
+    """Workers on the connected cluster."""
+    then: Then | None = None
+    """What the next stage is given of each item that is done here; needed of all stages but the last."""
+
+
+def map_stages(
+    items: Sequence[Item],
+    stages: Sequence[Stage],
+    output: str | Path,
+    *,
+    here: ActorResources | None = None,
+    quarantined: Sequence[Quarantined] = (),
+    on_progress: Callable[[int, int], None] | None = None,
+    stop: StopToken | None = None,
+) -> list[MapReport]:
+    """Do what is not done, and say of each stage what it did. Neighbours in `items` share a batch.
 
     Args:
-        load: called once per worker, before its first batch; travels there.
+        items: of the first stage.
         output: a folder that this process sees, or a URL.
-        name: of the done-list in it.
-        pool: workers on the connected cluster.
-        here: work in this process instead, without Ray; of the pool only the size of a batch counts.
-        quarantined: rows that were set aside before; they are written with those set aside here.
-        on_progress: called with (items finished, items to do), those skipped left out.
+        here: work in this process instead, without Ray; of the pools only the size of a batch counts.
+        quarantined: rows that were set aside before; they are written with those set aside here, and are in the first
+            report.
+        on_progress: called with (items through with all stages, items to do), those that were done before left out.
 
     Raises:
         InpaintError: what a worker or `load` raised, an output that is a file, or `stop` was requested.
-        ClusterTooSmall: the pool does not fit.
+        ClusterTooSmall: the pools do not fit.
     """
     assert len({item.id for item in items}) == len(items), "one id per item"
-    bad, warned = list(quarantined), Warnings()
     with ThreadPoolExecutor(WRITERS) as threads:
-        done_list = _DoneList(str(output), name, threads)
-        skipped = done_list.keep(items)
-        todo = [item for item in items if item.id not in skipped]
-        batches = [todo[start : start + pool.max_batch] for start in range(0, len(todo), pool.max_batch)]
-        finished = 0
+        run = _Run(items, [_Line(stage, str(output), threads) for stage in stages])
+        run.lines[0].bad[:0] = quarantined
+        through, todo = 0, len(items) - run.ended
         try:
-            for batch, done in _on_actors(batches, load, pool) if here is None else _here(batches, load, here):
-                for one in done.warned:
-                    warned.add(one)
-                pairs = list(zip(batch, done.outcomes, strict=True))
-                bad += [Quarantined.of(0, item.id, error) for item, error in pairs if isinstance(error, BadRow)]
-                done_list.add([(item, result) for item, result in pairs if isinstance(result, Result)])
-                for _ in pairs:
-                    finished += 1
-                    if on_progress is not None:
-                        on_progress(finished, len(todo))
-                if stop is not None and stop.requested and finished < len(todo):
-                    raise InpaintError(f"stopped as asked after {finished} of {len(todo)}; run it again, it goes on")
+            for line, batch, done in _on_actors(run) if here is None else _here(run, here):
+                run.finish(line, batch, done)
+                before, through = through, run.ended - len(items) + todo
+                if on_progress is not None:
+                    for number in range(before, through):
+                        on_progress(number + 1, todo)
+                if stop is not None and stop.requested and run.is_unfinished:
+                    raise InpaintError(f"stopped as asked after {through} of {todo}; run it again, it goes on")
+            for line in run.lines:
+                line.done_list.forget_the_rest()
         finally:
-            done_list.save()
-            quarantine.write(bad, f"{output}/{QUARANTINE}")
-    return MapReport(finished + len(quarantined) - len(bad), len(skipped), bad, tuple(warned.kinds.values()))
+            for line in run.lines:
+                line.done_list.save()
+            quarantine.write([bad for line in run.lines for bad in line.bad], f"{output}/{QUARANTINE}")
+    return [MapReport(s.done, s.skipped, s.bad, tuple(s.warned.kinds.values())) for s in run.lines]
 
 
-def _here(
-    batches: Sequence[list[Item]], load: Callable[[ActorResources], Work], resources: ActorResources
-) -> Iterator[tuple[list[Item], "_Done"]]:
-    worker = _Worker()
-    for batch in batches:
-        yield batch, _checked(worker.work([item.value for item in batch], lambda: load(resources)))
+class _Line:
+    """A stage in a run: what waits before it, and what became of what came."""
+
+    def __init__(self, stage: Stage, output: str, threads: Executor) -> None:
+        self.stage, self.done_list = stage, _DoneList(output, stage.name, threads)
+        self.arriving: deque[tuple[Item, Mapping[str, Any], Mapping[str, bytes]]] = deque()
+        """Done by the stage before: the item there, its line, and its files where they are at hand."""
+        self.waiting: deque[Item] = deque()
+        self.running = self.done = self.skipped = 0
+        self.bad: list[Quarantined] = []
+        self.warned = Warnings()
+
+    @property
+    def here(self) -> int:
+        """Items that are not through."""
+        return len(self.arriving) + len(self.waiting) + self.running
 
 
-def _on_actors(
-    batches: Sequence[list[Item]], load: Callable[[ActorResources], Work], pool: ActorPool
-) -> Iterator[tuple[list[Item], "_Done"]]:
+class _Run:
+    """Items on their way through the stages, and who may do what next."""
+
+    def __init__(self, items: Sequence[Item], lines: list[_Line]) -> None:
+        self.lines, self.ended = lines, 0
+        self._admit(0, items)
+        lines[0].done_list.forget_the_rest()
+
+    @property
+    def is_unfinished(self) -> bool:
+        return any(line.here for line in self.lines)
+
+    def has_work(self, number: int) -> bool:
+        """Whether something waits for a stage; what arrives and was done before is passed on."""
+        line = self.lines[number]
+        most = line.stage.pool.max_batch
+        while line.arriving and len(line.waiting) < most:
+            then = self.lines[number - 1].stage.then
+            assert then is not None, "a stage before another says what becomes of its items"
+            chunk = [line.arriving.popleft() for _ in range(min(most, len(line.arriving)))]
+            made = [then(item, told, partial(line.done_list.read, files)) for item, told, files in chunk]
+            self.ended += made.count(None)
+            self._admit(number, [item for item in made if item is not None])
+        return bool(line.waiting)
+
+    def take(self, number: int, actors: int) -> list[Item]:
+        """The next batch of a stage; empty where it has to wait for the stage before, or for the one behind."""
+        line = self.lines[number]
+        most = line.stage.pool.max_batch
+        more_comes = any(before.here for before in self.lines[:number])
+        if not self.has_work(number) or (len(line.waiting) < most and more_comes):
+            return []
+        if number + 1 < len(self.lines):
+            behind = self.lines[number + 1]
+            if behind.here - behind.running >= AHEAD * actors * behind.stage.pool.max_batch:
+                return []
+        batch = [line.waiting.popleft() for _ in range(min(most, len(line.waiting)))]
+        line.running += len(batch)
+        return batch
+
+    def finish(self, line: _Line, batch: list[Item], done: "_Done") -> None:
+        """Writes what became of a batch, and passes on what was done."""
+        for one in done.warned:
+            line.warned.add(one)
+        pairs = list(zip(batch, done.outcomes, strict=True))
+        bad = [Quarantined.of(0, item.id, error) for item, error in pairs if isinstance(error, BadRow)]
+        good = [(item, result) for item, result in pairs if isinstance(result, Result)]
+        told = line.done_list.add(good)
+        line.running -= len(batch)
+        line.done += len(good)
+        line.bad += bad
+        self.ended += len(bad)
+        for (item, result), known in zip(good, told, strict=True):
+            self._pass_on(line, item, known, result.files)
+
+    def _admit(self, number: int, items: Sequence[Item]) -> None:
+        line = self.lines[number]
+        known = line.done_list.confirmed(items)
+        line.skipped += len(known)
+        for item in items:
+            if item.id in known:
+                self._pass_on(line, item, known[item.id], {})
+            else:
+                line.waiting.append(item)
+
+    def _pass_on(self, line: _Line, item: Item, told: Mapping[str, Any], files: Mapping[str, bytes]) -> None:
+        if line is self.lines[-1]:
+            self.ended += 1
+        else:
+            self.lines[self.lines.index(line) + 1].arriving.append((item, told, files))
+
+
+def _here(run: _Run, resources: ActorResources) -> Iterator[tuple[_Line, list[Item], "_Done"]]:
+    workers = [_Worker() for _ in run.lines]
+    while run.is_unfinished:
+        # The last stage that can: what has begun is ended first.
+        for number, line in reversed(list(enumerate(run.lines))):
+            if batch := run.take(number, 1):
+                values, load = [item.value for item in batch], partial(line.stage.load, resources)
+                yield line, batch, _checked(workers[number].work(values, load))
+                break
+
+
+def _on_actors(run: _Run) -> Iterator[tuple[_Line, list[Item], "_Done"]]:
     """Each batch and what became of it, as it is finished."""
-    if not batches:
-        return
-    needs = pool.needs(len(batches))
-    resources = ActorResources("cuda" if needs.gpus_per_worker else "cpu", worker_threads(needs.cpus_per_worker))
-    stored = ray.put(load)  # once, for it may hold an adapter
-    limits = {"num_cpus": needs.cpus_per_worker, "num_gpus": needs.gpus_per_worker}
-    kind = ray.remote(**limits, max_restarts=-1, max_task_retries=MOST_RETRIES)(_Worker)
-    actors = [kind.remote() for _ in range(needs.workers)]
-    running: dict[Any, tuple[Any, list[Item]]] = {}
+    crews: dict[int, _Crew] = {}
+    running: dict[Any, tuple[int, Any, list[Item]]] = {}
 
-    def begin(actor: Any, batch: list[Item]) -> None:
-        done = actor.work.remote([item.value for item in batch], lambda: ray.get(stored)(resources))
-        running[done] = (actor, batch)
+    def begin(number: int) -> None:
+        """Gives a stage's idle actors what there is. They start when it first has work, with those behind it, and do
+        nothing first, so that no batch waits for an actor that has not started."""
+        if number not in crews and run.has_work(number):
+            for later in set(range(number, len(run.lines))) - crews.keys():
+                crews[later] = _Crew.start(run, later)
+                running.update({crews[later].give(actor, []): (later, actor, []) for actor in crews[later].actors})
+            check_together([crew.needs for crew in crews.values()], cluster_nodes())
+        crew, behind = crews.get(number), crews.get(number + 1)
+        while crew and crew.idle and (batch := run.take(number, len(behind.actors) if behind else 1)):
+            actor = crew.idle.pop()
+            running[crew.give(actor, batch)] = (number, actor, batch)
 
-    # Nothing is done as soon as an actor has started, so that no batch waits for one that has not.
-    for actor in actors:
-        begin(actor, [])
-    waiting = deque(batches)
-    unfinished = len(batches)
     try:
-        while unfinished:
+        while True:
+            for number in reversed(range(len(run.lines))):
+                begin(number)
+            if not run.is_unfinished:
+                return
             (ready,), _ = ray.wait(list(running))
-            actor, batch = running.pop(ready)
+            number, actor, batch = running.pop(ready)
             try:
                 done = _checked(ray.get(ready))
             except ray.exceptions.RayActorError as error:
@@ -221,14 +348,41 @@ def _on_actors(
                     f"{1 + MOST_RETRIES} workers died of {names or 'their models'}, out of memory perhaps: give a "
                     "smaller max_batch or fewer actors, or leave these out, and run it again; it goes on"
                 ) from error
-            if waiting:
-                begin(actor, waiting.popleft())
+            crews[number].idle.append(actor)
+            begin(number)
             if batch:
-                unfinished -= 1
-                yield batch, done
+                yield run.lines[number], batch, done
     finally:
-        for actor in actors:
-            ray.kill(actor)
+        for crew in crews.values():
+            for actor in crew.actors:
+                ray.kill(actor)
+
+
+@dataclass
+class _Crew:
+    """A stage's actors."""
+
+    actors: list[Any]
+    load: Any
+    """In Ray's object store, for it may hold an adapter."""
+    resources: ActorResources
+    needs: Needs
+    idle: list[Any] = field(default_factory=list)
+
+    @classmethod
+    def start(cls, run: _Run, number: int) -> "_Crew":
+        stage = run.lines[number].stage
+        most = sum(line.here for line in run.lines[: number + 1])
+        needs = stage.pool.needs(-(-most // stage.pool.max_batch), stages=len(run.lines))
+        limits = {"num_cpus": needs.cpus_per_worker, "num_gpus": needs.gpus_per_worker}
+        kind = ray.remote(**limits, max_restarts=-1, max_task_retries=MOST_RETRIES)(_Worker)
+        resources = ActorResources("cuda" if needs.gpus_per_worker else "cpu", worker_threads(needs.cpus_per_worker))
+        return cls([kind.remote() for _ in range(needs.workers)], ray.put(stage.load), resources, needs)
+
+    def give(self, actor: Any, batch: list[Item]) -> Any:
+        """Begins a batch on an actor; the task."""
+        stored, resources = self.load, self.resources
+        return actor.work.remote([item.value for item in batch], lambda: ray.get(stored)(resources))
 
 
 @dataclass(frozen=True)
@@ -272,22 +426,36 @@ class _DoneList:
         self._root, self._name, self._threads = open_root(output), name, threads
         if exists(self._root):
             raise InpaintError(f"output {output}: is a file; give a folder")
+        self._unsure = {line["id"]: line for line in self._read()}
+        """Of earlier runs, and not yet asked for."""
+        self._sizes: dict[str, int | None] | None = None
         self._lines: list[str] = []
         self._due = 0.0
 
-    def keep(self, items: Sequence[Item]) -> set[str]:
-        """Ids of the items that are done. All else is dropped from the list, so that it says no more than is true."""
-        found = {line["id"]: line for line in self._read()}
-        same = [found[item.id] for item in items if item.id in found and found[item.id]["key"] == item.key]
-        sizes = {path: info.size for path, info in self._root.files().items()} if same else {}
-        whole = self._threads.map(lambda line: self._is_whole(line["files"], sizes), same)
+    def confirmed(self, items: Sequence[Item]) -> dict[str, dict[str, Any]]:
+        """The lines of the items that are done; what is said of the others is forgotten."""
+        found = [(item, line) for item in items if (line := self._unsure.pop(item.id, None)) is not None]
+        same = [line for item, line in found if line["key"] == item.key]
+        if same and self._sizes is None:
+            self._sizes = {path: info.size for path, info in self._root.files().items()}
+        whole = self._threads.map(lambda line: self._is_whole(line["files"], self._sizes or {}), same)
         kept = [line for line, is_whole in zip(same, whole, strict=True) if is_whole]
-        self._lines = [json.dumps(line) + "\n" for line in kept]
-        self.save()
-        return {line["id"] for line in kept}
+        self._lines += [json.dumps(line) + "\n" for line in kept]
+        return {line["id"]: line for line in kept}
 
-    def add(self, results: Sequence[tuple[Item, Result]]) -> None:
-        """Write the files, then the lines."""
+    def forget_the_rest(self) -> None:
+        """What nobody asked for is not said any more: the list says no more than is true."""
+        self._unsure.clear()
+        self.save()
+
+    def read(self, files: Mapping[str, bytes], path: str) -> bytes:
+        """A file of an item that is done: of those at hand, or from the output."""
+        data = files.get(path) if path in files else read_file(self._root, path)
+        assert data is not None, f"{path} was whole"
+        return data
+
+    def add(self, results: Sequence[tuple[Item, Result]]) -> list[dict[str, Any]]:
+        """Write the files, then the lines, which are returned."""
         files = [file for _, result in results for file in result.files.items()]
         list(self._threads.map(lambda file: write_file(self._root, *file), files))
         lines = []
@@ -300,11 +468,13 @@ class _DoneList:
                 file.writelines(lines)
         elif time.monotonic() > self._due:
             self.save()
+        return [json.loads(line) for line in lines]
 
     def save(self) -> None:
         """Write the whole list; objects cannot be appended to."""
         started = time.monotonic()
-        write_file(self._root, self._name, "".join(self._lines).encode())
+        unsure = (json.dumps(line) + "\n" for line in self._unsure.values())
+        write_file(self._root, self._name, "".join([*unsure, *self._lines]).encode())
         now = time.monotonic()
         # A long list takes long: at most a twentieth of the time is spent on it.
         self._due = now + max(FLUSH_S, 20 * (now - started))

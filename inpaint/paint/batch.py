@@ -27,7 +27,7 @@ from inpaint.errors import BadRow, InpaintError
 from inpaint.export.adapter_folder import load_adapter
 from inpaint.export.kohya import SUFFIX, read_adapter_file
 from inpaint.models.adapter import Adapter, apply_adapter, check_adapter
-from inpaint.models.base import DTYPES, BaseInfo, load_base, read_base_info
+from inpaint.models.base import DTYPES, Base, BaseInfo, load_base, read_base_info
 from inpaint.models.locate import absolute_name
 from inpaint.paint.painter import Painter
 from inpaint.paint.paste import comparison, kept_pixels_changed
@@ -84,14 +84,18 @@ class PaintModels:
     """By value: other machines need not see its folder."""
     info: BaseInfo
 
-    def painter(self, device: str, max_batch: int) -> Painter:
+    def load(self, device: str) -> Base:
         """Load the base, and apply the adapter."""
         settings = self.settings
         assert settings.base is not None
         base = load_base(settings.base, revision=settings.revision, dtype=DTYPES[settings.precision])
         if self.adapter is not None:
             apply_adapter(base, self.adapter)
-        return Painter(base, device=device, max_batch=max_batch)
+        return base.to(device)
+
+    def painter(self, device: str, max_batch: int) -> Painter:
+        """What paints with these."""
+        return Painter(self.load(device), max_batch=max_batch)
 
     def prompt(self, prompt: str, category: str | None) -> str:
         """As the adapter was trained. Raises InpaintError for a category that it was not trained on."""
@@ -266,13 +270,18 @@ class PaintWorker(Worker):
 
 def _result(seconds: float, painted: tuple[PaintTask, Photo, PaintRequest], picture: np.ndarray) -> Result:
     task, photo, request = painted
+    return painted_result(task.output, photo, request, picture, seconds)
+
+
+def painted_result(output: str, photo: Photo, request: PaintRequest, picture: np.ndarray, seconds: float) -> Result:
+    """The files of a painted row, its picture at `output`, and what is said of it."""
     strip, whole = comparison(request.image, request.hole, picture), photo.painted(picture, request.hole)
     return Result(
-        files={f"{COMPARISONS}/{task.output}": encode_png(strip), task.output: encode_png(whole)},
+        files={f"{COMPARISONS}/{output}": encode_png(strip), output: encode_png(whole)},
         line={
             "prompt": request.prompt,
             "seed": request.seed,
-            "output": task.output,
+            "output": output,
             "kept_pixels_changed": kept_pixels_changed(request.image, picture, request.hole),
             "seconds": seconds,
         },

@@ -102,8 +102,18 @@ def working_image(info: "BaseInfo", request: PaintRequest) -> WorkingImage:
     image, hole = resize_image(request.image[window], shape), resize_hole(request.hole[window], shape)
     if request.sampling.start == Start.SURROUNDINGS and request.sampling.strength < 1:
         image = filled(image, hole)
-    control = None if request.control is None else resize_image(request.control.image[window], shape)
-    return WorkingImage(window, image, hole, control)
+    control = request.control
+    if control is None:
+        return WorkingImage(window, image, hole)
+    return WorkingImage(
+        window, image, hole, resize_image(control.image[slice(None) if control.of_seen else window], shape)
+    )
+
+
+def seen(info: "BaseInfo", request: PaintRequest) -> np.ndarray:
+    """What a base sees of a photo, hole and all: its window at the working shape, H x W x 3 uint8."""
+    window = window_of(info, request)
+    return resize_image(request.image[window], working_shape_of(info, request, window))
 
 
 def pasted(request: PaintRequest, window: Window, painted: np.ndarray) -> np.ndarray:

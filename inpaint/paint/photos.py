@@ -115,6 +115,18 @@ def read_row(row: Row, seed: int, panels: ChosenPanels | None = None) -> tuple[P
     return photo, _hole(read(root, row.hole, "mask", most), photo, Fill.WHITE)
 
 
+def read_original(row: Row) -> tuple[bytes, Photo]:
+    """The photo to paint on, as its file's bytes and decoded. Raises BadRow."""
+    path, field = (row.image, "output") if row.input is None else (row.input, "input")
+    data = read(open_root(row.root), path, field, DEFAULT_LIMITS.max_bytes)
+    return data, _photo(data, field)
+
+
+def decode_hole(mask: bytes, photo: Photo) -> np.ndarray:
+    """The hole, H x W bool, of a mask file of the photo's size, in which white is painted. Raises BadRow."""
+    return _hole(mask, photo, Fill.WHITE)
+
+
 def read_image(root: str, path: str) -> np.ndarray:
     """One picture below a folder or URL as models see it, H x W x 3 uint8. Raises BadRow."""
     return _photo(read(open_root(root), path, "image", DEFAULT_LIMITS.max_bytes), "image").image

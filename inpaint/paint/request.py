@@ -123,9 +123,11 @@ class Control:
     """A picture that a ControlNet follows: edges, depth, ..."""
 
     image: np.ndarray
-    """H x W x 3 uint8, of the photo's size."""
+    """H x W x 3 uint8, of the photo's size; or at any size what is seen of the photo."""
     scale: float = 1.0
     """Weight of what the ControlNet adds; 0: nothing."""
+    of_seen: bool = False
+    """It was made of what the painter sees (`crop.seen`), not of the whole photo."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.scale <= 10:
@@ -180,8 +182,9 @@ class PaintRequest:
             )
         if any("\ud800" <= letter <= "\udfff" for letter in self.prompt + self.negative_prompt):
             raise InpaintError("prompt: it holds half a surrogate pair, which is no text; decode it as UTF-8")
-        if self.control is not None and self.control.image.shape != self.image.shape:
-            raise InpaintError(f"control: {self.control.image.shape}; give a picture of shape {self.image.shape}")
+        control = self.control
+        if control is not None and not control.of_seen and control.image.shape != self.image.shape:
+            raise InpaintError(f"control: {control.image.shape}; give a picture of shape {self.image.shape}")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

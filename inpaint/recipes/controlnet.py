@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+import tyro
 
 from inpaint.data.sources import CsvSource, FolderSource, Source
 from inpaint.device import memory_format
@@ -15,7 +16,7 @@ from inpaint.train.controlled import ControlledInpainting
 from inpaint.train.objective import AUTOCAST
 from inpaint.train.recipe import Trained
 from inpaint.train.settings import Precision, TrainSettings, ValidationSettings
-from inpaint.vision.control import ControlKind, control_pictures
+from inpaint.vision.control import ControlKind, ControlSettings, load_control
 
 _ON_GPUS: dict[str, Any] = {
     "learning_rate": 1e-5,
@@ -55,8 +56,7 @@ class TrainControlNet(LatentRecipe):
     title = "ControlNet"
     presets = PRESETS
 
-    control: ControlKind = ControlKind.EDGES
-    """What the pictures show."""
+    control: Annotated[ControlSettings, tyro.conf.arg(name="")] = ControlSettings(control=ControlKind.EDGES)
     learning_rate: float = 1e-5
 
     def source(self, data: str) -> Source:
@@ -76,7 +76,7 @@ class TrainControlNet(LatentRecipe):
         return ControlledInpainting(
             base,
             controlnet,
-            control_pictures(self.control),
+            load_control(self.control, device),
             learning_rate=self.learning_rate,
             seed=settings.seed,
             loss=self.loss,

@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # HTTP starts sooner without torch and diffusers
     from inpaint.models.adapter import AdapterCard
     from inpaint.models.base import BaseInfo
     from inpaint.paint.request import PaintRequest
+    from inpaint.vision.finder import Findings, FindQuery
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,3 +144,14 @@ class Service(Protocol):
 
     async def healthy(self) -> bool:
         """Whether a replica does, or can be started to do, real work."""
+
+
+class Vision(Protocol):
+    """What looks at photos before they are painted on."""
+
+    async def find(self, image: np.ndarray, query: "FindQuery") -> "Findings":
+        """What of these products is in a photo, H x W x 3 uint8. Raises Overloaded, or InpaintError."""
+
+    async def control(self, image: np.ndarray) -> np.ndarray | None:
+        """What the painters' ControlNet is shown of an image, both H x W x 3 uint8; None: they have none. Raises as
+        `find`."""

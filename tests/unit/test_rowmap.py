@@ -16,10 +16,10 @@ import pytest
 import ray
 
 from inpaint import rowmap
-from inpaint.cluster import Node
+from inpaint.cluster import Needs, Node, check_together
 from inpaint.data.storage import open_root, read_file, write_file
 from inpaint.errors import BadRow, ClusterTooSmall, InpaintError
-from inpaint.rowmap import FLUSH_S, ActorPool, ActorResources, Item, MapReport, Result, map_rows
+from inpaint.rowmap import FLUSH_S, ActorPool, ActorResources, Item, MapReport, Result, Stage, map_rows, map_stages
 from inpaint.stopping import StopToken
 
 HERE = ActorResources("cpu", 1)
@@ -273,3 +273,95 @@ def test_on_actors_nothing_is_lost_when_one_dies_and_errors_keep_their_words(
     while ray.available_resources().get("CPU", 0) < 2 and time.monotonic() < deadline:
         time.sleep(0.05)
     assert ray.available_resources()["CPU"] == 2, "actors end with their run"
+
+
+def count(values: list[tuple[str, bytes]], log: Path) -> list[Result | BadRow]:
+    """The second stage: counts what the first one wrote; `few` cannot be used."""
+    with log.open("a") as file:
+        file.write(" ".join(f"{name}+" for name, _ in values) + "\n")
+    return [
+        BadRow("image", "too few", name)
+        if name == "few"
+        else Result({f"{name}.count": b"%d" % len(text)}, {"seen": name})
+        for name, text in values
+    ]
+
+
+def counter(resources: ActorResources, log: Path) -> Callable[[list[tuple[str, bytes]]], list[Result | BadRow]]:
+    return partial(count, log=log)
+
+
+def counted(item: Item, line: dict, read: Callable[[str], bytes]) -> Item | None:
+    """What becomes of a shouted name; nothing of short ones."""
+    text = read(f"{item.id}.txt")
+    return None if line["length"] < 3 else Item(item.id, f"{item.key}/{text.decode()}", (item.value, text))
+
+
+def stages(log: Path) -> list[Stage]:
+    first = Stage(name="shouted.jsonl", load=partial(worker, log=log), pool=PAIRS, then=counted)
+    return [first, Stage(name="counted.jsonl", load=partial(counter, log=log), pool=PAIRS)]
+
+
+NAMES = ("abc", "no", "badly", "defg", "few", "hij", "klmno")
+
+
+def test_items_stream_from_stage_to_stage_and_each_is_done_once(log, tmp_path):
+    seen: list[tuple[int, int]] = []
+    progress = lambda done, todo: seen.append((done, todo))  # noqa: E731
+    first, second = map_stages(items(*NAMES), stages(log), tmp_path / "out", here=HERE, on_progress=progress)
+    assert (first.done, second.done, len(first.quarantined), len(second.quarantined)) == (6, 4, 1, 1)
+    order = worked_on(log)
+    assert Counter(order) == Counter([*NAMES, *(f"{name}+" for name in NAMES if name not in ("no", "badly"))])
+    assert order.index("abc+") < order.index("klmno"), "the second stage waits for all of the first"
+    assert seen[-1] == (len(NAMES), len(NAMES)) and len(seen) == len(NAMES)
+    quarantined = [
+        json.loads(line)["name"] for line in (tmp_path / "out" / "quarantine.jsonl").read_text().splitlines()
+    ]
+    assert sorted(quarantined) == ["badly", "few"]
+    again = map_stages(items(*NAMES), stages(log), tmp_path / "out", here=HERE)
+    assert [(one.done, one.skipped) for one in again] == [(0, 6), (0, 4)]
+    assert Counter(worked_on(log)) == Counter(["badly", "few+"]), "what cannot be used is tried again, nothing else"
+
+
+def test_stages_go_on_where_each_of_them_ended(log, tmp_path):
+    out, stop = tmp_path / "out", StopToken()
+    with pytest.raises(InpaintError, match=r"stopped as asked after \d of 7"):
+        map_stages(items(*NAMES), stages(log), out, here=HERE, stop=stop, on_progress=lambda done, todo: stop.request())
+    begun = worked_on(log)
+    assert 0 < len(begun) < 12
+    (out / "abc.txt").unlink()
+    map_stages(items(*NAMES), stages(log), out, here=HERE)
+    rest = worked_on(log)
+    assert not set(begun) & set(rest) - {"abc", "badly", "few+"}, "something was done twice"
+    assert "abc" in rest and (out / "klmno.count").read_text() == "5"
+    lines = [json.loads(line)["id"] for line in (out / "counted.jsonl").read_text().splitlines()]
+    assert sorted(lines) == ["abc", "defg", "hij", "klmno"]
+
+
+def test_a_stage_pauses_while_the_next_one_is_behind(log, tmp_path, monkeypatch):
+    monkeypatch.setattr(rowmap, "AHEAD", 1)
+    first, last = stages(log)
+    slow = Stage(name=last.name, load=last.load, pool=ActorPool(max_batch=4))
+    names = [f"name{number}" for number in range(30)]
+    map_stages(items(*names), [first, slow], tmp_path / "out", here=HERE)
+    ahead = most = 0
+    for word in worked_on(log):
+        ahead += -1 if word.endswith("+") else 1
+        most = max(most, ahead)
+    assert most <= 4 + 2
+
+
+def test_stages_that_do_not_fit_side_by_side_are_refused():
+    one = Needs(workers=1, cpus_per_worker=1.5, data_cpus=0)
+    check_together([one], [Node(2)])
+    with pytest.raises(ClusterTooSmall, match="2 stages side by side ask for 3 CPU"):
+        check_together([one, one], [Node(2)])
+
+
+@pytest.mark.ray
+def test_stages_have_actors_of_their_own(ray_cluster, log, tmp_path):
+    small = ActorPool(max_batch=2, cpus_per_actor=0.1)
+    lines = [Stage(name=one.name, load=one.load, pool=small, then=one.then) for one in stages(log)]
+    first, second = map_stages(items(*NAMES), lines, tmp_path / "out")
+    assert (first.done, second.done) == (6, 4)
+    assert Counter(worked_on(log)) == Counter([*NAMES, *(f"{n}+" for n in NAMES if n not in ("no", "badly"))])

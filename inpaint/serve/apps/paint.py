@@ -35,6 +35,11 @@ class PaintArgs(BaseModel):
     """auto: the GPU that the painter was given, else the CPU."""
     threads: int | None = Field(default=None, ge=1)
     """Torch threads of a painter on CPUs; unset: as many as CPUs that it was given."""
+    controlnet: str | None = None
+    """A ControlNet's folder or hub id, or `toy-edges`: orders may then have a control picture, and share batches with
+    others."""
+    controlnet_revision: str | None = None
+    """Expected revision; what is there when unset."""
     steps: int | None = Field(default=None, ge=1)
     """Sampling steps where a request says nothing; unset: what the base prefers."""
     guidance_scale: float | None = Field(default=None, ge=0, le=100)

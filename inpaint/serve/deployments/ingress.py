@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 from ray import serve
-from ray.exceptions import NodeDiedError, ObjectLostError, RayActorError, RayError, RayTaskError, WorkerCrashedError
+from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import DeploymentStatus
@@ -18,9 +18,10 @@ from inpaint.models.base import read_base_info
 from inpaint.serve.adapters.cache import AdapterFiles
 from inpaint.serve.adapters.registry import Registry
 from inpaint.serve.admission import Admission, Capacity
+from inpaint.serve.deployments.finders import RemoteVision
 from inpaint.serve.deployments.heap import PHOTOS, Trimmer, give_back, started
 from inpaint.serve.deployments.metrics import IngressMetrics, RequestMetrics
-from inpaint.serve.deployments.serve_internals import listening
+from inpaint.serve.deployments.serve_internals import LOST, listening
 from inpaint.serve.dialects.a1111_tasks import TaskAnswer, TaskQuery, Tasks
 from inpaint.serve.dialects.paint_http import paint_http
 from inpaint.serve.dispatcher import Dispatcher, PainterLost
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from inpaint.serve.apps.paint import PaintArgs
 
 _LOG = logging.getLogger(__name__)
-_LOST = (RayActorError, ObjectLostError, NodeDiedError, WorkerCrashedError)
 _WATCH_PERIOD_S = 2.0
 _ASK_TIMEOUT_S = 10.0
 _FAILED = (DeploymentStatus.UNHEALTHY, DeploymentStatus.DEPLOY_FAILED)
@@ -55,7 +55,7 @@ class IngressState:
 class IngressReplica:
     """A replica."""
 
-    def __init__(self, args: "PaintArgs", painters: DeploymentHandle) -> None:
+    def __init__(self, args: "PaintArgs", painters: DeploymentHandle, finders: DeploymentHandle | None = None) -> None:
         context = serve.get_replica_context()
         self._replica = context.replica_tag
         info = read_base_info(args.base, args.base_revision)
@@ -68,7 +68,8 @@ class IngressReplica:
         dispatcher = Dispatcher(args.served(info), self._registry, self._admission, self._call)
         self._requests = RequestMetrics(self._replica)
         self._tasks = Tasks(self._ask_ingresses)
-        self._http = paint_http(dispatcher, listening(args.http), self._requests, self._tasks)
+        vision = None if finders is None else RemoteVision(finders)
+        self._http = paint_http(dispatcher, listening(args.http), self._requests, self._tasks, vision)
         self._metrics = IngressMetrics(self._replica)
         started()
         self._watching = [asyncio.create_task(self._registry.watch()), asyncio.create_task(self._watch())]
@@ -123,7 +124,7 @@ class IngressReplica:
             if isinstance(error.cause, InpaintError):
                 raise error.cause from None
             raise
-        except (*_LOST, DeploymentUnavailableError) as error:
+        except (*LOST, DeploymentUnavailableError) as error:
             raise PainterLost(str(error).partition("\n")[0]) from error
         except (asyncio.CancelledError, GeneratorExit):
             events.cancel()

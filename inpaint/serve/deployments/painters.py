@@ -11,6 +11,7 @@ from ray import serve
 from ray.serve.config import RequestRouterConfig
 
 from inpaint.models.base import DTYPES, load_base
+from inpaint.models.controlnet import load_controlnet
 from inpaint.serve.adapters.cache import AdapterFiles
 from inpaint.serve.deployments.heap import TENSORS, Trimmer, give_back, started
 from inpaint.serve.deployments.metrics import PainterMetrics
@@ -33,11 +34,14 @@ class PainterReplica:
     def __init__(self, args: "PaintArgs") -> None:
         device = own_device(args.threads, args.device)
         base = load_base(args.base, revision=args.base_revision, dtype=DTYPES[args.precision], device=device)
+        controlnet = None
+        if args.controlnet is not None:
+            controlnet = load_controlnet(args.controlnet, base, args.controlnet_revision)
         give_back(TENSORS)
         self._health_timeout_s = args.health_timeout_s
         self._cache = args.registry_settings.open_cache(base.info)
         self._metrics = PainterMetrics(serve.get_replica_context().replica_tag)
-        self._engine = Engine(base, args.engine, self._cache.load)
+        self._engine = Engine(base, args.engine, self._cache.load, controlnet)
         self._engine.start()
         started()
         self._measuring = asyncio.create_task(self._measure())

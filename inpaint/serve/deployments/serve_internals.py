@@ -6,11 +6,14 @@ Tried on Ray 2.60 (`tests/unit/serve/test_serve_internals.py` says so).
 
 from concurrent.futures import ThreadPoolExecutor
 
+from ray.exceptions import NodeDiedError, ObjectLostError, RayActorError, WorkerCrashedError
 from ray.serve.context import _get_global_client
 
 from inpaint.serve.http.limits import HttpSettings
 
 TRIED_ON = "2.60"
+LOST = (RayActorError, ObjectLostError, NodeDiedError, WorkerCrashedError)
+"""What a call on a replica that has died raises."""
 
 
 def listening(settings: HttpSettings) -> HttpSettings:

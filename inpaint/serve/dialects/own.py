@@ -55,19 +55,11 @@ _EXAMPLES: list[JsonValue] = [
 ]
 
 
-class OwnFields(PaintFields):
-    """What `POST /paint` takes: a form, or JSON with files in base64 (with or without a `data:` prefix)."""
-
-    model_config = ConfigDict(json_schema_extra={"examples": _EXAMPLES})
+class LookFields(PaintFields):
+    """What our own dialect's paths to pictures of photos share."""
 
     image: Upload
     """The photo: PNG, JPEG or WEBP."""
-    mask: Upload | None = None
-    """Same size; white = paint. Without it and without panels, transparent pixels are painted."""
-    panels: Annotated[tuple[int, ...], BeforeValidator(_numbers, json_schema_input_type=str | tuple[int, ...])] = ()
-    """Of a composite, in place of a mask: the panels to paint, 0 at the top left, 1 beside it; in a form, `2,3`."""
-    grid: Word = "2x2"
-    """Of a composite: rows x columns; gutters and borders are found, and kept."""
     category: Word = ""
     """Whose look is painted: GET /catalogue lists them."""
     adapters: Annotated[
@@ -80,6 +72,19 @@ class OwnFields(PaintFields):
     """Of jpeg and webp."""
     answer: Literal["image", "json"] | None = None
     """Default: image for one, json for several."""
+
+
+class OwnFields(LookFields):
+    """What `POST /paint` takes: a form, or JSON with files in base64 (with or without a `data:` prefix)."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": _EXAMPLES})
+
+    mask: Upload | None = None
+    """Same size; white = paint. Without it and without panels, transparent pixels are painted."""
+    panels: Annotated[tuple[int, ...], BeforeValidator(_numbers, json_schema_input_type=str | tuple[int, ...])] = ()
+    """Of a composite, in place of a mask: the panels to paint, 0 at the top left, 1 beside it; in a form, `2,3`."""
+    grid: Word = "2x2"
+    """Of a composite: rows x columns; gutters and borders are found, and kept."""
     previews: Annotated[int, Within(0, 8)] = 0
     """Pictures on the way, with stream."""
 
@@ -96,7 +101,7 @@ class OwnEndpoint(PaintEndpoint[OwnFields]):
 
     def read(self, fields: OwnFields) -> PaintCall[OwnFields]:
         """Names first, then pictures."""
-        chosen = _adapters(fields, self.service.catalogue())
+        chosen = adapters_of(fields, self.service.catalogue())
         prompt, adapters = adapted(fields.prompt, chosen, "adapters", self.settings.max_adapters)
         if fields.answer == "image" and fields.n > 1:
             raise bad("answer", f"image, but n is {fields.n}: ask for json")
@@ -130,10 +135,10 @@ class OwnEndpoint(PaintEndpoint[OwnFields]):
     def answer(self, call: PaintCall[OwnFields], pictures: Sequence[Picture]) -> Response:
         if call.n == 1 and call.fields.answer != "json":
             return super().answer(call, pictures)
-        return JSONResponse({"images": [_described(call, one) for one in pictures], "warnings": call.warnings})
+        return JSONResponse({"images": [described(call, one) for one in pictures], "warnings": call.warnings})
 
     def event(self, call: PaintCall[OwnFields], picture: Picture) -> bytes:
-        return sse("painted" if isinstance(picture.about, Painted) else "preview", _described(call, picture))
+        return sse("painted" if isinstance(picture.about, Painted) else "preview", described(call, picture))
 
     def add_to(self, app: FastAPI) -> None:
         """And `GET /catalogue`."""
@@ -157,7 +162,7 @@ class OwnEndpoint(PaintEndpoint[OwnFields]):
             }
 
 
-def _adapters(fields: OwnFields, catalogue: Mapping[str, ServedAdapter]) -> list[ChosenAdapter]:
+def adapters_of(fields: LookFields, catalogue: Mapping[str, ServedAdapter]) -> list[ChosenAdapter]:
     """Those named; `category` alone finds its adapter, beside `adapters` it says whose token is written."""
     category = fields.category
     if not fields.adapters:
@@ -178,7 +183,8 @@ def _without_effect(fields: OwnFields) -> Iterator[str]:
         yield "grid has no effect without panels"
 
 
-def _described(call: PaintCall[OwnFields], picture: Picture) -> dict[str, Any]:
+def described(call: PaintCall[Any], picture: Picture) -> dict[str, Any]:
+    """A picture and what it took, as JSON."""
     figures = {name: value for name, value in vars(picture.about).items() if name != "image"}
     number = picture.number
     return {"number": number, "seed": call.request.seed + number, "b64": picture.base64, **figures}

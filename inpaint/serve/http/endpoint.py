@@ -4,8 +4,8 @@ An application says its fields (`schema.Fields`), what they mean (`read`), what 
 than a picture, how that is answered (`answer`, `event`). The rest is here.
 
 Guaranteed: `read`, `answer`, `event` and encoding run in a thread, never on the event loop; `submit` runs in one task
-from beginning to end, so that it may use task-bound contexts, and is closed at once when the client goes; what a
-request keeps in memory is counted until its answer is out.
+from beginning to end, so that it may use task-bound contexts, and like `prepare` before it is closed at once when the
+client goes; what a request keeps in memory is counted until its answer is out.
 """
 
 import asyncio
@@ -105,6 +105,10 @@ class Endpoint(ABC, Generic[FieldsT, CallT]):
     def read(self, fields: FieldsT) -> CallT:
         """Check what the fields mean together, and decode their pictures. Raises InpaintError."""
 
+    async def prepare(self, call: CallT, record: Record) -> CallT:
+        """The call, with what others have to be asked for before it can be submitted. Raises InpaintError."""
+        return call
+
     @abstractmethod
     def submit(self, call: CallT, record: Record) -> AsyncGenerator[Picture, None]:
         """Do it, and give pictures as they come; for the record, say what they took. Raises InpaintError.
@@ -131,6 +135,7 @@ class Endpoint(ABC, Generic[FieldsT, CallT]):
         call = await resources.read(request, self._read)
         record.model, record.n, record.pixels = call.model or call.receipt.base, call.n, call.pixels
         resources.hold(record, BYTES_PER_PIXEL * call.n * call.pixels)
+        call = await until_gone(request.receive, self.prepare(call, record))
         headers = {
             "x-kept-pixels-changed": "0",
             "x-seed": str(call.receipt.seed),

@@ -1,5 +1,7 @@
 """A ControlNet adds to the rows that have a picture for it, as diffusers', and to no others."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from diffusers import (
@@ -12,6 +14,7 @@ from PIL import Image
 
 from inpaint.diffusion.samplers import Sampler
 from inpaint.errors import InpaintError
+from inpaint.paint.crop import seen
 from inpaint.paint.painter import Painter
 from inpaint.paint.request import Control
 from tests.unit.paint.examples import TOLERANCE, control, controlnet_of, painted_by_diffusers, request
@@ -86,3 +89,22 @@ def test_what_does_not_fit_is_refused(tiny_bases):
     pooling.register_to_config(global_pool_conditions=True)
     with pytest.raises(InpaintError, match="pools"):
         Painter(tiny_bases["sd9"], controlnet=pooling)
+
+
+def test_a_control_picture_of_what_is_seen_is_taken_as_it_is(tiny_bases):
+    base = tiny_bases["sd9"]
+    painter = Painter(base, controlnet=controlnet_of(base))
+    hole = np.zeros((80, 90), dtype=bool)
+    hole[30:50, 30:50] = True
+    settings = {"height": 80, "width": 90, "padding": 0, "steps": 2, "hole": hole}
+    photo = request(1, **settings)
+    part = seen(base.info, photo)
+    assert part.shape == (32, 32, 3) and not np.array_equal(part, photo.image[30:50, 30:50].repeat(2, 0)[:32])
+    picture = 255 - part
+    of_seen = replace(photo, control=Control(image=picture, of_seen=True))
+    whole = np.zeros_like(photo.image)
+    whole[30:50, 30:50] = 255 - photo.image[30:50, 30:50]
+    of_photo = replace(photo, control=Control(image=whole))
+    first, second, third = painter.paint_raw([of_seen, of_photo, photo])
+    # Lanczos of the inverse is the inverse of Lanczos, but where it is clipped.
+    assert np.abs(first - second).max() < 0.1 * np.abs(first - third).max()

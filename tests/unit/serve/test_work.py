@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inpaint.diffusion.samplers import Sampler
-from inpaint.paint.request import PaintRequest
+from inpaint.paint.request import Control, PaintRequest
 from inpaint.serve.admission import Admission, AdmissionSettings, Capacity, work_of
 from inpaint.serve.deployments.router import TRIED_ON, AdapterRouter, PainterLoad, cost_of
 from inpaint.serve.deployments.scaling import WORK, ByRemainingWork
@@ -37,6 +37,7 @@ def request(*, side: int = 64, hole: tuple[slice, slice] = np.s_[16:48, 16:48], 
     ("changes", "rows"),
     [
         ({}, 20),
+        ({"control": Control(image=np.zeros((64, 64, 3), dtype=np.uint8))}, 28),
         ({"steps": 40}, 40),
         ({"guidance_scale": 3.0}, 40),
         ({"strength": 0.5}, 10),
