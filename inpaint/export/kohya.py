@@ -11,7 +11,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,10 +21,10 @@ import torch
 from torch import Tensor
 
 from inpaint.errors import InpaintError
+from inpaint.export.kohya_names import SUFFIX, KohyaNames
 from inpaint.models.adapter import Adapter, AdapterCard
 from inpaint.models.base import BaseInfo
 
-SUFFIX = ".safetensors"
 _FOREIGN = {
     "model.diffusion_model.": "a whole checkpoint; give it as the base", "hada_": "LyCORIS LoHa",
     "lokr_": "LyCORIS LoKr", "dora_scale": "DoRA", "lora_mid": "LyCORIS LoCon", "oft_": "OFT", "ia3": "IA3",
@@ -102,8 +102,8 @@ def _layers(
     tensors: Mapping[str, Tensor], metadata: Mapping[str, str], info: BaseInfo, where: str
 ) -> dict[str, _Layer]:
     """By our name of the layer."""
-    per_block = _attentions_per_block(info) if info.is_xl else None
-    known = {alias: layer for layer in info.layers for alias in _names(layer, per_block)}
+    names = KohyaNames(info)
+    known = {alias: layer for layer in info.layers for alias in names.all(layer)}
     found: dict[str, _Layer] = {}
     for name, tensor in tensors.items():
         foreign = next((what for part, what in _FOREIGN.items() if part in name), None)
@@ -124,43 +124,6 @@ def _layers(
         if layer.alpha is None:
             layer.alpha = _alpha(name, told)
     return found
-
-
-def _attentions_per_block(info: BaseInfo) -> int:
-    ups = re.findall(r"unet\.up_blocks\.\d+\.attentions\.(\d+)", " ".join(info.layers))
-    return 1 + max(map(int, ups), default=0)
-
-
-def _names(layer: str, per_block: int | None) -> Iterator[str]:
-    """What a layer (on disk) is called in files of others. Args: per_block: `_original`'s, of SDXL."""
-    prefix, _, path = layer.partition(".")
-    yield layer
-    yield f"{prefix}.{path.removeprefix('text_model.')}"
-    flat = path.replace(".", "_")
-    if prefix == "unet":
-        yield f"lora_unet_{flat}"
-        if per_block is not None:
-            yield f"lora_unet_{_original(path, per_block).replace('.', '_')}"
-    elif prefix == "text_encoder_2":
-        yield f"lora_te2_{flat}"
-    else:
-        yield f"lora_te1_{flat}"
-        if per_block is None:
-            yield f"lora_te_{flat}"
-
-
-def _original(path: str, per_block: int) -> str:
-    """diffusers' path of a layer in SDXL's U-Net -> the original one: `down_blocks.1.attentions.0` is
-    `input_blocks.4.1`, for there a block's layers, and its up- or downsampler, are counted on."""
-
-    def renamed(match: re.Match[str]) -> str:
-        block, attention = int(match[2]), int(match[3])
-        if match[1] == "down":
-            return f"input_blocks.{block * per_block + attention + 1}.1"
-        return f"output_blocks.{block * per_block + attention}.1"
-
-    path = re.sub(r"^(down|up)_blocks\.(\d+)\.attentions\.(\d+)", renamed, path)
-    return re.sub(r"^mid_block\.attentions\.0", "middle_block.1", path)
 
 
 def _number(tensor: Tensor, name: str, where: str) -> float:

@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from string import Formatter
+from typing import TypedDict
 
 import torch
 from torch import Tensor
@@ -17,8 +18,18 @@ from inpaint.models.prompts import load_tokens
 NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 """What an adapter and its categories may be called: they stand in file names, URLs, prompts and logs."""
 _PROMPT_FIELDS = {"token", "prompt", "category"}
+_DATASET = {"n_repeats": int, "img_count": int, "tags": dict}
 _MAX_ALPHA = 1e6
 _HALVES = (".lora_A.weight", ".lora_B.weight")
+
+
+class DatasetFolder(TypedDict):
+    """What an adapter was trained on of one folder, under kohya's names."""
+
+    n_repeats: int
+    img_count: int
+    tags: dict[str, int]
+    """What stands between commas in captions -> how many have it; the most frequent ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +52,8 @@ class AdapterCard:
     manifest: str
     """Hash of the manifest it was trained on."""
     metrics: dict[str, float] = field(default_factory=dict)
+    dataset: dict[str, DatasetFolder] = field(default_factory=dict)
+    """By the names of the folders; empty where it is not known."""
     files: dict[str, str] = field(default_factory=dict)
     """sha256 of each file."""
 
@@ -120,6 +133,7 @@ def check_card(card: AdapterCard, info: BaseInfo, *, max_rank: int | None = None
     for category in card.tokens:
         check_name(category)
     _check_prompt_format(card)
+    _check_dataset(card)
 
 
 def check_adapter(adapter: Adapter, info: BaseInfo, *, max_rank: int | None = None) -> None:
@@ -176,3 +190,10 @@ def _check_prompt_format(card: AdapterCard) -> None:
         if name is not None and (name not in fields or spec or conversion):
             known = ", ".join(f"{{{field}}}" for field in sorted(fields))
             raise InpaintError(f"prompt_format {text[:80]!r}: give only {known}")
+
+
+def _check_dataset(card: AdapterCard) -> None:
+    folders = card.dataset.values() if isinstance(card.dataset, dict) else [None]
+    for folder in folders:
+        if not isinstance(folder, dict) or {name: type(value) for name, value in folder.items()} != _DATASET:
+            raise InpaintError(f"dataset {str(card.dataset)[:80]}: give folder -> {', '.join(_DATASET)}")

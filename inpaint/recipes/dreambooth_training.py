@@ -103,6 +103,8 @@ class TrainDreambooth(Wording):
     """Half-life, in samples, of a moving average of the LoRA, which is then exported; unset: none is kept."""
     max_bad_fraction: float = 0.05
     """The job stops before training when more of the images than this cannot be used."""
+    kohya: bool = False
+    """Write the adapter for A1111 and ComfyUI, too: one file in its folder `kohya`."""
     card_samples: int = 4
     """Pictures for an adapter's model card; 0: none."""
     loss: LossSettings = LossSettings()
@@ -154,6 +156,7 @@ class TrainDreambooth(Wording):
             text_encoder_learning_rate=self.text_encoder_lr,
             max_bad_fraction=self.max_bad_fraction,
             card_samples=self.card_samples,
+            kohya=self.kohya,
             resume=self.resume,
             loss=self.loss,
             validation=self.validation,

@@ -14,6 +14,7 @@ from inpaint.device import memory_format
 from inpaint.diffusion.objective import LossSettings
 from inpaint.export.adapter_folder import save_adapter
 from inpaint.export.card import write_card
+from inpaint.export.kohya_file import save_kohya
 from inpaint.models.adapter import AdapterCard, adapter_from, check_adapter
 from inpaint.models.base import read_base_info
 from inpaint.models.lora import LoraSettings, inject_lora, lora_parameters
@@ -22,6 +23,7 @@ from inpaint.paint.batch import PaintSettings, paint_manifest
 from inpaint.paint.generate import generate
 from inpaint.paint.request import SamplingSettings
 from inpaint.progress import ProgressBar
+from inpaint.recipes.dataset import dataset_of
 from inpaint.recipes.latent import LatentRecipe, Preset
 from inpaint.train.latent import LatentInpainting
 from inpaint.train.objective import AUTOCAST, ParameterGroup
@@ -54,6 +56,9 @@ LORA_PRESETS: dict[Preset, dict[str, Any]] = {
 """What suits each family of bases. toy: four minutes per category on two cores. sd15: kohya's and diffusers' usual rank
 and rates for SD 1.5. sdxl: the same for 1024 px."""
 
+KOHYA = "kohya"
+"""Folder of an adapter's folder."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class LoraRecipe(LatentRecipe):
@@ -68,6 +73,9 @@ class LoraRecipe(LatentRecipe):
     token_learning_rate: float = 1e-3
     card_samples: int = may_change(8)
     """Pictures for the adapter's model card; 0: none."""
+
+    kohya: bool = may_change(False)
+    """Write the adapter for A1111 and ComfyUI, too: one file, and one per token, into its folder `kohya`."""
 
     def init_word(self, category: str) -> str:
         """What a category's token starts from."""
@@ -128,6 +136,7 @@ class LoraRecipe(LatentRecipe):
             samples=trained.progress.samples,
             manifest=trained.progress.manifest,
             metrics=trained.progress.metrics,
+            dataset=dataset_of(trained.rows, read),
         )
 
     def export(self, trained: Trained, folder: Path) -> None:
@@ -135,6 +144,8 @@ class LoraRecipe(LatentRecipe):
         info = read_base_info(self.base, self.revision)
         check_adapter(adapter, info)
         save_adapter(folder, adapter)
+        if self.kohya:
+            save_kohya(folder / KOHYA, adapter, info, trained.name)
         samples = self._samples(trained.rows, folder) if self.card_samples else []
         write_card(folder, adapter, info, samples, text_alone=self.text_alone(trained.rows))
 

@@ -146,6 +146,8 @@ class TrainPanelLora:
     the base's weights, too."""
     max_bad_fraction: float = 0.05
     """The job stops before training when more of the composites than this cannot be used."""
+    kohya: bool = False
+    """Write the adapter for A1111 and ComfyUI, too: one file in its folder `kohya`."""
     card_samples: int = 4
     """Composites painted for the adapter's model card."""
     loss: LossSettings = LossSettings()
@@ -176,6 +178,7 @@ class TrainPanelLora:
             text_encoder_learning_rate=self.text_encoder_learning_rate,
             max_bad_fraction=self.max_bad_fraction,
             card_samples=self.card_samples,
+            kohya=self.kohya,
             resume=self.resume_from_checkpoint is not None,
             loss=self.loss,
             validation=self.validation,

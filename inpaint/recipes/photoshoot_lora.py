@@ -41,6 +41,7 @@ class PhotoshootLora(PictureLora):
     """How captions are told; the activation tag calls what was learned."""
     repeats: int = 1
     """How often images come in an epoch whose folders' names do not say it."""
+    kohya: bool = may_change(True)
     checkpoint_epochs: float | None = may_change(None)
     """Epochs between checkpoints; where given, it replaces `train.checkpoint_every`."""
 
@@ -162,6 +163,8 @@ class TrainPhotoshootLora:
     """Half-life, in samples, of a moving average of the LoRA, which is then exported; unset: none is kept."""
     max_bad_fraction: float = 0.05
     """The job stops before training when more of the photos than this cannot be used."""
+    kohya: bool = True
+    """Write the adapter for A1111 and ComfyUI, too: one file in its folder `kohya`."""
     card_samples: int = 4
     """Pictures for the adapter's model card; 0: none."""
     loss: LossSettings = LossSettings()
@@ -211,6 +214,7 @@ class TrainPhotoshootLora:
             text_encoder_learning_rate=self.text_encoder_lr,
             max_bad_fraction=self.max_bad_fraction,
             card_samples=self.card_samples,
+            kohya=self.kohya,
             resume=self.resume,
             loss=self.loss,
             validation=self.validation,

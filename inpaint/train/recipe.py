@@ -26,6 +26,8 @@ from inpaint.train.settings import TrainSettings, ValidationSettings, may_change
 class Trained:
     """What a training ended with."""
 
+    name: str
+    """Of the training, as the recipe calls its parts."""
     parameters: dict[str, Tensor]
     """By name, fp32, on the CPU: the moving average where one is kept, of the checkpoint that is to be exported."""
     progress: Progress

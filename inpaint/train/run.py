@@ -146,4 +146,5 @@ def trained_by(training: Training, ended: Progress) -> Trained:
             f"{training.output}: the checkpoint of sample {ended.samples} is damaged and was set aside: train again "
             f"what came after sample {progress.samples} with --resume"
         )
-    return Trained(tensors.get("ema", tensors["trained"]), progress, ended.samples, training.rows)
+    parameters = tensors.get("ema", tensors["trained"])
+    return Trained(training.name, parameters, progress, ended.samples, training.rows)

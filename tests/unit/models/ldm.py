@@ -8,6 +8,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from inpaint.models.base import Base
+from inpaint.models.layers import Modules
 
 RESNET = {
     "norm1": "in_layers.0",
@@ -44,7 +45,7 @@ def save_single_file(base: Base, path: Path, **more: Tensor) -> Path:
     return path
 
 
-def unet_name(base: Base, name: str) -> str:
+def unet_name(base: Modules, name: str) -> str:
     """`down_blocks.0.resnets.1.conv1.weight` -> `input_blocks.2.0.in_layers.2.weight`."""
     layers = base.unet.config.layers_per_block
     fixed = {

@@ -210,6 +210,7 @@ def test_what_does_not_belong_to_the_base_is_refused_by_name(info: BaseInfo, ada
         (card(prompt_format="{token.__class__}"), "prompt_format .*give only {category}, {prompt}, {token}"),
         (card(prompt_format="{prompt!r}"), "prompt_format"),
         (card(prompt_format="{"), "prompt_format"),
+        (card(dataset={"6_bag": {"n_repeats": 6}}), "dataset .*give folder -> n_repeats, img_count, tags"),
         (card(prompt_format=None), "prompt_format"),
         (replace(without_tokens(adapter), card=replace(adapter.card, tokens={})), "give only {prompt}"),
         (lora(**{stray: adapter.lora[first]}), f"{stray}: base .* has no such layer"),

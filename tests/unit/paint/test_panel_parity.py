@@ -38,7 +38,7 @@ def exported(base: str, folder: Path) -> str:
         for name, parameter in group.parameters.items()
     }
     progress = Progress(samples=4, steps=1, seed=0, manifest="m")
-    recipe.export(Trained(trained, progress, 4, Manifest(SCHEMA.empty_table(), (1,))), folder)
+    recipe.export(Trained("panels", trained, progress, 4, Manifest(SCHEMA.empty_table(), (1,))), folder)
     return str(folder)
 
 

@@ -83,7 +83,7 @@ def test_all_of_sdxl_learns_in_bf16_and_what_is_trained_stays_fp32(trained) -> N
 
 def test_unmodified_diffusers_reads_what_is_exported(recipe: CategoryLora, trained, tmp_path: Path) -> None:
     progress = Progress(samples=6, steps=3, seed=0, manifest="m")
-    recipe.export(Trained(trained[1], progress, 6, Manifest(SCHEMA.empty_table(), (1,))), tmp_path)
+    recipe.export(Trained("CDP_COS", trained[1], progress, 6, Manifest(SCHEMA.empty_table(), (1,))), tmp_path)
     adapter = load_adapter(str(tmp_path))
     assert adapter.card.resolution == [SIZE, 2 * SIZE]
     assert f"{SIZE} x {2 * SIZE} px, height x width" in (tmp_path / "README.md").read_text()

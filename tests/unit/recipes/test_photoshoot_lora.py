@@ -13,6 +13,8 @@ from inpaint.data.holes import Sometimes, WholeImage
 from inpaint.data.rows import Manifest, Row
 from inpaint.errors import InpaintError
 from inpaint.export.adapter_folder import load_adapter
+from inpaint.export.kohya import read_adapter_file
+from inpaint.models.base import read_base_info
 from inpaint.recipes.photoshoot_lora import TrainPhotoshootLora
 from inpaint.recipes.picture_lora import RANDOM_HOLES
 from inpaint.stopping import StopToken
@@ -140,4 +142,8 @@ def test_photos_become_an_adapter_that_its_tag_calls(
     card = load_adapter(folder).card
     assert (card.tokens, card.rank, card.alpha) == ({"ppz-2": "ppz"}, 2, 1)
     assert card.prompt("a shoe", "ppz-2") == "ppz, a shoe" == card.prompt("ppz, a shoe", "ppz-2")
+    bags = {"n_repeats": 2, "img_count": 2, "tags": {"ppz": 2, "handbag": 1, "gold": 1, "on wood": 1}}
+    assert card.dataset == {"2_handbag": bags, "photos": {"n_repeats": 1, "img_count": 1, "tags": {"ppz": 1}}}
+    adapter = read_adapter_file((folder / "kohya/ppz-2.safetensors").read_bytes(), "ppz-2", read_base_info(base))
+    assert adapter.card.tokens == card.tokens
     assert "# A LoRA for ppz, handbag" in (folder / "README.md").read_text()

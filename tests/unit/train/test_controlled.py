@@ -87,7 +87,7 @@ def test_what_is_exported_is_loaded_and_paints_the_same(base: Base, folder: Path
     net = controlnet_of(base)
     progress = Progress(samples=8, steps=1, manifest=rows.hash, seed=0)
     recipe = recipe.bind(rows)
-    recipe.export(Trained(dict(net.state_dict()), progress, 8, rows), tmp_path / "net")
+    recipe.export(Trained("net", dict(net.state_dict()), progress, 8, rows), tmp_path / "net")
     loaded = load_controlnet(str(tmp_path / "net"), base)
     wanted = request(1, control=control(1), steps=2)
     ours, theirs = (Painter(base, controlnet=one).paint_raw([wanted])[0] for one in (loaded, net))
