@@ -43,6 +43,7 @@ _HOMES = {
     "inpaint.recipes.toy_vision": ("PretrainToyVision", "pretrain_toy_vision"),
     "inpaint.serve.local": ("ServeHere", "serve_here"),
     # A workload of one's own
+    "inpaint.recipes.photoshoot": ("EnhancePhotos", "Photoshoot", "enhance_photos"),
     "inpaint.recipes.lora": ("LoraRecipe",),
     "inpaint.train.recipe": ("Recipe", "Trained"),
     "inpaint.train.run": ("run",),

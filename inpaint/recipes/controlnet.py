@@ -6,11 +6,14 @@ from typing import Annotated, Any
 
 import torch
 import tyro
+from diffusers import ControlNetModel
 
 from inpaint.data.sources import CsvSource, FolderSource, Source
 from inpaint.device import memory_format
 from inpaint.diffusion.objective import LossSettings
-from inpaint.models.controlnet import new_controlnet
+from inpaint.models.base import Base
+from inpaint.models.controlnet import load_controlnet, new_controlnet
+from inpaint.models.locate import locate_controlnet
 from inpaint.recipes.latent import LatentRecipe, Preset
 from inpaint.train.controlled import ControlledInpainting
 from inpaint.train.objective import AUTOCAST
@@ -57,6 +60,8 @@ class TrainControlNet(LatentRecipe):
     presets = PRESETS
 
     control: Annotated[ControlSettings, tyro.conf.arg(name="")] = ControlSettings(control=ControlKind.EDGES)
+    start_from: str | None = None
+    """A ControlNet that is trained further: a folder, a hub id, or `toy-edges`; unset: a new one."""
     learning_rate: float = 1e-5
 
     def source(self, data: str) -> Source:
@@ -65,9 +70,7 @@ class TrainControlNet(LatentRecipe):
     def objective(self, device: torch.device) -> ControlledInpainting:
         settings = self.train
         base = self.load(AUTOCAST.get(settings.precision, torch.float32))
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(settings.seed)
-            controlnet = new_controlnet(base).float()
+        controlnet = self.beginning(base).float()
         base.to(device)
         for module in (base.unet, controlnet.to(device)):
             module.to(memory_format=memory_format(device))
@@ -83,6 +86,19 @@ class TrainControlNet(LatentRecipe):
             precision=settings.precision,
             prompts=self.prompts,
         )
+
+    def beginning(self, base: Base) -> ControlNetModel:
+        """What is trained, as it begins. Raises InpaintError for one that does not fit the base."""
+        if self.start_from is not None:
+            return load_controlnet(self.start_from, base).train()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.train.seed)
+            return new_controlnet(base)
+
+    def check(self) -> None:
+        super().check()
+        if self.start_from is not None:
+            locate_controlnet(self.start_from)
 
     def export_folder(self, part: str) -> str:
         return f"{self.output}/controlnet"

@@ -26,6 +26,8 @@ NEEDED = {
     "train_dreambooth_lora": "--instance-dir d --output-dir o",
     "train_controlnet": "--data d --output o",
     "train_photoshoot_lora": "--data-dir d --output-dir o",
+    "enhance": "--data d --output o",
+    "photoshoot": "--data d --output o --products shoe",
     "train_panel_lora": "--data-dir d --output-dir o",
     "paint_panels": "--base-model b --input-image i.png",
     "make_composites": "--data d.csv --output o",

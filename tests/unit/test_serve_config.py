@@ -12,6 +12,7 @@ from ray.serve.schema import ServeDeploySchema
 
 from inpaint.errors import InpaintError
 from inpaint.models.base import read_base_info
+from inpaint.serve.apps import photoshoot
 from inpaint.serve.apps.ddpm import DdpmArgs, build
 from inpaint.serve.apps.paint import PaintArgs
 from inpaint.serve.deployments.painters import Painters
@@ -204,6 +205,20 @@ def test_the_panels_that_it_shows_are_accepted_too() -> None:
     args = PaintArgs(**app.args)
     assert args.registry_settings.max_rank == 64, "what train_panel_lora makes by default fits"
     assert [d.name for d in app.deployments] == [d.name for d in paint.deployments]
+
+
+def test_the_photoshoot_that_it_shows_is_accepted_too() -> None:
+    lines = CONFIG.read_text().splitlines()
+    first = lines.index("  # - name: photoshoot")
+    last = next(number for number in range(first, len(lines)) if not lines[number])
+    shown = [line.replace("  # ", "  ", 1) for line in lines[first:last]]
+    app = ServeDeploySchema(**yaml.safe_load("\n".join([*lines[:first], *shown]))).applications[1]
+    assert (app.route_prefix, app.import_path) == ("/shoot", f"{photoshoot.__name__}:build")
+    args = photoshoot.PhotoshootArgs(**app.args)
+    assert (args.pictures.control, args.finder.finder) == ("depth", "grounding-dino")
+    ingress = photoshoot.build(photoshoot.PhotoshootArgs())._bound_deployment
+    behind = [bound._bound_deployment.name for bound in ingress.init_args[1:]]
+    assert {d.name for d in app.deployments} == set(behind) == {"painters", "finders"}
 
 
 def test_the_model_of_ones_own_that_it_shows_is_accepted_too() -> None:
