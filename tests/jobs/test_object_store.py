@@ -1,5 +1,5 @@
 """A run whose data, checkpoints, adapter and pictures lie on an S3 server: begun elsewhere, copied there, gone on
-with."""
+with on another number of workers."""
 
 import json
 from dataclasses import replace

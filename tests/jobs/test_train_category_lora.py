@@ -1,4 +1,4 @@
-"""The main job end to end: it learns the same on one worker and, as a submitted job, on two; goes on exactly after
+"""The main job end to end: it learns the same alone and, as a submitted job, on two workers; goes on exactly after
 SIGTERM; refuses what it must. What needs no process of its own runs on the session's cluster."""
 
 import json
@@ -16,8 +16,10 @@ import torch
 
 from inpaint.errors import ClusterTooSmall, InpaintError, ResumeMismatch
 from inpaint.recipes.category_lora import CategoryLora
+from inpaint.stopping import StopToken
 from inpaint.toy.catalogue import write_catalogue
-from inpaint.train.run import run
+from inpaint.train.alone import train_alone
+from inpaint.train.run import prepared, run
 from tests.jobs.conftest import ROOT, RayHead, checkpoint, difference
 
 SAMPLES = 48
@@ -39,13 +41,13 @@ class Training:
         paths = ["--data", str(self.data), "--output", str(self.output)]
         return ["-m", "ray_jobs.train_category_lora", *paths, *OTHERS, *flags]
 
-    def run(self, *, resume: bool = False, train: dict[str, Any] = ON_ONE, **changed: Any) -> None:
-        """What the command does, on the session's cluster."""
+    def recipe(self, *, resume: bool = False, train: dict[str, Any] = ON_ONE, **changed: Any) -> CategoryLora:
+        """What the command runs."""
         config = CategoryLora.of_preset("toy", data=str(self.data), output=str(self.output))
         settings = replace(config.train, **{**SETTINGS, "epochs": None, **train})
         validation = replace(config.validation, samples=8, pictures=1)
         config = replace(config, card_samples=0, resume=resume, train=settings, validation=validation)
-        run(replace(config, **changed))
+        return replace(config, **changed)
 
     def checkpoint(self, samples: int) -> dict[str, torch.Tensor]:
         """Trained parameters and Adam's moments, by kind and name."""
@@ -60,15 +62,16 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(
-    ray_cluster: None, ray_head: RayHead, data: Path, tmp_path_factory: pytest.TempPathFactory
+    process_group: None, ray_cluster: None, ray_head: RayHead, data: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Training, Training]:
-    """The uninterrupted run on one worker without ZeRO, and beside it, as a job, on two with ZeRO 2."""
+    """The uninterrupted run in this process, and beside it, as a job, on two workers with ZeRO 2."""
     one, two = (Training(data, tmp_path_factory.mktemp(name)) for name in ("one", "two"))
     with ThreadPoolExecutor(1) as threads:
         # By URL, as on a cluster.
         command = [*two.command(workers=2, zero_stage=2), "--output", two.output.as_uri()]
         submitted = threads.submit(ray_head.submit, "python", *command)
-        one.run()
+        (training,) = prepared(one.recipe(), StopToken())
+        train_alone(training, torch.device("cpu"), 1)
         result = submitted.result()
     assert result.succeeded, result.logs
     return one, two
@@ -79,7 +82,7 @@ def on_one(trained: tuple[Training, Training]) -> Training:
     return trained[0]
 
 
-def test_a_submitted_job_on_two_workers_learns_what_one_worker_learns(trained: tuple[Training, Training]) -> None:
+def test_a_submitted_job_on_two_workers_learns_what_one_process_learns(trained: tuple[Training, Training]) -> None:
     one, two = trained
     assert difference(two.checkpoint(SAMPLES), one.checkpoint(SAMPLES)) <= 1e-5
     card = json.loads((two.output / "adapters" / "shared" / "adapter.json").read_text())
@@ -107,8 +110,8 @@ def test_after_sigterm_it_goes_on_exactly_where_it_was(data: Path, on_one: Train
     assert [int(path.name.rpartition("-")[2]) for path in stopped] == [SETTINGS["global_batch"]]
 
     with pytest.raises(InpaintError, match="continue it with --resume"):
-        training.run()
-    training.run(resume=True)
+        run(training.recipe())
+    run(training.recipe(resume=True))
     assert difference(training.checkpoint(SAMPLES), on_one.checkpoint(SAMPLES)) == 0.0
 
 
@@ -117,11 +120,11 @@ def test_it_refuses_to_resume_on_other_data_or_settings_and_says_what_differs(on
     other = on_one.data.with_name("other.csv")
     other.write_text("\n".join(changed[:-1]))
     with pytest.raises(ResumeMismatch, match="began with other rows"):
-        Training(other, on_one.output).run(resume=True)
+        run(Training(other, on_one.output).recipe(resume=True))
     with pytest.raises(ResumeMismatch, match="unet_learning_rate was"):
-        on_one.run(resume=True, unet_learning_rate=0.5)
+        run(on_one.recipe(resume=True, unet_learning_rate=0.5))
 
 
 def test_a_cluster_that_is_too_small_is_said_at_once(ray_cluster: None, data: Path, tmp_path: Path) -> None:
     with pytest.raises(ClusterTooSmall, match=r"2 more GPU \(2 asked, 0 there\)"):
-        Training(data, tmp_path).run(train={"workers": 2, "gpu": True})
+        run(Training(data, tmp_path).recipe(train={"workers": 2, "gpu": True}))

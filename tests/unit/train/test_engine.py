@@ -1,13 +1,13 @@
 """ZeRO stages, offload and world sizes are machinery: what is learned does not depend on them, nor does resuming."""
 
+import multiprocessing
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing
 from safetensors.torch import load_file
+from torch.multiprocessing import start_processes
 
 from inpaint.train.engine import LOSS_SCALE
 from inpaint.train.optimizers import GROUPS
@@ -37,10 +37,13 @@ States = dict[str, dict[str, dict[str, torch.Tensor]]]
 @pytest.fixture(scope="module")
 def ended(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int, str], States]:
     """What training ended with, by number of workers and variant."""
-    folders: dict[int, Path] = {}
-    for workers in WORKERS:
-        folders[workers] = tmp_path_factory.mktemp(f"workers{workers}")
-        torch.multiprocessing.spawn(run, args=(workers, str(folders[workers])), nprocs=workers)
+    folders = {workers: tmp_path_factory.mktemp(f"workers{workers}") for workers in WORKERS}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DS_ACCELERATOR", "cpu")
+        # One import for all of them: it takes longer than what they do.
+        multiprocessing.set_forkserver_preload(["deepspeed", "safetensors.torch"])
+        for workers, folder in folders.items():
+            start_processes(run, args=(workers, str(folder)), nprocs=workers, start_method="forkserver")
 
     def states(workers: int, variant: str) -> States:
         found: States = {}

@@ -1,4 +1,4 @@
-"""What the workers of the engine's tests run: a module of its own, so that spawned processes can import it."""
+"""What the workers of the engine's tests run: a module of its own, so that their processes can import it."""
 
 import os
 from dataclasses import replace
