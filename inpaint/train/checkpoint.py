@@ -14,20 +14,22 @@ import os
 import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING
 
 import pyarrow.fs as pafs
-import safetensors.torch
-from torch import Tensor
 
 from inpaint.data.storage import Root, open_root
 from inpaint.errors import CheckpointCorrupt
+
+if TYPE_CHECKING:  # who asks for progress alone starts sooner without torch
+    from torch import Tensor
 
 CHECKPOINTS = "checkpoints"
 """Their folder, in a training's."""
 STATE_FILE = "state.json"
 VALIDATION_LOSS = "validation_loss"
 """The metric by which a checkpoint is the best."""
-State = dict[str, dict[str, Tensor]]
+State = dict[str, dict[str, "Tensor"]]
 """Kind of state (`trained`, the optimizer's `exp_avg`, ..., `ema`) -> name of the parameter -> full CPU tensor, fp32
 unless the optimizer keeps something else; and kinds whose names are numbers'."""
 
@@ -92,6 +94,8 @@ class CheckpointStore:
         Raises:
             CheckpointCorrupt: a file is missing or does not match its hash.
         """
+        import safetensors.torch
+
         hashes, progress = self._read_state(name)
         tensors = {}
         for file, digest in hashes.items():
@@ -176,6 +180,8 @@ class CheckpointStore:
 
 def _files(tensors: State, progress: Progress) -> Iterator[tuple[str, bytes]]:
     """Names and bytes, `state.json` last, which is not called so yet."""
+    import safetensors.torch
+
     hashes = {}
     for kind, named in tensors.items():
         data = safetensors.torch.save({name: tensor.contiguous() for name, tensor in named.items()})

@@ -1,7 +1,7 @@
 """Where a Ray Train worker starts: its reading is set going, and only then what takes seconds to import and to load.
 
-Ray Train's own processes import this file, too, so that diffusers and the like are not needed here: the recipe and the
-holes, with which they come, travel pickled.
+Ray Train's own processes import this file, too, so that torch, diffusers and the like are not needed here: the recipe
+and the holes, with which they come, travel pickled.
 """
 
 from collections.abc import Iterator
@@ -13,8 +13,6 @@ from typing import Any
 import ray
 import ray.cloudpickle
 import ray.train
-import torch
-import torch.distributed as dist
 
 from inpaint.data.pipeline import batches
 from inpaint.data.rows import Manifest
@@ -91,6 +89,9 @@ def _work(config: WorkerConfig) -> None:
         raise InpaintError(
             f"{config.output} cannot be seen from every machine: give a shared folder or a URL as output"
         )
+    import torch
+    import torch.distributed as dist
+
     torch.set_num_threads(config.threads)
     found = config.store.latest(set_aside=dist.get_rank() == 0)
     # Reading begins where the newest checkpoint ends, and damaged ones are none any more.
