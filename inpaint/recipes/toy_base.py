@@ -125,7 +125,7 @@ class ToyUnet(ToyPart):
         if self.architecture == "sd15":
             return super().read_settings()
         size = IMAGE_SIZES[self.architecture]
-        return ReadSettings(height=size, width=size, hole=Sometimes(Panels(), 0.1))
+        return ReadSettings(height=size, width=size, hole=Sometimes(Panels(most=3), 0.1))
 
     def objective(self, device: torch.device) -> Objective:
         base, settings = load_base(self.base, device=device), self.train
@@ -192,7 +192,7 @@ class PretrainToy:
 XL: dict[str, Any] = {
     "architecture": "sdxl",
     "unet_learning_rate": 4e-4,
-    "loss": LossSettings(debiased=True, timestep_shift=2.0, kept_weight=1.0),
+    "loss": LossSettings(debiased=True, timestep_shift=4.0, kept_weight=0.1),
     "unet": TrainSettings(
         samples=80_000, global_batch=8, max_micro_batch=8, precision=Precision.BF16, zero_stage=0, ema_halflife=2000
     ),

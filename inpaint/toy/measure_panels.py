@@ -14,10 +14,8 @@ from inpaint.randomness import generator
 from inpaint.toy.detectors import UNCLEAR
 from inpaint.toy.measure import HELD_OUT_SEED, held_out, paint_all, reconstruction_db
 from inpaint.toy.panel_detectors import PanelDetectors
-from inpaint.toy.panels import SHEET_PROMPT, TRAITS, Composite, compose
+from inpaint.toy.panels import PRODUCT, SHEET_PROMPT, TRAITS, Composite, compose
 from inpaint.toy.textures import Array
-
-PRODUCT = ("shape", "colour")
 
 
 @dataclass(frozen=True)
@@ -87,10 +85,10 @@ def held_out_composites(count: int, common: tuple[str, ...] = TRAITS) -> list[Co
 def measure_panel_base(folder: str, *, samples: int = 100) -> dict[str, float]:
     """The figures of an SDXL toy base, on held-out composites with one hidden panel.
 
-    Keys: `vae_db`; `clear_share`, of panels whose every trait can be told; `shared_TRAIT`, the share that has what the
-    prompt says the panels share, and which only they show (`shared_product`: shape and colour); `told_colour`, what the
-    prompt tells; `sheet_product` and `sheet_background`, the share that has a sheet's, which this base was never shown
-    (chance: 1/64 and 1/8); `visible_pixels_changed`.
+    Keys: `vae_db`; `clear_share`, of panels whose every trait can be told; `shared_product` (shape and colour) and
+    `shared_background`, the share that has what the prompt says the panels share, and which only they show;
+    `told_background`, what the prompt tells; `sheet_product` and `sheet_background`, the share that has a sheet's,
+    which this base was never shown (chance: 1/64 and 1/8); `visible_pixels_changed`.
     """
     base, detectors = load_base(folder), PanelDetectors.fit()
     painter = Painter(base, device="cpu", max_batch=16)
@@ -100,17 +98,17 @@ def measure_panel_base(folder: str, *, samples: int = 100) -> dict[str, float]:
         prompts = [prompt.format(**vars(one.panels[0])) for one in composites]
         return paint_hidden(painter, detectors, composites, prompts, hidden=1, title=title)
 
-    shared = {trait: painted((trait,), f"four photos of one {trait}", f"one {trait}") for trait in TRAITS}
     product = painted(PRODUCT, "four photos of one shape and one colour", "one product")
-    told = painted(("colour",), "four photos of {colour}", "told colour")
+    background = painted(("background",), "four photos of one background", "one background")
+    told = painted(("background",), "four photos of {background}", "told background")
     sheets = painted(TRAITS, SHEET_PROMPT, "sheets")
-    every = [*shared.values(), product, told, sheets]
+    every = [product, background, told, sheets]
     return {
         "vae_db": reconstruction_db(base, held_out(512)),
         "clear_share": float(np.mean([one.clear for one in every])),
-        **{f"shared_{trait}": one.right[trait] for trait, one in shared.items()},
         "shared_product": product.right["product"],
-        "told_colour": told.right["colour"],
+        "shared_background": background.right["background"],
+        "told_background": told.right["background"],
         "sheet_product": sheets.right["product"],
         "sheet_background": sheets.right["background"],
         "visible_pixels_changed": sum(one.visible_pixels_changed for one in every),

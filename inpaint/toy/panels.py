@@ -18,6 +18,8 @@ from inpaint.toy.textures import Array
 
 TRAITS = ("shape", "colour", "background")
 """What the panels of a composite may have in common."""
+PRODUCT = ("shape", "colour")
+"""What makes a product the same."""
 SHEET_PROMPT = "four photos of a product"
 """Of every sheet; the base was not trained on it."""
 
@@ -55,8 +57,8 @@ def write_mixture(folder: str | Path, *, seed: int, count: int, size: int = 64) 
     """Write what the SDXL base is trained on, PNGs and `mixture.csv` (`output,prompt`); returns its path.
 
     A tenth are single scenes of the composites' size, a tenth composites whose panels have nothing in common, the
-    others such that share one trait or two, never three: a base that can look from one panel to another, and that was
-    never shown a sheet. An eighth of these captions tell the traits' values.
+    others such that share a product or a background, never both: a base that can look from one panel to another, and
+    that was never shown a sheet. An eighth of these captions tell what is shared.
     """
     folder = Path(folder)
     (folder / "images").mkdir(parents=True, exist_ok=True)
@@ -80,8 +82,7 @@ def _mixed(seed: int, index: int, size: int) -> tuple[Array, str]:
         return scene.image, scene.caption(True)
     if kind < 0.2:
         return compose(seed, index, size, common=()).image, "four photos"
-    places = sorted(rng.permutation(len(TRAITS))[: rng.integers(1, len(TRAITS))].tolist())
-    common = tuple(TRAITS[place] for place in places)
+    common = PRODUCT if rng.random() < 0.5 else ("background",)
     composite = compose(seed, index, size, common=common)
     told = (getattr(composite.panels[0], trait) if tells else f"one {trait}" for trait in common)
     return composite.image, "four photos of " + " and ".join(told)
