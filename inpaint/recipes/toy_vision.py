@@ -27,10 +27,11 @@ from inpaint.errors import InpaintError
 from inpaint.randomness import generator
 from inpaint.recipes.toy_base import ToyPart
 from inpaint.stopping import StopToken
-from inpaint.toy.catalogue import SHAPE_NAMES, write_scenes
+from inpaint.toy.catalogue import SHAPE_NAMES, render, write_scenes
 from inpaint.toy.vision import (
     ABSENT,
     SIZE,
+    begin_with_eye,
     build_blip,
     build_clipseg,
     caption_tokenizer,
@@ -89,7 +90,8 @@ class Captioning(nn.Module):
 
 
 class Finding(nn.Module):
-    """Cross entropy and one minus the Dice coefficient of what is hot where each asked word is, or nowhere."""
+    """Cross entropy and one minus the Dice coefficient of what is hot where each asked word is, or nowhere; and CLIP's
+    own objective (Radford et al. 2021), which word a picture with a product goes with: shapes are learned by it."""
 
     def __init__(
         self, clipseg: CLIPSegForImageSegmentation, tokens: Tensor, *, learning_rate: float, seed: int
@@ -102,40 +104,40 @@ class Finding(nn.Module):
         clipseg.clip.logit_scale = nn.Parameter(clipseg.clip.logit_scale.detach().reshape(1))
 
     def groups(self) -> list[ParameterGroup]:
-        named = self.clipseg.named_parameters()
-        # The rest is of comparing whole pictures with texts.
-        unused = ("clip.visual_projection", "clip.logit_scale", "clip.vision_model.post_layernorm")
-        return [ParameterGroup(self.learning_rate, {name: p for name, p in named if not name.startswith(unused)})]
+        return [ParameterGroup(self.learning_rate, dict(self.clipseg.named_parameters()))]
 
     def forward(self, batch: MicroBatch, *, validating: bool = False) -> Tensor:
-        shown = [shape_in(prompt) for prompt in batch["prompt"]]
+        shown_B = np.array([ASKED.index(name) if (name := shape_in(prompt)) else -1 for prompt in batch["prompt"]])
         purpose = "validation words" if validating else "words"
-        asked_BW = np.stack(
-            [self._asked(name, purpose, int(p)) for name, p in zip(shown, batch["position"], strict=True)]
-        )
-        there_BW = asked_BW == np.array([ASKED.index(name) if name else -1 for name in shown])[:, None]
-        logits_BWHW = self.logits(batch["image"], on_device(asked_BW, self.clipseg.device))
-        product_B1HW = on_device(batch["hole"], logits_BWHW.device)[:, None].float() / 255
-        wanted_BWHW = product_B1HW * on_device(there_BW, logits_BWHW.device)[:, :, None, None]
+        asked_BW = np.stack([self._asked(*one, purpose) for one in zip(shown_B, batch["position"], strict=True)])
+        device = self.clipseg.device
+        logits_BWHW, alike_BN = self.logits(batch["image"], on_device(asked_BW, device))
+        there_BW = on_device(asked_BW == shown_B[:, None], device)
+        wanted_BWHW = on_device(batch["hole"], device)[:, None].float() / 255 * there_BW[:, :, None, None]
         entropy_BW = functional.binary_cross_entropy_with_logits(logits_BWHW, wanted_BWHW, reduction="none").mean(
             (2, 3)
         )
         hot_BWHW = logits_BWHW.sigmoid()
         both_BW, all_BW = (hot_BWHW * wanted_BWHW).sum((2, 3)), (hot_BWHW + wanted_BWHW).sum((2, 3))
         # The pixels added keep it defined, and small, where nothing is wanted.
-        return (entropy_BW + 1 - (2 * both_BW + 20) / (all_BW + 20)).mean(1)
+        found_B = (entropy_BW + 1 - (2 * both_BW + 20) / (all_BW + 20)).mean(1)
+        goes_with_B = on_device(shown_B, device)
+        return found_B + functional.cross_entropy(alike_BN, goes_with_B, reduction="none", ignore_index=-1)
 
-    def logits(self, images_BHW3: np.ndarray, asked_BW: Tensor) -> Tensor:
-        """Of the words by their numbers in `ASKED`: B W H W."""
-        told = self.clipseg.clip.get_text_features(self.tokens).pooler_output
-        words = asked_BW.shape[1]
-        logits = heat_map(self.clipseg, to_pixels(images_BHW3, asked_BW.device), told[asked_BW.flatten()], words)
-        return logits.unflatten(0, (-1, words)).float()
+    def logits(self, images_BHW3: np.ndarray, asked_BW: Tensor) -> tuple[Tensor, Tensor]:
+        """Heat of the words by their numbers in `ASKED`, B W H W; and how well each of `ASKED` goes with the picture,
+        B N."""
+        clip, words = self.clipseg.clip, asked_BW.shape[1]
+        told_ND = clip.get_text_features(self.tokens).pooler_output
+        seen = clip.get_image_features(to_pixels(images_BHW3, asked_BW.device), output_hidden_states=True)
+        heat = heat_map(self.clipseg, seen.hidden_states, told_ND[asked_BW.flatten()], words)
+        alike_BN = functional.normalize(seen.pooler_output, dim=-1) @ functional.normalize(told_ND, dim=-1).T
+        return heat.unflatten(0, (-1, words)).float(), alike_BN * clip.logit_scale.exp()
 
-    def _asked(self, shown: str, purpose: str, position: int) -> np.ndarray:
+    def _asked(self, shown: int, position: int, purpose: str) -> np.ndarray:
         """Numbers in `ASKED`: what is shown first, if something is."""
-        drawn = generator(self.seed, purpose, position).permutation(len(ASKED))
-        own = [ASKED.index(shown)] if shown else []
+        drawn = generator(self.seed, purpose, int(position)).permutation(len(ASKED))
+        own = [shown] if shown >= 0 else []
         return np.array([*own, *(number for number in drawn if number not in own)][:ASKED_OF_EACH])
 
     @torch.no_grad()
@@ -148,7 +150,7 @@ class Finding(nn.Module):
     def _painted(self, image: np.ndarray, hole: np.ndarray, prompt: str) -> PaintedSample:
         shown = shape_in(prompt)
         asked = torch.tensor([[ASKED.index(shown) if shown else 0]], device=self.clipseg.device)
-        hot = (self.logits(image[None], asked)[0, 0] > 0).cpu().numpy()
+        hot = (self.logits(image[None], asked)[0][0, 0] > 0).cpu().numpy()
         wanted = hole >= 128 if shown else np.zeros_like(hot)
         strip = np.concatenate([image, np.repeat(hot[..., None] * np.uint8(255), 3, axis=2)], axis=1)
         union = int((hot | wanted).sum())
@@ -189,6 +191,9 @@ class ToyClipSeg(ToyPart):
 
     title = "toy CLIPSeg"
 
+    captioner: str
+    """Its folder; the finder begins with its eye."""
+
     def read_settings(self) -> ReadSettings:
         hole = OwnMask(missing=WholeImage())  # its prompt says that nothing is there
         return ReadSettings(height=SIZE, width=SIZE, caption_dropout=0.0, hole=hole)
@@ -198,8 +203,11 @@ class ToyClipSeg(ToyPart):
         with tempfile.TemporaryDirectory() as folder:
             tokenizer = finder_tokenizer(Path(folder))
         tokens = tokenizer(list(ASKED), padding=True, return_tensors="pt")["input_ids"]
-        finding = Finding(build_clipseg(tokenizer), tokens, learning_rate=self.learning_rate, seed=self.train.seed)
-        return finding.to(device)
+        clipseg = build_clipseg(tokenizer)
+        blip = BlipForConditionalGeneration.from_pretrained(self.captioner, dtype=torch.float32)
+        scenes = np.stack([render(self.train.seed, index).image for index in range(32)])
+        begin_with_eye(clipseg, blip, to_pixels(scenes, torch.device("cpu")))
+        return Finding(clipseg, tokens, learning_rate=self.learning_rate, seed=self.train.seed).to(device)
 
     def export(self, trained: Trained, folder: Path) -> None:
         tokenizer = finder_tokenizer(folder)
@@ -237,11 +245,11 @@ class PretrainToyVision:
     )
     """Training of the captioner."""
     clipseg: TrainSettings = TrainSettings(
-        samples=36_000,
+        samples=16_000,
         global_batch=32,
         max_micro_batch=32,
         zero_stage=0,
-        ema_halflife=1500,
+        ema_halflife=1000,
         checkpoint_every=4_000,
     )
     """Training of the finder."""
@@ -260,17 +268,18 @@ def pretrain_toy_vision(config: PretrainToyVision, *, stop: StopToken | None = N
     rows = scene_rows(csv)
     shared: dict[str, Any] = {"data": str(csv), "validation": ValidationSettings(samples=64, pictures=32)}
     recipes = (
-        ToyClipSeg(
-            **shared,
-            output=str(output / "clipseg"),
-            learning_rate=config.clipseg_learning_rate,
-            train=replace(config.clipseg, seed=config.seed),
-        ),
         ToyBlip(
             **shared,
             output=str(output / "blip"),
             learning_rate=config.blip_learning_rate,
             train=replace(config.blip, seed=config.seed),
+        ),
+        ToyClipSeg(
+            **shared,
+            output=str(output / "clipseg"),
+            learning_rate=config.clipseg_learning_rate,
+            captioner=str(output / "blip" / "blip"),
+            train=replace(config.clipseg, seed=config.seed),
         ),
     )
     made = [_made(replace(recipe, resume=True), rows, stop) for recipe in recipes]

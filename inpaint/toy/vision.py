@@ -7,7 +7,8 @@ few hundred thousand weights, vocabularies of some dozen words.
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from transformers import (
     BertTokenizer,
     BlipConfig,
@@ -33,7 +34,7 @@ SPECIAL = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "se
 """Of the captions' vocabulary, in the order of their numbers; BLIP begins with [DEC] and ends with [SEP]."""
 CAPTION_WORDS = (*SPECIAL.values(), "[MASK]", NOTHING, *WORDS)
 _LAYERS = {"hidden_size": WIDTH, "intermediate_size": 3 * WIDTH, "num_attention_heads": 4}
-_EYE = {**_LAYERS, "num_hidden_layers": 4, "image_size": SIZE, "patch_size": PATCH}
+_EYE = {**_LAYERS, "num_hidden_layers": 4, "image_size": SIZE, "patch_size": PATCH, "hidden_act": "gelu"}
 
 
 def caption_tokenizer() -> BertTokenizer:
@@ -98,6 +99,32 @@ def build_clipseg(tokenizer: CLIPTokenizer) -> CLIPSegForImageSegmentation:
     nn.init.ones_(decoder.film_mul.bias)
     nn.init.normal_(clipseg.clip.text_model.embeddings.token_embedding.weight, std=0.5)
     return clipseg
+
+
+@torch.no_grad()
+def begin_with_eye(
+    clipseg: CLIPSegForImageSegmentation, blip: BlipForConditionalGeneration, images_B3HW: Tensor
+) -> None:
+    """The finder's image encoder with the captioner's weights, in place: it knows shapes already, as the CLIP that
+    published ones begin with. Their layers are the same; the finder's norm before the first gets the scale that images
+    in [-1, 1] have there."""
+    theirs, own = blip.vision_model, clipseg.clip.vision_model
+    places = theirs.embeddings.position_embedding[0].clone()
+    places[1:] += theirs.embeddings.patch_embedding.bias  # the finder's patches have none
+    own.embeddings.position_embedding.weight.copy_(places)
+    own.embeddings.class_embedding.copy_(theirs.embeddings.class_embedding.flatten())
+    own.embeddings.patch_embedding.weight.copy_(theirs.embeddings.patch_embedding.weight)
+    own.post_layernorm.load_state_dict(theirs.post_layernorm.state_dict())
+    own.pre_layrnorm.weight.fill_(float(theirs.embeddings(images_B3HW).std(-1).mean()))
+    for layer, other in zip(own.encoder.layers, theirs.encoder.layers, strict=True):
+        for name in ("layer_norm1", "layer_norm2", "mlp"):
+            getattr(layer, name).load_state_dict(getattr(other, name).state_dict())
+        attention = layer.self_attn
+        attention.out_proj.load_state_dict(other.self_attn.projection.state_dict())
+        for part in ("weight", "bias"):
+            fused = getattr(other.self_attn.qkv, part).chunk(3)
+            for name, values in zip(("q_proj", "k_proj", "v_proj"), fused, strict=True):
+                getattr(getattr(attention, name), part).copy_(values)
 
 
 def save_vision(

@@ -62,7 +62,8 @@ class ClipSegFinder:
         pixels = self.processor(images=list(images), return_tensors="pt")["pixel_values"].to(device, dtype)
         tokens = self.tokenizer(list(words), padding=True, truncation=True, return_tensors="pt").to(device)
         told_WD = self.model.clip.get_text_features(**tokens).pooler_output
-        logits = heat_map(self.model, pixels, told_WD.repeat(len(images), 1), len(words))
+        seen = self.model.clip.vision_model(pixels, output_hidden_states=True).hidden_states
+        logits = heat_map(self.model, seen, told_WD.repeat(len(images), 1), len(words))
         heat: np.ndarray = logits.float().sigmoid().unflatten(0, (-1, len(words))).cpu().numpy()
         return heat
 
@@ -92,11 +93,14 @@ class ClipSegFinder:
         return Findings(found=found, best=best, overruled=overruled, left_out=len(pieces) - len(found))
 
 
-def heat_map(model: CLIPSegForImageSegmentation, pixels_B3hw: Tensor, told_ND: Tensor, words: int) -> Tensor:
+def heat_map(model: CLIPSegForImageSegmentation, seen: Sequence[Tensor], told_ND: Tensor, words: int) -> Tensor:
     """Logits N h w: what each of `words` texts asks for in each image, by the texts' features (N = B x words, those of
     an image side by side). With gradients, which the model's own forward has for its decoder alone, and each image is
-    encoded once."""
-    seen = model.clip.vision_model(pixels_B3hw, output_hidden_states=True).hidden_states
+    encoded once.
+
+    Args:
+        seen: the images' hidden states, as its encoder gives them.
+    """
     layers = [seen[layer + 1].repeat_interleave(words, dim=0) for layer in model.extract_layers]
     logits: Tensor = model.decoder(layers, told_ND).logits
     return logits

@@ -32,6 +32,8 @@ NEEDED = {
     "paint_panels": "--base-model b --input-image i.png",
     "make_composites": "--data d.csv --output o",
     "generate": "--prompt p --output o",
+    "caption": "--data d",
+    "find_products": "--data d --products p --output o",
     "evaluate": "--real r --generated g --output o",
     "paint": "--model runs/x --image i.png --mask m.png --output o.png",
 }
