@@ -6,7 +6,7 @@
 without a caption is called handbag. 65 photos x 6 / 2 are then 195 steps per epoch, 1,950 in all. Pictures with it:
 
     python -m ray_jobs.generate --adapter runs/shoot/adapters/ppzocketv2-10 --output runs/pictures \
-        --prompt 'ppzocketv2, "handbag", stylish, studio photography, product photography, ultra realistic'
+        --prompt 'ppzocketv2, "handbag", stylish, studio photography, product photography, <lora:ppzocketv2-10:1>'
 
 On the small base that comes with the package, some minutes on two cores:
 

@@ -27,6 +27,7 @@ class Reason(StrEnum):
     EMPTY_FIELD = "empty field"
     EMPTY_PROMPT = "empty prompt"
     UNKNOWN_CATEGORY = "unknown category"
+    UNKNOWN_ADAPTER = "unknown adapter"
     OUTSIDE_ROOT = "path outside the root"
     URL = "URL instead of a path"
     MISSING_FILE = "missing file"

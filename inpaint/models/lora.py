@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from inpaint.errors import InpaintError
@@ -92,3 +93,11 @@ def load_lora(base: Base, tensors: Mapping[str, Tensor], *, rank: int, alpha: fl
     inject_lora(base, LoraSettings(rank=rank, alpha=alpha), seed=0, only=layers)
     for name, parameter in lora_parameters(base).items():
         parameter.copy_(tensors[name].reshape(parameter.shape))
+
+
+def weigh_lora(base: Base, weight: float) -> None:
+    """Multiply the update of the injected layers by `weight`, whatever it was before."""
+    for model in adapted_models(base).values():
+        for module in model.modules():
+            if isinstance(module, LoraLayer):
+                module.set_scale(ADAPTER, weight)

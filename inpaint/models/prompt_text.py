@@ -7,6 +7,7 @@ prompts, one prompt after another; L tokens of a chunk (77).
 """
 
 import itertools
+import math
 import re
 from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, replace
@@ -23,6 +24,7 @@ _SYMBOL = re.compile(
     r"\\(?P<escaped>[()\[\]\\]?)|(?P<opening>[(\[])|:\s*(?P<weight>[+-]?(?:\d+\.?\d*|\.\d+))\s*\)|(?P<closing>[)\]])"
     r"|[^\\()\[\]:]+|:"
 )
+_LORA = re.compile(r"\s*<(?:lora|lyco):([^<>]*)>", re.IGNORECASE)
 _BREAK = re.compile(r"\s*\bBREAK\b\s*")
 _OPENING = {")": "(", "]": "["}
 _FACTORS = {"(": 1.1, "[": 1 / 1.1}
@@ -94,6 +96,22 @@ def read_prompt(prompt: str, settings: PromptSettings) -> ReadPrompt:
     """A prompt's pieces of text."""
     parts = weighted_parts(prompt) if settings.prompt_weights else [[(prompt, 1.0)]]
     return ReadPrompt(parts, settings.prompt_chunks)
+
+
+def split_lora_tags(prompt: str) -> tuple[str, list[tuple[str, float]]]:
+    """A prompt without its `<lora:NAME:WEIGHT>` and `<lora:NAME>`, as A1111's users write them, and these names and
+    weights (1 where there is none). Raises InpaintError for one that says anything else."""
+    tags = []
+    for match in _LORA.finditer(prompt):
+        name, _, told = (part.strip() for part in match[1].partition(":"))
+        try:
+            weight = float(told or 1)
+        except ValueError:
+            weight = math.nan
+        if not name or not math.isfinite(weight):
+            raise InpaintError(f"{match[0].strip()[:80]!a}: write <lora:NAME:WEIGHT> or <lora:NAME>")
+        tags.append((name, weight))
+    return _LORA.sub("", prompt).strip(" \n,") if tags else prompt, tags
 
 
 def weighted_parts(prompt: str) -> list[list[Piece]]:

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import PurePosixPath
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ from inpaint.export.kohya import SUFFIX, read_adapter_file
 from inpaint.models.adapter import Adapter, apply_adapter, check_adapter
 from inpaint.models.base import DTYPES, Base, BaseInfo, load_base, read_base_info
 from inpaint.models.locate import absolute_name
+from inpaint.models.prompt_text import split_lora_tags
 from inpaint.paint.painter import Painter
 from inpaint.paint.paste import comparison, kept_pixels_changed
 from inpaint.paint.photos import Photo, encode_png, read_row
@@ -51,7 +52,7 @@ class PaintSettings:
     """Of the base; default: the one that the adapter was trained on."""
     adapter: str | None = None
     """An adapter's folder or URL, or a `.safetensors` file of kohya, Civitai or diffusers, which needs `base`; rows of
-    its categories get their token into their prompt."""
+    its categories get their token into their prompt, and `<lora:NAME:WEIGHT>` in a prompt weighs it."""
     sampling: SamplingSettings = field(default_factory=SamplingSettings)
     seed: int = 0
     """Of the run; in a data set each row's own is made from it and the row's id."""
@@ -97,9 +98,30 @@ class PaintModels:
         """What paints with these."""
         return Painter(self.load(device), max_batch=max_batch)
 
+    @property
+    def adapter_name(self) -> str | None:
+        """What the adapter is called in prompts: as its folder or file."""
+        where = self.settings.adapter
+        return None if where is None else PurePosixPath(where).name.removesuffix(SUFFIX)
+
     def prompt(self, prompt: str, category: str | None) -> str:
-        """As the adapter was trained. Raises InpaintError for a category that it was not trained on."""
-        return prompt if self.adapter is None else self.adapter.card.prompt(prompt, category)
+        """As the adapter was trained; a tag `<lora:NAME:WEIGHT>` that calls it weighs it, and stays for `request` to
+        read. Raises InpaintError for a category that the adapter was not trained on, BadRow for tags of others."""
+        try:
+            text, tags = split_lora_tags(prompt)
+        except InpaintError as error:
+            raise BadRow("prompt", Reason.UNKNOWN_ADAPTER, str(error)) from error
+        called = [name for name, _ in tags]
+        if self.adapter is None or called not in ([], [self.adapter_name]):
+            if called:
+                there = f"there is {self.adapter_name} alone" if self.adapter_name else "give --adapter"
+                detail = f"{' and '.join(called)[:80]!r} in <lora:NAME:WEIGHT>: {there}, once in a prompt"
+                raise BadRow("prompt", Reason.UNKNOWN_ADAPTER, detail)
+            return prompt
+        card = self.adapter.card
+        if tags and len(card.tokens) == 1:
+            category = category or next(iter(card.tokens))
+        return card.prompt(text, category) + "".join(f" <lora:{name}:{weight:g}>" for name, weight in tags)
 
     def key(self, *task: str) -> str:
         """Hash of all that a picture depends on: the settings, the weights, and what its task says."""
@@ -112,11 +134,15 @@ class PaintModels:
         return key_of(*shared, *task)
 
     def request(self, photo: np.ndarray, hole: np.ndarray, prompt: str, seed: int) -> PaintRequest:
-        """One hole, painted as the settings say."""
-        negative, sampling = self.settings.negative_prompt, self.settings.sampling
-        return PaintRequest(
-            image=photo, hole=hole, prompt=prompt, negative_prompt=negative, seed=seed, sampling=sampling
-        )
+        """One hole, painted as the settings say. Args: prompt: as `prompt` gives it."""
+        return PaintRequest(image=photo, hole=hole, seed=seed, **self.told(prompt))
+
+    def told(self, prompt: str) -> dict[str, Any]:
+        """What requests hold of a prompt, as `prompt` gives it, and of the settings."""
+        text, tags = split_lora_tags(prompt)
+        weight = tags[0][1] if tags else 1.0
+        shared = {"negative_prompt": self.settings.negative_prompt, "sampling": self.settings.sampling}
+        return {"prompt": text, "adapter_weight": weight, **shared}
 
 
 def read_models(settings: PaintSettings) -> PaintModels:
@@ -189,7 +215,7 @@ class PaintTask:
 
     row: Row
     prompt: str
-    """With the category's token in it."""
+    """With the category's token in it, and the adapter's weight."""
     output: str
     """Path of the picture below the output folder; its comparison is at `comparisons/` + this."""
 
@@ -201,6 +227,9 @@ def plan_tasks(manifest: Manifest, models: PaintModels) -> tuple[list[Item], lis
     for number, row in enumerate(manifest.rows(), start=1):
         try:
             prompt = models.prompt(row.prompt, row.category)
+        except BadRow as error:
+            unknown.append(Quarantined.of(number, row.image, error))
+            continue
         except InpaintError as error:
             unknown.append(Quarantined.of(number, row.image, BadRow("category", Reason.UNKNOWN_CATEGORY, str(error))))
             continue

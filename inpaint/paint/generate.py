@@ -30,7 +30,7 @@ class TextTask:
     """One picture to make; plain values, for it travels."""
 
     prompt: str
-    """As the base is told it."""
+    """As the base is told it, and the adapter's weight."""
     seed: int
     height: int
     width: int
@@ -39,15 +39,8 @@ class TextTask:
 
     def request(self, models: PaintModels) -> PaintRequest:
         """Raises InpaintError for what cannot be painted."""
-        settings = models.settings
-        return PaintRequest.of_text(
-            self.prompt,
-            height=self.height,
-            width=self.width,
-            seed=self.seed,
-            sampling=settings.sampling,
-            negative_prompt=settings.negative_prompt,
-        )
+        told = models.told(self.prompt)
+        return PaintRequest.of_text(height=self.height, width=self.width, seed=self.seed, **told)
 
 
 def generate(

@@ -20,6 +20,7 @@ from inpaint.errors import InpaintError
 from inpaint.models.base import Base
 from inpaint.models.controlnet import check_controlnet
 from inpaint.models.latents import decode
+from inpaint.models.lora import weigh_lora
 from inpaint.models.prompt_text import read_prompt
 from inpaint.models.prompts import encode_rows, warn_of_cuts
 from inpaint.paint.crop import WorkingImage, batches_of, pasted, window_of, working_image
@@ -75,8 +76,11 @@ class Painter:
         images = [working_image(info, request) for request in requests]
         results: dict[int, np.ndarray] = {}
         with torch.no_grad(), _evaluating(self.base, self.controlnet):
-            for batch in batches_of([image.shape for image in images], self.max_batch):
-                painted = self._paint_batch([requests[i] for i in batch], [images[i] for i in batch])
+            weights = [request.adapter_weight for request in requests]
+            kinds = [(image.shape, weight) for image, weight in zip(images, weights, strict=True)]
+            for batch in batches_of(kinds, self.max_batch):
+                with _weighed(self.base, weights[batch[0]]):
+                    painted = self._paint_batch([requests[i] for i in batch], [images[i] for i in batch])
                 results.update(zip(batch, painted, strict=True))
         return [results[i] for i in range(len(requests))]
 
@@ -96,6 +100,19 @@ class Painter:
             running = [row for row in running if row.left]
         images_B3HW = decode(self.base, torch.stack([row.latents_Chw for row in rows]))
         return list(images_B3HW.permute(0, 2, 3, 1).cpu().numpy())
+
+
+@contextmanager
+def _weighed(base: Base, weight: float) -> Iterator[None]:
+    """With the base's LoRA of another weight for the while."""
+    if weight == 1:
+        yield
+        return
+    weigh_lora(base, weight)
+    try:
+        yield
+    finally:
+        weigh_lora(base, 1.0)
 
 
 @contextmanager

@@ -149,6 +149,8 @@ class PaintRequest:
     seed: int
     """0 .. 2^63 - 1. The same request and seed give the same picture."""
     sampling: SamplingSettings = field(default_factory=SamplingSettings)
+    adapter_weight: float = 1.0
+    """Of the LoRA on the painter's base; 0: nothing of it but its tokens."""
     control: Control | None = None
     """Only for painters with a ControlNet."""
     text_alone: bool = False
@@ -157,7 +159,15 @@ class PaintRequest:
 
     @classmethod
     def of_text(
-        cls, prompt: str, *, height: int, width: int, seed: int, sampling: SamplingSettings, negative_prompt: str = ""
+        cls,
+        prompt: str,
+        *,
+        height: int,
+        width: int,
+        seed: int,
+        sampling: SamplingSettings,
+        negative_prompt: str = "",
+        adapter_weight: float = 1.0,
     ) -> "PaintRequest":
         """A picture from text alone, painted at the area of `sampling.size`, or else at its own, with sides that the
         base takes. Raises InpaintError for a strength below 1."""
@@ -171,6 +181,7 @@ class PaintRequest:
             negative_prompt=negative_prompt,
             seed=seed,
             sampling=sampling,
+            adapter_weight=adapter_weight,
             text_alone=True,
         )
 

@@ -30,7 +30,7 @@ from inpaint.paint.request import WHOLE, SamplingSettings, Start
 from inpaint.serve.dialects.a1111_info import check_checkpoint, info, infotext, probes_router
 from inpaint.serve.dialects.a1111_samplers import SAMPLER_OF, SAMPLERS, SCHEDULE_OF, SCHEDULES, read_sampler
 from inpaint.serve.dialects.a1111_tasks import Task, Tasks, tasks_router
-from inpaint.serve.dialects.adapters import adapted, choose
+from inpaint.serve.dialects.adapters import adapted
 from inpaint.serve.dialects.painting import PaintCall, PaintEndpoint, TextFields, largest_size
 from inpaint.serve.http.body import JSON
 from inpaint.serve.http.endpoint import Picture
@@ -39,10 +39,9 @@ from inpaint.serve.http.images import decode_photo, read_hole
 from inpaint.serve.http.limits import HttpSettings
 from inpaint.serve.http.receipt import Encoding
 from inpaint.serve.http.resources import Record
-from inpaint.serve.http.schema import LARGEST_SEED, Bounds, Fields, Upload, Within, Word, file_fields, read_fields
+from inpaint.serve.http.schema import LARGEST_SEED, Upload, Within, Word, file_fields
 from inpaint.serve.service import Painted, Service
 
-_TAG = re.compile(r"\s*<(?:lora|lyco):([^<>]*)>", re.IGNORECASE)
 _OTHER_SYNTAX = {
     "[a:b:0.5] (prompt editing)": re.compile(r"\[[^\[\]]*:\s*[\d.]+\s*\]"),
     "[a|b] (alternation)": re.compile(r"\[[^\[\]]*\|[^\[\]]*\]"),
@@ -255,12 +254,6 @@ class Txt2ImgFields(A1111Fields):
             yield "enable_hr"
 
 
-class LoraTag(Fields):
-    """What `<lora:NAME:WEIGHT>` says, told as the prompt's fault."""
-
-    prompt: Annotated[float, Within("-max_weight", "max_weight")] = 1.0
-
-
 A1111FieldsT = TypeVar("A1111FieldsT", bound=A1111Fields)
 
 
@@ -285,10 +278,8 @@ class A1111Endpoint(PaintEndpoint[A1111FieldsT]):
         """Names first, then pictures."""
         settings, base = self.settings, self.base
         check_checkpoint(fields.override_settings or {}, f"override_settings.{_CHECKPOINT}", base)
-        prompt, tags = _without_tags(fields.prompt, self.limits)
         catalogue = self.service.catalogue()
-        chosen = [choose(name, catalogue, "prompt", weight=weight) for name, weight in tags]
-        prompt, adapters = adapted(prompt, chosen, "prompt", settings.max_adapters)
+        prompt, adapters = adapted(fields.prompt, [], "prompt", catalogue, self.limits)
         n = fields.n_iter * fields.batch_size
         if n > settings.max_pictures:
             message = f"n_iter x batch_size is {n}, the limit is {settings.max_pictures}"
@@ -402,17 +393,6 @@ class Img2ImgEndpoint(A1111Endpoint[Img2ImgFields]):
             message = f"{width} x {height}; the limits are {pixels:,} pixels and an aspect of {aspect:g}"
             raise bad("width", message, "out_of_range")
         return height, width
-
-
-def _without_tags(prompt: str, limits: Bounds) -> tuple[str, list[tuple[str, float]]]:
-    """The prompt without its LoRA tags, and what they said."""
-    tags = []
-    for match in _TAG.finditer(prompt):
-        name, *weights = (part.strip() for part in match[1].split(":"))
-        if not name or len(weights) > 1:
-            raise bad("prompt", f"{shown(match[0].strip())}; write <lora:NAME:WEIGHT> or <lora:NAME>", "broken_tag")
-        tags.append((name, read_fields(LoraTag, {"prompt": "".join(weights)}, limits).prompt))
-    return _TAG.sub("", prompt).strip(" \n,") if tags else prompt, tags
 
 
 def _printable(names: Iterable[str]) -> list[str]:

@@ -1,10 +1,18 @@
-"""What clients call things: a category, an adapter or the base -> adapters to use and the prompt as trained."""
+"""What clients call things: a category, an adapter or the base -> adapters to use and the prompt as trained.
+
+`<lora:NAME:WEIGHT>` in a prompt calls an adapter in every dialect. A token alone does not: that of an imported LoRA may
+be a word that others' prompts say, too.
+"""
 
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
+from inpaint.errors import InpaintError
+from inpaint.models.prompt_text import split_lora_tags
 from inpaint.serve.http.errors import Problem, bad, shown
+from inpaint.serve.http.schema import Bounds, Fields, Within, read_fields
 from inpaint.serve.service import AdapterUse, ServedAdapter
 
 
@@ -46,6 +54,23 @@ def choose(
     raise unknown(name, [*catalogue, *categories(catalogue), *([also] if also else [])], field)
 
 
+class LoraTag(Fields):
+    """What `<lora:NAME:WEIGHT>` says, told as the prompt's fault."""
+
+    prompt: Annotated[float, Within("-max_weight", "max_weight")] = 1.0
+
+
+def _called(prompt: str, catalogue: Mapping[str, ServedAdapter], limits: Bounds) -> tuple[str, list[ChosenAdapter]]:
+    """A prompt without its tags `<lora:NAME:WEIGHT>`, and the adapters that they call. Raises Problem, as `choose`."""
+    try:
+        prompt, tags = split_lora_tags(prompt)
+    except InpaintError as error:
+        raise bad("prompt", str(error), "broken_tag") from error
+    weights = [read_fields(LoraTag, {"prompt": weight}, limits).prompt for _, weight in tags]
+    names = zip(tags, weights, strict=True)
+    return prompt, [choose(name, catalogue, "prompt", weight=weight) for (name, _), weight in names]
+
+
 def unknown(name: str, known: Sequence[str], field: str) -> Problem:
     """A 404 with the nearest of the known names."""
     folded = {candidate.casefold(): candidate for candidate in sorted(known)}
@@ -55,14 +80,19 @@ def unknown(name: str, known: Sequence[str], field: str) -> Problem:
     return bad(field, message, "model_not_found", 404)
 
 
-def adapted(prompt: str, chosen: Sequence[ChosenAdapter], field: str, most: int) -> tuple[str, tuple[AdapterUse, ...]]:
-    """The prompt as the adapters' cards write it, the first adapter's token first; and the adapters to use.
+def adapted(
+    prompt: str, named: Sequence[ChosenAdapter], field: str, catalogue: Mapping[str, ServedAdapter], limits: Bounds
+) -> tuple[str, tuple[AdapterUse, ...]]:
+    """The prompt as the adapters' cards write it, the first adapter's token first; and the adapters to use: those that
+    `field` named, and those that tags in the prompt call.
 
     A prompt that already holds one of an adapter's tokens, as a word, is left as it is for that adapter.
-    Raises Problem: `field` names one twice or more than `most`; or one has several tokens, and neither a category nor
-    the prompt says which.
+    Raises Problem: a tag that calls none; one named twice, or more than `max_adapters`; or one has several tokens, and
+    neither a category nor the prompt says which.
     """
-    names = [one.adapter.name for one in chosen]
+    prompt, tagged = _called(prompt, catalogue, limits)
+    chosen = [*named, *tagged]
+    names, most = [one.adapter.name for one in chosen], limits["max_adapters"]
     if len(names) > most:
         raise bad(field, f"{len(names)} adapters, the limit is {most}")
     if len(set(names)) < len(names):

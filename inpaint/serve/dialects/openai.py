@@ -106,8 +106,9 @@ class OpenAiEndpoint(PaintEndpoint[OpenAiFieldsT]):
         """Names first, then pictures."""
         settings, base = self.settings, self.base
         model = fields.model or base.name
-        chosen = [] if model == base.name else [choose(model, self.service.catalogue(), "model", also=base.name)]
-        prompt, adapters = adapted(fields.prompt, chosen, "model", settings.max_adapters)
+        catalogue = self.service.catalogue()
+        chosen = [] if model == base.name else [choose(model, catalogue, "model", also=base.name)]
+        prompt, adapters = adapted(fields.prompt, chosen, "model", catalogue, self.limits)
         if fields.response_format == "url":
             raise bad("response_format", "url: pictures are not stored here; ask for b64_json", "url_refused")
         photo, hole = self.canvas(fields)

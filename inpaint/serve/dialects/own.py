@@ -65,7 +65,8 @@ class LookFields(PaintFields):
     adapters: Annotated[
         tuple[AdapterWeight, ...], BeforeValidator(_from_text, json_schema_input_type=str | tuple[AdapterWeight, ...])
     ] = ()
-    """In place of, or with, a category; in a form, `NAME:WEIGHT,NAME`."""
+    """In place of, or with, a category; in a form, `NAME:WEIGHT,NAME`. `<lora:NAME:WEIGHT>` in the prompt is another
+    way."""
     size: Annotated[int, Within("size_multiple", "largest_size")] | None = None
     """Side of the square whose area is painted; default: what the base was trained at."""
     quality: Annotated[int, Within(0, 100)] = 95
@@ -101,8 +102,9 @@ class OwnEndpoint(PaintEndpoint[OwnFields]):
 
     def read(self, fields: OwnFields) -> PaintCall[OwnFields]:
         """Names first, then pictures."""
-        chosen = adapters_of(fields, self.service.catalogue())
-        prompt, adapters = adapted(fields.prompt, chosen, "adapters", self.settings.max_adapters)
+        catalogue = self.service.catalogue()
+        chosen = adapters_of(fields, catalogue)
+        prompt, adapters = adapted(fields.prompt, chosen, "adapters", catalogue, self.limits)
         if fields.answer == "image" and fields.n > 1:
             raise bad("answer", f"image, but n is {fields.n}: ask for json")
         photo = decode_photo(fields.image, "image", self.settings, self.base.size_multiple)

@@ -177,8 +177,9 @@ class EnhanceEndpoint(PaintEndpoint[EnhanceFields]):
             raise bad("stream", "pictures are answered when they are done here; leave it out")
         if fields.answer == "image" and fields.n > 1:
             raise bad("answer", f"image, but n is {fields.n}: ask for json")
-        chosen = adapters_of(fields, self.service.catalogue())
-        prompt, adapters = adapted(fields.prompt, chosen, "adapters", self.settings.max_adapters)
+        catalogue = self.service.catalogue()
+        chosen = adapters_of(fields, catalogue)
+        prompt, adapters = adapted(fields.prompt, chosen, "adapters", catalogue, self.limits)
         photo = decode_photo(fields.image, "image", self.settings, self.base.size_multiple)
         call = self.call(
             fields,

@@ -3,7 +3,7 @@
 import pytest
 
 from inpaint.errors import InpaintError
-from inpaint.models.prompt_text import PromptSettings, read_prompt, tokenize, weighted_parts
+from inpaint.models.prompt_text import PromptSettings, read_prompt, split_lora_tags, tokenize, weighted_parts
 from tests.tiny import tiny_tokenizer
 
 ROOM = 75
@@ -34,6 +34,25 @@ def test_brackets_weigh(prompt, pieces):
     (found,) = weighted_parts(prompt)
     assert [text for text, _ in found] == [text for text, _ in pieces]
     assert [weight for _, weight in found] == pytest.approx([weight for _, weight in pieces])
+
+
+@pytest.mark.parametrize(
+    ("prompt", "text", "tags"),
+    [
+        ('ppz, "bag", studio, <lora:ppz-10:1>', 'ppz, "bag", studio', [("ppz-10", 1.0)]),
+        ("<lora:a:0.5> a bag<LORA: b >, gold", "a bag, gold", [("a", 0.5), ("b", 1.0)]),
+        ("a <lyco:x.y_z:-.25>", "a", [("x.y_z", -0.25)]),
+        ("a < lora:b>, <b>, ", "a < lora:b>, <b>, ", []),
+    ],
+)
+def test_lora_tags_leave_the_prompt(prompt, text, tags):
+    assert split_lora_tags(prompt) == (text, tags)
+
+
+@pytest.mark.parametrize("tag", ["<lora:>", "<lora::1>", "<lora:a:b>", "<lora:a:1:2>", "<lora:a:nan>", "<lora:a:inf>"])
+def test_lora_tags_that_say_anything_else_are_refused(tag):
+    with pytest.raises(InpaintError, match=f"{tag}.*write <lora:NAME:WEIGHT>"):
+        split_lora_tags(f"a bag {tag}")
 
 
 def test_break_parts_also_within_brackets():

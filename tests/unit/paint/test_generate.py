@@ -12,6 +12,7 @@ from PIL import Image
 
 from inpaint.diffusion.samplers import Sampler
 from inpaint.errors import InpaintError
+from inpaint.export.adapter_folder import save_adapter
 from inpaint.models.base import Base, load_base
 from inpaint.paint.batch import PaintSettings, read_models
 from inpaint.paint.crop import working_shape_of
@@ -19,6 +20,7 @@ from inpaint.paint.generate import generate, picture_name, plan_pictures
 from inpaint.paint.painter import Painter
 from inpaint.paint.request import PaintRequest, SamplingSettings
 from inpaint.rowmap import ActorResources, MapReport
+from tests.adapters import made_up, without_tokens
 from tests.schedulers import diffusers_scheduler
 from tests.tiny import SIZE, tiny_sdxl_inpaint
 from tests.unit.paint.examples import TOLERANCE, request
@@ -150,3 +152,49 @@ def test_pictures_are_named_after_their_prompts_and_keys_say_what_they_depend_on
 def test_prompts_that_cannot_be_used_are_refused_before_any_work(settings, tmp_path, prompts, n, message):
     with pytest.raises(InpaintError, match=message):
         run(prompts, settings, tmp_path, n=n)
+
+
+def test_a_prompt_weighs_the_adapter_that_it_calls(tiny_folders, tmp_path):
+    base = str(tiny_folders["sd4"])
+    adapter = without_tokens(made_up(base, 1))
+    half = replace(adapter, card=replace(adapter.card, alpha=adapter.card.alpha / 2))
+    prompts = ["wood", "wood <lora:style-10>", "wood, <lora:style-10:0.5>", "<lora:style-10:0> wood"]
+
+    def painted(where: Path | None, *prompts: str) -> list[np.ndarray]:
+        settings = PaintSettings(base=base, adapter=where and str(where), sampling=SamplingSettings(steps=2))
+        models = read_models(settings)
+        tasks = [item.value for item in plan_pictures(prompts, models, n=1, shape=(SIZE, SIZE))]
+        return models.painter("cpu", 8).paint_raw([task.request(models) for task in tasks])
+
+    one, tagged, weighed, none = painted(save_adapter(tmp_path / "style-10", adapter), *prompts)
+    np.testing.assert_allclose(one, tagged, atol=TOLERANCE)
+    np.testing.assert_allclose(weighed, *painted(save_adapter(tmp_path / "half", half), "wood"), atol=TOLERANCE)
+    np.testing.assert_allclose(none, *painted(None, "wood"), atol=TOLERANCE)
+    assert np.abs(one - weighed).max() > 20 * TOLERANCE < np.abs(weighed - none).max()
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ("a <lora:other:1>", "'other' in <lora:NAME:WEIGHT>: there is style-10 alone"),
+        ("a <lora:style-10:1> <lora:other:1>", "'style-10 and other' in"),
+        ("a <lora:style-10:1> <lora:style-10:1>", "once in a prompt"),
+        ("a <lora:style-10:x>", "write <lora:NAME:WEIGHT>"),
+    ],
+)
+def test_a_prompt_that_calls_anything_else_is_refused(tiny_folders, tmp_path, prompt, message):
+    base = str(tiny_folders["sd4"])
+    where = save_adapter(tmp_path / "style-10", made_up(base, 1))
+    with pytest.raises(InpaintError, match=message):
+        run([prompt], PaintSettings(base=base, adapter=str(where)), tmp_path)
+    with pytest.raises(InpaintError, match="give --adapter"):
+        run(["a <lora:style-10>"], PaintSettings(base=base), tmp_path)
+
+
+def test_a_tag_writes_the_only_token_as_the_service_does(tiny_folders, tmp_path):
+    base = str(tiny_folders["sd4"])
+    where = save_adapter(tmp_path / "style", made_up(base, 1, tokens=("CDP_X",)))
+    models = read_models(PaintSettings(base=base, adapter=str(where)))
+    assert models.told(models.prompt("wood <lora:style:0.5>", None))["prompt"] == "CDP_X background, wood"
+    assert models.told(models.prompt("CDP_X, wood <lora:style>", None))["prompt"] == "CDP_X, wood"
+    assert models.prompt("wood", None) == "wood"

@@ -108,6 +108,15 @@ def test_everything_reaches_the_order(client, service):
         assert {**vars(order.request), **vars(order.request.sampling)}[name] == body[name]
 
 
+def test_a_tag_in_the_prompt_calls_an_adapter_beside_those_that_are_named(client, service):
+    ask(client, "own", prompt="a table <lora:CDP_FOOD:0.5>", category="CDP_COS")
+    order = service.orders[0]
+    assert [(use.name, use.weight) for use in order.adapters] == [("CDP_COS", 1.0), ("CDP_FOOD", 0.5)]
+    assert order.request.prompt == "CDP_COS background, CDP_FOOD background, a table"
+    refused = ask(client, "own", prompt="a table <lora:CDP_FOOT:0.5>")
+    assert refused.status_code == 404 and "nearest: CDP_FOOD" in refused.json()["detail"]
+
+
 def test_adapters_in_a_form_are_written_as_text(client, service):
     assert ask(client, "own", category="", adapters="CDP_FOOD:0.5, CDP_COS").status_code == 200
     assert [(use.name, use.weight) for use in service.orders[0].adapters] == [("CDP_FOOD", 0.5), ("CDP_COS", 1.0)]

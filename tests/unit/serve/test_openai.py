@@ -93,6 +93,12 @@ def test_without_a_model_or_with_the_bases_name_there_is_no_adapter(client, serv
     assert service.orders[0].request.sampling.steps == BASE.steps
 
 
+def test_a_tag_in_the_prompt_calls_an_adapter(client, service):
+    edit(client, model="toy", prompt="a table <lora:CDP_FOOD:0.5>")
+    (use,) = service.orders[0].adapters
+    assert (use.name, use.weight, service.orders[0].request.prompt) == ("CDP_FOOD", 0.5, "CDP_FOOD background, a table")
+
+
 def test_a_category_of_an_adapter_with_several_is_found_by_its_name(client, service):
     edit(client, model="CDP_LAMP")
     assert service.orders[0].adapters[0].name == "home"
