@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from inpaint.errors import InpaintError
 from inpaint.models.base import load_base
 from inpaint.models.controlnet import load_controlnet
 from inpaint.paint.painter import Painter
@@ -80,6 +81,8 @@ def enhance_scenes(
     images = paint_all(painter, requests, "enhancing")
     steps = sum(found) * requests[0].sampling.resolved(info).steps_taken
     right = [i for i, one in enumerate(findings) if one.found and one.found[0].product == scenes[i].shape]
+    if not right:
+        raise InpaintError("no product was found as what it is: there is nothing to judge; give another finder")
     products = np.stack([scenes[i].product for i in right])
     shapes, seen = detectors.shape(images[right], products), detectors.colour(images[right], products)
     changed = [
