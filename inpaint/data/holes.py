@@ -34,6 +34,16 @@ class Hole(Protocol):
         """Whether the row's own mask is looked at; where not, it is not even read."""
         return False
 
+    @property
+    def whole(self) -> float:
+        """Share of samples whose hole is the whole image, where that is decided before anything else is drawn."""
+        return 0.0
+
+    @property
+    def partial(self) -> "Hole":
+        """The recipe for the other samples."""
+        return self
+
     def seeing(self, image: np.ndarray) -> "Hole":
         """The recipe for this image, uint8 H W 3, where what it shows counts. Raises BadRow for one that cannot be."""
         return self
@@ -46,6 +56,10 @@ class Hole(Protocol):
 @dataclass(frozen=True)
 class WholeImage(Hole):
     """Everything is painted."""
+
+    @property
+    def whole(self) -> float:
+        return 1.0
 
     def draw(self, own: np.ndarray | None, height: int, width: int, rng: np.random.Generator) -> np.ndarray:
         return np.full((height, width), 255, dtype=np.uint8)
@@ -95,6 +109,14 @@ class Sometimes(Hole):
     @property
     def uses_own(self) -> bool:
         return self.hole.uses_own or self.instead.uses_own
+
+    @property
+    def whole(self) -> float:
+        return self.probability if isinstance(self.instead, WholeImage) else 0.0
+
+    @property
+    def partial(self) -> Hole:
+        return self.hole if isinstance(self.instead, WholeImage) else self
 
     def seeing(self, image: np.ndarray) -> Hole:
         return replace(self, hole=self.hole.seeing(image), instead=self.instead.seeing(image))

@@ -11,13 +11,14 @@ from collections.abc import Iterable, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
 import pyarrow as pa
 from PIL import Image
 
+from inpaint.data.bank import Bank, choose, crop_randomness, hole_of, is_mirrored
 from inpaint.data.captions import CaptionTags
 from inpaint.data.decode import DEFAULT_LIMITS, PAINT, check_hole, load_hole, load_rgb
 from inpaint.data.files import read
@@ -27,6 +28,9 @@ from inpaint.data.rows import Manifest, Row, rows_of
 from inpaint.data.storage import open_root
 from inpaint.errors import BadRow, InpaintError
 from inpaint.randomness import generator
+
+if TYPE_CHECKING:  # which reads what is said here of samples
+    from inpaint.data.latents import StoredLatents
 
 FAR_LARGER = 4
 PROMPT_FIELDS = ("token", "prompt", "category")
@@ -63,6 +67,8 @@ class ReadSettings:
     """What is done with captions before they are told; unset: nothing."""
     loss_in_mask: bool = False
     """Take the loss within the row's own mask alone, whatever the hole; all over the hole where a row has none."""
+    bank: Bank | None = None
+    """Draw crops, mirrorings and holes among a few of each row; unset: anew for each sample."""
 
     def __post_init__(self) -> None:
         for name in ("height", "width"):
@@ -80,6 +86,22 @@ class ReadSettings:
             raise InpaintError(
                 f"prompt_format {self.prompt_format!r} uses {unknown!r}; known fields: {', '.join(PROMPT_FIELDS)}"
             )
+
+    @property
+    def views(self) -> int:
+        """Of each row in the bank."""
+        assert self.bank is not None, "a setting of its own"
+        return self.bank.view_count(random_crops=self.crop is Crop.RANDOM, mirrors=0 < self.flip_probability < 1)
+
+    def variants(self, seed: int, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """View and hole, int64[B] each, that samples at positions (int64[B]) take of the bank."""
+        assert self.bank is not None, "a setting of its own"
+        return choose(seed, positions, self.views, self.bank.holes, self.hole.whole)
+
+    @property
+    def reads_mask(self) -> bool:
+        """Whether a row's own mask is looked at."""
+        return self.hole.uses_own or self.loss_in_mask
 
     def prompt_of(self, row: Row, rng: np.random.Generator | None = None) -> str:
         """What the model is told of a row. Args: rng: draws what a sample's own is; None: as it is written."""
@@ -119,16 +141,16 @@ def read_batch(
     positions: np.ndarray,
     threads: Executor,
     fetchers: Executor | None = None,
+    stored: "StoredLatents | None" = None,
 ) -> dict[str, np.ndarray]:
     """One micro-batch, its rows read by `threads`, their files by `fetchers` where given: the batch contract of
-    docs/architecture.md."""
+    docs/architecture.md. Args: stored: latents of the manifest's rows, which are read in place of pixels."""
     size, shape = len(positions), (settings.height, settings.width)
     places = np.flatnonzero(positions != PADDING)
     _, indices = plan.lookup(positions[places])
     rows = dict(zip(places.tolist(), rows_of(manifest.table.take(pa.array(indices))), strict=True))
     batch = {
         "position": positions,
-        "image": np.zeros((size, *shape, 3), dtype=np.uint8),
         "hole": np.full((size, *shape), 255, dtype=np.uint8),
         "original_size": np.full((size, 2), shape, dtype=np.int32),
         "crop_top_left": np.zeros((size, 2), dtype=np.int32),
@@ -137,19 +159,32 @@ def read_batch(
     }
     if settings.loss_in_mask:
         batch["area"] = np.full((size, *shape), 255, dtype=np.uint8)
-    if manifest.has_inputs:
-        batch["input"] = np.zeros((size, *shape, 3), dtype=np.uint8)
-    fetched = {i: fetchers.submit(fetch, row, settings) for i, row in rows.items()} if fetchers else {}
+    if stored is not None:
+        batch |= stored.variants.spec.blank(size)
+        views, holes = settings.variants(plan.seed, positions[places])
+        variants = dict(zip(places.tolist(), np.stack([indices, views, holes], 1).tolist(), strict=True))
+    else:
+        names = ("image", "input") if manifest.has_inputs else ("image",)
+        batch |= {name: np.zeros((size, *shape, 3), dtype=np.uint8) for name in names}
+
+    def get(i: int) -> Any:
+        return fetch(rows[i], settings) if stored is None else stored.fetch(*variants[i])
+
+    def made(i: int, got: Any) -> dict[str, Any]:
+        if stored is None:
+            return make_sample(rows[i], got, settings, plan.seed, int(positions[i]))
+        prompt, label = text_of(rows[i], settings, plan.seed, int(positions[i]))
+        return {**stored.sample(rows[i], *got), "prompt": prompt, "label": label}
+
+    fetched = {i: fetchers.submit(get, i) for i in rows} if fetchers else {}
 
     def fill(i: int) -> None:
-        row = rows[i]
         try:
-            files = fetched[i].result() if fetched else fetch(row, settings)
-            sample = make_sample(row, files, settings, plan.seed, int(positions[i]))
+            sample = made(i, fetched[i].result() if fetched else get(i))
         except BadRow as error:
-            batch["error"][i] = f"{row.id}: {error}"
+            batch["error"][i] = f"{rows[i].id}: {error}"
             return
-        batch["weight"][i] = row.weight
+        batch["weight"][i] = rows[i].weight
         for name in sample.keys() & batch.keys():
             batch[name][i] = sample[name]
 
@@ -164,7 +199,7 @@ def fetch(row: Row, settings: ReadSettings) -> dict[str, bytes]:
     files = {"image": read(root, row.image, "output", most)}
     if row.input is not None:
         files["input"] = read(root, row.input, "input", most)
-    if row.hole is not None and (settings.hole.uses_own or settings.loss_in_mask):
+    if row.hole is not None and settings.reads_mask:
         files["hole"] = read(root, row.hole, "mask", most)
     return files
 
@@ -181,6 +216,23 @@ def make_sample(
     Args:
         files: as `fetch` gives them.
     """
+    if settings.bank is None:
+        mirrored = bool(generator(seed, "flip", position).random() < settings.flip_probability)
+        crop, recipe = generator(seed, "crop", position), settings.hole
+        hole_randomness = generator(seed, "hole", position)
+    else:
+        view, number = (int(column[0]) for column in settings.variants(seed, np.array([position])))
+        mirrored, crop = is_mirrored(row, view, settings.flip_probability), crop_randomness(row, view)
+        recipe, hole_randomness = hole_of(row, settings.hole, view, number)
+    seen = see(row, files, settings, crop, mirrored=mirrored)
+    prompt, label = text_of(row, settings, seed, position)
+    return {**seen, "hole": draw_hole(recipe, seen, hole_randomness), "prompt": prompt, "label": label}
+
+
+def see(
+    row: Row, files: Mapping[str, bytes], settings: ReadSettings, rng: np.random.Generator, *, mirrored: bool
+) -> dict[str, Any]:
+    """What a sample shows but its hole and its text, as `make_sample` returns it. Args: rng: for the crop."""
     shape, limits = (settings.height, settings.width), DEFAULT_LIMITS
     image = load_rgb(files["image"], "output", limits, target=shape)
     mask = None
@@ -188,22 +240,25 @@ def make_sample(
         grey = np.asarray(load_hole(files["hole"], "mask", limits))
         check_hole(grey, "mask")  # it may have changed since it was inspected
         mask = grey >= PAINT
-    box = _choose_box(image, mask, settings, generator(seed, "crop", position))
-    flip = bool(generator(seed, "flip", position).random() < settings.flip_probability)
-
-    own = None if mask is None else cover(mask, shape, box).astype(np.uint8) * 255
-    if own is not None and flip:
-        own = np.ascontiguousarray(own[:, ::-1])
-    image_HW3 = _resized(image, box, shape, flip)
-    hole = settings.hole.seeing(image_HW3).draw(own, *shape, generator(seed, "hole", position))
-    assert hole.shape == shape and not is_empty(hole), f"{settings.hole} drew a hole of {hole.shape}, or none"
+    box = _choose_box(image, mask, settings, rng)
+    image_HW3 = _resized(image, box, shape, mirrored)
     input_HW3 = image_HW3
     if "input" in files:
-        input_HW3 = _resized(load_rgb(files["input"], "input", limits, target=shape), box, shape, flip)
-    prompt, label = text_of(row, settings, seed, position)
-    sizes = {"original_size": (row.height, row.width), "crop_top_left": _corner(box, shape, flip)}
-    sample = {"image": image_HW3, "input": input_HW3, "hole": hole, **sizes, "prompt": prompt, "label": label}
-    return sample if own is None else {**sample, "area": own}
+        input_HW3 = _resized(load_rgb(files["input"], "input", limits, target=shape), box, shape, mirrored)
+    sizes = {"original_size": (row.height, row.width), "crop_top_left": _corner(box, shape, mirrored)}
+    seen = {"image": image_HW3, "input": input_HW3, **sizes}
+    if mask is None:
+        return seen
+    own = cover(mask, shape, box).astype(np.uint8) * 255
+    return {**seen, "area": np.ascontiguousarray(own[:, ::-1]) if mirrored else own}
+
+
+def draw_hole(recipe: Hole, seen: Mapping[str, Any], rng: np.random.Generator) -> np.ndarray:
+    """A hole in what `see` returned, uint8 H W, not empty."""
+    height, width = seen["image"].shape[:2]
+    hole = recipe.seeing(seen["image"]).draw(seen.get("area"), height, width, rng)
+    assert hole.shape == (height, width) and not is_empty(hole), f"{recipe} drew a hole of {hole.shape}, or none"
+    return hole
 
 
 def text_of(row: Row, settings: ReadSettings, seed: int, position: int) -> tuple[str, str]:

@@ -72,8 +72,8 @@ def validation_set(
     if not settings.samples:
         return None
     rows = Manifest.load(f"{output}/{VALIDATION_ROWS if settings.is_held_out else TRAIN_ROWS}")
-    # Its texts are told and its pictures are not mirrored, whatever training does.
-    read = replace(recipe.read_settings(), caption_dropout=0.0, flip_probability=0.0)
+    # Its texts are told and its pictures are not mirrored, whatever training does; each sample has a hole of its own.
+    read = replace(recipe.read_settings(), caption_dropout=0.0, flip_probability=0.0, bank=None)
     wanted = recipe.train.layout(dist.get_world_size(), settings.samples).positions(0, dist.get_rank())
     settle_reader()
     with ThreadPoolExecutor(threads) as pool:

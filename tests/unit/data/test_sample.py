@@ -107,6 +107,23 @@ def test_what_is_finer_than_the_new_pixels_becomes_grey(side):
         assert found.std() < 0.25 * 127.5
 
 
+@pytest.mark.parametrize("side", [48, 70, 100, 128, 200, 250])
+def test_photos_are_resized_as_pillow_would(side):
+    """Detail at every scale, weaker where finer. Pixels that are picked are 6 to 14 dB further away."""
+    rng, layers = np.random.default_rng(side), np.zeros((side, side, 3))
+    for cells in (4, side // 6, side // 2):
+        noise = Image.fromarray(rng.integers(0, 256, (cells, cells, 3), dtype=np.uint8))
+        layers += np.asarray(noise.resize((side, side), Image.Resampling.BICUBIC)) / cells
+    photo = Image.fromarray((255 * layers / layers.max()).astype(np.uint8))
+    wanted = np.asarray(photo.resize((64, 64), Image.Resampling.LANCZOS)).astype(float)
+
+    def psnr(found: np.ndarray) -> float:
+        return 10 * np.log10(255**2 / np.square(found - wanted).mean())
+
+    picked = np.asarray(photo.resize((64, 64), Image.Resampling.NEAREST)).astype(float)
+    assert psnr(resized(photo, 64)) > max(45, psnr(picked) + 5)
+
+
 def test_images_of_the_samples_own_size_keep_every_number():
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     assert np.array_equal(resized(Image.fromarray(noise), 64), noise)
