@@ -23,7 +23,7 @@ from inpaint.paint.batch import PaintSettings, paint_manifest
 from inpaint.paint.generate import generate
 from inpaint.paint.request import SamplingSettings
 from inpaint.progress import ProgressBar
-from inpaint.recipes.dataset import dataset_of
+from inpaint.recipes.card_dataset import dataset_of
 from inpaint.recipes.latent import LatentRecipe, Preset
 from inpaint.train.latent import LatentInpainting
 from inpaint.train.objective import AUTOCAST, ParameterGroup

@@ -222,7 +222,7 @@ def test_a_toy_base_that_was_not_made_names_the_command(tmp_path, monkeypatch):
 def test_an_unreachable_hub_names_the_way_out(tmp_path, monkeypatch):
     # tests/conftest.py sets HF_HUB_OFFLINE, so nothing is asked of the network.
     monkeypatch.setattr(locate, "snapshot_download", lambda name, **kw: _real_snapshot(name, cache_dir=tmp_path, **kw))
-    with pytest.raises(InpaintError, match=r"hub cannot be reached.*hf download owner/some-base.*'toy'"):
+    with pytest.raises(InpaintError, match=r"hub cannot be reached.*hf download owner/some-base.*give the folder"):
         load_base("owner/some-base")
 
 
