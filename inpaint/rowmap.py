@@ -338,6 +338,8 @@ def _on_actors(run: _Run) -> Iterator[tuple[_Line, list[Item], "_Done"]]:
                 begin(number)
             if not run.is_unfinished:
                 return
+            if not running:
+                continue  # what was done before was passed on by a stage, and the one behind has yet to look
             (ready,), _ = ray.wait(list(running))
             number, actor, batch = running.pop(ready)
             try:

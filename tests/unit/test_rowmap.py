@@ -7,6 +7,7 @@ import tracemalloc
 import warnings
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -336,6 +337,19 @@ def test_stages_go_on_where_each_of_them_ended(log, tmp_path):
     assert "abc" in rest and (out / "klmno.count").read_text() == "5"
     lines = [json.loads(line)["id"] for line in (out / "counted.jsonl").read_text().splitlines()]
     assert sorted(lines) == ["abc", "defg", "hij", "klmno"]
+
+
+def renamed(item: Item, line: dict, read: Callable[[str], bytes]) -> Item:
+    return Item(f"{item.id}2", item.key, (f"{item.id}2", b""))
+
+
+def test_stages_in_which_all_is_done_need_no_actors(log, tmp_path):
+    first, second = stages(log)
+    again = Stage(name="again.jsonl", load=second.load, pool=PAIRS)
+    lines = [first, replace(second, then=renamed), again]
+    for where in (HERE, None):
+        reports = map_stages(items("abc", "defg"), lines, tmp_path / "out", here=where)
+    assert [(one.done, one.skipped) for one in reports] == [(0, 2)] * 3
 
 
 def test_a_stage_pauses_while_the_next_one_is_behind(log, tmp_path, monkeypatch):
