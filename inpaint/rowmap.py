@@ -333,11 +333,9 @@ def _on_actors(run: _Run) -> Iterator[tuple[_Line, list[Item], "_Done"]]:
             running[crew.give(actor, batch)] = (number, actor, batch)
 
     try:
-        while True:
+        while run.is_unfinished:
             for number in reversed(range(len(run.lines))):
                 begin(number)
-            if not run.is_unfinished:
-                return
             if not running:
                 continue  # what was done before was passed on by a stage, and the one behind has yet to look
             (ready,), _ = ray.wait(list(running))
