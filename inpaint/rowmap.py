@@ -148,12 +148,12 @@ def map_rows(
     stop: StopToken | None = None,
 ) -> MapReport:
     """Do what is not done in one stage, of this `name`, `load` and `pool`; all else as in `map_stages`."""
-    one = [Stage(name=name, load=load, pool=pool)]
+    one = [MapStage(name=name, load=load, pool=pool)]
     return map_stages(items, one, output, here=here, quarantined=quarantined, on_progress=on_progress, stop=stop)[0]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stage:
+class MapStage:
     """What workers of one kind do with items."""
 
     name: str
@@ -168,7 +168,7 @@ class Stage:
 
 def map_stages(
     items: Sequence[Item],
-    stages: Sequence[Stage],
+    stages: Sequence[MapStage],
     output: str | Path,
     *,
     here: ActorResources | None = None,
@@ -216,7 +216,7 @@ def map_stages(
 class _Line:
     """A stage in a run: what waits before it, and what became of what came."""
 
-    def __init__(self, stage: Stage, output: str, threads: Executor) -> None:
+    def __init__(self, stage: MapStage, output: str, threads: Executor) -> None:
         self.stage, self.done_list = stage, _DoneList(output, stage.name, threads)
         self.arriving: deque[tuple[Item, Mapping[str, Any], Mapping[str, bytes]]] = deque()
         """Done by the stage before: the item there, its line, and its files where they are at hand."""

@@ -1,13 +1,12 @@
 """DreamBooth as one job: one subject's folder or a folder of them, class pictures where they lack, a LoRA for each."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import tyro
 
 from inpaint.data.sample import Crop
-from inpaint.diffusion.objective import LossSettings
 from inpaint.errors import InpaintError
 from inpaint.models.base import load_tokenizers
 from inpaint.models.lora import LoraSettings
@@ -19,17 +18,18 @@ from inpaint.recipes.dreambooth import DreamboothLora, Subject, classes_of
 from inpaint.recipes.dreambooth_identifier import AUTO
 from inpaint.recipes.dreambooth_side_by_side import train_subjects
 from inpaint.recipes.dreambooth_subjects import Wording, find_subjects
+from inpaint.recipes.lora_command import LoraCommand
 from inpaint.rowmap import ActorPool
 from inpaint.stopping import StopToken
 from inpaint.train.run import run
-from inpaint.train.settings import Offload, Precision, RateSchedule, TrainSettings, ValidationSettings
+from inpaint.train.settings import RateSchedule
 
 CLASS_IMAGES = "class_images"
 """In the run's folder, where no other is given for them."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainDreambooth(Wording):
+class TrainDreambooth(LoraCommand, Wording):
     """Settings of `python -m ray_jobs.train_dreambooth_lora`."""
 
     instance_dir: Annotated[str, tyro.conf.arg(aliases=["--instance-data-dir"])]
@@ -75,40 +75,17 @@ class TrainDreambooth(Wording):
     """Optimizer steps."""
     train_batch_size: int = 4
     """Samples per optimizer step, over all workers; those of the class are among them."""
-    max_micro_batch: int = 4
-    """Most samples per forward on one worker; what remains of the batch is accumulated."""
     resolution: int | None = None
     """Side of the training images in pixels; unset: the base's own."""
     center_crop: bool = False
     """Use the middle of a photo of another shape; else a random part."""
     random_flip: bool = False
     """Mirror half of the samples left to right."""
-    seed: int = 0
-    mixed_precision: Precision = Precision.BF16
-    """Compute type of the forward and backward."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward: less memory, about a third more time."""
     checkpointing_steps: int = 500
     """Optimizer steps between checkpoints."""
     checkpoints_total_limit: int = 2
     resume: Annotated[bool, tyro.conf.arg(aliases=["--resume-from-checkpoint"])] = False
     """Go on with the run in `output_dir`, exactly."""
-    workers: int | tuple[int, int] = (1, 8)
-    """Of one subject: as many of (fewest, most) as the cluster has GPUs for; one number is exactly that many."""
-    zero_stage: int = 1
-    """DeepSpeed ZeRO: 0 nothing sharded, 1 optimizer states, 2 and gradients, 3 and parameters."""
-    offload: Offload = Offload.NONE
-    """What ZeRO keeps in the CPUs' memory."""
-    ema_halflife: float | None = None
-    """Half-life, in samples, of a moving average of the LoRA, which is then exported; unset: none is kept."""
-    max_bad_fraction: float = 0.05
-    """The job stops before training when more of the images than this cannot be used."""
-    kohya: bool = False
-    """Write the adapter for A1111 and ComfyUI, too: one file in its folder `kohya`."""
-    card_samples: int = 4
-    """Pictures for an adapter's model card; 0: none."""
-    loss: LossSettings = LossSettings()
-    validation: ValidationSettings = field(default_factory=lambda: ValidationSettings(samples=16))
     pool: Annotated[ActorPool, tyro.conf.arg(name="")] = ActorPool()
     """By which class pictures are made, and several subjects are trained: one at a time on each actor."""
 
@@ -154,34 +131,22 @@ class TrainDreambooth(Wording):
             flip_probability=0.5 if self.random_flip else 0.0,
             unet_learning_rate=self.learning_rate,
             text_encoder_learning_rate=self.text_encoder_lr,
-            max_bad_fraction=self.max_bad_fraction,
-            card_samples=self.card_samples,
-            kohya=self.kohya,
             resume=self.resume,
-            loss=self.loss,
-            validation=self.validation,
             lora=LoraSettings(
                 rank=self.rank,
                 alpha=self.lora_alpha,
                 dropout=self.lora_dropout,
                 text_encoder=self.train_text_encoder,
             ),
-            train=TrainSettings(
+            train=self.train_settings(
                 samples=self.max_train_steps * self.train_batch_size,
                 global_batch=self.train_batch_size,
-                max_micro_batch=self.max_micro_batch,
-                workers=self.workers,
-                seed=self.seed,
-                precision=self.mixed_precision,
-                zero_stage=self.zero_stage,
-                offload=self.offload,
-                gradient_checkpointing=self.gradient_checkpointing,
                 schedule=self.lr_scheduler,
                 warmup=self.lr_warmup_steps / self.max_train_steps,
-                ema_halflife=self.ema_halflife,
                 checkpoint_every=self.checkpointing_steps * self.train_batch_size,
                 keep_checkpoints=self.checkpoints_total_limit,
             ),
+            **self.run_settings(),
         )
 
 

@@ -14,17 +14,17 @@ from inpaint.data.panels import Grid, find_panels
 from inpaint.data.rows import Manifest
 from inpaint.data.sources import Captions, FolderSource
 from inpaint.data.storage import absolute
-from inpaint.diffusion.objective import LossSettings
 from inpaint.errors import InpaintError
 from inpaint.models.base import read_base_info
 from inpaint.models.lora import LoraSettings
 from inpaint.paint.batch import PaintSettings
 from inpaint.paint.crop import working_shape
 from inpaint.recipes.lora import LoraRecipe
+from inpaint.recipes.lora_command import LoraCommand
 from inpaint.stopping import StopToken
 from inpaint.train.checkpoint import CHECKPOINTS, CheckpointStore
 from inpaint.train.run import run
-from inpaint.train.settings import Offload, Precision, TrainSettings, ValidationSettings
+from inpaint.train.settings import ValidationSettings
 
 ASPECTS = 1.05
 """How much composites of one training may differ in their aspect, beside what rounding does: more would cut into
@@ -93,7 +93,7 @@ class PanelLora(LoraRecipe):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainPanelLora:
+class TrainPanelLora(LoraCommand):
     """Settings of `python -m ray_jobs.train_panel_lora`."""
 
     data_dir: str
@@ -129,28 +129,10 @@ class TrainPanelLora:
     text_encoder_learning_rate: float = 5e-5
     caption_dropout: float = 0.05
     """Share of samples with an empty prompt, for classifier-free guidance."""
-    mixed_precision: Precision = Precision.BF16
-    """Compute type of the forward and backward."""
     max_micro_batch: int = 1
     """Most composites per forward on one worker; what remains of the batch is accumulated."""
     gradient_checkpointing: bool = True
     """Recompute activations in the backward: less memory, about a third more time."""
-    ema_halflife: float | None = None
-    """Half-life, in samples, of a moving average of the LoRA, which is then exported; unset: none is kept."""
-    workers: int | tuple[int, int] = (1, 8)
-    """As many of (fewest, most) as the cluster has GPUs for; one number is exactly that many."""
-    zero_stage: int = 1
-    """DeepSpeed ZeRO: 0 nothing sharded, 1 optimizer states, 2 and gradients, 3 and parameters."""
-    offload: Offload = Offload.NONE
-    """What ZeRO keeps in the CPUs' memory, for small cards: `optimizer` its states, `parameters` (with `zero_stage` 3)
-    the base's weights, too."""
-    max_bad_fraction: float = 0.05
-    """The job stops before training when more of the composites than this cannot be used."""
-    kohya: bool = False
-    """Write the adapter for A1111 and ComfyUI, too: one file in its folder `kohya`."""
-    card_samples: int = 4
-    """Composites painted for the adapter's model card."""
-    loss: LossSettings = LossSettings()
     validation: ValidationSettings = field(default_factory=ValidationSettings)
 
     def __post_init__(self) -> None:
@@ -176,31 +158,19 @@ class TrainPanelLora:
             caption_dropout=self.caption_dropout,
             unet_learning_rate=self.learning_rate,
             text_encoder_learning_rate=self.text_encoder_learning_rate,
-            max_bad_fraction=self.max_bad_fraction,
-            card_samples=self.card_samples,
-            kohya=self.kohya,
             resume=self.resume_from_checkpoint is not None,
-            loss=self.loss,
-            validation=self.validation,
             lora=LoraSettings(
                 rank=self.lora_rank,
                 alpha=self.lora_alpha,
                 dropout=self.lora_dropout,
                 text_encoder=self.train_text_encoders,
             ),
-            train=TrainSettings(
+            train=self.train_settings(
                 epochs=self.num_epochs,
                 global_batch=self.batch_size,
-                max_micro_batch=self.max_micro_batch,
-                workers=self.workers,
-                seed=self.seed,
-                precision=self.mixed_precision,
-                zero_stage=self.zero_stage,
-                offload=self.offload,
-                gradient_checkpointing=self.gradient_checkpointing,
-                ema_halflife=self.ema_halflife,
                 checkpoint_every=self.save_every * self.batch_size,
             ),
+            **self.run_settings(),
         )
 
 

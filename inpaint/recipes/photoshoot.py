@@ -30,7 +30,7 @@ from inpaint.recipes.enhancing import (
 )
 from inpaint.recipes.finding import FOUND, FindProducts, FindTask, FindWorker, plan_finds
 from inpaint.recipes.found_tables import read_lines
-from inpaint.rowmap import QUARANTINE, ActorPool, ActorResources, Item, Result, Stage, Work, map_stages
+from inpaint.rowmap import QUARANTINE, ActorPool, ActorResources, Item, MapStage, Result, Work, map_stages
 from inpaint.stopping import StopToken
 from inpaint.vision.captioner import CaptionerSettings
 from inpaint.vision.finders import FinderSettings
@@ -123,11 +123,11 @@ def enhance_photos(config: EnhancePhotos, *, stop: StopToken | None = None) -> s
 
 def plan_stages(
     config: EnhancePhotos, manifest: Manifest, models: EnhanceModels
-) -> tuple[list[Item], list[Stage], list[Quarantined]]:
+) -> tuple[list[Item], list[MapStage], list[Quarantined]]:
     """The items of the first stage, the stages, and the rows that no stage can use."""
     rows, bad = _usable(list(manifest.rows()), models)
     names = output_names([row.id for row in rows])
-    paint = Stage(name=ENHANCED, load=partial(EnhanceWorker, models, config.pool.max_batch), pool=config.pool)
+    paint = MapStage(name=ENHANCED, load=partial(EnhanceWorker, models, config.pool.max_batch), pool=config.pool)
     if not config.products:
         reasons = ["" if row.hole else "it has no mask" for row in rows]
         tasks = zip(rows, reasons, strict=True)
@@ -135,12 +135,12 @@ def plan_stages(
     looks = plan_finds(manifest, config.finding, _revisions(config)["finder"])
     finds = {item.id: item for item in looks if item.id in names}
     then, load = partial(_enhancement, models, names), partial(FindWorker, config.finding)
-    stages = [Stage(name=FOUND, load=load, pool=config.find_pool, then=then), paint]
+    stages = [MapStage(name=FOUND, load=load, pool=config.find_pool, then=then), paint]
     if not isinstance(config, Photoshoot):
         return list(finds.values()), stages, bad
     items, shared = plan_captions(rows, config.captioning, _revisions(config)["captioner"]["captioner"])
     caption = partial(_captions, config.captioning)
-    stages.insert(0, Stage(name=CAPTIONED, load=caption, pool=config.caption_pool, then=partial(_look, finds)))
+    stages.insert(0, MapStage(name=CAPTIONED, load=caption, pool=config.caption_pool, then=partial(_look, finds)))
     return items, stages, bad + shared
 
 

@@ -5,7 +5,7 @@ Source: kohya-ss/sd-scripts, `train_network.py`, and the settings of its usual f
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Annotated, Self
 
 import numpy as np
@@ -17,15 +17,15 @@ from inpaint.data.plan import Plan
 from inpaint.data.rows import Manifest
 from inpaint.data.sample import Crop, ReadSettings
 from inpaint.data.sources import FolderNames, FolderSource
-from inpaint.diffusion.objective import LossSettings
 from inpaint.errors import InpaintError
 from inpaint.models.adapter import AdapterCard, check_name
 from inpaint.models.lora import LoraSettings
+from inpaint.recipes.lora_command import LoraCommand
 from inpaint.recipes.picture_lora import PictureLora
 from inpaint.stopping import StopToken
 from inpaint.train.recipe import Trained
 from inpaint.train.run import run
-from inpaint.train.settings import Offload, Precision, RateSchedule, TrainSettings, ValidationSettings, may_change
+from inpaint.train.settings import RateSchedule, may_change
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +91,7 @@ class PhotoshootLora(PictureLora):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainPhotoshootLora:
+class TrainPhotoshootLora(LoraCommand):
     """Settings of `python -m ray_jobs.train_photoshoot_lora`; kohya's names for them are taken, too."""
 
     data_dir: Annotated[str, tyro.conf.arg(aliases=["--train-data-dir"])]
@@ -142,33 +142,14 @@ class TrainPhotoshootLora:
     lr_scheduler: RateSchedule = RateSchedule.COSINE
     lr_warmup: float = 0.05
     """Share of the run over which learning rates rise from zero."""
-    seed: int = 0
-    mixed_precision: Precision = Precision.BF16
-    """Compute type of the forward and backward."""
     max_micro_batch: int = 2
     """Most samples per forward on one worker; what remains of the batch is accumulated."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward: less memory, about a third more time."""
     save_every_n_epochs: float = 1
     """Epochs between checkpoints."""
     resume: bool = False
     """Go on with the run in `output_dir`, exactly."""
-    workers: int | tuple[int, int] = (1, 8)
-    """As many of (fewest, most) as the cluster has GPUs for; one number is exactly that many."""
-    zero_stage: int = 1
-    """DeepSpeed ZeRO: 0 nothing sharded, 1 optimizer states, 2 and gradients, 3 and parameters."""
-    offload: Offload = Offload.NONE
-    """What ZeRO keeps in the CPUs' memory."""
-    ema_halflife: float | None = None
-    """Half-life, in samples, of a moving average of the LoRA, which is then exported; unset: none is kept."""
-    max_bad_fraction: float = 0.05
-    """The job stops before training when more of the photos than this cannot be used."""
     kohya: bool = True
     """Write the adapter for A1111 and ComfyUI, too: one file in its folder `kohya`."""
-    card_samples: int = 4
-    """Pictures for the adapter's model card; 0: none."""
-    loss: LossSettings = LossSettings()
-    validation: ValidationSettings = field(default_factory=lambda: ValidationSettings(samples=16))
 
     def __post_init__(self) -> None:
         for name in ("max_train_epochs", "save_every_n_epochs"):
@@ -212,12 +193,7 @@ class TrainPhotoshootLora:
             flip_probability=0.5 if self.flip_aug else 0.0,
             unet_learning_rate=self.unet_lr,
             text_encoder_learning_rate=self.text_encoder_lr,
-            max_bad_fraction=self.max_bad_fraction,
-            card_samples=self.card_samples,
-            kohya=self.kohya,
             resume=self.resume,
-            loss=self.loss,
-            validation=self.validation,
             lora=LoraSettings(
                 rank=self.network_dim,
                 alpha=self.network_alpha,
@@ -225,20 +201,13 @@ class TrainPhotoshootLora:
                 unet=self.unet_lr > 0,
                 text_encoder=self.text_encoder_lr > 0,
             ),
-            train=TrainSettings(
+            train=self.train_settings(
                 epochs=self.max_train_epochs,
                 global_batch=self.train_batch_size,
-                max_micro_batch=self.max_micro_batch,
-                workers=self.workers,
-                seed=self.seed,
-                precision=self.mixed_precision,
-                zero_stage=self.zero_stage,
-                offload=self.offload,
-                gradient_checkpointing=self.gradient_checkpointing,
                 schedule=self.lr_scheduler,
                 warmup=self.lr_warmup,
-                ema_halflife=self.ema_halflife,
             ),
+            **self.run_settings(),
         )
 
 

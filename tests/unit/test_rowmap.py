@@ -20,7 +20,7 @@ from inpaint import rowmap
 from inpaint.cluster import Needs, Node, check_together
 from inpaint.data.storage import open_root, read_file, write_file
 from inpaint.errors import BadRow, ClusterTooSmall, InpaintError
-from inpaint.rowmap import FLUSH_S, ActorPool, ActorResources, Item, MapReport, Result, Stage, map_rows, map_stages
+from inpaint.rowmap import FLUSH_S, ActorPool, ActorResources, Item, MapReport, MapStage, Result, map_rows, map_stages
 from inpaint.stopping import StopToken
 
 HERE = ActorResources("cpu", 1)
@@ -298,9 +298,9 @@ def counted(item: Item, line: dict, read: Callable[[str], bytes]) -> Item | None
     return None if line["length"] < 3 else Item(item.id, f"{item.key}/{text.decode()}", (item.value, text))
 
 
-def stages(log: Path) -> list[Stage]:
-    first = Stage(name="shouted.jsonl", load=partial(worker, log=log), pool=PAIRS, then=counted)
-    return [first, Stage(name="counted.jsonl", load=partial(counter, log=log), pool=PAIRS)]
+def stages(log: Path) -> list[MapStage]:
+    first = MapStage(name="shouted.jsonl", load=partial(worker, log=log), pool=PAIRS, then=counted)
+    return [first, MapStage(name="counted.jsonl", load=partial(counter, log=log), pool=PAIRS)]
 
 
 NAMES = ("abc", "no", "badly", "defg", "few", "hij", "klmno")
@@ -345,7 +345,7 @@ def renamed(item: Item, line: dict, read: Callable[[str], bytes]) -> Item:
 
 def test_stages_in_which_all_is_done_need_no_actors(log, tmp_path):
     first, second = stages(log)
-    again = Stage(name="again.jsonl", load=second.load, pool=PAIRS)
+    again = MapStage(name="again.jsonl", load=second.load, pool=PAIRS)
     lines = [first, replace(second, then=renamed), again]
     for where in (HERE, None):
         reports = map_stages(items("abc", "defg"), lines, tmp_path / "out", here=where)
@@ -355,7 +355,7 @@ def test_stages_in_which_all_is_done_need_no_actors(log, tmp_path):
 def test_a_stage_pauses_while_the_next_one_is_behind(log, tmp_path, monkeypatch):
     monkeypatch.setattr(rowmap, "AHEAD", 1)
     first, last = stages(log)
-    slow = Stage(name=last.name, load=last.load, pool=ActorPool(max_batch=4))
+    slow = MapStage(name=last.name, load=last.load, pool=ActorPool(max_batch=4))
     names = [f"name{number}" for number in range(30)]
     map_stages(items(*names), [first, slow], tmp_path / "out", here=HERE)
     ahead = most = 0
@@ -375,7 +375,7 @@ def test_stages_that_do_not_fit_side_by_side_are_refused():
 @pytest.mark.ray
 def test_stages_have_actors_of_their_own(ray_cluster, log, tmp_path):
     small = ActorPool(max_batch=2, cpus_per_actor=0.1)
-    lines = [Stage(name=one.name, load=one.load, pool=small, then=one.then) for one in stages(log)]
+    lines = [MapStage(name=one.name, load=one.load, pool=small, then=one.then) for one in stages(log)]
     first, second = map_stages(items(*NAMES), lines, tmp_path / "out")
     assert (first.done, second.done) == (6, 4)
     assert Counter(worked_on(log)) == Counter([*NAMES, *(f"{n}+" for n in NAMES if n not in ("no", "badly"))])
