@@ -23,6 +23,8 @@ from inpaint.models.base import BaseInfo
 from inpaint.models.prompt_text import vectors_of
 
 EMBEDDINGS = "embeddings"
+EMBEDDING_KEYS = {1: ("emb_params",), 2: ("clip_l", "clip_g")}
+"""By the number of text encoders: what a token's file calls what each has of it."""
 _HALVES = {"lora_A": "lora_down", "lora_B": "lora_up"}
 _LEGACY_START, _LEGACY_BYTES = 0x100000, 0x10000
 
@@ -98,9 +100,8 @@ def _with_hashes(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
 
 
 def _embeddings(adapter: Adapter) -> dict[str, bytes]:
-    """By token: `emb_params`, N x D, or of SDXL `clip_l` and `clip_g`."""
-    keys = ("emb_params",) if len(adapter.embeds) == 1 else ("clip_l", "clip_g")
-    files = {}
+    """By token: `EMBEDDING_KEYS`, N x D each."""
+    keys, files = EMBEDDING_KEYS[len(adapter.embeds)], {}
     for token in adapter.card.tokens.values():
         if not NAME.fullmatch(token):
             raise InpaintError(f"token {token[:80]!r}: cannot be the name of a file, by which A1111 would call it")

@@ -52,6 +52,8 @@ class AdapterCard:
     manifest: str
     """Hash of the manifest it was trained on."""
     metrics: dict[str, float] = field(default_factory=dict)
+    parity: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Export format -> how far its pictures are from ours, in [0, 1]: `largest` and `mean`."""
     dataset: dict[str, DatasetFolder] = field(default_factory=dict)
     """By the names of the folders; empty where it is not known."""
     files: dict[str, str] = field(default_factory=dict)
