@@ -32,6 +32,7 @@ NEEDED = {
     "paint_panels": "--base-model b --input-image i.png",
     "make_composites": "--data d.csv --output o",
     "generate": "--prompt p --output o",
+    "export": "--adapter a",
     "caption": "--data d",
     "find_products": "--data d --products p --output o",
     "evaluate": "--real r --generated g --output o",
