@@ -68,6 +68,11 @@ class PaintSettings:
     def __post_init__(self) -> None:
         _ = self.chosen_panels
 
+    def check_base(self) -> None:
+        """Raises InpaintError where no base is named, neither here nor by an adapter's folder."""
+        if self.base is None and (self.adapter is None or self.adapter.endswith(SUFFIX)):
+            raise InpaintError("base: give one (toy, a folder, a hub id), or an adapter's folder, which names its own")
+
     @property
     def chosen_panels(self) -> ChosenPanels | None:
         """None where photos are no composites. Raises InpaintError for panels that a grid does not have."""
@@ -107,21 +112,26 @@ class PaintModels:
     def prompt(self, prompt: str, category: str | None) -> str:
         """As the adapter was trained; a tag `<lora:NAME:WEIGHT>` that calls it weighs it, and stays for `request` to
         read. Raises InpaintError for a category that the adapter was not trained on, BadRow for tags of others."""
-        try:
-            text, tags = split_lora_tags(prompt)
-        except InpaintError as error:
-            raise BadRow("prompt", Reason.UNKNOWN_ADAPTER, str(error)) from error
-        called = [name for name, _ in tags]
-        if self.adapter is None or called not in ([], [self.adapter_name]):
-            if called:
-                there = f"there is {self.adapter_name} alone" if self.adapter_name else "give --adapter"
-                detail = f"{' and '.join(called)[:80]!r} in <lora:NAME:WEIGHT>: {there}, once in a prompt"
-                raise BadRow("prompt", Reason.UNKNOWN_ADAPTER, detail)
+        text, tags = self.split(prompt)
+        if self.adapter is None:
             return prompt
         card = self.adapter.card
         if tags and len(card.tokens) == 1:
             category = category or next(iter(card.tokens))
         return card.prompt(text, category) + "".join(f" <lora:{name}:{weight:g}>" for name, weight in tags)
+
+    def split(self, prompt: str) -> tuple[str, list[tuple[str, float]]]:
+        """The prompt without its tag, and the tag. Raises BadRow for tags that do not call the adapter."""
+        try:
+            text, tags = split_lora_tags(prompt)
+        except InpaintError as error:
+            raise BadRow("prompt", Reason.UNKNOWN_ADAPTER, str(error)) from error
+        called = [name for name, _ in tags]
+        if called and (self.adapter is None or called != [self.adapter_name]):
+            there = f"there is {self.adapter_name} alone" if self.adapter_name else "give --adapter"
+            detail = f"{' and '.join(called)[:80]!r} in <lora:NAME:WEIGHT>: {there}, once in a prompt"
+            raise BadRow("prompt", Reason.UNKNOWN_ADAPTER, detail)
+        return text, tags
 
     def key(self, *task: str) -> str:
         """Hash of all that a picture depends on: the settings, the weights, and what its task says."""
@@ -139,7 +149,7 @@ class PaintModels:
 
     def told(self, prompt: str) -> dict[str, Any]:
         """What requests hold of a prompt, as `prompt` gives it, and of the settings."""
-        text, tags = split_lora_tags(prompt)
+        text, tags = self.split(prompt)
         weight = tags[0][1] if tags else 1.0
         shared = {"negative_prompt": self.settings.negative_prompt, "sampling": self.settings.sampling}
         return {"prompt": text, "adapter_weight": weight, **shared}
@@ -148,13 +158,13 @@ class PaintModels:
 def read_models(settings: PaintSettings) -> PaintModels:
     """Find what the settings name, and settle what they leave open. Raises InpaintError where there is no base, or one
     or an adapter that is not there, or does not fit."""
+    settings.check_base()
     where, base, revision = settings.adapter, settings.base, settings.revision
     is_file = where is not None and where.endswith(SUFFIX)
     adapter = None if where is None or is_file else load_adapter(where)
     if adapter is not None:
         base, revision = base or adapter.card.base, revision or adapter.card.base_revision
-    if base is None:
-        raise InpaintError("base: give one (toy, a folder, a hub id), or an adapter's folder, which names its own")
+    assert base is not None
     info = read_base_info(base, revision)
     if where is not None and is_file:
         with opened(where) as file:

@@ -105,12 +105,13 @@ class EnhanceModels(PaintModels):
 
 
 def read_enhance_models(settings: EnhanceSettings) -> EnhanceModels:
-    """Find what the settings name. Raises InpaintError, as `read_models`, and for a ControlNet or a depth model that is
-    not there."""
+    """Find what the settings name. Raises InpaintError, as `read_models`, for a ControlNet or a depth model that is not
+    there, and for a prompt that calls another adapter."""
     models = read_models(settings.paint)
     controlnet = settings.named_controlnet(models.info)
     _, _, revision = locate_controlnet(controlnet, settings.controlnet_revision)
     decided = replace(settings, controlnet=controlnet, controlnet_revision=revision, paint=models.settings)
+    models.split(settings.enhance_prompt or "")
     return EnhanceModels(models.settings, models.adapter, models.info, decided)
 
 

@@ -62,6 +62,7 @@ class EnhancePhotos:
     """Of those who paint."""
 
     def __post_init__(self) -> None:
+        self.enhance.paint.check_base()
         if self.products:
             _ = self.finding
         elif self.negatives:
@@ -124,8 +125,10 @@ def enhance_photos(config: EnhancePhotos, *, stop: StopToken | None = None) -> s
 def plan_stages(
     config: EnhancePhotos, manifest: Manifest, models: EnhanceModels
 ) -> tuple[list[Item], list[MapStage], list[Quarantined]]:
-    """The items of the first stage, the stages, and the rows that no stage can use."""
-    rows, bad = _usable(list(manifest.rows()), models)
+    """The items of the first stage, the stages, and the rows that no stage can use. Raises InpaintError for a tag that
+    calls another adapter."""
+    models.split(config.tag if isinstance(config, Photoshoot) else "")
+    rows, bad = _usable(config, list(manifest.rows()), models)
     names = output_names([row.id for row in rows])
     paint = MapStage(name=ENHANCED, load=partial(EnhanceWorker, models, config.pool.max_batch), pool=config.pool)
     if not config.products:
@@ -151,16 +154,20 @@ def _revisions(config: EnhancePhotos) -> dict[str, dict[str, str]]:
     return {"finder": finder, "captioner": captioner}
 
 
-def _usable(rows: Sequence[Row], models: EnhanceModels) -> tuple[list[Row], list[Quarantined]]:
-    """Rows whose category the adapter knows, and the others."""
-    good, unknown = [], []
+def _usable(config: EnhancePhotos, rows: Sequence[Row], models: EnhanceModels) -> tuple[list[Row], list[Quarantined]]:
+    """Rows whose category the adapter knows, and whose own prompt can be one; and the others."""
+    good, bad = [], []
+    is_anew = isinstance(config, Photoshoot) and config.overwrite
     for number, row in enumerate(rows, start=1):
+        prompt = models.enhance.prompt(config.products, "" if is_anew else row.prompt)
         try:
-            models.prompt("", models.enhance.enhance_category or row.category)
+            models.prompt(prompt, models.enhance.enhance_category or row.category)
             good.append(row)
+        except BadRow as error:
+            bad.append(Quarantined.of(number, row.image, error))
         except InpaintError as error:
-            unknown.append(Quarantined.of(number, row.image, BadRow("category", Reason.UNKNOWN_CATEGORY, str(error))))
-    return good, unknown
+            bad.append(Quarantined.of(number, row.image, BadRow("category", Reason.UNKNOWN_CATEGORY, str(error))))
+    return good, bad
 
 
 def _captions(config: CaptionPhotos, resources: ActorResources) -> Work:
@@ -196,7 +203,10 @@ def _enhancement(
         reason = f"no product: {line['product']} has {line['score']:.2f}, {line['reason']}"
         return plan_enhancement(models, row, names[item.id], skipped=reason)
     products = tuple(dict.fromkeys(one["product"] for one in line["products"]))
-    return plan_enhancement(models, row, names[item.id], products=products, mask=read(line["mask"]))
+    try:
+        return plan_enhancement(models, row, names[item.id], products=products, mask=read(line["mask"]))
+    except BadRow as error:  # of a caption that came after the rows were looked through
+        return plan_enhancement(models, row, names[item.id], skipped=str(error))
 
 
 def write_manifest(output: str, ids: Sequence[str], lists: Sequence[str]) -> dict[str, int]:

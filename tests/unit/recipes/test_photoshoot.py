@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -101,9 +102,12 @@ def settings(models: dict[str, str], photos: Path, **more: object) -> dict[str, 
     return {"data": str(photos), "output": output, "products": ("shoe",), "finder": finder, "enhance": enhance, **more}
 
 
-def run(config: EnhancePhotos) -> tuple[list[tuple[int, int]], dict[str, int]]:
-    """(done, done before) of each stage, and how many had which outcome."""
-    manifest = Manifest.of(rows_below(config.data), (1,))
+def run(
+    config: EnhancePhotos, prompts: Mapping[str, str] | None = None
+) -> tuple[list[tuple[int, int]], dict[str, int]]:
+    """(done, done before) of each stage, and how many had which outcome. Args: prompts: captions beside photos."""
+    rows = [replace(row, prompt=(prompts or {}).get(row.id, "")) for row in rows_below(config.data)]
+    manifest = Manifest.of(rows, (1,))
     items, stages, bad = plan_stages(config, manifest, read_enhance_models(config.enhance))
     reports = map_stages(items, stages, config.output, here=HERE, quarantined=bad)
     counts = write_manifest(config.output, manifest.table["id"].to_pylist(), [stage.name for stage in stages])
@@ -163,12 +167,34 @@ def test_a_photo_that_cannot_be_read_is_told_by_its_reason(models, photos, forwa
     assert counts == {"enhanced": 1, "skipped": 1, "set aside": 1, "not done": 0}
 
 
+def test_a_caption_that_calls_an_adapter_which_is_not_there_sets_its_photo_aside(models, photos, forwards):
+    wanted = settings(models, photos)
+    wanted["enhance"] = replace(wanted["enhance"], enhance_prompt="{caption}, {product}")
+    _, counts = run(EnhancePhotos(**wanted), {"c.webp": "a shoe <lora:other:1>"})
+    assert counts == {"enhanced": 1, "skipped": 1, "set aside": 1, "not done": 0}
+    assert "'other' in <lora" in (photos.parent / "out/quarantine.jsonl").read_text()
+    assert sum(forwards) == 2, "of the other one alone"
+    # One beside a photo of a CSV is read with the photo.
+    wanted |= {"captioner": CaptionerSettings(captioner=models["captioner"]), "output": str(photos.parent / "anew")}
+    (photos / "a.txt").write_text("a shoe <lora:another:1>")
+    _, counts = run(Photoshoot(**wanted))
+    assert counts == {"enhanced": 1, "skipped": 2, "set aside": 0, "not done": 0}
+    assert "'another' in <lora" in read_lines(str(photos.parent / "anew"), ENHANCED)["a.png"]["reason"]
+    assert sum(forwards) == 4
+    with pytest.raises(InpaintError, match="'third' in <lora"):
+        run(Photoshoot(**wanted, tag="<lora:third:1>"))
+
+
 def test_what_makes_no_sense_is_refused(models, photos):
     wanted = settings(models, photos)
     with pytest.raises(InpaintError, match="--not"):
         EnhancePhotos(**{**wanted, "products": (), "negatives": ("a picture",)})
     with pytest.raises(InpaintError, match="products"):
         Photoshoot(**{**wanted, "products": ()})
+    with pytest.raises(InpaintError, match="base: give one"):
+        EnhancePhotos(data="d", output="o")
+    with pytest.raises(InpaintError, match="'other' in <lora"):
+        read_enhance_models(replace(wanted["enhance"], enhance_prompt="a {product} <lora:other:1>"))
     with pytest.raises(InpaintError, match="colour"):
         EnhanceSettings(enhance_prompt="a {colour} thing")
     with pytest.raises(InpaintError, match="ControlNet nowhere"):
