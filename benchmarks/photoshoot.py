@@ -19,7 +19,7 @@ import tyro
 from benchmarks.harness import emit, progress
 from inpaint.toy.detectors import Detectors
 from inpaint.toy.measure_enhancing import enhance_scenes, toy_painter
-from inpaint.toy.measure_vision import caption_accuracy, find_all, mask_iou, photoshoot_scenes, presence
+from inpaint.toy.measure_vision import measure_vision, photoshoot_scenes
 from inpaint.vision.captioner import CaptionerSettings, load_captioner
 from inpaint.vision.finders import FinderSettings, load_finder
 
@@ -38,18 +38,9 @@ class Settings:
 def main() -> None:
     settings = tyro.cli(Settings, description=__doc__)
     scenes = photoshoot_scenes()
-    progress(f"{len(scenes)} scenes; captions")
-    accuracy = caption_accuracy(load_captioner(CaptionerSettings(captioner=settings.captioner)), scenes)
-    progress("finding")
-    findings = find_all(load_finder(FinderSettings(finder=settings.finder)), scenes)
-    there = presence(scenes, findings)
-    figures = {
-        "caption_accuracy": accuracy,
-        "presence_recall": there.recall,
-        "presence_precision": there.precision,
-        "presence_mcc": there.mcc,
-        "mask_iou": mask_iou(scenes, findings),
-    }
+    progress(f"{len(scenes)} scenes")
+    captioner = load_captioner(CaptionerSettings(captioner=settings.captioner))
+    figures, findings = measure_vision(captioner, load_finder(FinderSettings(finder=settings.finder)), scenes)
     progress("enhancing")
     painter = toy_painter(controlnet=settings.controlnet)
     enhanced = vars(enhance_scenes(painter, Detectors.fit(), scenes, findings))

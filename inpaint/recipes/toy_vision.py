@@ -28,6 +28,7 @@ from inpaint.randomness import generator
 from inpaint.recipes.toy_base import ToyPart
 from inpaint.stopping import StopToken
 from inpaint.toy.catalogue import SHAPE_NAMES, render, write_scenes
+from inpaint.toy.measure_vision import measure_vision, photoshoot_scenes
 from inpaint.toy.vision import (
     ABSENT,
     SIZE,
@@ -44,7 +45,9 @@ from inpaint.train.recipe import Trained
 from inpaint.train.run import trained_by
 from inpaint.train.settings import Precision, TrainSettings, ValidationSettings, arguments_of, plain
 from inpaint.train.trainer import Training
+from inpaint.vision.captioner import CaptionerSettings, load_captioner
 from inpaint.vision.clipseg import heat_map
+from inpaint.vision.finders import FinderSettings, load_finder
 
 ASKED = (*SHAPE_NAMES, *ABSENT)
 """What the finder is asked for in training."""
@@ -258,6 +261,8 @@ class PretrainToyVision:
 def pretrain_toy_vision(config: PretrainToyVision, *, stop: StopToken | None = None) -> Sequence[str]:
     """Make both, one after the other in this process; returns their folders. Run again, it goes on where it ended.
 
+    Their figures, of `measure_vision`, are written to `vision.json` in `output`, with the settings that made them.
+
     Raises:
         InpaintError: `stop` ended a training, or `output` is a URL.
     """
@@ -286,7 +291,10 @@ def pretrain_toy_vision(config: PretrainToyVision, *, stop: StopToken | None = N
     command = ["python", "-m", "ray_jobs.pretrain_toy_vision", "--output", "RUN"]
     command += arguments_of(config, PretrainToyVision(output=config.output))
     settings = {name: value for name, value in plain(config).items() if name != "output"}
-    record = {"command": shlex.join(command), "settings": settings}
+    captioner = load_captioner(CaptionerSettings(captioner=made[0]))
+    finder = load_finder(FinderSettings(finder=made[1]))
+    figures, _ = measure_vision(captioner, finder, photoshoot_scenes())
+    record = {"command": shlex.join(command), "settings": settings, "figures": figures}
     (output / "vision.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return made
 

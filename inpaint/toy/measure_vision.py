@@ -17,11 +17,31 @@ QUERY = FindQuery.parse(NAMED)
 BATCH = 50
 
 
-def photoshoot_scenes(named: int = 200, others: int = 60, empty: int = 40) -> list[Scene]:
+def photoshoot_scenes(named: int = 200, others: int = 60, empty: int = 40, *, seed: int = HELD_OUT_SEED) -> list[Scene]:
     """Scenes that no training saw: with a product that is asked for, with another one, and with none, in this order."""
-    asked = [render(HELD_OUT_SEED, index, shape=NAMED[index % len(NAMED)]) for index in range(named)]
-    rest = [render(HELD_OUT_SEED, named + index, shape=OTHERS[index % len(OTHERS)]) for index in range(others)]
-    return [*asked, *rest, *(render(HELD_OUT_SEED, named + others + index, empty=True) for index in range(empty))]
+    asked = [render(seed, index, shape=NAMED[index % len(NAMED)]) for index in range(named)]
+    rest = [render(seed, named + index, shape=OTHERS[index % len(OTHERS)]) for index in range(others)]
+    return [*asked, *rest, *(render(seed, named + others + index, empty=True) for index in range(empty))]
+
+
+def measure_vision(
+    captioner: Captioner, finder: Finder, scenes: Sequence[Scene]
+) -> tuple[dict[str, float], list[Findings]]:
+    """The figures that captioner and finder must reach on `photoshoot_scenes`, and what was found.
+
+    Keys: `caption_accuracy`; `presence_recall`, `presence_precision` and `presence_mcc` of products that are asked for;
+    `mask_iou`.
+    """
+    accuracy, findings = caption_accuracy(captioner, scenes), find_all(finder, scenes)
+    there = presence(scenes, findings)
+    figures = {
+        "caption_accuracy": accuracy,
+        "presence_recall": there.recall,
+        "presence_precision": there.precision,
+        "presence_mcc": there.mcc,
+        "mask_iou": mask_iou(scenes, findings),
+    }
+    return figures, findings
 
 
 def caption_accuracy(captioner: Captioner, scenes: Sequence[Scene]) -> float:

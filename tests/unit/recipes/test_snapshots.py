@@ -22,6 +22,7 @@ from inpaint.recipes.lora import LORA_PRESETS
 from inpaint.recipes.panel_lora import TrainPanelLora
 from inpaint.recipes.photoshoot_lora import TrainPhotoshootLora
 from inpaint.recipes.toy_base import PretrainToy, ToyVae
+from inpaint.recipes.toy_vision import PretrainToyVision, ToyBlip, ToyClipSeg
 from inpaint.train.recipe import Recipe
 from inpaint.train.settings import plain
 
@@ -38,6 +39,11 @@ RECIPES: dict[str, Any] = {
     "pretrain_toy": PretrainToy(output="OUT"),
     "pretrain_toy-sdxl": PretrainToy.of_architecture("sdxl", output="OUT"),
     "toy_vae": ToyVae(data="DATA", output="OUT", learning_rate=PretrainToy.vae_learning_rate, train=PretrainToy.vae),
+    "pretrain_toy_vision": PretrainToyVision(output="OUT"),
+    "toy_blip": ToyBlip(data="DATA", output="OUT", learning_rate=PretrainToyVision.blip_learning_rate),
+    "toy_clipseg": ToyClipSeg(
+        data="DATA", output="OUT", learning_rate=PretrainToyVision.clipseg_learning_rate, captioner="BLIP"
+    ),
     "demo": Demo(),
 }
 

@@ -1,6 +1,8 @@
 """What looks at the toy world: empty scenes, how sight is measured, the shipped captioner, the two trainings."""
 
 import csv
+import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +12,15 @@ from PIL import Image
 
 from inpaint.recipes.toy_vision import ASKED, ToyBlip, ToyClipSeg, scene_rows
 from inpaint.toy.catalogue import render, write_scenes
-from inpaint.toy.measure_vision import NAMED, Presence, caption_accuracy, mask_iou, photoshoot_scenes, presence
+from inpaint.toy.measure_vision import NAMED, Presence, mask_iou, measure_vision, photoshoot_scenes, presence
 from inpaint.toy.vision import build_blip, build_clipseg, caption_tokenizer, finder_tokenizer, save_vision
 from inpaint.vision.captioner import CaptionerSettings, load_captioner
 from inpaint.vision.finder import Findings, Found
 from inpaint.vision.finders import FinderSettings, load_finder
+from inpaint.vision.pretrained import TOYS
+
+FRESH_SEED = 900_018
+"""A world that neither training nor benchmark shows."""
 
 
 def test_an_empty_scene_is_the_background_alone_and_says_so() -> None:
@@ -52,9 +58,18 @@ def test_presence_is_counted_per_scene_and_by_class() -> None:
     assert mask_iou(scenes[:3], answers) == pytest.approx(2 / 3)
 
 
-def test_the_shipped_captioner_names_colour_and_shape() -> None:
+def test_what_is_shipped_sees_about_what_its_record_says() -> None:
+    """On fresh scenes, which are a few dozen, so that three standard errors are let go."""
+    record = json.loads((TOYS / "vision.json").read_text(encoding="utf-8"))["figures"]
     captioner = load_captioner(CaptionerSettings(captioner="toy", beams=1))
-    assert caption_accuracy(captioner, photoshoot_scenes(named=40, others=0, empty=0)) >= 0.9
+    scenes = photoshoot_scenes(named=60, others=18, empty=12, seed=FRESH_SEED)
+    figures, _ = measure_vision(captioner, load_finder(FinderSettings(finder="toy")), scenes)
+    assert figures.keys() == record.keys()
+    for name in ("caption_accuracy", "presence_recall", "presence_precision"):
+        share = record[name]
+        assert figures[name] >= share - 3 * math.sqrt(max(share * (1 - share), 0.02) / 60), name
+    assert figures["mask_iou"] >= record["mask_iou"] - 0.05
+    assert record["caption_accuracy"] >= 0.9
 
 
 def batch(count: int) -> dict:
