@@ -20,6 +20,7 @@ from inpaint.cluster import connect
 from inpaint.models.base import load_base
 from inpaint.paint.batch import PaintSettings, read_models
 from inpaint.paint.painter import Painter
+from inpaint.paint.request import SamplingSettings
 from inpaint.recipes.panel_lora import TrainPanelLora, train_panels
 from inpaint.toy.measure_panels import PaintedPanels, held_out_composites, paint_hidden
 from inpaint.toy.panel_detectors import PanelDetectors
@@ -38,9 +39,11 @@ class Settings:
     """Trained on."""
     held_out: int = 200
     """Painted, with each number of hidden panels."""
-    epochs: float = 26
+    epochs: float = 60
     learning_rate: float = 2e-3
     rank: int = 8
+    guidance_scale: float = 2.5
+    """Of painting, with the adapter and without."""
     seed: int = 0
     adapter: str | None = None
     """One that is there already; unset: it is trained."""
@@ -80,8 +83,11 @@ def measured(painter: Painter, detectors: PanelDetectors, settings: Settings, ti
     """By number of hidden panels."""
     sheets = held_out_composites(settings.held_out)
     prompts = [SHEET_PROMPT] * len(sheets)
+    sampling = SamplingSettings(guidance_scale=settings.guidance_scale)
     return {
-        hidden: paint_hidden(painter, detectors, sheets, prompts, hidden=hidden, title=f"{title}, {hidden} hidden")
+        hidden: paint_hidden(
+            painter, detectors, sheets, prompts, hidden=hidden, sampling=sampling, title=f"{title}, {hidden} hidden"
+        )
         for hidden in (1, 2)
     }
 

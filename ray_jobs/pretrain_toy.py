@@ -7,7 +7,7 @@ Two minutes on a CPU, to see it run (its pictures will be noise):
     python -m ray_jobs.pretrain_toy --output runs/toy-short --images 200 --vae.samples 640 --unet.samples 640
 
 The full command takes about 80 minutes on two cores; what it should reach stands in `inpaint/toy/weights/base.json`.
-A small SDXL base, which is not shipped yet, begins with it and takes about an hour:
+The small SDXL base begins with it and takes two to three hours:
 
     python -m ray_jobs.pretrain_toy --architecture sdxl --output runs/toy-sdxl
 """

@@ -150,8 +150,7 @@ def _trained_modules(base: Base) -> dict[str, nn.Module]:
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainToy:
-    """Settings of `python -m ray_jobs.pretrain_toy`. The defaults of sd15 made the weights that are shipped; an SDXL
-    base is not shipped yet."""
+    """Settings of `python -m ray_jobs.pretrain_toy`. The defaults made the weights that are shipped."""
 
     output: str
     """Folder of the run; the base is written to its `unet/base/`."""

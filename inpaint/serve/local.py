@@ -20,6 +20,7 @@ from inpaint.serve.deployments.heap import ENVIRONMENT
 from inpaint.stopping import StopToken
 from inpaint.toy.catalogue import render
 from inpaint.toy.measure import HELD_OUT_SEED
+from inpaint.toy.panels import SHEET_PROMPT, compose
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -69,13 +70,15 @@ def serve_here(settings: ServeHere, *, stop: StopToken | None = None) -> None:
 
 
 def write_examples(folder: Path) -> None:
-    """`photo.png`, `mask.png` (white = paint) and `hole.png` (transparent = paint): a toy product, all around it."""
+    """`photo.png`, `mask.png` (white = paint) and `hole.png` (transparent = paint): a toy product, all around it; and
+    `sheet.png`, a composite of four views of one."""
     scene = render(HELD_OUT_SEED, 0)
     folder.mkdir(parents=True, exist_ok=True)
     mask = np.where(scene.product, 0, 255).astype(np.uint8)
     Image.fromarray(scene.image).save(folder / "photo.png")
     Image.fromarray(mask).save(folder / "mask.png")
     Image.fromarray(np.dstack([scene.image, 255 - mask])).save(folder / "hole.png")
+    Image.fromarray(compose(HELD_OUT_SEED, 0).image).save(folder / "sheet.png")
 
 
 def url_of(config: str) -> str:
@@ -90,13 +93,16 @@ def url_of(config: str) -> str:
 
 
 def examples(url: str, folder: Path) -> str:
-    """Three commands, ready to paste."""
+    """Commands, ready to paste."""
     photo, mask, hole = (folder / name for name in ("photo.png", "mask.png", "hole.png"))
     return f"""
 The service answers at {url} (all it can do: {url}/docs). Try it from another terminal:
 
 curl -o {folder}/curl.png -F image=@{photo} -F mask=@{mask} -F category=CDP_FOOD \\
     -F prompt='a blue apple' {url}/paint
+
+curl -o {folder}/panels.png -F image=@{folder / "sheet.png"} -F panels=2,3 -F adapters=panels \\
+    -F prompt='{SHEET_PROMPT}' {url}/panels/paint          # the first one waits for a painter to start
 
 python - <<'EOF'                                    # pip install openai
 import base64, openai, pathlib

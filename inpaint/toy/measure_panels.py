@@ -9,7 +9,7 @@ from inpaint.data.panels import ChosenPanels
 from inpaint.models.base import load_base
 from inpaint.paint.painter import Painter
 from inpaint.paint.paste import kept_pixels_changed
-from inpaint.paint.request import PaintRequest
+from inpaint.paint.request import PaintRequest, SamplingSettings
 from inpaint.randomness import generator
 from inpaint.toy.detectors import UNCLEAR
 from inpaint.toy.measure import HELD_OUT_SEED, held_out, paint_all, reconstruction_db
@@ -38,6 +38,7 @@ def paint_hidden(
     prompts: Sequence[str],
     *,
     hidden: int,
+    sampling: SamplingSettings | None = None,
     seed: int = 0,
     title: str = "painting",
 ) -> PaintedPanels:
@@ -47,7 +48,13 @@ def paint_hidden(
         for number in range(len(composites))
     ]
     requests = [
-        PaintRequest(image=one.image, hole=panels.hole(one.image), prompt=prompt, seed=seed + number)
+        PaintRequest(
+            image=one.image,
+            hole=panels.hole(one.image),
+            prompt=prompt,
+            seed=seed + number,
+            sampling=sampling or SamplingSettings(),
+        )
         for number, (one, panels, prompt) in enumerate(zip(composites, chosen, prompts, strict=True))
     ]
     painted = paint_all(painter, requests, title)

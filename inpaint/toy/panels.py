@@ -20,8 +20,8 @@ TRAITS = ("shape", "colour", "background")
 """What the panels of a composite may have in common."""
 PRODUCT = ("shape", "colour")
 """What makes a product the same."""
-SHEET_PROMPT = "four photos of a product"
-"""Of every sheet; the base was not trained on it."""
+SHEET_PROMPT = "four photos"
+"""Of every sheet, and of what the base saw of unrelated panels: that they agree is what an adapter learns."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,17 +18,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from inpaint.data.panels import ChosenPanels
 from inpaint.diffusion.ddpm import NoiseSettings, PixelSampling
 from inpaint.diffusion.unet import MaskedUNet, UNetSettings
 from inpaint.export.adapter_folder import load_adapter, save_adapter
 from inpaint.models.adapter import apply_adapter
 from inpaint.models.base import load_base
+from inpaint.paint.batch import PaintSettings, read_models
 from inpaint.paint.ddpm_painter import ModelCard
 from inpaint.paint.painter import Painter
 from inpaint.paint.request import DdpmRequest, PaintRequest, SamplingSettings
 from inpaint.recipes.ddpm import MODEL, load_ddpm
 from inpaint.toy.catalogue import Scene
-from inpaint.toy.measure import held_out
+from inpaint.toy.measure import HELD_OUT_SEED, held_out
+from inpaint.toy.panels import SHEET_PROMPT, compose
 from inpaint.train.checkpoint import CheckpointStore, Progress
 from tests.adapters import SHIPPED, variant, write_variant
 from tests.jobs.conftest import StyleRun
@@ -279,6 +282,34 @@ def test_a_model_of_ones_own_is_started_when_asked_for_and_let_go_after(client: 
     assert json.loads(client.get("/ddpm/model").body)["image_size"] == card.image_size
     _until(lambda: not _replicas("zero", "ddpm-test"))
     serve.delete("ddpm-test")
+
+
+def test_panels_are_painted_beside_it_by_the_shipped_sdxl_base_and_its_adapter(client: Client) -> None:
+    from ray import serve
+
+    from inpaint.serve.adapters.registry import RegistrySettings
+    from inpaint.serve.apps.paint import PaintArgs
+    from inpaint.serve.deployments.ingress import Ingress
+    from inpaint.serve.deployments.painters import Painters
+
+    args = PaintArgs(base="toy-sdxl", registry=RegistrySettings(root="toy-sdxl"), threads=1)
+    small = {"num_cpus": 0.1}
+    app = Ingress.options(ray_actor_options=small).bind(args, Painters.options(ray_actor_options=small).bind(args))
+    serve.run(app, name="panels-test", route_prefix="/panels")
+    composite, chosen, seed = compose(HELD_OUT_SEED, 0).image, ChosenPanels((1, 2)), 4
+    fields = {"panels": "1,2", "adapters": "panels", "prompt": SHEET_PROMPT, "seed": str(seed), "steps": str(STEPS)}
+    body, kind = _form({"image": _png(Image.fromarray(composite)), **{k: v.encode() for k, v in fields.items()}})
+    connection = http.client.HTTPConnection("127.0.0.1", client.port, timeout=PATIENCE_S)
+    connection.request("POST", "/panels/paint", body, {"Content-Type": kind})
+    answer = _answer(connection)
+    settings = PaintSettings(
+        base="toy-sdxl", adapter=f"{args.registry_settings.root}/panels", sampling=SamplingSettings(steps=STEPS)
+    )
+    models, hole = read_models(settings), chosen.hole(composite)
+    (expected,) = models.painter("cpu", 1).paint([models.request(composite, hole, SHEET_PROMPT, seed)])
+    assert _difference(answer.image, expected) <= CLOSE
+    assert (answer.image[~hole] == composite[~hole]).all() and answer.headers["x-kept-pixels-changed"] == "0"
+    serve.delete("panels-test")
 
 
 def test_an_application_of_ones_own_is_served_beside_it(client: Client) -> None:

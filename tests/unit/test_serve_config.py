@@ -54,7 +54,7 @@ def test_serves_own_limit_is_above_that_of_a_request(config: dict[str, Any]) -> 
 
 
 def test_it_asks_for_what_two_cores_have(config: dict[str, Any]) -> None:
-    deployments = config["applications"][0]["deployments"]
+    deployments = [one for application in config["applications"] for one in application["deployments"]]
     assert sum(d.get("num_replicas", 1) * d["ray_actor_options"]["num_cpus"] for d in deployments) <= 2
 
 
@@ -194,17 +194,14 @@ def test_a_second_signal_ends_at_once_what_the_service_still_does(
     assert before == [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)]
 
 
-def test_the_panels_that_it_shows_are_accepted_too() -> None:
-    lines = CONFIG.read_text().splitlines()
-    first = lines.index("  # - name: panels")
-    last = next(number for number in range(first, len(lines)) if not lines[number])
-    shown = [line.replace("  # ", "  ", 1) for line in lines[first:last]]
-    app = ServeDeploySchema(**yaml.safe_load("\n".join([*lines[:first], *shown]))).applications[1]
-    paint = ServeDeploySchema(**yaml.safe_load("\n".join(lines))).applications[0]
-    assert (app.route_prefix, app.import_path) == ("/panels", paint.import_path)
-    args = PaintArgs(**app.args)
+def test_panels_are_painted_by_the_small_sdxl_base_and_its_adapter(config: dict[str, Any]) -> None:
+    paint, panels = ServeDeploySchema(**config).applications
+    assert (panels.route_prefix, panels.import_path) == ("/panels", paint.import_path)
+    args = PaintArgs(**panels.args)
+    assert args.base == "toy-sdxl" and args.http == PaintArgs(**paint.args).http
+    assert [path.name for path in Path(args.registry_settings.root).iterdir()] == ["panels"]
     assert args.registry_settings.max_rank == 64, "what train_panel_lora makes by default fits"
-    assert [d.name for d in app.deployments] == [d.name for d in paint.deployments]
+    assert [d.name for d in panels.deployments] == [d.name for d in paint.deployments]
 
 
 def test_the_photoshoot_that_it_shows_is_accepted_too() -> None:
@@ -212,7 +209,7 @@ def test_the_photoshoot_that_it_shows_is_accepted_too() -> None:
     first = lines.index("  # - name: photoshoot")
     last = next(number for number in range(first, len(lines)) if not lines[number])
     shown = [line.replace("  # ", "  ", 1) for line in lines[first:last]]
-    app = ServeDeploySchema(**yaml.safe_load("\n".join([*lines[:first], *shown]))).applications[1]
+    app = ServeDeploySchema(**yaml.safe_load("\n".join([*lines[:first], *shown]))).applications[-1]
     assert (app.route_prefix, app.import_path) == ("/shoot", f"{photoshoot.__name__}:build")
     args = photoshoot.PhotoshootArgs(**app.args)
     assert (args.pictures.control, args.finder.finder) == ("depth", "grounding-dino")
@@ -226,7 +223,7 @@ def test_the_model_of_ones_own_that_it_shows_is_accepted_too() -> None:
     first = next(number for number, line in enumerate(lines) if line == "  # - name: ddpm")
     shown = [line.replace("  # ", "  ", 1) for line in lines[first:]]
     schema = ServeDeploySchema(**yaml.safe_load("\n".join([*lines[:first], *shown])))
-    app = schema.applications[1]
+    app = schema.applications[-1]
     assert (app.route_prefix, app.import_path) == ("/ddpm", f"{build.__module__}:{build.__name__}")
     args = DdpmArgs(**app.args)
     assert args.model == "runs/mine"

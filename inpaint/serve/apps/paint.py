@@ -16,8 +16,8 @@ from inpaint.serve.deployments.painters import Painters
 from inpaint.serve.engine.settings import EngineSettings
 from inpaint.serve.http.limits import HttpSettings
 
-SHIPPED_ADAPTERS = TOY_BASE.parent / "adapters"
-"""What the registry `toy` stands for."""
+SHIPPED_ADAPTERS = {"toy": TOY_BASE.parent / "adapters", "toy-sdxl": TOY_BASE.parent / "sdxl_adapters"}
+"""What the registries of these names stand for: the adapters that come with the package, by their base."""
 
 
 class PaintArgs(BaseModel):
@@ -26,7 +26,7 @@ class PaintArgs(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     base: str = "toy"
-    """Folder in diffusers format, `.safetensors` file, hub id, or `toy`."""
+    """Folder in diffusers format, `.safetensors` file, hub id, `toy` or `toy-sdxl`."""
     base_revision: str | None = None
     """Expected revision; what is there when unset."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
@@ -45,7 +45,7 @@ class PaintArgs(BaseModel):
     guidance_scale: float | None = Field(default=None, ge=0, le=100)
     """Guidance where a request says nothing; unset: what the base prefers."""
     registry: RegistrySettings = RegistrySettings(root="toy")
-    """Where adapters come from; `root: toy` are the two that come with the package."""
+    """Where adapters come from; `root: toy` and `root: toy-sdxl` are those that come with the package."""
     engine: EngineSettings = EngineSettings()
     """Of each painter."""
     http: HttpSettings = HttpSettings()
@@ -57,8 +57,8 @@ class PaintArgs(BaseModel):
 
     @property
     def registry_settings(self) -> RegistrySettings:
-        """With the folder that `toy` stands for, and no rank that the engine's slots cannot hold."""
-        root = str(SHIPPED_ADAPTERS) if self.registry.root == "toy" else self.registry.root
+        """With the folder that a shipped one's name stands for, and no rank that the engine's slots cannot hold."""
+        root = str(SHIPPED_ADAPTERS.get(self.registry.root, self.registry.root))
         max_rank = min(self.registry.max_rank, self.engine.max_rank)
         return self.registry.model_copy(update={"root": root, "max_rank": max_rank})
 

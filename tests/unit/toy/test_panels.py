@@ -7,7 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from inpaint.paint.batch import PaintSettings, read_models
+from inpaint.serve.apps.paint import SHIPPED_ADAPTERS
 from inpaint.toy.catalogue import BACKGROUND_NAMES, COLOUR_NAMES, SHAPE_NAMES, render
+from inpaint.toy.measure_panels import held_out_composites, paint_hidden
 from inpaint.toy.panel_detectors import NAMES, PanelDetectors
 from inpaint.toy.panels import SHEET_PROMPT, TRAITS, compose, write_mixture, write_sheets
 
@@ -76,3 +79,12 @@ def test_what_is_no_panel_of_this_world_is_unclear(detectors: PanelDetectors) ->
     grey = np.full((1, 64, 64, 3), 128, np.uint8)
     for names in detectors.see(np.concatenate([noise, grey])).values():
         assert set(names) == {"unclear"}
+
+
+def test_the_shipped_adapter_paints_what_the_visible_panels_show(detectors: PanelDetectors) -> None:
+    sheets = held_out_composites(12)
+    prompts = [SHEET_PROMPT] * len(sheets)
+    models = read_models(PaintSettings(base="toy-sdxl", adapter=str(SHIPPED_ADAPTERS["toy-sdxl"] / "panels")))
+    painted = paint_hidden(models.painter("cpu", 12), detectors, sheets, prompts, hidden=1)
+    assert painted.right["product"] >= 0.6 and painted.right["background"] >= 0.6
+    assert painted.visible_pixels_changed == 0
