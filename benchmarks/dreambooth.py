@@ -115,6 +115,7 @@ def train(settings: Settings, output: Path, *, prior: bool) -> tuple[str, str]:
         mask_dir="masks",
         with_prior_preservation=prior,
         num_class_images=settings.class_images,
+        class_endings=tuple(f"on {background}" for background in BACKGROUND_NAMES),
         # Pictures are made from text alone, also on this base for inpainting.
         random_holes=False,
         rank=6,

@@ -2,11 +2,11 @@
 
 import posixpath
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from inpaint.data.sources import IMAGES
-from inpaint.data.storage import open_root
+from inpaint.data.storage import open_root, write_file
 from inpaint.paint.batch import PaintSettings, read_models
 from inpaint.paint.generate import TextTask, TextWorker
 from inpaint.rowmap import ActorPool, Item, map_rows
@@ -21,6 +21,7 @@ def fill_classes(
     count: int,
     settings: PaintSettings,
     *,
+    endings: Sequence[str] = (),
     pool: ActorPool,
     on_progress: Callable[[int, int], None] | None = None,
     stop: StopToken | None = None,
@@ -35,6 +36,7 @@ def fill_classes(
         folder: of all classes, a path or URL.
         prompts: of each class, by its folder below; one that is empty means `folder` itself.
         settings: how they are painted; `seed` is the first that may be used.
+        endings: of the prompts, in turn; a picture's whole prompt then lies beside it, in a text file of its name.
 
     Raises:
         InpaintError: settings or a base that cannot be used; `stop` was requested.
@@ -49,11 +51,14 @@ def fill_classes(
     first = max([settings.seed, *used])
     models = read_models(settings)
     side = settings.sampling.size or models.info.default_size
-    tasks = [
-        TextTask(prompt=prompts[c], seed=seed, height=side, width=side, output=posixpath.join(c, f"seed-{seed}.png"))
-        for c, missing in lack.items()
-        for seed in range(first, first + missing)
-    ]
+    tasks = []
+    for c, missing in lack.items():
+        for seed in range(first, first + missing):
+            prompt, name = prompts[c], posixpath.join(c, f"seed-{seed}")
+            if endings:
+                prompt = f"{prompt} {endings[seed % len(endings)]}"
+                write_file(folder, f"{name}.txt", prompt.encode())
+            tasks.append(TextTask(prompt=prompt, seed=seed, height=side, width=side, output=f"{name}.png"))
     map_rows(
         [Item(task.output, "", task) for task in tasks],
         partial(TextWorker, models, pool.max_batch),

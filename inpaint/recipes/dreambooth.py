@@ -12,7 +12,7 @@ import pyarrow as pa
 from inpaint.data.inspection import row_ids
 from inpaint.data.rows import SCHEMA, Manifest
 from inpaint.data.sample import ReadSettings
-from inpaint.data.sources import Captions, FolderSource, JoinedSource, Source
+from inpaint.data.sources import FolderSource, JoinedSource, Source
 from inpaint.errors import InpaintError
 from inpaint.recipes.picture_lora import PictureLora
 from inpaint.train.settings import may_change
@@ -29,7 +29,7 @@ class Subject:
     prompt: str
     """Of its photos, with the identifier; a text file beside a photo replaces it."""
     class_prompt: str = ""
-    """What its class is called, as the pictures in `class_folder` are."""
+    """What its class is called, as the pictures in `class_folder` are; a text file beside one replaces it."""
     class_folder: str = ""
     """Folder or URL of pictures of its class, for prior preservation; empty: there is none."""
     repeats: int = 1
@@ -58,7 +58,7 @@ class DreamboothLora(PictureLora):
             for s in self.subjects
         ]
         pictures = [
-            FolderSource(path=where, prompt=prompt, captions=Captions.UNREAD, weight=self.prior_loss_weight)
+            FolderSource(path=where, prompt=prompt, weight=self.prior_loss_weight)
             for where, prompt in classes_of(self.subjects)
         ]
         # Those of the subjects come first: an epoch is one pass over a subject's photos.
