@@ -1,5 +1,6 @@
 """The formats that an adapter is exported in: how each is written, and what its own library paints with it."""
 
+import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,11 +15,11 @@ from inpaint.export.adapter_folder import EMBEDS_FILES, LORA_FILE, save_adapter
 from inpaint.export.card import write_card
 from inpaint.export.kohya_file import EMBEDDING_KEYS, EMBEDDINGS, save_kohya
 from inpaint.export.kohya_names import SUFFIX
-from inpaint.models.base import DTYPES, load_base
+from inpaint.models.base import DTYPES, Base, load_base
 from inpaint.paint.batch import PaintModels
 from inpaint.paint.request import PaintRequest
 
-Kind = Literal["diffusers", "kohya", "merged"]
+Kind = Literal["diffusers", "kohya", "merged", "onnx"]
 
 
 @dataclass(frozen=True)
@@ -28,18 +29,24 @@ class Source:
     models: PaintModels
     name: str
     precision: str
+    earlier: Path | None = None
+    """Where exports in the same format are, if there are any."""
+
+    def base(self) -> Base:
+        """Without the adapter."""
+        settings = self.models.settings
+        assert settings.base is not None
+        return load_base(settings.base, revision=settings.revision, dtype=DTYPES[self.precision])
 
     def pipeline(self) -> Any:
         """diffusers' pipeline of the base alone."""
-        settings = self.models.settings
-        assert settings.base is not None
-        return pipeline_of(load_base(settings.base, revision=settings.revision, dtype=DTYPES[self.precision]))
+        return pipeline_of(self.base())
 
 
 def _write_diffusers(source: Source, folder: Path) -> None:
     assert source.models.adapter is not None
-    save_adapter(folder, source.models.adapter)
-    write_card(folder, source.models.adapter, source.models.info, [])
+    own = save_adapter(folder / source.name, source.models.adapter)
+    write_card(own, source.models.adapter, source.models.info, [])
 
 
 def _paint_diffusers(source: Source, folder: Path, requests: Sequence[PaintRequest]) -> list[np.ndarray]:
@@ -47,10 +54,11 @@ def _paint_diffusers(source: Source, folder: Path, requests: Sequence[PaintReque
 
 
 def _with_adapter(source: Source, folder: Path) -> Any:
-    """diffusers' pipeline of the base with the adapter's folder loaded."""
+    """diffusers' pipeline of the base with what `_write_diffusers` wrote."""
     pipeline = source.pipeline()
-    pipeline.load_lora_weights(folder, weight_name=LORA_FILE, use_safetensors=True)
-    embeds = [load_file(folder / file) for file in EMBEDS_FILES if (folder / file).is_file()]
+    own = folder / source.name
+    pipeline.load_lora_weights(own, weight_name=LORA_FILE, use_safetensors=True)
+    embeds = [load_file(own / file) for file in EMBEDS_FILES if (own / file).is_file()]
     for token in embeds[0] if embeds else ():
         load_token(pipeline, token, [vectors[token] for vectors in embeds])
     return pipeline
@@ -76,12 +84,47 @@ def _write_merged(source: Source, folder: Path) -> None:
         pipeline = _with_adapter(source, Path(aside))
     pipeline.fuse_lora()
     pipeline.unload_lora_weights()
-    pipeline.save_pretrained(folder)
+    pipeline.save_pretrained(folder / source.name)
 
 
 def _paint_merged(source: Source, folder: Path, requests: Sequence[PaintRequest]) -> list[np.ndarray]:
     info, dtype = source.models.info, DTYPES[source.precision]
-    return painted_by(load_pipeline(folder, is_xl=info.is_xl, dtype=dtype), requests)
+    return painted_by(load_pipeline(folder / source.name, is_xl=info.is_xl, dtype=dtype), requests)
+
+
+def _write_onnx(source: Source, folder: Path) -> None:
+    """The base's files are those of `source.earlier` where it is the same base."""
+    from inpaint.export.onnx_adapter import save_onnx_adapter
+    from inpaint.export.onnx_base import base_files, export_base, is_export_of
+
+    base = source.base()
+    if source.earlier is not None and is_export_of(base, source.earlier):
+        for file in base_files(source.earlier):
+            os.link(file, folder / file.name)
+    else:
+        export_base(base, folder)
+    assert source.models.adapter is not None
+    save_onnx_adapter(folder, source.models.adapter, source.name)
+
+
+def _paint_onnx(source: Source, folder: Path, requests: Sequence[PaintRequest]) -> list[np.ndarray]:
+    from inpaint.export.onnx_adapter import SUFFIX as ONNX_SUFFIX
+    from inpaint.export.onnx_painter import OnnxPainter
+
+    painter = OnnxPainter(folder, adapters={source.name: folder / f"{source.name}{ONNX_SUFFIX}"})
+    return [
+        painter.paint_raw(
+            request.image,
+            request.hole,
+            request.prompt,
+            adapter=source.name,
+            negative_prompt=request.negative_prompt,
+            seed=request.seed,
+            steps=request.sampling.steps,
+            guidance_scale=request.sampling.guidance_scale,
+        )
+        for request in requests
+    ]
 
 
 Write = Callable[[Source, Path], None]
@@ -90,5 +133,6 @@ FORMATS: Mapping[Kind, tuple[Write, Paint]] = {
     "diffusers": (_write_diffusers, _paint_diffusers),
     "kohya": (_write_kohya, _paint_kohya),
     "merged": (_write_merged, _paint_merged),
+    "onnx": (_write_onnx, _paint_onnx),
 }
 """How each format is written, and how the library that it is for paints with what was written."""

@@ -43,9 +43,10 @@ class ExportAdapter:
     """An adapter's folder or URL; or a `.safetensors` file of kohya, Civitai or diffusers, which needs `base`."""
     to: tuple[Kind, ...] = ("diffusers", "kohya", "merged")
     """diffusers: an adapter's folder as we write it, which `load_lora_weights` reads. kohya: one file for A1111,
-    ComfyUI and others, and one per token. merged: a whole pipeline with the LoRA in its weights."""
+    ComfyUI and others, and one per token. merged: a whole pipeline with the LoRA in its weights. onnx: the base for
+    ONNX Runtime, with the adapter beside it."""
     output: str = "export"
-    """Folder (or URL); each format has a folder of its name in it."""
+    """Folder (or URL); each format has a folder of its name in it, for as many adapters as are exported to it."""
     name: str | None = None
     """What the adapter is called in prompts and file names; unset: as its folder or file."""
     base: str | None = None
@@ -90,25 +91,32 @@ def export_adapter(config: ExportAdapter, *, stop: StopToken | None = None) -> l
         InpaintError: an adapter or a base that cannot be used, or a format whose pictures differ: it is not written,
             the others are.
     """
+    done = export(config, stop=stop)
+    failed = [kind for kind, one in done.items() if not one.passed]
+    if failed:
+        raise InpaintError("\n".join([f"{', '.join(failed)}: not written, for its pictures differ", *table(done)]))
+    return table(done)
+
+
+def export(config: ExportAdapter, *, stop: StopToken | None = None) -> dict[Kind, Exported]:
+    """The same, whether or not all pass; returns what became of each format. Raises InpaintError for what cannot be
+    used."""
     stop = stop or StopToken()
     models = read_models(paint_settings(config))
     assert models.adapter_name is not None
     source = Source(models, config.name or models.adapter_name, config.precision)
     requests = fixed_set(models, config.pictures)
+    done: dict[Kind, Exported] = {}
     with ProgressBar("exporting") as bar, output_folder(config.output) as output:
         ours = models.painter("cpu", max_batch=1).paint_raw(requests)
-        done: dict[Kind, Exported] = {}
         for number, kind in enumerate(config.to):
             stop.check()
             bar.show(number, len(config.to))
             done[kind] = _export(kind, source, requests, ours, output)
-        _report(done, output)
+        _report(source.name, done, output)
         if config.push_to_hub is not None:
             _push(config.push_to_hub, [output / kind for kind, one in done.items() if one.passed])
-    failed = [kind for kind, one in done.items() if not one.passed]
-    if failed:
-        raise InpaintError("\n".join([f"{', '.join(failed)}: not written, for its pictures differ", *table(done)]))
-    return table(done)
+    return done
 
 
 def paint_settings(config: ExportAdapter) -> PaintSettings:
@@ -150,28 +158,34 @@ def fixed_set(models: PaintModels, count: int) -> list[PaintRequest]:
 def _export(
     kind: Kind, source: Source, requests: Sequence[PaintRequest], ours: Sequence[np.ndarray], output: Path
 ) -> Exported:
-    """Write one format aside, and where it passes to `output/kind`."""
+    """Write one format aside, and where it passes to `output/kind`, beside those of other adapters."""
     write, paint = FORMATS[kind]
     with tempfile.TemporaryDirectory(dir=output, prefix=f".{kind}-") as aside:
-        folder = Path(aside)
-        write(source, folder)
+        folder, target = Path(aside), output / kind
+        write(replace(source, earlier=target), folder)
         parity = Parity.of(ours, paint(source, folder, requests))
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         exported = Exported(parity, BOUNDS[source.precision], size)
         if exported.passed:
-            shutil.rmtree(output / kind, ignore_errors=True)
-            shutil.copytree(folder, output / kind)
+            shutil.rmtree(target / source.name, ignore_errors=True)
+            for file in [path for path in folder.rglob("*") if path.is_file()]:
+                place = target / file.relative_to(folder)
+                place.parent.mkdir(parents=True, exist_ok=True)
+                file.replace(place)
     return exported
 
 
-def _report(done: Mapping[Kind, Exported], output: Path) -> None:
-    """`exports.json`, and in the adapter's own card what is in it."""
-    told = {kind: {**asdict(one.parity), "bound": one.bound, "bytes": one.bytes} for kind, one in done.items()}
-    (output / REPORT).write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+def _report(name: str, done: Mapping[Kind, Exported], output: Path) -> None:
+    """In `exports.json`, and in the adapter's own card of what is in it."""
+    file = output / REPORT
+    told = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    told[name] = {kind: {**asdict(one.parity), "bound": one.bound, "bytes": one.bytes} for kind, one in done.items()}
+    file.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
     if "diffusers" in done and done["diffusers"].passed:
-        adapter = load_adapter(output / "diffusers")
+        folder = output / "diffusers" / name
+        adapter = load_adapter(folder)
         parity: dict[str, dict[str, float]] = {kind: asdict(one.parity) for kind, one in done.items() if one.passed}
-        save_adapter(output / "diffusers", replace(adapter, card=replace(adapter.card, parity=parity)))
+        save_adapter(folder, replace(adapter, card=replace(adapter.card, parity=parity)))
 
 
 def _push(repository: str, folders: Sequence[Path]) -> None:

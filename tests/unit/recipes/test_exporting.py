@@ -37,18 +37,18 @@ def test_every_format_is_written_and_is_our_picture(tmp_path: Path, kind: str) -
     assert len(exported(adapter, tmp_path)) == 2 + 3
     out = tmp_path / "out"
     assert sorted(path.name for path in out.iterdir()) == ["diffusers", "exports.json", "kohya", "merged"]
-    told = json.loads((out / "exports.json").read_text())
+    told = json.loads((out / "exports.json").read_text())["style"]
     assert {one["bound"] for one in told.values()} == {1e-3} and max(one["largest"] for one in told.values()) <= 1e-3
-    again = load_adapter(out / "diffusers")
+    again = load_adapter(out / "diffusers/style")
     assert all(torch.equal(again.lora[name], tensor) for name, tensor in adapter.lora.items())
     assert again.card.parity.keys() == told.keys()
     # The merged pipeline is a base of its own, which paints alone what the other does with the adapter.
-    config = ExportAdapter(adapter=str(out / "diffusers"), pictures=1, steps=2)
+    config = ExportAdapter(adapter=str(out / "diffusers/style"), pictures=1, steps=2)
     models = exporting.read_models(exporting.paint_settings(config))
     requests = fixed_set(models, 1)
     (ours,), (merged,) = (
         painter.paint_raw(requests)
-        for painter in (models.painter("cpu", 1), Painter(load_base(out / "merged"), device="cpu"))
+        for painter in (models.painter("cpu", 1), Painter(load_base(out / "merged/style"), device="cpu"))
     )
     assert np.abs(ours - merged).max() <= 1e-3
     (bare,) = Painter(load_base(base), device="cpu").paint_raw(requests)
@@ -62,7 +62,7 @@ def test_a_lora_of_others_becomes_an_adapter_of_ours(tmp_path: Path) -> None:
     file = str(tmp_path / "out/kohya/ppz.safetensors")
     config = ExportAdapter(adapter=file, base=str(base), to=("diffusers",), output=str(tmp_path / "in"), steps=2)
     export_adapter(config)
-    back = load_adapter(tmp_path / "in/diffusers")
+    back = load_adapter(tmp_path / "in/diffusers/ppz")
     assert back.card.base_revision == adapter.card.base_revision
     assert all(torch.equal(back.lora[name], tensor) for name, tensor in adapter.lora.items())
 
@@ -80,9 +80,9 @@ def test_what_paints_otherwise_is_not_given_out_and_the_rest_is(
     with pytest.raises(InpaintError, match=r"kohya: not written, for its pictures differ\n[^$]*NOT written"):
         exported(made_up(base, 1), tmp_path, to=("kohya", "diffusers"))
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["diffusers", "exports.json"]
-    told = json.loads((tmp_path / "out/exports.json").read_text())
+    told = json.loads((tmp_path / "out/exports.json").read_text())["style"]
     assert told["kohya"]["largest"] > 1e-3
-    assert load_adapter(tmp_path / "out/diffusers").card.parity.keys() == {"diffusers"}
+    assert load_adapter(tmp_path / "out/diffusers/style").card.parity.keys() == {"diffusers"}
 
 
 def test_a_picture_that_is_no_number_is_as_far_as_can_be() -> None:

@@ -1,0 +1,108 @@
+"""A base for ONNX Runtime with adapters beside it: our picture, where torch cannot be imported."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from inpaint.export.adapter_folder import save_adapter
+from inpaint.export.onnx_adapter import save_onnx_adapter
+from inpaint.export.onnx_painter import OnnxPainter, _Draws
+from inpaint.paint.batch import read_models
+from inpaint.recipes.exporting import ExportAdapter, export_adapter, fixed_set, paint_settings
+from tests.adapters import made_up
+from tests.tiny import tiny_sdxl_inpaint
+
+STEPS = 3
+PAINT = """
+import sys
+
+for name in ("torch", "transformers", "diffusers", "inpaint"):
+    sys.modules[name] = None
+sys.path.insert(0, sys.argv[1])
+import numpy as np
+from painter import OnnxPainter
+
+told = np.load(sys.argv[2])
+adapters = {name: f"{sys.argv[1]}/{name}.onnx_adapter" for name in ("a", "b")}
+painter = OnnxPainter(sys.argv[1], adapters=adapters, threads=1)
+for name in ("a", "b"):
+    settings = {"adapter": name, "seed": 3, "steps": 3, "guidance_scale": 4.0, "negative_prompt": "wood"}
+    np.save(f"{sys.argv[2]}.{name}.npy", painter.paint(told["photo"], told["hole"], "a red box on wood", **settings))
+"""
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two adapters of one base, exported one after the other."""
+    root = tmp_path_factory.mktemp("onnx")
+    base = tiny_sdxl_inpaint(root / "base")
+    for seed, name in enumerate("ab"):
+        save_adapter(root / name, made_up(base, seed, rank=2 + seed, tokens=("CDP_X", "CDP_X_1")))
+        export_adapter(
+            ExportAdapter(adapter=str(root / name), to=("onnx",), output=str(root / "out"), pictures=1, steps=STEPS)
+        )
+        if seed == 0:
+            first = (root / "out/onnx/unet.onnx").stat().st_ino
+    assert (root / "out/onnx/unet.onnx").stat().st_ino == first, "a base is exported once"
+    return root
+
+
+def test_both_adapters_of_one_base_paint_our_picture(exported: Path) -> None:
+    told = json.loads((exported / "out/exports.json").read_text())
+    assert [told[name]["onnx"]["bound"] for name in "ab"] == [1e-3, 1e-3]
+    assert max(told[name]["onnx"]["largest"] for name in "ab") <= 1e-3
+
+
+def test_it_paints_where_torch_cannot_be_imported(exported: Path, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"steps": STEPS, "guidance_scale": 4.0}
+    for name in "ab":
+        config = ExportAdapter(adapter=str(exported / name), pictures=1, steps=STEPS)
+        models = read_models(replace(paint_settings(config), negative_prompt="wood"))
+        (wanted,) = fixed_set(models, 1)
+        wanted = replace(wanted, seed=3, sampling=replace(wanted.sampling, **settings))
+        np.save(tmp_path / f"{name}.npy", models.painter("cpu", 1).paint([wanted])[0])
+    np.savez(tmp_path / "told.npz", photo=wanted.image, hole=wanted.hole)
+    command = [sys.executable, "-c", PAINT, str(exported / "out/onnx"), str(tmp_path / "told.npz")]
+    done = subprocess.run(command, text=True, capture_output=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    pictures = {}
+    for name in "ab":
+        ours, theirs = np.load(tmp_path / f"{name}.npy"), np.load(tmp_path / f"told.npz.{name}.npy")
+        assert np.abs(ours.astype(int) - theirs).max() <= 1
+        assert (theirs[~wanted.hole] == wanted.image[~wanted.hole]).all()
+        pictures[name] = theirs
+    assert np.abs(pictures["a"].astype(int) - pictures["b"]).max() > 20, "adapters that paint alike would prove nothing"
+
+
+def test_what_onnx_runtime_does_not_check_is_checked(exported: Path, tmp_path: Path) -> None:
+    base, folder = exported / "base", exported / "out/onnx"
+    adapter = made_up(base, 5)
+    other = replace(adapter, card=replace(adapter.card, base_revision="0" * 64))
+    with pytest.raises(ValueError, match="adapter x: made for base .* at 000000000000"):
+        OnnxPainter(folder, adapters={"x": save_onnx_adapter(tmp_path, other, "x")})
+    right = save_onnx_adapter(tmp_path, adapter, "x").with_suffix(".json").read_bytes()
+    path = save_onnx_adapter(tmp_path, other, "x")
+    path.with_suffix(".json").write_bytes(right)
+    with pytest.raises(ValueError, match="not of one export"):
+        OnnxPainter(folder, adapters={"x": path})
+    painter, photo = OnnxPainter(folder), np.zeros((32, 32, 3), np.uint8)
+    with pytest.raises(ValueError, match="adapter 'x': given were none"):
+        painter.paint(photo, photo[..., 0] == 0, "a box", adapter="x")
+    with pytest.raises(ValueError, match="sides multiples of"):
+        painter.paint(photo[:-1], photo[:-1, :, 0] == 0, "a box")
+    wide = np.zeros((32, 64, 3), np.uint8)
+    assert painter.paint(wide, wide[..., 0] == 0, "a box", steps=1).shape == wide.shape, "any size is painted"
+
+
+@pytest.mark.parametrize("shape", [(4, 8, 8), (4, 5, 5), (2, 9)])
+def test_noise_is_torchs_own(shape: tuple[int, ...]) -> None:
+    generator, draws = torch.Generator("cpu").manual_seed(2**40 + 3), _Draws(2**40 + 3)
+    for _ in range(2):
+        assert np.abs(torch.randn(shape, generator=generator).numpy() - draws.normal(shape)).max() < 1e-6
