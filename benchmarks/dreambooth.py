@@ -38,7 +38,7 @@ from inpaint.train.settings import Precision, RateSchedule, ValidationSettings
 
 SUBJECT = next(iter(MARKS))
 PHOTO_SEED, GALLERY_SEED = 21, 900_021
-BATCH = 16
+BATCH = 12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +51,8 @@ class Settings:
     """Made by the base."""
     steps: int = 300
     """Optimizer steps on the subject alone; with prior preservation twice as many, half of whose samples are it."""
-    learning_rate: float = 2e-3
+    learning_rate: float = 1e-3
+    guidance_scale: float = 2.0
     pictures: int = 200
     """Painted of each kind."""
     gallery: int = 8
@@ -118,15 +119,13 @@ def train(settings: Settings, output: Path, *, prior: bool) -> tuple[str, str]:
         class_endings=tuple(f"on {background}" for background in BACKGROUND_NAMES),
         # Pictures are made from text alone, also on this base for inpainting.
         random_holes=False,
-        rank=6,
-        train_text_encoder=True,
+        rank=16,
         learning_rate=settings.learning_rate,
-        text_encoder_lr=settings.learning_rate,
         lr_scheduler=RateSchedule.COSINE,
         max_train_steps=settings.steps * (2 if prior else 1),
         train_batch_size=BATCH,
         max_micro_batch=8,
-        loss=LossSettings(debiased=True, noise_offset=0.05),
+        loss=LossSettings(debiased=True),
         mixed_precision=Precision.FP32,
         seed=settings.seed,
         card_samples=0,
@@ -151,7 +150,11 @@ def paint(settings: Settings, adapter: str | None, what: str) -> np.ndarray:
     side = IMAGE_SIZES["sd15"]
     requests = [
         PaintRequest.of_text(
-            f"{what} on {background}", height=side, width=side, seed=number, sampling=SamplingSettings()
+            f"{what} on {background}",
+            height=side,
+            width=side,
+            seed=number,
+            sampling=SamplingSettings(guidance_scale=settings.guidance_scale),
         )
         for number, background in enumerate(named(settings.pictures))
     ]

@@ -20,13 +20,14 @@ import torch
 import tyro
 
 from benchmarks.harness import emit, paired_ratio, progress
-from inpaint.export.onnx_adapter import SUFFIX
-from inpaint.export.onnx_painter import OnnxPainter
+from inpaint.export.onnx.adapter import SUFFIX
+from inpaint.export.onnx.painter import OnnxPainter
 from inpaint.paint.batch import read_models
+from inpaint.recipes.export_formats import Kind
 from inpaint.recipes.exporting import ExportAdapter, export, fixed_set, paint_settings
 from inpaint.serve.apps.paint import SHIPPED_ADAPTERS
 
-KINDS = ("diffusers", "kohya", "merged", "onnx")
+KINDS: tuple[Kind, ...] = ("diffusers", "kohya", "merged", "onnx")
 ADAPTERS = {"toy": "CDP_FOOD", "toy-sdxl": "panels"}
 
 
@@ -100,8 +101,8 @@ def time_ratio(settings: Settings, base: str, adapter: Path, folder: Path) -> tu
     theirs = OnnxPainter(folder, adapters={adapter.name: folder / f"{adapter.name}{SUFFIX}"}, threads=settings.threads)
 
     def by_onnx() -> None:
-        told = {"adapter": adapter.name, "seed": request.seed, "steps": settings.steps}
-        theirs.paint_raw(request.image, request.hole, request.prompt, **told)
+        what = request.image, request.hole, request.prompt
+        theirs.paint_raw(*what, adapter=adapter.name, seed=request.seed, steps=settings.steps)
 
     def by_torch() -> None:
         ours.paint_raw([request])

@@ -47,7 +47,7 @@ def fill_classes(
     lack = {c: missing for c, missing in lack.items() if missing > 0}
     if not lack:
         return 0
-    used = [int(seed[1] or seed[2]) + 1 for name in names if (seed := _SEEDS.search(name))]
+    used = [int(found[1] or found[2]) + 1 for name in names if (found := _SEEDS.search(name))]
     first = max([settings.seed, *used])
     models = read_models(settings)
     side = settings.sampling.size or models.info.default_size

@@ -94,8 +94,8 @@ def _paint_merged(source: Source, folder: Path, requests: Sequence[PaintRequest]
 
 def _write_onnx(source: Source, folder: Path) -> None:
     """The base's files are those of `source.earlier` where it is the same base."""
-    from inpaint.export.onnx_adapter import save_onnx_adapter
-    from inpaint.export.onnx_base import base_files, export_base, is_export_of
+    from inpaint.export.onnx.adapter import save_onnx_adapter
+    from inpaint.export.onnx.base import base_files, export_base, is_export_of
 
     base = source.base()
     if source.earlier is not None and is_export_of(base, source.earlier):
@@ -108,8 +108,8 @@ def _write_onnx(source: Source, folder: Path) -> None:
 
 
 def _paint_onnx(source: Source, folder: Path, requests: Sequence[PaintRequest]) -> list[np.ndarray]:
-    from inpaint.export.onnx_adapter import SUFFIX as ONNX_SUFFIX
-    from inpaint.export.onnx_painter import OnnxPainter
+    from inpaint.export.onnx.adapter import SUFFIX as ONNX_SUFFIX
+    from inpaint.export.onnx.painter import OnnxPainter
 
     painter = OnnxPainter(folder, adapters={source.name: folder / f"{source.name}{ONNX_SUFFIX}"})
     return [

@@ -9,6 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -67,6 +68,8 @@ class ExportAdapter:
     def __post_init__(self) -> None:
         if not self.to:
             raise InpaintError("to: name at least one format")
+        if "onnx" in self.to and not all(map(find_spec, ("onnx", "onnxruntime", "onnxscript"))):
+            raise InpaintError("to onnx: its packages are not installed: pip install 'inpaint[onnx]'")
         if self.pictures < 1 or self.steps < 1:
             raise InpaintError(f"pictures {self.pictures}, steps {self.steps}: give at least 1")
 

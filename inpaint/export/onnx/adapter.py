@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
-from inpaint.export.onnx_graph import SCALE, TOKENS, input_name
-from inpaint.export.onnx_painter import ADAPTER_VERSION, version_of
+from inpaint.export.onnx.graph import SCALE, TOKENS, input_name
+from inpaint.export.onnx.painter import ADAPTER_VERSION, version_of
 from inpaint.models.adapter import Adapter
 
 SUFFIX = ".onnx_adapter"

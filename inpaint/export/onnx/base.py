@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from inpaint.diffusion.schedule import schedule_of
-from inpaint.export import onnx_painter
-from inpaint.export.onnx_graph import add_adapter_inputs, add_token_rows
+from inpaint.export.onnx import painter
+from inpaint.export.onnx.graph import add_adapter_inputs, add_token_rows
 from inpaint.models.base import Base
 from inpaint.models.layers import adaptable_layers, adapted_models
 
@@ -145,7 +145,7 @@ def export_base(base: Base, folder: Path) -> None:
         "steps_offset": schedule.steps_offset,
     }
     (folder / ABOUT).write_text(json.dumps(told) + "\n", encoding="utf-8")
-    shutil.copyfile(str(onnx_painter.__file__), folder / "painter.py")
+    shutil.copyfile(str(painter.__file__), folder / "painter.py")
 
 
 def is_export_of(base: Base, folder: Path) -> bool:
