@@ -4,11 +4,12 @@
 
 The subject is a carton with a mark that the base never saw, in five photos before plain backdrops, with masks. Trained
 with prior preservation and without, as the job does it, in some 12 minutes on two cores in all; then pictures from
-text: the subject on each of the world's eight backgrounds, none of which was in its photos, and the class without the
-subject's word. Bars: `subject_fidelity` >= 0.80 (share of pictures that show the subject), `context_followed` >= 0.80
-(the background that the prompt names), `class_kept` >= 0.90 (share of pictures of the class that do not show the
-subject) and more than `class_kept_without_prior`. `lookalike_map`: each picture as a query among photos of the subject
-and of eight cartons with other marks, mean average precision; `base_lookalike_map` the same of the base alone.
+text, with guidance: the subject on each of the world's eight backgrounds, none of which was in its photos (those of its
+class, which the base made, stand on them), and the class without the subject's word. Bars: `subject_fidelity` >= 0.80
+(share of pictures that show the subject), `context_followed` >= 0.80 (the background that the prompt names),
+`class_kept` >= 0.90 (share of pictures of the class that do not show the subject) and more than
+`class_kept_without_prior`. `lookalike_map`: each picture as a query among photos of the subject and of eight cartons
+with other marks, mean average precision; `base_lookalike_map` the same of the base alone.
 """
 
 import tempfile

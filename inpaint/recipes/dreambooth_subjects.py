@@ -35,6 +35,10 @@ class Wording:
     class_name: str | None = None
     """What the subject is, for `{class}`; unset: its folder's name without digits at the end."""
     class_prompt: str = "a photo of a {class}"
+    """Of pictures of its class; a text file beside a picture replaces it."""
+    class_endings: tuple[str, ...] = ()
+    """What the class prompt ends in when pictures are made, in turn: `"in the snow" "on a beach"`. What prompts say of
+    a scene is then kept, too: a LoRA forgets it where no picture's prompt has any."""
     repeats: int = 1
     """How often each photo comes in one epoch."""
 
@@ -102,7 +106,8 @@ def _identifier(wording: Wording, captions: list[str], tokenizers: Sequence[Any]
     prompt, given = wording.instance_prompt, wording.identifier
     words: list[str] = []
     if given == AUTO:
-        return rarest_token(tokenizers, [prompt, wording.class_prompt, wording.class_name or "", *captions])
+        said = [prompt, wording.class_prompt, wording.class_name or "", *wording.class_endings, *captions]
+        return rarest_token(tokenizers, said)
     if IDENTIFIER in prompt:
         words = [given or USUAL]
     elif given is not None:

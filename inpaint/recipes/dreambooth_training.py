@@ -51,9 +51,6 @@ class TrainDreambooth(LoraCommand, Wording):
     what is there is left as it is. Unset: `class_images` in `output_dir`."""
     num_class_images: int = 100
     """Pictures per class."""
-    class_endings: tuple[str, ...] = ()
-    """What the class prompt ends in when pictures are made, in turn: `"in the snow" "on a beach"`. What prompts say of
-    a scene is then kept, too: a LoRA forgets it where no picture's prompt has any."""
     prior_generation_precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Of the base's weights when it makes them; fp16 is for GPUs."""
     prior_loss_weight: float = 1.0

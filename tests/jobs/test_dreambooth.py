@@ -57,6 +57,7 @@ def mugs(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[T
         tmp_path_factory.mktemp("run"),
         with_prior_preservation=True,
         num_class_images=2,
+        class_endings=("indoors", "in the snow"),
         prior_loss_weight=0.5,
         mask_dir="masks",
         identifier="auto",
@@ -78,10 +79,12 @@ def test_subjects_are_trained_beside_pictures_of_their_class(
     made = output / "class_images"
     assert sorted(path.name for path in made.rglob("*.png")) == ["seed-0.png", "seed-1.png"], "of one class"
     lines = [json.loads(line) for line in (made / "class_images-0-1.jsonl").read_text().splitlines()]
-    assert [(line["prompt"], line["seed"]) for line in lines] == [("a photo of a mug", 0), ("a photo of a mug", 1)]
+    written = ["a photo of a mug indoors", "a photo of a mug in the snow"]
+    assert [(line["prompt"], line["seed"]) for line in lines] == [*zip(written, (0, 1), strict=True)]
     for name, count in MUGS.items():
         rows = Manifest.load(output / name / "manifest.parquet")
         assert [row.weight for row in rows.rows()] == [1.0] * count + [0.5] * 2
+        assert [row.prompt for row in rows.rows()][count:] == written
         progress = CheckpointStore(f"{output / name}/{CHECKPOINTS}").progress()
         assert progress is not None and (progress.samples, progress.unread, progress.manifest) == (8, 0, rows.hash)
         prompt = rows.row(0).prompt
