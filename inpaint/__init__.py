@@ -30,6 +30,7 @@ _HOMES = {
     "inpaint.recipes.dreambooth": ("DreamboothLora",),
     "inpaint.recipes.dreambooth_training": ("TrainDreambooth", "train_dreambooth"),
     "inpaint.recipes.evaluate": ("EvaluatePictures", "evaluate_pictures"),
+    "inpaint.recipes.exporting": ("ExportAdapter", "export_adapter"),
     "inpaint.recipes.finding": ("FindProducts", "find_products"),
     "inpaint.recipes.generate": ("GeneratePictures", "generate_pictures"),
     "inpaint.recipes.inpainting": ("train_inpainting", "inpaint_image", "set_seed"),

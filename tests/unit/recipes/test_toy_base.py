@@ -13,6 +13,7 @@ from inpaint.command import parse
 from inpaint.diffusion.objective import LossSettings
 from inpaint.recipes import toy_base
 from inpaint.recipes.toy_base import PretrainToy, ToyPart, pretrain_toy
+from inpaint.recipes.toy_vision import PretrainToyVision
 from inpaint.train.settings import Offload, Precision, plain
 
 RECORDS = sorted(Path(toy.__file__).with_name("weights").glob("*.json"))
@@ -40,8 +41,13 @@ def test_it_goes_on_with_the_catalogue_that_it_is_asked_for(tmp_path: Path, monk
 def repeated(record: dict[str, Any]) -> dict[str, Any]:
     """The settings that a record's command is parsed to."""
     python, option, module, *arguments = shlex.split(record["command"])
-    assert (python, option, module) == ("python", "-m", "ray_jobs.pretrain_toy")
-    settings = plain(parse(PretrainToy, None, arguments, PretrainToy.defaults))
+    assert (python, option) == ("python", "-m")
+    kinds: dict[str, tuple[Any, Any]] = {
+        "ray_jobs.pretrain_toy": (PretrainToy, PretrainToy.defaults),
+        "ray_jobs.pretrain_toy_vision": (PretrainToyVision, None),
+    }
+    config, defaults = kinds[module]
+    settings = plain(parse(config, None, arguments, defaults))
     assert settings.pop("output") == "RUN"
     return json.loads(json.dumps(settings))
 
