@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 import tyro
@@ -36,7 +37,7 @@ class Settings:
     """What is measured."""
 
     bases: tuple[str, ...] = tuple(ADAPTERS)
-    precisions: tuple[str, ...] = ("fp32", "fp16")
+    precisions: tuple[Literal["fp32", "fp16"], ...] = ("fp32", "fp16")
     steps: int = 10
     rounds: int = 5
     """Of timing; the median ratio counts."""
@@ -57,7 +58,7 @@ def main() -> None:
                     adapter=str(adapter),
                     to=KINDS,
                     output=str(Path(temporary, base, precision)),
-                    precision=precision,  # type: ignore[arg-type]
+                    precision=precision,
                     steps=settings.steps,
                 )
                 done = export(config)

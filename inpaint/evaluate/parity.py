@@ -7,11 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import (
-    DDIMScheduler,
-    StableDiffusionInpaintPipeline,
-    StableDiffusionXLInpaintPipeline,
-)
+from diffusers import DDIMScheduler, StableDiffusionInpaintPipeline, StableDiffusionXLInpaintPipeline
 from PIL import Image
 from torch import Tensor
 
@@ -63,25 +59,27 @@ def load_token(pipeline: Any, token: str, vectors: Sequence[Tensor]) -> None:
 
 
 def painted_by(pipeline: Any, requests: Sequence[PaintRequest]) -> list[np.ndarray]:
-    """What a pipeline paints of requests with nothing left open, by DDIM, each at its photo's own size: H W 3 float32
-    in [0, 1], before paste-back."""
+    """What a pipeline paints of requests with nothing left open, by DDIM."""
     pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
-    return [
-        pipeline(
-            prompt=request.prompt,
-            negative_prompt=request.negative_prompt or None,
-            image=Image.fromarray(request.image),
-            mask_image=Image.fromarray(request.hole),
-            height=request.image.shape[0],
-            width=request.image.shape[1],
-            strength=request.sampling.strength,
-            num_inference_steps=request.sampling.steps,
-            guidance_scale=request.sampling.guidance_scale,
-            generator=torch.Generator("cpu").manual_seed(request.seed),
-            output_type="np",
-        ).images[0]
-        for request in requests
-    ]
+    return [paint_with(pipeline, request) for request in requests]
+
+
+def paint_with(pipeline: Any, request: PaintRequest, **more: Any) -> np.ndarray:
+    """What a pipeline paints of a request with nothing left open, by its own scheduler, at the photo's own size: H W 3
+    float32 in [0, 1], before paste-back. Args: more: of the pipeline's call."""
+    picture: np.ndarray = pipeline(
+        prompt=request.prompt,
+        negative_prompt=request.negative_prompt or None,
+        image=Image.fromarray(request.image),
+        mask_image=Image.fromarray(request.hole),
+        **{"height": request.image.shape[0], "width": request.image.shape[1]} | more,
+        strength=request.sampling.strength,
+        num_inference_steps=request.sampling.steps,
+        guidance_scale=request.sampling.guidance_scale,
+        generator=torch.Generator("cpu").manual_seed(request.seed),
+        output_type="np",
+    ).images[0]
+    return picture
 
 
 def _quiet(pipeline: Any) -> Any:

@@ -23,7 +23,7 @@ Kind = Literal["diffusers", "kohya", "merged", "onnx"]
 
 
 @dataclass(frozen=True)
-class Source:
+class ExportSource:
     """What is exported."""
 
     models: PaintModels
@@ -43,17 +43,17 @@ class Source:
         return pipeline_of(self.base())
 
 
-def _write_diffusers(source: Source, folder: Path) -> None:
+def _write_diffusers(source: ExportSource, folder: Path) -> None:
     assert source.models.adapter is not None
     own = save_adapter(folder / source.name, source.models.adapter)
     write_card(own, source.models.adapter, source.models.info, [])
 
 
-def _paint_diffusers(source: Source, folder: Path, requests: Sequence[PaintRequest]) -> list[np.ndarray]:
+def _paint_diffusers(source: ExportSource, folder: Path, requests: Sequence[PaintRequest]) -> list[np.ndarray]:
     return painted_by(_with_adapter(source, folder), requests)
 
 
-def _with_adapter(source: Source, folder: Path) -> Any:
+def _with_adapter(source: ExportSource, folder: Path) -> Any:
     """diffusers' pipeline of the base with what `_write_diffusers` wrote."""
     pipeline = source.pipeline()
     own = folder / source.name
@@ -64,12 +64,12 @@ def _with_adapter(source: Source, folder: Path) -> Any:
     return pipeline
 
 
-def _write_kohya(source: Source, folder: Path) -> None:
+def _write_kohya(source: ExportSource, folder: Path) -> None:
     assert source.models.adapter is not None
     save_kohya(folder, source.models.adapter, source.models.info, source.name)
 
 
-def _paint_kohya(source: Source, folder: Path, requests: Sequence[PaintRequest]) -> list[np.ndarray]:
+def _paint_kohya(source: ExportSource, folder: Path, requests: Sequence[PaintRequest]) -> list[np.ndarray]:
     pipeline = source.pipeline()
     pipeline.load_lora_weights(folder, weight_name=source.name + SUFFIX, use_safetensors=True)
     for file in sorted((folder / EMBEDDINGS).glob(f"*{SUFFIX}")):
@@ -78,7 +78,7 @@ def _paint_kohya(source: Source, folder: Path, requests: Sequence[PaintRequest])
     return painted_by(pipeline, requests)
 
 
-def _write_merged(source: Source, folder: Path) -> None:
+def _write_merged(source: ExportSource, folder: Path) -> None:
     with tempfile.TemporaryDirectory() as aside:
         _write_diffusers(source, Path(aside))
         pipeline = _with_adapter(source, Path(aside))
@@ -87,12 +87,12 @@ def _write_merged(source: Source, folder: Path) -> None:
     pipeline.save_pretrained(folder / source.name)
 
 
-def _paint_merged(source: Source, folder: Path, requests: Sequence[PaintRequest]) -> list[np.ndarray]:
+def _paint_merged(source: ExportSource, folder: Path, requests: Sequence[PaintRequest]) -> list[np.ndarray]:
     info, dtype = source.models.info, DTYPES[source.precision]
     return painted_by(load_pipeline(folder / source.name, is_xl=info.is_xl, dtype=dtype), requests)
 
 
-def _write_onnx(source: Source, folder: Path) -> None:
+def _write_onnx(source: ExportSource, folder: Path) -> None:
     """The base's files are those of `source.earlier` where it is the same base."""
     from inpaint.export.onnx.adapter import save_onnx_adapter
     from inpaint.export.onnx.base import base_files, export_base, is_export_of
@@ -107,7 +107,7 @@ def _write_onnx(source: Source, folder: Path) -> None:
     save_onnx_adapter(folder, source.models.adapter, source.name)
 
 
-def _paint_onnx(source: Source, folder: Path, requests: Sequence[PaintRequest]) -> list[np.ndarray]:
+def _paint_onnx(source: ExportSource, folder: Path, requests: Sequence[PaintRequest]) -> list[np.ndarray]:
     from inpaint.export.onnx.adapter import SUFFIX as ONNX_SUFFIX
     from inpaint.export.onnx.painter import OnnxPainter
 
@@ -127,8 +127,8 @@ def _paint_onnx(source: Source, folder: Path, requests: Sequence[PaintRequest]) 
     ]
 
 
-Write = Callable[[Source, Path], None]
-Paint = Callable[[Source, Path, Sequence[PaintRequest]], list[np.ndarray]]
+Write = Callable[[ExportSource, Path], None]
+Paint = Callable[[ExportSource, Path, Sequence[PaintRequest]], list[np.ndarray]]
 FORMATS: Mapping[Kind, tuple[Write, Paint]] = {
     "diffusers": (_write_diffusers, _paint_diffusers),
     "kohya": (_write_kohya, _paint_kohya),

@@ -21,10 +21,11 @@ from inpaint.data.storage import output_folder
 from inpaint.errors import InpaintError
 from inpaint.evaluate.parity import Parity
 from inpaint.export.adapter_folder import load_adapter, save_adapter
+from inpaint.models.adapter import check_name
 from inpaint.paint.batch import PaintModels, PaintSettings, read_models
 from inpaint.paint.request import WHOLE, PaintRequest, SamplingSettings
 from inpaint.progress import ProgressBar
-from inpaint.recipes.export_formats import FORMATS, Kind, Source
+from inpaint.recipes.export_formats import FORMATS, ExportSource, Kind
 from inpaint.stopping import StopToken
 from inpaint.toy.catalogue import render
 
@@ -70,6 +71,8 @@ class ExportAdapter:
             raise InpaintError("to: name at least one format")
         if "onnx" in self.to and not all(map(find_spec, ("onnx", "onnxruntime", "onnxscript"))):
             raise InpaintError("to onnx: its packages are not installed: pip install 'inpaint[onnx]'")
+        if "onnx" in self.to and self.precision == "bf16":
+            raise InpaintError("to onnx in bf16: ONNX Runtime computes in fp32 or fp16; give one of these")
         if self.pictures < 1 or self.steps < 1:
             raise InpaintError(f"pictures {self.pictures}, steps {self.steps}: give at least 1")
 
@@ -80,7 +83,8 @@ class Exported:
 
     parity: Parity
     bound: float
-    bytes: int
+    files: dict[str, int]
+    """Below the format's folder -> bytes."""
 
     @property
     def passed(self) -> bool:
@@ -107,7 +111,8 @@ def export(config: ExportAdapter, *, stop: StopToken | None = None) -> dict[Kind
     stop = stop or StopToken()
     models = read_models(paint_settings(config))
     assert models.adapter_name is not None
-    source = Source(models, config.name or models.adapter_name, config.precision)
+    source = ExportSource(models, config.name or models.adapter_name, config.precision)
+    check_name(source.name)
     requests = fixed_set(models, config.pictures)
     done: dict[Kind, Exported] = {}
     with ProgressBar("exporting") as bar, output_folder(config.output) as output:
@@ -118,7 +123,7 @@ def export(config: ExportAdapter, *, stop: StopToken | None = None) -> dict[Kind
             done[kind] = _export(kind, source, requests, ours, output)
         _report(source.name, done, output)
         if config.push_to_hub is not None:
-            _push(config.push_to_hub, [output / kind for kind, one in done.items() if one.passed])
+            _push(config.push_to_hub, output, {kind: one.files for kind, one in done.items() if one.passed})
     return done
 
 
@@ -142,7 +147,8 @@ def table(done: Mapping[Kind, Exported]) -> list[str]:
     ]
     for kind, one in done.items():
         apart = f"{one.parity.largest:.2g} | {one.parity.mean:.2g} | {one.bound:g}"
-        lines.append(f"| {kind} | {one.bytes:,} | {apart} | {'written' if one.passed else 'NOT written'} |")
+        size, verdict = sum(one.files.values()), "written" if one.passed else "NOT written"
+        lines.append(f"| {kind} | {size:,} | {apart} | {verdict} |")
     return lines
 
 
@@ -159,7 +165,7 @@ def fixed_set(models: PaintModels, count: int) -> list[PaintRequest]:
 
 
 def _export(
-    kind: Kind, source: Source, requests: Sequence[PaintRequest], ours: Sequence[np.ndarray], output: Path
+    kind: Kind, source: ExportSource, requests: Sequence[PaintRequest], ours: Sequence[np.ndarray], output: Path
 ) -> Exported:
     """Write one format aside, and where it passes to `output/kind`, beside those of other adapters."""
     write, paint = FORMATS[kind]
@@ -167,14 +173,13 @@ def _export(
         folder, target = Path(aside), output / kind
         write(replace(source, earlier=target), folder)
         parity = Parity.of(ours, paint(source, folder, requests))
-        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-        exported = Exported(parity, BOUNDS[source.precision], size)
+        files = {str(p.relative_to(folder)): p.stat().st_size for p in folder.rglob("*") if p.is_file()}
+        exported = Exported(parity, BOUNDS[source.precision], files)
         if exported.passed:
             shutil.rmtree(target / source.name, ignore_errors=True)
-            for file in [path for path in folder.rglob("*") if path.is_file()]:
-                place = target / file.relative_to(folder)
-                place.parent.mkdir(parents=True, exist_ok=True)
-                file.replace(place)
+            for file in files:
+                (target / file).parent.mkdir(parents=True, exist_ok=True)
+                (folder / file).replace(target / file)
     return exported
 
 
@@ -182,7 +187,7 @@ def _report(name: str, done: Mapping[Kind, Exported], output: Path) -> None:
     """In `exports.json`, and in the adapter's own card of what is in it."""
     file = output / REPORT
     told = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    told[name] = {kind: {**asdict(one.parity), "bound": one.bound, "bytes": one.bytes} for kind, one in done.items()}
+    told[name] = {kind: {**asdict(one.parity), "bound": one.bound, "files": one.files} for kind, one in done.items()}
     file.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
     if "diffusers" in done and done["diffusers"].passed:
         folder = output / "diffusers" / name
@@ -191,8 +196,9 @@ def _report(name: str, done: Mapping[Kind, Exported], output: Path) -> None:
         save_adapter(folder, replace(adapter, card=replace(adapter.card, parity=parity)))
 
 
-def _push(repository: str, folders: Sequence[Path]) -> None:
+def _push(repository: str, output: Path, passed: Mapping[Kind, Mapping[str, int]]) -> None:
+    """This adapter's files alone: others' may lie beside them."""
     hub = HfApi()
     hub.create_repo(repository, exist_ok=True)
-    for folder in folders:
-        hub.upload_folder(repo_id=repository, folder_path=folder, path_in_repo=folder.name)
+    for kind, files in passed.items():
+        hub.upload_folder(repo_id=repository, folder_path=output / kind, path_in_repo=kind, allow_patterns=list(files))

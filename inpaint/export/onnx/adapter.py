@@ -7,14 +7,14 @@ import numpy as np
 import onnxruntime
 
 from inpaint.export.onnx.graph import SCALE, TOKENS, input_name
-from inpaint.export.onnx.painter import ADAPTER_VERSION, version_of
+from inpaint.export.onnx.painter import VERSION, card_of, version_of
 from inpaint.models.adapter import Adapter
 
 SUFFIX = ".onnx_adapter"
 
 
 def save_onnx_adapter(folder: str | Path, adapter: Adapter, name: str) -> Path:
-    """Write `NAME.onnx_adapter`, which ONNX Runtime loads, and `NAME.json`, which says what it belongs to; returns the
+    """Write `NAME.onnx_adapter`, which ONNX Runtime loads, and `card_of` it, which says what it belongs to; returns the
     former's path. Numbers are fp16, as in our own folders."""
     path, card = Path(folder, name + SUFFIX), adapter.card
     parameters = {SCALE: np.array([card.alpha / card.rank], np.float32)}
@@ -27,7 +27,7 @@ def save_onnx_adapter(folder: str | Path, adapter: Adapter, name: str) -> Path:
         parameters[token_rows] = np.stack([vector.half().numpy() for vector in embeds.values()])
         learned.append(list(embeds))
     told = onnxruntime.AdapterFormat()
-    told.set_adapter_version(ADAPTER_VERSION)
+    told.set_adapter_version(VERSION)
     told.set_model_version(version_of(card.base_revision))
     told.set_parameters({key: onnxruntime.OrtValue.ortvalue_from_numpy(value) for key, value in parameters.items()})
     told.export_adapter(str(path))
@@ -40,5 +40,5 @@ def save_onnx_adapter(folder: str | Path, adapter: Adapter, name: str) -> Path:
         "rank": card.rank,
         "alpha": card.alpha,
     }
-    path.with_suffix(".json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+    card_of(path).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
     return path

@@ -31,6 +31,7 @@ ABOUT = "base.json"
 LARGEST = 1_800_000_000
 """Bytes of weights in a file; a protobuf ends at 2 GiB."""
 _TEXTS = ("text_encoder", "text_encoder_2")
+_TOKENIZERS = ("tokenizer.json", "tokenizer_2.json")
 
 
 class TextEncoder(nn.Module):
@@ -114,15 +115,22 @@ def export_base(base: Base, folder: Path) -> None:
         add_token_rows(model, f"encoder.{embedding}.weight", number)
         _finish(model, base, layers, {k: f"encoder.{v}" for k, v in places[part].items()}, folder / f"{part}.onnx")
         tokenizer = base.tokenizers[number]
-        tokenizer.backend_tokenizer.save(str(folder / ("tokenizer.json", "tokenizer_2.json")[number]))
+        tokenizer.backend_tokenizer.save(str(folder / _TOKENIZERS[number]))
     vae = _exported(VaeEncoder(base.vae), [pixels.to(base.vae.dtype)], [image], ["pixels"], ["mean", "std"])
     _save(vae, folder / "vae_encoder.onnx")
     vae = _exported(VaeDecoder(base.vae), [latents.to(base.vae.dtype)], [image], ["latents"], ["pixels"])
     _save(vae, folder / "vae_decoder.onnx")
     unet = _exported(Unet(base.unet), inputs, shapes, names, ["output"])
     _finish(unet, base, layers, {k: f"unet.{v}" for k, v in places["unet"].items()}, folder / "unet.onnx")
-    schedule = schedule_of(base.scheduler)
-    told = {
+    (folder / ABOUT).write_text(json.dumps(_about(base)) + "\n", encoding="utf-8")
+    shutil.copyfile(str(painter.__file__), folder / "painter.py")
+
+
+def _about(base: Base) -> dict[str, Any]:
+    """What the painter has to know."""
+    info, schedule = base.info, schedule_of(base.scheduler)
+    return {
+        "version": painter.VERSION,
         "base": info.name,
         "revision": info.revision,
         "precision": str(base.dtype),
@@ -144,8 +152,6 @@ def export_base(base: Base, folder: Path) -> None:
         "timestep_spacing": schedule.timestep_spacing,
         "steps_offset": schedule.steps_offset,
     }
-    (folder / ABOUT).write_text(json.dumps(told) + "\n", encoding="utf-8")
-    shutil.copyfile(str(painter.__file__), folder / "painter.py")
 
 
 def is_export_of(base: Base, folder: Path) -> bool:
@@ -154,12 +160,13 @@ def is_export_of(base: Base, folder: Path) -> bool:
         told = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    return bool(told.get("revision") == base.info.revision and told.get("precision") == str(base.dtype))
+    own = {"version": painter.VERSION, "revision": base.info.revision, "precision": str(base.dtype)}
+    return {name: told.get(name) for name in own} == own
 
 
 def base_files(folder: Path) -> list[Path]:
     """Of what a folder holds, what `export_base` wrote."""
-    kinds = ("*.onnx", "*.onnx.data", "tokenizer*.json", ABOUT, "painter.py")
+    kinds = ("*.onnx", "*.onnx.data", *_TOKENIZERS, ABOUT, "painter.py")
     return [path for kind in kinds for path in folder.glob(kind)]
 
 

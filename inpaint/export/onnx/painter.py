@@ -24,15 +24,39 @@ import numpy as np
 import onnxruntime
 from tokenizers import Tokenizer
 
-ADAPTER_VERSION = 1
+VERSION = 1
+"""Of what is written."""
 _TEXTS = (("text_encoder", "tokenizer.json"), ("text_encoder_2", "tokenizer_2.json"))
+
+
+class _Words:
+    """One text encoder's tokenizer; learned tokens have the ids behind the vocabulary's, in their rows' order."""
+
+    def __init__(self, file: Path, learned: list[str]) -> None:
+        self._tokenizer, self._learned = Tokenizer.from_file(str(file)), learned
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+        known = self._tokenizer.get_vocab_size()
+        self._tokenizer.add_tokens(learned)
+        self._rows = {self._tokenizer.token_to_id(token): known + row for row, token in enumerate(learned)}
+
+    def ids(self, text: str) -> list[int]:
+        """Without those of the start, the end and the padding."""
+        for token in set(self._encoded(text).tokens) & set(self._learned):
+            text = text.replace(token, " ".join(_vectors_of(token, self._learned)))
+        return [self._rows.get(token, token) for token in self._encoded(text).ids]
+
+    def _encoded(self, text: str) -> Any:
+        return self._tokenizer.encode(text, add_special_tokens=False)
 
 
 @dataclass(frozen=True)
 class _Adapter:
-    runs: Any
-    """RunOptions with the adapter active."""
     card: dict[str, Any]
+    loaded: Any
+    """ONNX Runtime's; it has to live as long as it is active."""
+    words: list[_Words]
+    """By text encoder."""
 
 
 class OnnxPainter:
@@ -49,7 +73,7 @@ class OnnxPainter:
         """
         Args:
             folder: of the exported base.
-            adapters: name -> its `.onnx_adapter`, beside which lies its card, `.json`.
+            adapters: name -> its `.onnx_adapter`, beside which lies its card, `.onnx_adapter.json`.
             threads: of each operator; 0: as many as cores.
             providers: of ONNX Runtime.
         """
@@ -61,6 +85,8 @@ class OnnxPainter:
         self._providers = list(providers)
         parts = ["unet", "vae_encoder", "vae_decoder", *(part for part, _ in self._texts)]
         self._sessions = {part: self._session(part) for part in parts}
+        self._words = self._with_learned([[] for _ in self._texts])
+        """Of the base alone."""
         self._adapters: dict[str, _Adapter] = {}
         for name, path in (adapters or {}).items():
             self.load(name, path)
@@ -73,7 +99,7 @@ class OnnxPainter:
         """One adapter more, from its `.onnx_adapter`. Raises ValueError for what ONNX Runtime would take: an adapter of
         another base."""
         path = Path(path)
-        card = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        card = json.loads(card_of(path).read_text(encoding="utf-8"))
         if card["base_revision"] != self.base["revision"]:
             raise ValueError(
                 f"adapter {name}: made for base {card['base']} at {card['base_revision'][:12]}, this is "
@@ -81,13 +107,11 @@ class OnnxPainter:
             )
         told = onnxruntime.AdapterFormat.read_adapter(str(path))
         versions = told.get_model_version(), told.get_adapter_version()
-        if versions != (version_of(card["base_revision"]), ADAPTER_VERSION):
+        if versions != (version_of(card["base_revision"]), VERSION):
             raise ValueError(f"adapter {name}: {path.name} and its card are not of one export; copy both again")
         loaded = onnxruntime.LoraAdapter()
         loaded.Load(str(path))
-        runs = onnxruntime.RunOptions()
-        runs.add_active_adapter(loaded)
-        self._adapters[name] = _Adapter(runs, {**card, "keep": loaded})
+        self._adapters[name] = _Adapter(card, loaded, self._with_learned(card["learned"]))
 
     def paint(
         self,
@@ -135,7 +159,7 @@ class OnnxPainter:
         loaded = None if adapter is None else self._adapters[adapter]
         scale = self.base["guidance_scale"] if guidance_scale is None else guidance_scale
         texts = [prompt] if scale <= 1 else [negative_prompt, prompt]
-        told = self._told(texts, loaded, photo.shape[:2])
+        told = self._told(texts, loaded, weight, photo.shape[:2])
         rows, dtype = len(texts), told["states"].dtype
         draws = _Draws(seed)
         pixels = photo.transpose(2, 0, 1)[None].astype(np.float32) / 127.5 - 1
@@ -148,7 +172,7 @@ class OnnxPainter:
         if is_nine:
             known = self._encoded(pixels * ~hole[None, None], draws.normal(shape))
         assert known is not None
-        latents, times = noise, self._times(steps or self.base["steps"])
+        latents, times = noise, self._times(self.base["steps"] if steps is None else steps)
         for place, time in enumerate(times):
             seen = np.concatenate([latents, hole_11hw, known], axis=1) if is_nine else latents
             feed = {"sample": np.repeat(seen, rows, axis=0).astype(dtype), "timestep": np.full(rows, time, np.int64)}
@@ -181,10 +205,12 @@ class OnnxPainter:
     def _times(self, steps: int) -> list[int]:
         """The timesteps of DDIM (Lin 2023, table 2), falling."""
         total, spacing = len(self.base["alphas_cumprod"]), self.base["timestep_spacing"] or "leading"
+        if not 1 <= steps <= total:
+            raise ValueError(f"steps {steps}: give 1 to {total}")
         if spacing == "linspace":
             times = np.linspace(0, total - 1, steps).round()[::-1]
         elif spacing == "trailing":
-            times = np.round(np.arange(total, 0, -total / steps)) - 1
+            times = np.round(np.arange(total, 0, -total / steps)[:steps]) - 1
         else:
             times = (np.arange(steps) * (total // steps)).round()[::-1] + self.base["steps_offset"]
         return [int(time) for time in times]
@@ -195,12 +221,14 @@ class OnnxPainter:
         scaled: np.ndarray = drawn * np.float32(self.base["scaling_factor"])
         return scaled
 
-    def _told(self, texts: list[str], adapter: _Adapter | None, size: tuple[int, ...]) -> dict[str, np.ndarray]:
+    def _told(
+        self, texts: list[str], adapter: _Adapter | None, weight: float, size: tuple[int, ...]
+    ) -> dict[str, np.ndarray]:
         """What the U-Net is told of the prompts."""
         found = []
         for number, (part, _) in enumerate(self._texts):
             ids = np.array([self._ids(number, text, adapter) for text in texts])
-            found.append(self._run(part, {"ids": ids}, adapter))
+            found.append(self._run(part, {"ids": ids}, adapter, weight))
         told = {"states": np.concatenate([outputs[0] for outputs in found], axis=-1)}
         if self.base["is_xl"]:
             told["pooled"] = found[-1][1].copy()
@@ -210,19 +238,10 @@ class OnnxPainter:
         return told
 
     def _ids(self, number: int, text: str, adapter: _Adapter | None) -> list[int]:
-        """One window of token ids; learned tokens have those behind the vocabulary's."""
-        tokenizer = Tokenizer.from_file(str(self.folder / self._texts[number][1]))
-        tokenizer.no_padding()
-        tokenizer.no_truncation()
-        learned = [] if adapter is None else adapter.card["learned"][number]
-        known = tokenizer.get_vocab_size()
-        tokenizer.add_tokens(learned)
-        rows = {tokenizer.token_to_id(token): known + row for row, token in enumerate(learned)}
-        for token in set(tokenizer.encode(text, add_special_tokens=False).tokens) & set(learned):
-            text = text.replace(token, " ".join(_vectors_of(token, learned)))
+        """One window of token ids."""
+        ids = (self._words if adapter is None else adapter.words)[number].ids(text)
         start, end, padding = self.base["special_ids"][number]
         room = self.base["max_tokens"] - 2
-        ids = [rows.get(token, token) for token in tokenizer.encode(text, add_special_tokens=False).ids]
         if len(ids) > room:
             warnings.warn(f"a prompt is cut: {len(ids) - room} of its tokens have no place", stacklevel=2)
         ids = ids[:room]
@@ -240,6 +259,10 @@ class OnnxPainter:
             return prompt
         return str(card["prompt_format"]).format(token=tokens[category], prompt=prompt, category=category)
 
+    def _with_learned(self, learned: list[list[str]]) -> list[_Words]:
+        """Of each text encoder. Args: learned: names of the rows that come with an adapter."""
+        return [_Words(self.folder / file, tokens) for (_, file), tokens in zip(self._texts, learned, strict=False)]
+
     def _session(self, part: str) -> onnxruntime.InferenceSession:
         return onnxruntime.InferenceSession(self.folder / f"{part}.onnx", self._options, providers=self._providers)
 
@@ -248,7 +271,10 @@ class OnnxPainter:
     ) -> list[np.ndarray]:
         if weight != 1 and adapter is not None:
             feed["lora_weight"] = np.array([weight], np.float32)
-        outputs: list[np.ndarray] = self._sessions[part].run(None, feed, None if adapter is None else adapter.runs)
+        options = onnxruntime.RunOptions()
+        if adapter is not None:
+            options.add_active_adapter(adapter.loaded)
+        outputs: list[np.ndarray] = self._sessions[part].run(None, feed, options)
         return outputs
 
     def _type(self, part: str) -> type:
@@ -262,6 +288,11 @@ class OnnxPainter:
             raise ValueError(f"hole {hole.dtype} {hole.shape}: give bool of the photo's {photo.shape[:2]}")
         if adapter is not None and adapter not in self._adapters:
             raise ValueError(f"adapter {adapter!r}: given were {', '.join(sorted(self._adapters)) or 'none'}")
+
+
+def card_of(path: Path) -> Path:
+    """Of an adapter's file."""
+    return path.with_name(f"{path.name}.json")
 
 
 def version_of(revision: str) -> int:

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import ControlNetModel
-from PIL import Image
 
+from inpaint.evaluate.parity import paint_with
 from inpaint.models.base import Base
 from inpaint.models.controlnet import new_controlnet
 from inpaint.paint.request import Control, PaintRequest, SamplingSettings
@@ -64,19 +64,6 @@ def painted_by_diffusers(pipeline: Any, wanted: PaintRequest, **more: object) ->
     own = pipeline.scheduler
     pipeline.scheduler = diffusers_scheduler(own.config, wanted.sampling.sampler, wanted.sampling.schedule)
     try:
-        return pipeline(
-            prompt=wanted.prompt,
-            negative_prompt=wanted.negative_prompt or None,
-            image=Image.fromarray(wanted.image),
-            mask_image=Image.fromarray(wanted.hole),
-            height=SIZE,
-            width=SIZE,
-            strength=wanted.sampling.strength,
-            num_inference_steps=wanted.sampling.steps,
-            guidance_scale=wanted.sampling.guidance_scale,
-            generator=torch.Generator("cpu").manual_seed(wanted.seed),
-            output_type="np",
-            **more,
-        ).images[0]
+        return paint_with(pipeline, wanted, height=SIZE, width=SIZE, **more)
     finally:
         pipeline.scheduler = own

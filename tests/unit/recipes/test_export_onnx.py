@@ -13,7 +13,7 @@ import torch
 
 from inpaint.export.adapter_folder import save_adapter
 from inpaint.export.onnx.adapter import save_onnx_adapter
-from inpaint.export.onnx.painter import OnnxPainter, _Draws
+from inpaint.export.onnx.painter import OnnxPainter, _Draws, card_of
 from inpaint.paint.batch import read_models
 from inpaint.recipes.exporting import ExportAdapter, export_adapter, fixed_set, paint_settings
 from tests.adapters import made_up
@@ -81,20 +81,35 @@ def test_it_paints_where_torch_cannot_be_imported(exported: Path, tmp_path: Path
     assert np.abs(pictures["a"].astype(int) - pictures["b"]).max() > 8, "adapters that paint alike would prove nothing"
 
 
+def test_a_weight_weighs_all_of_the_adapters_lora(exported: Path) -> None:
+    """The text encoders', too."""
+    models = read_models(paint_settings(ExportAdapter(adapter=str(exported / "a"), pictures=1, steps=STEPS)))
+    (wanted,) = fixed_set(models, 1)
+    painter = OnnxPainter(exported / "out/onnx", adapters={"a": exported / "out/onnx/a.onnx_adapter"}, threads=1)
+    settings: dict[str, Any] = {"adapter": "a", "seed": wanted.seed, "steps": STEPS, "guidance_scale": 7.5}
+    whole, half = (
+        painter.paint_raw(wanted.image, wanted.hole, wanted.prompt, weight=weight, **settings) for weight in (1.0, 0.4)
+    )
+    (ours,) = models.painter("cpu", 1).paint_raw([replace(wanted, adapter_weight=0.4)])
+    assert np.abs(ours - half).max() <= 1e-3 < np.abs(whole - half).max()
+
+
 def test_what_onnx_runtime_does_not_check_is_checked(exported: Path, tmp_path: Path) -> None:
     base, folder = exported / "base", exported / "out/onnx"
     adapter = made_up(base, 5)
     other = replace(adapter, card=replace(adapter.card, base_revision="0" * 64))
     with pytest.raises(ValueError, match="adapter x: made for base .* at 000000000000"):
         OnnxPainter(folder, adapters={"x": save_onnx_adapter(tmp_path, other, "x")})
-    right = save_onnx_adapter(tmp_path, adapter, "x").with_suffix(".json").read_bytes()
+    right = card_of(save_onnx_adapter(tmp_path, adapter, "x")).read_bytes()
     path = save_onnx_adapter(tmp_path, other, "x")
-    path.with_suffix(".json").write_bytes(right)
+    card_of(path).write_bytes(right)
     with pytest.raises(ValueError, match="not of one export"):
         OnnxPainter(folder, adapters={"x": path})
     painter, photo = OnnxPainter(folder), np.zeros((32, 32, 3), np.uint8)
     with pytest.raises(ValueError, match="adapter 'x': given were none"):
         painter.paint(photo, photo[..., 0] == 0, "a box", adapter="x")
+    with pytest.raises(ValueError, match="steps 0: give 1 to"):
+        painter.paint(photo, photo[..., 0] == 0, "a box", steps=0)
     with pytest.raises(ValueError, match="sides multiples of"):
         painter.paint(photo[:-1], photo[:-1, :, 0] == 0, "a box")
     wide = np.zeros((32, 64, 3), np.uint8)

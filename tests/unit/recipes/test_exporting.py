@@ -88,7 +88,7 @@ def test_what_paints_otherwise_is_not_given_out_and_the_rest_is(
 def test_a_picture_that_is_no_number_is_as_far_as_can_be() -> None:
     picture, none = np.zeros((2, 2, 3), np.float32), np.full((2, 2, 3), np.nan, np.float32)
     parity = Parity.of([picture, picture], [none, picture])
-    assert not exporting.Exported(parity, 1e-3, 1).passed
+    assert not exporting.Exported(parity, 1e-3, {}).passed
 
 
 def test_what_cannot_be_used_is_refused(tmp_path: Path) -> None:
@@ -102,6 +102,10 @@ def test_what_cannot_be_used_is_refused(tmp_path: Path) -> None:
         exported(replace(adapter, card=replace(adapter.card, rank=3)), tmp_path / "rank")
     with pytest.raises(InpaintError, match="is wanted, but what is in"):
         exported(adapter, tmp_path / "base_of_another", base=str(other))
+    with pytest.raises(InpaintError, match=r"'../x': give it a name"):
+        exported(adapter, tmp_path / "name", name="../x")
+    with pytest.raises(InpaintError, match="fp32 or fp16"):
+        ExportAdapter(adapter="a", to=("onnx",), precision="bf16")
     with pytest.raises(InpaintError, match="name at least one format"):
         ExportAdapter(adapter="a", to=())
 
@@ -113,8 +117,9 @@ def test_what_passed_goes_to_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyP
         def create_repo(self, repository: str, exist_ok: bool) -> None:
             calls.append(("made", repository))
 
-        def upload_folder(self, repo_id: str, folder_path: Path, path_in_repo: str) -> None:
-            assert any(folder_path.iterdir())
+        def upload_folder(self, repo_id: str, folder_path: Path, path_in_repo: str, allow_patterns: list[str]) -> None:
+            there = sorted(path.name for path in Path(folder_path, "style").iterdir())
+            assert sorted(allow_patterns) == [f"style/{name}" for name in there]
             calls.append((repo_id, path_in_repo))
 
     monkeypatch.setattr(exporting, "HfApi", Hub)
