@@ -3,6 +3,8 @@
 Guarantees: each row comes exactly as often in one epoch of its source as its repeats say; joined sources come in the
 ratio of their shares, evenly, whatever their counts; nothing depends on the number of workers; a run that starts at
 position K sees exactly the suffix of a run that started at 0. The last batch of an epoch runs on into the next one.
+Where rows have buckets, all samples of a global batch are of one: whole batches are permuted, sources take turns by
+batch, and what does not fill the last batch of a bucket in one epoch begins its first one in the next.
 Source of the idea: EDM2's `InfiniteSampler(start_idx=cur_nimg)`, edm2/training/training_loop.py.
 """
 
@@ -23,27 +25,102 @@ MOST_SHARES = 100_000
 
 
 @lru_cache
-def orders(seed: int, source: int, slots: int) -> Callable[[int], np.ndarray]:
-    """Epoch -> its `permutation`. The last two of each source are kept, for a worker touches no more at a time, and a
+def orders(seed: int, purpose: str, slots: int) -> Callable[[int], np.ndarray]:
+    """Epoch -> its `permutation`. The last two of each purpose are kept, for a worker touches no more at a time, and a
     set of 10 M rows costs 40 MB each."""
-    return lru_cache(maxsize=2)(partial(permutation, seed, source, slots))
+    return lru_cache(maxsize=2)(partial(permutation, seed, purpose, slots))
 
 
-def permutation(seed: int, source: int, slots: int, epoch: int) -> np.ndarray:
-    """The order of one epoch of a source: a Philox permutation, uint32[slots], read-only."""
+def permutation(seed: int, purpose: str, slots: int, epoch: int) -> np.ndarray:
+    """The order of one epoch: a Philox permutation, uint32[slots], read-only."""
     # Sorting the raw Philox words, for numpy promises their stream for ever and that of `shuffle` not.
-    purpose = f"order of source {source}" if source else "order"
     words = generator(seed, purpose, epoch).bit_generator.random_raw(slots)
     order = np.argsort(words, kind="stable").astype(np.uint32)
     order.setflags(write=False)
     return order
 
 
+class Shuffled:
+    """Rows without end: the same slots epoch after epoch, each time in another order."""
+
+    def __init__(self, seed: int, purpose: str, slots: np.ndarray) -> None:
+        """Args: slots: uint32, the rows of one epoch, each as often as it comes in it."""
+        self.slots, self._order = slots, orders(seed, purpose, len(slots))
+
+    def __len__(self) -> int:
+        return len(self.slots)
+
+    def lookup(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Places, int64[B], any order -> epoch and row, int64[B] each."""
+        epochs, offsets = np.divmod(places, len(self))
+        rows = np.empty_like(places)
+        for epoch in np.unique(epochs):
+            now = epochs == epoch
+            rows[now] = self.slots[self._order(int(epoch))[offsets[now]]]
+        return epochs, rows
+
+
+class Bucketed:
+    """Rows without end in batches of one bucket each. An epoch has the batches that its rows fill, in an order of its
+    own; the rows of each bucket are `Shuffled`, and what they leave over comes in the next epoch."""
+
+    def __init__(self, seed: int, purpose: str, buckets: list[np.ndarray], batch: int) -> None:
+        """Args: buckets: the slots of each, as of `Shuffled`."""
+        self._seed, self._purpose, self._batch = seed, f"{purpose} of batches", batch
+        self._rows = [Shuffled(seed, f"{purpose} in bucket {n}", slots) for n, slots in enumerate(buckets)]
+        self._sizes = np.array([len(slots) for slots in buckets])
+        self._dealt = lru_cache(maxsize=2)(self._deal)
+
+    def __len__(self) -> int:
+        return int(self._sizes.sum())
+
+    def lookup(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Places, int64[B], any order -> epoch of the row's bucket and row, int64[B] each."""
+        batches, within = np.divmod(places, self._batch)
+        buckets, firsts = np.empty_like(places), np.empty_like(places)
+        of_all = batches * self._batch // len(self)
+        while (late := self._filled(of_all + 1).sum(axis=-1) <= batches).any():
+            of_all += late
+        for epoch in np.unique(of_all):
+            now = of_all == epoch
+            buckets[now], firsts[now] = self._dealt(int(epoch))[:, batches[now] - self._filled(epoch).sum()]
+        epochs, rows = np.empty_like(places), np.empty_like(places)
+        for bucket in np.unique(buckets):
+            now = buckets == bucket
+            epochs[now], rows[now] = self._rows[bucket].lookup(firsts[now] + within[now])
+        return epochs, rows
+
+    def _filled(self, epochs: np.ndarray | int) -> np.ndarray:
+        """Batches that so many epochs of each bucket fill, int64[..., buckets]."""
+        return np.multiply.outer(epochs, self._sizes) // self._batch
+
+    def _deal(self, epoch: int) -> np.ndarray:
+        """Of each batch of an epoch the bucket, and the place in its rows where it begins; int64[2, batches]."""
+        before, after = self._filled(epoch), self._filled(epoch + 1)
+        buckets = np.repeat(np.arange(len(before)), after - before)
+        numbers = np.concatenate([np.arange(first, end) for first, end in zip(before, after, strict=True)])
+        order = permutation(self._seed, self._purpose, len(buckets), epoch)
+        return np.stack([buckets, numbers * self._batch])[:, order]
+
+
 class Plan:
     """The order in which a run with `seed` uses the rows of a manifest."""
 
-    def __init__(self, seed: int, repeats: np.ndarray, sources: np.ndarray, shares: tuple[int, ...]) -> None:
+    def __init__(
+        self,
+        seed: int,
+        repeats: np.ndarray,
+        sources: np.ndarray,
+        shares: tuple[int, ...],
+        *,
+        buckets: np.ndarray | None = None,
+        batch: int = 1,
+    ) -> None:
         """`repeats` and `sources`, int[rows]: how often a row comes per epoch of its source, and which that is.
+
+        Args:
+            buckets: int[rows], of the shape that a row is seen in; None: they are all of one.
+            batch: samples of a global batch, which are then all of one bucket.
 
         A source without rows is left out. Raises InpaintError where there are no rows, or shares that cannot be kept.
         """
@@ -54,38 +131,42 @@ class Plan:
         if repeats.sum(dtype=np.int64) > np.iinfo(np.uint32).max:
             raise InpaintError(f"a plan holds at most {np.iinfo(np.uint32).max} samples per epoch")
         self.seed = seed
-        self._sources = np.unique(sources).tolist()
-        own = [np.flatnonzero(sources == source).astype(np.uint32) for source in self._sources]
-        self._slots = [rows.repeat(repeats[rows]) for rows in own]  # of one epoch of each source, in order
-        used = [shares[source] for source in self._sources]
+        self._together = 1 if buckets is None else batch
+        self._rows: list[Shuffled | Bucketed] = []
+        for source in np.unique(sources).tolist():
+            own = np.flatnonzero(sources == source).astype(np.uint32)
+            slots, purpose = own.repeat(repeats[own]), f"order of source {source}" if source else "order"
+            if buckets is None:
+                self._rows.append(Shuffled(seed, purpose, slots))
+            else:
+                of_each = [slots[buckets[slots] == bucket] for bucket in np.unique(buckets[own])]
+                self._rows.append(Bucketed(seed, purpose, of_each, batch))
+        used = [shares[source] for source in np.unique(sources)]
         self._turns = _turns(tuple(share // math.gcd(*used) for share in used))
 
     @classmethod
-    def of(cls, manifest: Manifest, seed: int) -> "Plan":
-        """The plan of a manifest's rows."""
-        table = manifest.table
-        return cls(seed, table["repeats"].to_numpy(), table["source"].to_numpy(), manifest.shares)
+    def of(cls, manifest: Manifest, seed: int, batch: int = 1) -> "Plan":
+        """The plan of a manifest's rows. Args: batch: as of `__init__`; without effect where there are no buckets."""
+        repeats, sources = (manifest.table[name].to_numpy() for name in ("repeats", "source"))
+        return cls(seed, repeats, sources, manifest.shares, buckets=manifest.buckets, batch=batch)
 
     @property
     def samples_per_epoch(self) -> int:
         """Positions of one pass over the first source with its repeats; the others keep their share beside it."""
-        return math.ceil(len(self._slots[0]) * len(self._turns) / int((self._turns == 0).sum()))
+        return math.ceil(len(self._rows[0]) * len(self._turns) / int((self._turns == 0).sum()))
 
     def lookup(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Positions, int64[B], any order -> epoch of the row's source, int64[B], and row, int64[B]."""
         positions = np.asarray(positions, dtype=np.int64)
         assert positions.size == 0 or positions.min() >= 0, "positions count from 0"
-        rounds, turns = np.divmod(positions, len(self._turns))
+        numbers, within = np.divmod(positions, self._together)
+        rounds, turns = np.divmod(numbers, len(self._turns))
         epochs, rows = np.empty_like(positions), np.empty_like(positions)
-        for index, (source, slots) in enumerate(zip(self._sources, self._slots, strict=True)):
+        for index, own in enumerate(self._rows):
             mine = self._turns == index
             here = np.flatnonzero(mine[turns])
             drawn = rounds[here] * mine.sum() + (np.cumsum(mine) - mine)[turns[here]]
-            epochs[here], offsets = np.divmod(drawn, len(slots))
-            order_of = orders(self.seed, source, len(slots))
-            for epoch in np.unique(epochs[here]):
-                now = epochs[here] == epoch
-                rows[here[now]] = slots[order_of(int(epoch))[offsets[now]]]
+            epochs[here], rows[here] = own.lookup(drawn * self._together + within[here])
         return epochs, rows
 
 

@@ -45,6 +45,8 @@ SCHEMA = pa.schema(
     ]
 )
 HASHED = tuple(name for name in SCHEMA.names if name != "root")
+BUCKET = pa.schema([("bucket", pa.int32())])
+"""A column that a table may have besides: which of a training's shapes a row is seen in."""
 DAMAGED_PARQUET = (pa.ArrowException, KeyError, OSError)
 """What `read_parquet` raises for a file that is not parquet, lacks a column, or is damaged inside."""
 
@@ -86,7 +88,7 @@ class Manifest:
     """Usable rows in the order of their sources."""
 
     table: pa.Table
-    """Of `SCHEMA`, one line per row."""
+    """Of `SCHEMA`, one line per row; perhaps with `BUCKET`."""
     shares: tuple[int, ...] = (1,)
     """How many samples of each source come in turn."""
 
@@ -102,8 +104,9 @@ class Manifest:
     @cached_property
     def hash(self) -> str:
         """sha256 over shares and columns, in hex."""
-        digest = hashlib.sha256(repr((HASHED, len(self), self.shares)).encode())
-        for name in HASHED:
+        names = _hashed(self.table)
+        digest = hashlib.sha256(repr((names, len(self), self.shares)).encode())
+        for name in names:
             digest.update(_column_digest(self.table[name]))
         return digest.hexdigest()
 
@@ -120,6 +123,16 @@ class Manifest:
     @property
     def has_inputs(self) -> bool:
         return self.table["input"].null_count < len(self)
+
+    @property
+    def buckets(self) -> np.ndarray | None:
+        """Of each row, int32; None where they are all seen in one shape."""
+        return self.table["bucket"].to_numpy() if "bucket" in self.table.column_names else None
+
+    def in_buckets(self, buckets: np.ndarray) -> "Manifest":
+        """The same rows, each in its bucket, int[len]."""
+        table = self.table.select(SCHEMA.names)
+        return Manifest(table.append_column(BUCKET.field(0), pa.array(buckets, pa.int32())), self.shares)
 
     def row(self, index: int) -> Row:
         """The row at `index`, 0 .. len - 1."""
@@ -171,7 +184,7 @@ class Manifest:
             InpaintError: no manifest is there, or its content does not match its recorded hash.
         """
         try:
-            table, told = read_parquet(path, SCHEMA)
+            table, told = read_parquet(path, SCHEMA, BUCKET)
         except DAMAGED_PARQUET as error:
             raise InpaintError(f"{path} is no manifest ({error}): make it again from its source") from error
         found = cls(table, tuple(int(share) for share in told.get("shares", "1").split(",")))
@@ -208,8 +221,11 @@ def packed(columns: dict[str, pa.ChunkedArray], schema: pa.Schema = SCHEMA) -> p
     return pa.table(found, schema=schema)
 
 
-def read_parquet(path: str | os.PathLike[str], schema: pa.Schema) -> tuple[pa.Table, dict[str, str]]:
-    """The columns of `schema` from a file at a path or URL, `packed`, and the file's own metadata.
+def read_parquet(
+    path: str | os.PathLike[str], schema: pa.Schema, may_have: pa.Schema | None = None
+) -> tuple[pa.Table, dict[str, str]]:
+    """The columns of `schema`, and those of `may_have` that there are, from a file at a path or URL, `packed`, and the
+    file's own metadata.
 
     Raises:
         InpaintError: there is no such file.
@@ -218,6 +234,8 @@ def read_parquet(path: str | os.PathLike[str], schema: pa.Schema) -> tuple[pa.Ta
     with opened(path) as file:
         parquet = pq.ParquetFile(file)
         told = {key.decode(): value.decode() for key, value in (parquet.schema_arrow.metadata or {}).items()}
+        there = [field for field in may_have or () if field.name in parquet.schema_arrow.names]
+        schema = pa.schema([*schema, *there])
         return packed({name: parquet.read([name])[name] for name in schema.names}, schema), told
 
 
@@ -235,8 +253,13 @@ def as_bytes(digests: pa.Array) -> np.ndarray:
 
 
 def rows_of(table: pa.Table | pa.RecordBatch) -> list[Row]:
-    """The rows of a small table of `SCHEMA`."""
-    return [Row(**{**line, "digest": line["digest"].hex()}) for line in table.to_pylist()]
+    """The rows of a small table."""
+    lines = table.select(SCHEMA.names).to_pylist()
+    return [Row(**{**line, "digest": line["digest"].hex()}) for line in lines]
+
+
+def _hashed(table: pa.Table) -> tuple[str, ...]:
+    return (*HASHED, *(name for name in BUCKET.names if name in table.column_names))
 
 
 def _values(column: pa.ChunkedArray) -> tuple[str, ...]:
@@ -269,12 +292,13 @@ def _changed(then: pa.Table, now: pa.Table) -> tuple[list[str], int]:
     """The first rows of equal id that differ, with the names of their fields that do, and how many they are."""
     places = pc.index_in(then["id"], value_set=now["id"])
     then, now = then.filter(pc.is_valid(places)), now.take(pc.drop_null(places))
-    differs = {name: _differs(then[name], now[name]) for name in HASHED}
+    names = [name for name in _hashed(then) if name in now.column_names]
+    differs = {name: _differs(then[name], now[name]) for name in names}
     changed = np.flatnonzero(np.logical_or.reduce(list(differs.values())))
     shown = []
     for i in changed[:SHOWN]:
-        names = ("bytes of the files" if name == "digest" else name for name in HASHED if differs[name][i])
-        shown.append(f"{then['id'][int(i)]} ({', '.join(names)})")
+        told = ("bytes of the files" if name == "digest" else name for name in names if differs[name][i])
+        shown.append(f"{then['id'][int(i)]} ({', '.join(told)})")
     return shown, len(changed)
 
 

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inpaint.data import plan
+from inpaint.data.buckets import in_buckets, shapes
 from inpaint.data.plan import PADDING, Plan, StepLayout
 from inpaint.data.rows import Manifest, Row
 from inpaint.errors import InpaintError
@@ -98,6 +99,59 @@ def test_the_order_of_a_seed_never_changes():
     assert plan_of(0, 8).lookup(np.arange(16))[1].tolist() == [1, 0, 4, 7, 3, 2, 5, 6, 7, 1, 4, 6, 0, 2, 5, 3]
     joined = Plan(0, np.array([1, 2, 1, 1]), np.array([0, 0, 1, 1]), (2, 1))
     assert joined.lookup(np.arange(12))[1].tolist() == [1, 2, 0, 1, 3, 1, 0, 3, 1, 0, 2, 1]
+
+
+bucketed_rows = st.lists(st.tuples(st.integers(0, 3), st.integers(1, 3)), min_size=1, max_size=40)
+
+
+@settings(deadline=None, max_examples=40)
+@given(rows=bucketed_rows, seed=st.integers(0, 1000), batch=st.integers(1, 7))
+def test_batches_are_of_one_bucket_and_each_row_comes_as_often_as_it_says(rows, seed, batch):
+    buckets, repeats = (np.array(column) for column in zip(*rows, strict=True))
+    plan = Plan(seed, repeats, np.zeros(len(rows), dtype=int), (1,), buckets=buckets, batch=batch)
+    total = -(-6 * repeats.sum() // batch) * batch
+    positions = np.arange(total)
+    epochs, found = plan.lookup(positions)
+    assert (np.ptp(buckets[found].reshape(-1, batch), axis=1) == 0).all()
+    for bucket in np.unique(buckets):
+        mine = buckets[found] == bucket
+        own = np.where(buckets == bucket, repeats, 0)
+        for epoch in range(6 * own.sum() // batch * batch // own.sum()):
+            assert np.array_equal(np.bincount(found[mine & (epochs == epoch)], minlength=len(rows)), own)
+        # No bucket runs ahead of the others by more than an epoch and what does not fill a batch.
+        assert abs(mine.sum() - total * own.sum() / repeats.sum()) <= own.sum() + batch
+    some = np.random.default_rng(0).permutation(positions)[:20]
+    assert np.array_equal(plan.lookup(some), (epochs[some], found[some])), "a function of the position alone"
+
+
+def test_batches_of_buckets_are_shuffled_and_sources_take_turns_by_batch():
+    buckets, owners = np.repeat([0, 1, 0, 1], 32), np.repeat([0, 1], 64)
+    plan = Plan(3, np.ones(128, dtype=int), owners, (2, 1), buckets=buckets, batch=4)
+    epochs, found = plan.lookup(np.arange(96 * 2))
+    of_batch, source = buckets[found].reshape(-1, 4), owners[found].reshape(-1, 4)
+    assert (np.ptp(of_batch, axis=1) == 0).all() and (np.ptp(source, axis=1) == 0).all()
+    assert source[:6, 0].tolist() == [0, 1, 0] * 2
+    first = found[(owners[found] == 0) & (epochs == 0)]
+    assert sorted(first) == list(range(64)) and not np.array_equal(np.sort(first), first)
+    turns = [of_batch[source[:, 0] == 0, 0][half : half + 16].tolist() for half in (0, 16)]
+    assert turns[0] != turns[1] and sorted(turns[0]) == sorted(turns[1]) == [0] * 8 + [1] * 8
+
+
+def test_images_are_seen_in_the_shape_that_crops_least_of_them():
+    found = shapes(512)
+    assert found == ((640, 384), (576, 448), (512, 512), (448, 576), (384, 640))
+    assert all(h * w <= 512**2 and h % 64 == w % 64 == 0 and max(h, w) <= 2 * min(h, w) for h, w in found)
+    sizes = [(500, 500), (300, 400), (4000, 3000), (100, 900)]
+    rows = [
+        Row(id=str(i), root="", image=str(i), width=w, height=h, digest=f"{i:064x}") for i, (w, h) in enumerate(sizes)
+    ]
+    plain = Manifest.of(rows)
+    manifest = in_buckets(plain, found)
+    assert [found[bucket] for bucket in manifest.buckets] == [(512, 512), (576, 448), (448, 576), found[0]]
+    assert list(manifest.rows()) == rows and plain.buckets is None
+    assert manifest.hash != plain.hash and Plan.of(manifest, 0, batch=2).samples_per_epoch == 4
+    with pytest.raises(InpaintError, match="buckets of 32 px"):
+        shapes(32)
 
 
 @settings(deadline=None)
