@@ -156,8 +156,9 @@ def check_fits(needs: Needs, nodes: Sequence[Node]) -> None:
 
 def check_together(needs: Sequence[Needs], nodes: Sequence[Node]) -> None:
     """Refuse several groups of workers that do not fit side by side, though each alone does. Raises ClusterTooSmall."""
+    cpus = sum(one.workers * one.cpus_per_worker + one.data_cpus for one in needs)
     for kind, wanted, there in (
-        ("CPU", sum(one.workers * one.cpus_per_worker for one in needs), sum(node.cpus for node in nodes)),
+        ("CPU", cpus, sum(node.cpus for node in nodes)),
         ("GPU", sum(one.workers * one.gpus_per_worker for one in needs), sum(node.gpus for node in nodes)),
     ):
         if wanted > there + 1e-6 and os.environ.get("RAY_USAGE_STATS_KUBERAY_IN_USE") != "1":
@@ -178,16 +179,20 @@ def nodes_hold(needs: Needs, nodes: Sequence[Node]) -> bool:
     return to_place == 0 and free_cpus >= needs.data_cpus
 
 
+def reading_cpus(nodes: Sequence[Node]) -> int:
+    """CPUs that are left for reading: a quarter, and never less than one."""
+    return max(1, int(sum(n.cpus for n in nodes) // 4))
+
+
 def plan_workers(workers: int, use_gpu: bool, nodes: Sequence[Node], data_cpus: int | None = None) -> float:
-    """CPUs to ask for per worker, such that reading keeps `data_cpus`: by default a quarter, and never less than one.
+    """CPUs to ask for per worker, such that `data_cpus` stay free, by default those for reading.
 
     Two workers on two CPUs get 0.5 each and leave one; two workers on sixteen get 6 each and leave four. A worker with
     a GPU asks for few.
     """
-    total = sum(n.cpus for n in nodes)
     if data_cpus is None:
-        data_cpus = max(1, int(total // 4))
-    most = int((total - data_cpus) / workers)
+        data_cpus = reading_cpus(nodes)
+    most = int((sum(n.cpus for n in nodes) - data_cpus) / workers)
     if use_gpu:
         most = min(most, GPU_WORKER_CPUS)
     for cpus in (*range(most, 0, -1), 0.5, 0.25, 0.1, 0.05, 0.01):

@@ -106,9 +106,9 @@ class ActorPool:
                 f"cpus_per_actor {self.cpus_per_actor} must be positive, gpus_per_actor {self.gpus_per_actor} 0 to 1"
             )
 
-    def needs(self, batches: int, *, stages: int = 1) -> Needs:
-        """How many actors of what size on the connected cluster; never more than batches. Of several stages each has by
-        default one actor per GPU, or per CPU machine, whose CPUs they share. Raises ClusterTooSmall."""
+    def needs(self, batches: int, *, stages: int = 1, data_cpus: int = 0) -> Needs:
+        """How many actors of what size on the connected cluster, `data_cpus` left for what feeds them; never more than
+        batches. Of several stages each has by default one per GPU, or per CPU machine. Raises ClusterTooSmall."""
         nodes = cluster_nodes()
         gpus = self.gpus_per_actor if any(node.gpus for node in nodes) else 0.0
         room = [node.room(self.cpus_per_actor or 1.0 / stages, gpus) for node in nodes]
@@ -116,9 +116,9 @@ class ActorPool:
             room = [min(count, int(node.gpus)) for node, count in zip(nodes, room, strict=True)]
         most = sum(room) if gpus else sum(count > 0 for count in room)
         actors = min(self.actors or max(1, most), batches)
-        planned = 1.0 if gpus else max(1.0, plan_workers(actors, False, nodes, data_cpus=0))
+        planned = 1.0 if gpus else max(1.0, plan_workers(actors, False, nodes, data_cpus))
         cpus = self.cpus_per_actor or planned / stages
-        needs = Needs(workers=actors, cpus_per_worker=cpus, gpus_per_worker=gpus, data_cpus=0)
+        needs = Needs(workers=actors, cpus_per_worker=cpus, gpus_per_worker=gpus, data_cpus=data_cpus)
         check_fits(needs, nodes)
         return needs
 

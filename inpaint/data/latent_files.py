@@ -139,9 +139,9 @@ class Stored:
                 wrong[place] = True
         return wrong
 
-    def forget(self, keys: set[bytes]) -> None:
+    def forget(self, keys: pa.Array) -> None:
         """Leave damaged entries out of the indices."""
-        gone = pc.is_in(self.keys, value_set=pa.array(sorted(keys), pa.binary(32))).to_numpy(zero_copy_only=False)
+        gone = pc.is_in(self.keys, value_set=keys).to_numpy(zero_copy_only=False)
         for number in np.unique(self.addresses["file"][gone]):
             name = self.files[number]
             kept = _read_index(open_root(self.where), name).filter(pa.array(~gone[self.addresses["file"] == number]))

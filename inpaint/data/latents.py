@@ -44,6 +44,11 @@ class LatentSpec:
         """Mean and log variance together."""
         return int(np.prod(self.shape)) * np.dtype(self.dtype).itemsize
 
+    @property
+    def bytes_per_sample(self) -> int:
+        """Of all that stands in a batch in place of pixels."""
+        return self.bytes_per_latent * (1 + self.sees_masked)
+
     def folder(self, cache: str) -> str:
         """Where its entries lie below a cache."""
         digest = hashlib.sha256(repr((FORMAT, self.encoder, self.shape, self.dtype)).encode()).hexdigest()
@@ -67,15 +72,15 @@ class Variants:
     """Whether the grey image of the whole hole is needed."""
 
     @classmethod
-    def of(cls, rows: Manifest, read: ReadSettings, spec: LatentSpec, *, seed: int, span: range) -> "Variants":
-        """Args: span: positions of the plan."""
+    def of(cls, rows: Manifest, read: ReadSettings, spec: LatentSpec, plan: Plan, span: range) -> "Variants":
+        """Args: span: positions of the rows' plan."""
         assert read.bank is not None, "entries are variants of a bank"
-        plan, each = Plan.of(rows, seed), 1 + read.bank.holes
+        each = 1 + read.bank.holes
         used, whole = np.zeros((len(rows), read.views * each), dtype=bool), False
         for start in span[::PIECE]:
             positions = np.arange(start, min(span.stop, start + PIECE))
             _, indices = plan.lookup(positions)
-            views, holes = read.variants(seed, positions)
+            views, holes = read.variants(plan.seed, positions)
             used[indices, views * each] = True
             part = holes != WHOLE
             used[indices[part], (views * each + 1 + holes)[part]] = True

@@ -9,16 +9,19 @@ with weight 0, never a crash and never a shifted position. Not covered: a file w
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
+import ray.cloudpickle
 import ray.data
 
 from inpaint.data import quarantine as bad_rows
 from inpaint.data.decode import DEFAULT_LIMITS, Limits
 from inpaint.data.inspection import Look, files_of, inspect_files, recall, remember, rows_found
+from inpaint.data.latents import StoredLatents
 from inpaint.data.plan import Plan, StepLayout
 from inpaint.data.quarantine import Quarantined
 from inpaint.data.ray_internals import set_pace, take_blocks_at_once
@@ -37,10 +40,60 @@ MAX_BYTES_IN_HAND = 64 * 2**20
 THREADS_PER_TASK = 2
 FETCHERS_PER_TASK = 16
 SMALL_PIXELS = 256**2
+LONGEST_WAIT_S = 7 * 24 * 3600  # for places: a cluster that is merely busy, or that grows
 MIN_TASKS = 16  # so that short runs are spread over the cores, too
 MAX_READ_TASKS = 1024
 MAX_FILES_PER_TASK = 64
 MAX_INSPECTING_TASKS = 512  # in very large sets they are larger
+
+
+Batch = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """Work on blocks by a pool of actors that hold a model: one block in, one out, in their order."""
+
+    pickled: bytes
+    """By `ray.cloudpickle`, for what it needs is imported by the actors alone: () -> (batch -> batch)."""
+    actors: int
+    cpus: float
+    """Of each actor, as `gpus`."""
+    gpus: float = 0.0
+    accelerator: str | None = None
+    """Kind of GPU, as Ray calls it (`L4`); unset: any."""
+    free_cpus: float | None = None
+    """That reading and the pool have together; unset: all of the cluster's."""
+    bytes_per_row: int = 0
+    """Of what it puts in place of pixels."""
+
+    def after(self, dataset: ray.data.Dataset) -> ray.data.Dataset:
+        """What becomes of a dataset's blocks."""
+        options = {"accelerator_type": self.accelerator} if self.accelerator and self.gpus else {}
+        found = dataset.map_batches(
+            _Actor,
+            batch_size=None,
+            fn_constructor_args=(self.pickled,),
+            compute=ray.data.ActorPoolStrategy(size=self.actors),
+            num_cpus=self.cpus,
+            num_gpus=self.gpus,
+            **options,
+        )
+        # The pool has its places before anything is read: a task that waits for an actor to take its blocks keeps its
+        # CPU, and the actor might need that very one.
+        found.context.wait_for_min_actors_s = LONGEST_WAIT_S
+        return found
+
+
+class _Actor:
+    """One of a stage's pool."""
+
+    def __init__(self, pickled: bytes) -> None:
+        settle_reader()
+        self.work: Callable[[Batch], Batch] = ray.cloudpickle.loads(pickled)()
+
+    def __call__(self, batch: Batch) -> Batch:
+        return self.work(batch)
 
 
 def batches(
@@ -51,11 +104,18 @@ def batches(
     start: int,
     stop: int,
     layout: StepLayout,
+    stored: StoredLatents | None = None,
+    encoding: Stage | None = None,
 ) -> ray.data.Dataset:
     """The plan's positions `start` .. `stop` as blocks of one micro-batch each, in the order of the layout; see
     docs/architecture.md. Slots of padding have position -1, weight 0, a blank image and a whole hole.
 
     Read a shard with `iter_batches(batch_size=None)`, which hands out the blocks without copying them (read-only).
+
+    Args:
+        stored: latents that were encoded before, to be read in place of pixels.
+        encoding: what makes latents of the pixels beside the training, block by block.
+
     Raises InpaintError unless `stop - start` is a multiple of the global batch (the trainer rounds).
     """
     count = stop - start
@@ -67,38 +127,44 @@ def batches(
             f"at {stop - count % layout.global_batch} or {stop + -count % layout.global_batch}"
         )
     read.check_categories(pc.unique(manifest.table["category"]).to_pylist())
-    stored = ray.put(manifest)
-    bytes_per_row = read.height * read.width * (4 + 3 * manifest.has_inputs + read.loss_in_mask)
+    shared = ray.put((manifest, stored))
+    plane = read.height * read.width
+    shown = 3 * plane * (1 + manifest.has_inputs) if stored is None else stored.variants.spec.bytes_per_sample
+    bytes_per_row = plane * (1 + read.loss_in_mask) + shown
     blocks = count // layout.global_batch * layout.blocks
     # A task costs some 20 ms, and its blocks wait in memory for the tasks before it.
     positions = min(MAX_POSITIONS_PER_TASK, MAX_BYTES_PER_TASK // bytes_per_row, count // MIN_TASKS)
     per_task = max(1, positions // layout.micro_batch)
     threads_per_task = _threads_per_task(manifest)
-    remote = _any_remote(manifest.table)
+    remote = _any_remote(manifest.table) if stored is None else not stored.is_local
 
     def read_task(task: dict[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
         settle_reader()
-        rows = ray.get(stored)
-        plan = Plan.of(rows, seed)
+        rows, latents = ray.get(shared)
+        plan = Plan.of(rows, seed, layout.global_batch)
         with ThreadPoolExecutor(threads_per_task) as threads, ThreadPoolExecutor(FETCHERS_PER_TASK) as pool:
             for index in task["id"]:
                 first = int(index) * per_task
                 for block in range(first, min(first + per_task, blocks)):
-                    yield read_batch(rows, plan, read, layout.block(start, block), threads, pool if remote else None)
+                    positions = layout.block(start, block)
+                    yield read_batch(rows, plan, read, positions, threads, pool if remote else None, latents)
 
-    dataset = _numbers(-(-blocks // per_task)).map_batches(read_task, batch_size=None)
+    dataset = numbers(-(-blocks // per_task)).map_batches(read_task, batch_size=None)
     # Fused with the map: it cuts what a task yields into blocks of one micro-batch, without a task of its own.
     dataset = dataset.repartition(target_num_rows_per_block=layout.micro_batch)
-    _configure(dataset, layout.micro_batch, bytes_per_row)
+    if encoding is not None:
+        dataset = encoding.after(dataset)
+        bytes_per_row += max(0, encoding.bytes_per_row - shown)  # larger than their pixels with some toy bases
+    _configure(dataset, layout.micro_batch, bytes_per_row, encoding.free_cpus if encoding is not None else None)
     return dataset
 
 
-def _configure(dataset: ray.data.Dataset, micro_batch: int, bytes_per_row: int) -> None:
+def _configure(dataset: ray.data.Dataset, micro_batch: int, bytes_per_row: int, cpus: float | None) -> None:
     """Keep the order and the blocks' sizes, and reading from running far ahead of who consumes it."""
     context = dataset.context
     # By itself Ray Data reads until half of the object store is full: hundreds of thousands of small images, while
     # those that train on them wait for a core.
-    limits = ray.data.ExecutionResources(object_store_memory=MAX_POSITIONS_AHEAD * bytes_per_row)
+    limits = ray.data.ExecutionResources(cpu=cpus, object_store_memory=MAX_POSITIONS_AHEAD * bytes_per_row)
     context.execution_options = ray.data.ExecutionOptions(preserve_order=True, resource_limits=limits)
     # The map's own output buffer would gather 128 MiB before it lets go of a block. Above this size and below 1.5
     # times it, a batch leaves the buffer at once and uncut; the strings in it have the room in between.
@@ -119,7 +185,7 @@ def _threads_per_task(manifest: Manifest) -> int:
     return 1 if pixels < SMALL_PIXELS else THREADS_PER_TASK
 
 
-def _numbers(tasks: int) -> ray.data.Dataset:
+def numbers(tasks: int) -> ray.data.Dataset:
     """The numbers 0 .. `tasks` in order, one per block, so that each becomes a task."""
     if tasks <= MAX_READ_TASKS:
         return ray.data.range(tasks, override_num_blocks=tasks)

@@ -20,6 +20,7 @@ from inpaint.models.architectures import Architecture
 from inpaint.models.folder import DiffusersFolder
 from inpaint.models.layers import Modules, adaptable_layers, adapted_models, features
 from inpaint.models.locate import locate
+from inpaint.models.vae import settled
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 """Precisions by the names that settings have for them."""
@@ -126,9 +127,7 @@ def load_tokenizers(name: str, revision: str | None = None) -> list[Any]:
 def assembled(source: DiffusersFolder | Architecture, modules: Modules, *, name: str, revision: str) -> Base:
     """A base from its modules, and what needs no weights from where they came from. Raises as `info_of`."""
     info = info_of(modules, name=name, revision=revision, **source.preferences())
-    if info.is_xl and modules.unet.dtype == torch.float16 and modules.vae.config.force_upcast:
-        # SDXL's VAE overflows in fp16; diffusers' pipelines cast it up at each use.
-        modules.vae.float()
+    modules.vae = settled(modules.vae, is_xl=info.is_xl)
     for module in (*modules.text_encoders, modules.vae, modules.unet):
         module.eval()
     tokenizers = source.tokenizers()

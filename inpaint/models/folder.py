@@ -67,7 +67,7 @@ class DiffusersFolder:
         family = index.get("_class_name")
         if family not in FAMILIES:
             raise InpaintError(f"{path}: {family} is not supported; supported are {', '.join(FAMILIES)}")
-        is_xl = "XL" in family
+        self.is_xl = is_xl = "XL" in family
         self.zero_empty_negative = is_xl and bool(index.get("force_zeros_for_empty_prompt", True))
         """As `Base.zero_empty_negative`."""
         parts = {part: index.get(part) for part in _CLASSES if is_xl or not part.endswith("_2")}
@@ -119,6 +119,20 @@ class DiffusersFolder:
             return model.from_pretrained(self.path / part, use_safetensors=True, variant=variant, dtype=dtype)
 
         return self._modules(loaded)
+
+    def load_vae(self, dtype: torch.dtype) -> AutoencoderKL:
+        """Of the modules the VAE alone."""
+        variant, _ = self._weights("vae")
+        where = self.path / "vae"
+        return AutoencoderKL.from_pretrained(where, use_safetensors=True, variant=variant, dtype=dtype)
+
+    def vae_config(self) -> dict[str, Any]:
+        """As stored."""
+        return _read_json(self.path / "vae" / "config.json")
+
+    def vae_files(self) -> list[Path]:
+        """Those that `load_vae` reads."""
+        return [self.path / "vae" / "config.json", *self._weights("vae")[1]]
 
     def _modules(self, make: Callable[[str, Any], Any]) -> Modules:
         made = {part: make(part, model) for part, model in _MODELS.items() if part in self._classes}

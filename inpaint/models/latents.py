@@ -7,6 +7,8 @@ Everything is a function of its arguments, and rows are independent of one anoth
 from dataclasses import dataclass
 
 import torch
+from diffusers import AutoencoderKL
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor
 
 from inpaint.models.base import Base
@@ -38,11 +40,29 @@ def encode(base: Base, pixels_B3HW: Tensor) -> Posterior:
 
     Images and masked images of a 9-channel base are best encoded in one call.
     """
-    vae = base.vae
+    return _scaled(base.vae, _encoded(base.vae, pixels_B3HW))
+
+
+@torch.no_grad()
+def moments(vae: AutoencoderKL, pixels_B3HW: Tensor) -> Tensor:
+    """What `encode` computes before anything is made of it: mean and log variance, unscaled, B 2C h w."""
+    return _encoded(vae, pixels_B3HW).parameters
+
+
+def posterior_of(vae: AutoencoderKL, moments_BMhw: Tensor) -> Posterior:
+    """What `encode` makes of them, in the type that they were computed in."""
+    with torch.autocast(moments_BMhw.device.type, enabled=False):
+        return _scaled(vae, DiagonalGaussianDistribution(moments_BMhw))
+
+
+def _encoded(vae: AutoencoderKL, pixels_B3HW: Tensor) -> DiagonalGaussianDistribution:
     with torch.autocast(vae.encoder.conv_in.weight.device.type, enabled=False):
-        posterior = vae.encode(pixels_B3HW.to(vae.encoder.conv_in.weight)).latent_dist
+        return vae.encode(pixels_B3HW.to(vae.encoder.conv_in.weight)).latent_dist
+
+
+def _scaled(vae: AutoencoderKL, found: DiagonalGaussianDistribution) -> Posterior:
     scale, shift = vae.config.scaling_factor, vae.config.shift_factor or 0.0
-    return Posterior((posterior.mean.float() - shift) * scale, posterior.std.float() * scale)
+    return Posterior((found.mean.float() - shift) * scale, found.std.float() * scale)
 
 
 def decode(base: Base, latents_BChw: Tensor) -> Tensor:

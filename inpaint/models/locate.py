@@ -68,6 +68,16 @@ def locate_controlnet(name: str, revision: str | None = None) -> tuple[Path, str
     return folder, variant, found
 
 
+def vae_revision(name: str, revision: str | None) -> str:
+    """What names the weights of a base's VAE: of a folder they are hashed by themselves, so that bases share it; of
+    others it is the base's own. Raises InpaintError, as `locate`."""
+    source, found = locate(name, revision, weights=False)
+    path = _local(name)
+    if path is None or not isinstance(source, DiffusersFolder):
+        return found
+    return _revision_of(path, source.vae_files())
+
+
 def absolute_name(name: str) -> str:
     """The same base for a process in another directory: an absolute path, a hub id or a toy as it is."""
     return str(Path(name).expanduser().resolve()) if name not in TOYS and Path(name).expanduser().exists() else name

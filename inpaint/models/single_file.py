@@ -15,11 +15,13 @@ import safetensors
 import safetensors.torch
 import torch
 from accelerate import init_empty_weights
+from diffusers import AutoencoderKL
 from diffusers.loaders import single_file_utils as loader
 from torch import Tensor, nn
 
 from inpaint.errors import InpaintError
 from inpaint.models.architectures import Architecture
+from inpaint.models.architectures import vae as blank_vae
 from inpaint.models.layers import Modules
 
 _FIRST_CONVOLUTION = "model.diffusion_model.input_blocks.0.0.weight"
@@ -52,6 +54,19 @@ class SingleFile(Architecture):
         for encoder in second:
             self._fill(encoder, loader.convert_open_clip_checkpoint(encoder, tensors, prefix=_SDXL), dtype)
         return modules
+
+    def load_vae(self, dtype: torch.dtype) -> AutoencoderKL:
+        """Of the modules the VAE alone. Raises InpaintError, as `load`."""
+        with init_empty_weights():
+            vae = blank_vae(is_xl=self.is_xl)
+        tensors = safetensors.torch.load_file(self.path)
+        self._fill(vae, loader.convert_ldm_vae_checkpoint(tensors, vae.config), dtype)
+        return vae
+
+    def vae_config(self) -> Mapping[str, Any]:
+        """Of its architecture."""
+        with init_empty_weights():
+            return blank_vae(is_xl=self.is_xl).config
 
     def _fill(self, module: nn.Module, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> None:
         names = module.state_dict().keys()

@@ -6,21 +6,22 @@ import json
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from inpaint.data.plan import Plan
 from inpaint.data.storage import read_file, write_file
+from inpaint.errors import InpaintError
 from inpaint.progress import ProgressBar
 from inpaint.recipes.dreambooth import DreamboothLora
 from inpaint.rowmap import ActorPool, ActorResources, Item, Result, key_of, map_rows
 from inpaint.stopping import StopToken
 from inpaint.train.alone import train_alone
-from inpaint.train.run import prepared, trained_by
+from inpaint.train.encoding import Latents
+from inpaint.train.run import encode_before, prepared, trained_by
 from inpaint.train.settings import plain
 from inpaint.train.trainer import Training
 
@@ -28,18 +29,31 @@ DONE, TABLE = "subjects.jsonl", "subjects.csv"
 COLUMNS = ("subject", "prompt", "photos", "class_images", "samples", "loss", "seconds", "adapter")
 
 
-def train_subjects(recipe: DreamboothLora, *, pool: ActorPool, stop: StopToken | None = None) -> list[str]:
+def train_subjects(
+    recipe: DreamboothLora,
+    *,
+    pool: ActorPool,
+    stop: StopToken | None = None,
+    announce: Callable[[str], None] = print,
+) -> list[str]:
     """Read the photos of all subjects, train each on an actor, and write their adapters and one table, `subjects.csv`,
     into the recipe's output; returns the adapters' folders.
 
     An adapter that is there and whole is not trained again, and a training that was interrupted goes on from its
     checkpoint. How often each image came stands in `subjects.jsonl`.
 
+    Args:
+        announce: told what is to be encoded, where latents are cached.
+
     Raises:
         InpaintError: unusable data or settings, or `stop` ended it.
     """
-    trainings = prepared(recipe, stop or StopToken())
-    output = recipe.output
+    if recipe.latents is Latents.STREAMED:
+        raise InpaintError(
+            "latents streamed: is for one subject; several are trained each in a process of its own: give cached"
+        )
+    trainings, output = prepared(recipe, stop or StopToken()), recipe.output
+    encode_before(trainings, stop or StopToken(), announce)
     with ProgressBar("subjects") as bar:
         report = map_rows(
             [Item(training.name, _key(training), _to_go_on(training)) for training in trainings],
@@ -97,7 +111,7 @@ class SubjectWorker:
 def times_seen(training: Training, samples: int) -> dict[str, int]:
     """How often each image came in the first `samples` positions of the plan, which the loop compares with those that
     it gets."""
-    _, rows = Plan.of(training.rows, training.recipe.train.seed).lookup(np.arange(samples))
+    _, rows = training.plan.lookup(np.arange(samples))
     ids = training.rows.table["id"].to_pylist()
     return dict(sorted(Counter(ids[row] for row in rows).items()))
 

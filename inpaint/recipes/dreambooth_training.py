@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from inpaint.data.bank import Bank
 from inpaint.data.sample import Crop
 from inpaint.errors import InpaintError
 from inpaint.models.base import load_tokenizers
@@ -18,6 +19,7 @@ from inpaint.recipes.dreambooth import DreamboothLora, Subject, classes_of
 from inpaint.recipes.dreambooth_identifier import AUTO
 from inpaint.recipes.dreambooth_side_by_side import train_subjects
 from inpaint.recipes.dreambooth_subjects import Wording, find_subjects
+from inpaint.recipes.lora import MANY_HOLES
 from inpaint.recipes.lora_command import LoraCommand
 from inpaint.rowmap import ActorPool
 from inpaint.stopping import StopToken
@@ -81,6 +83,7 @@ class TrainDreambooth(LoraCommand, Wording):
     """Use the middle of a photo of another shape; else a random part."""
     random_flip: bool = False
     """Mirror half of the samples left to right."""
+    bank: Bank = MANY_HOLES
     checkpointing_steps: int = 500
     """Optimizer steps between checkpoints."""
     checkpoints_total_limit: int = 2
@@ -164,7 +167,9 @@ def train_dreambooth(
     if config.with_prior_preservation:
         _make_class_pictures(config, subjects, stop)
     recipe = config.recipe(subjects)
-    return run(recipe, stop=stop) if len(subjects) == 1 else train_subjects(recipe, pool=config.pool, stop=stop)
+    if len(subjects) == 1:
+        return run(recipe, stop=stop, announce=announce)
+    return train_subjects(recipe, pool=config.pool, stop=stop, announce=announce)
 
 
 def _make_class_pictures(config: TrainDreambooth, subjects: Sequence[Subject], stop: StopToken | None) -> None:

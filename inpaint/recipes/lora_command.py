@@ -3,7 +3,9 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from inpaint.data.bank import Bank
 from inpaint.diffusion.objective import LossSettings
+from inpaint.train.encoding import EncodingSettings, Latents
 from inpaint.train.settings import Offload, Precision, TrainSettings, ValidationSettings
 
 _OF_TRAINING = (
@@ -15,7 +17,7 @@ _OF_TRAINING = (
     "zero_stage",
     "offload",
 )
-_OF_THE_RUN = ("max_bad_fraction", "kohya", "card_samples", "loss", "validation")
+_OF_THE_RUN = ("max_bad_fraction", "kohya", "card_samples", "bank", "latents", "encoding", "loss", "validation")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +46,12 @@ class LoraCommand:
     """Write the adapter for A1111 and ComfyUI, too: one file in its folder `kohya`."""
     card_samples: int = 4
     """Pictures for an adapter's model card; 0: none."""
+    bank: Bank = Bank()
+    """The holes, crops and mirrorings of each image that samples draw among."""
+    latents: Latents = Latents.ONLINE
+    """Where latents come from: a run learns the same with each."""
+    encoding: EncodingSettings = EncodingSettings()
+    """Of `latents` cached and streamed."""
     loss: LossSettings = LossSettings()
     validation: ValidationSettings = field(default_factory=lambda: ValidationSettings(samples=16))
 

@@ -8,6 +8,7 @@ from typing import Self
 
 import numpy as np
 
+from inpaint.data.bank import Bank
 from inpaint.data.holes import Hole, Panels, Sometimes
 from inpaint.data.inspection import Look
 from inpaint.data.panels import Grid, find_panels
@@ -19,7 +20,7 @@ from inpaint.models.base import read_base_info
 from inpaint.models.lora import LoraSettings
 from inpaint.paint.batch import PaintSettings
 from inpaint.paint.crop import working_shape
-from inpaint.recipes.lora import LoraRecipe
+from inpaint.recipes.lora import MANY_HOLES, LoraRecipe
 from inpaint.recipes.lora_command import LoraCommand
 from inpaint.stopping import StopToken
 from inpaint.train.checkpoint import CHECKPOINTS, CheckpointStore
@@ -45,6 +46,7 @@ class PanelLora(LoraRecipe):
     max_masked_panels: int = 2
     """1 to this many panels are painted."""
     full_hole_probability: float = 0.3
+    bank: Bank = MANY_HOLES
 
     def source(self, data: str) -> FolderSource:
         return FolderSource(path=data, captions=Captions.REQUIRED)
@@ -117,6 +119,7 @@ class TrainPanelLora(LoraCommand):
     """Share of samples in which panels are painted; in the others it is the whole composite."""
     max_masked_panels: int = 2
     """1 to this many panels are painted."""
+    bank: Bank = MANY_HOLES
     save_every: int = 1000
     """Optimizer steps between checkpoints."""
     resume_from_checkpoint: str | None = None

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow.compute as pc
 import tyro
 
+from inpaint.data.bank import Bank
 from inpaint.data.captions import CaptionTags
 from inpaint.data.plan import Plan
 from inpaint.data.rows import Manifest
@@ -20,6 +21,7 @@ from inpaint.data.sources import FolderNames, FolderSource
 from inpaint.errors import InpaintError
 from inpaint.models.adapter import AdapterCard, check_name
 from inpaint.models.lora import LoraSettings
+from inpaint.recipes.lora import MANY_HOLES
 from inpaint.recipes.lora_command import LoraCommand
 from inpaint.recipes.picture_lora import PictureLora
 from inpaint.stopping import StopToken
@@ -120,6 +122,7 @@ class TrainPhotoshootLora(LoraCommand):
     """Use a random part of a photo of another shape; else its middle."""
     flip_aug: bool = False
     """Mirror half of the samples left to right."""
+    bank: Bank = MANY_HOLES
     shuffle_caption: bool = False
     """Tell what stands between a caption's commas in another order each time."""
     keep_tokens: int = 1

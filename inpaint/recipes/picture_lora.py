@@ -3,10 +3,11 @@
 from dataclasses import dataclass, replace
 from typing import Self
 
+from inpaint.data.bank import Bank
 from inpaint.data.holes import Hole, HoleKind, RandomShapes, Sometimes, WholeImage
 from inpaint.data.rows import Manifest
 from inpaint.models.base import read_base_info
-from inpaint.recipes.lora import LoraRecipe
+from inpaint.recipes.lora import MANY_HOLES, LoraRecipe
 
 RANDOM_HOLES = RandomShapes(kinds=(HoleKind.RECTANGLES, HoleKind.CIRCLES), areas=((0.1, 0.6),), most_shapes=2)
 """What is painted on bases that are made for it."""
@@ -19,6 +20,8 @@ class PictureLora(LoraRecipe):
     random_holes: bool | None = None
     """Paint random holes, so that what is learned can be painted into a scene, instead of whole pictures; unset: on
     bases that are made for inpainting."""
+
+    bank: Bank = MANY_HOLES
 
     def hole(self) -> Hole:
         return Sometimes(RANDOM_HOLES, self.full_hole_probability) if self.random_holes else WholeImage()

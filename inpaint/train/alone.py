@@ -16,11 +16,10 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from inpaint.data.plan import Plan
 from inpaint.data.sample import read_batch, settle_reader
 from inpaint.train.checkpoint import CHECKPOINTS, CheckpointStore, Progress
 from inpaint.train.objective import MicroBatch
-from inpaint.train.start import TRAIN_ROWS, VALIDATION_ROWS
+from inpaint.train.start import TRAIN_ROWS, VALIDATION_ROWS, LatentReading
 from inpaint.train.trainer import Training, starting_point
 
 
@@ -72,11 +71,13 @@ def _read_ahead(training: Training, start: int, readers: Executor, ahead: Execut
     """Micro-batches in the plan's order, each read while the one before is trained on."""
     settle_reader()
     settings = training.recipe.train
-    plan, read, layout = Plan.of(training.rows, settings.seed), training.recipe.read_settings(), settings.layout(1)
+    rows, plan, read, layout = training.rows, training.plan, training.recipe.read_settings(), settings.layout(1)
+    latents = LatentReading.of_cache(training.recipe.how_encoded())
+    stored = latents.stored(rows, read, plan, range(start, training.total))
     count = (training.total - start) // settings.global_batch * layout.blocks
 
     def batch(index: int) -> dict[str, np.ndarray]:
-        return read_batch(training.rows, plan, read, layout.block(start, index), readers)
+        return read_batch(rows, plan, read, layout.block(start, index), readers, stored=stored)
 
     coming = ahead.submit(batch, 0)
     for index in range(count):

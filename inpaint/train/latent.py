@@ -18,14 +18,16 @@ from inpaint.diffusion.objective import HoleDiffusion, LossSettings, Noised, hol
 from inpaint.diffusion.schedule import schedule_of
 from inpaint.evaluate.metrics import hole_figures
 from inpaint.models.base import Base
-from inpaint.models.latents import Posterior, encode, masked, shrink_hole, unet_input
+from inpaint.models.latents import Posterior, posterior_of, shrink_hole, unet_input
 from inpaint.models.prompt_text import AS_WRITTEN, PromptSettings, read_prompt, tokenize
-from inpaint.models.prompts import encode_together, unet_kwargs, warn_of_cuts
+from inpaint.models.prompts import Conditioning, encode_together, unet_kwargs, warn_of_cuts
 from inpaint.paint.painter import Painter
 from inpaint.paint.paste import comparison
 from inpaint.paint.request import Control, PaintRequest, SamplingSettings
-from inpaint.train.objective import MicroBatch, PaintedSample, ParameterGroup, autocast, by_row, to_hole, to_pixels
+from inpaint.train.encoder import moments_of
+from inpaint.train.objective import MicroBatch, PaintedSample, ParameterGroup, autocast, by_row, to_hole
 from inpaint.train.settings import Precision
+from inpaint.train.texts import EncodedTexts
 
 EncodeBatch = Callable[[MicroBatch, Tensor], tuple[Posterior, Posterior | None]]
 """(micro-batch, hole B 1 H W) -> the posterior of the images, and for 9 channels that of the masked ones."""
@@ -45,8 +47,14 @@ class LatentInpainting(nn.Module):
         precision: Precision,
         prompts: PromptSettings = AS_WRITTEN,
         encode_batch: EncodeBatch | None = None,
+        texts_once: bool = False,
     ) -> None:
-        """Args: encode_batch: where latents come from; None: the base's own VAE, at every step."""
+        """
+        Args:
+            encode_batch: where latents come from; None: with the batch, or from the base's own VAE.
+            texts_once: keep what the text encoders make of a prompt, for they are not trained. Not under ZeRO 3, where
+                all ranks must run them together.
+        """
         super().__init__()
         self.base = base
         base.vae.to(memory_format=torch.channels_last)
@@ -55,6 +63,7 @@ class LatentInpainting(nn.Module):
         self.diffusion = HoleDiffusion(schedule_of(base.scheduler), loss, seed=seed)
         self.prompts = prompts
         self.encode_batch = encode_batch or self._encode
+        self.texts = EncodedTexts(base, prompts) if texts_once else None
         # The VAE is not registered: DeepSpeed would shard it, and cast SDXL's, which overflows in fp16.
         self.unet = base.unet
         self.text_encoders = nn.ModuleList(base.text_encoders)
@@ -84,10 +93,7 @@ class LatentInpainting(nn.Module):
             known_BChw = None if known is None else sampled(known, "masked vae")
             hole_B1hw = shrink_hole(hole_B1HW, self.base.info.downsample)
             inputs = unet_input(noised.noisy_BChw, hole_B1hw, known_BChw)
-            prompts = [read_prompt(str(prompt), self.prompts) for prompt in batch["prompt"]]
-            tokens = tokenize(self.base.tokenizers, [prompts] * len(self.base.tokenizers))
-            warn_of_cuts(tokens.cut)
-            text = encode_together(self.base, tokens)
+            text = self._text([str(prompt) for prompt in batch["prompt"]])
             kwargs = unet_kwargs(text, *hole_B1HW.shape[-2:], origin_B4=origin_B4)
             kwargs |= self.added(batch, noised, kwargs)
             # The weights may not be: ZeRO keeps trained ones in flat buffers.
@@ -103,14 +109,21 @@ class LatentInpainting(nn.Module):
         """What the U-Net is told beside its own keyword arguments."""
         return {}
 
-    @torch.no_grad()
+    def _text(self, prompts: list[str]) -> Conditioning:
+        if self.texts is not None:
+            text, cut = self.texts.of(prompts)
+        else:
+            read = [read_prompt(prompt, self.prompts) for prompt in prompts]
+            tokens = tokenize(self.base.tokenizers, [read] * len(self.base.tokenizers))
+            text, cut = encode_together(self.base, tokens), tokens.cut
+        warn_of_cuts(cut)
+        return text
+
     def _encode(self, batch: MicroBatch, hole_B1HW: Tensor) -> tuple[Posterior, Posterior | None]:
-        image_B3HW = to_pixels(batch["image"], hole_B1HW.device)
-        if self.base.info.in_channels == 4:
-            return encode(self.base, image_B3HW), None
-        input_B3HW = to_pixels(batch["input"], hole_B1HW.device) if "input" in batch else image_B3HW
-        both = encode(self.base, torch.cat([image_B3HW, masked(input_B3HW, hole_B1HW)]))
-        return both[: len(image_B3HW)], both[len(image_B3HW) :]
+        vae, sees_masked = self.base.vae, self.base.info.in_channels == 9
+        found = moments_of(batch, hole_B1HW, vae, sees_masked=sees_masked)
+        image, *known = (posterior_of(vae, moments_BMhw) for moments_BMhw in found)
+        return image, known[0] if known else None
 
     def paint(self, batch: MicroBatch, count: int) -> list[PaintedSample]:
         """Input, hole and painting side by side, and how near it is to the truth."""

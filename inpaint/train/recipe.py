@@ -18,6 +18,7 @@ from inpaint.data.rows import Manifest
 from inpaint.data.sample import ReadSettings
 from inpaint.data.sources import Source
 from inpaint.train.checkpoint import Progress
+from inpaint.train.encoding import Encoding
 from inpaint.train.objective import Objective
 from inpaint.train.settings import TrainSettings, ValidationSettings, may_change
 
@@ -73,6 +74,10 @@ class Recipe(ABC):
     @abstractmethod
     def export(self, trained: Trained, folder: Path) -> None:
         """Write what the training was for."""
+
+    def how_encoded(self) -> Encoding | None:
+        """What encodes its samples, of a bound recipe; None: they are not encoded, or by the objective itself."""
+        return None
 
     def learning_rates(self) -> dict[str, float]:
         """Its learning rates, by the names of their settings."""

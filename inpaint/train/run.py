@@ -2,10 +2,11 @@
 
 import json
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from inpaint.data import quarantine
+from inpaint.data.latents import Variants
 from inpaint.data.pipeline import read_manifest
 from inpaint.data.rows import Manifest
 from inpaint.data.storage import absolute, output_folder, read_file, write_file
@@ -14,6 +15,8 @@ from inpaint.progress import ProgressBar
 from inpaint.stopping import StopToken
 from inpaint.train import optimizers
 from inpaint.train.checkpoint import Progress
+from inpaint.train.encode import Encoded, Subset, encode_latents
+from inpaint.train.encoding import Latents
 from inpaint.train.recipe import Recipe, Trained
 from inpaint.train.settings import Keep, plain
 from inpaint.train.trainer import Training, fit, runs_side_by_side, starting_point
@@ -32,11 +35,12 @@ def run(recipe: Recipe, *, stop: StopToken | None = None, announce: Callable[[st
     """
     stop = stop or StopToken()
     # What can be refused without the data is refused before it is read.
-    most_together = runs_side_by_side(recipe.train)
+    runs_side_by_side(recipe.train)
     trainings = prepared(recipe, stop)
     for training in trainings:
         announce(f"{training.name}: {training.length}")
-    together = min(len(trainings), most_together)
+    encode_before(trainings, stop, announce)
+    together = min(len(trainings), runs_side_by_side(recipe.train, trainings[0].recipe.how_encoded()))
     failed = threading.Event()
 
     def train(training: Training) -> Trained:
@@ -57,6 +61,19 @@ def run(recipe: Recipe, *, stop: StopToken | None = None, announce: Callable[[st
         with output_folder(where) as folder:
             training.recipe.export(trained, folder)
     return exported
+
+
+def encode_before(trainings: Sequence[Training], stop: StopToken, announce: Callable[[str], None]) -> Encoded | None:
+    """Encode what trainings will read, where their recipe has its latents cached. Raises InpaintError, as `run`."""
+    encoding = trainings[0].recipe.how_encoded()
+    if encoding is None or encoding.latents is not Latents.CACHED:
+        return None
+    subsets = [
+        Subset(each.rows, Variants.of(each.rows, each.recipe.read_settings(), encoding.spec, each.plan, span))
+        for each in trainings
+        if (span := range(starting_point(each).samples, each.total))
+    ]
+    return encode_latents(subsets, encoding, announce=announce, stop=stop) if subsets else None
 
 
 def prepared(recipe: Recipe, stop: StopToken) -> list[Training]:

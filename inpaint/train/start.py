@@ -14,12 +14,15 @@ import ray
 import ray.cloudpickle
 import ray.train
 
-from inpaint.data.pipeline import batches
+from inpaint.data.latents import LatentSpec, StoredLatents, Variants
+from inpaint.data.pipeline import Stage, batches
+from inpaint.data.plan import Plan
 from inpaint.data.rows import Manifest
 from inpaint.data.sample import ReadSettings
 from inpaint.errors import InpaintError
 from inpaint.train.channel import sent_warnings
 from inpaint.train.checkpoint import CHECKPOINTS, CheckpointStore
+from inpaint.train.encoding import Encoding, Latents
 from inpaint.train.settings import TrainSettings
 
 TRAIN_ROWS, VALIDATION_ROWS = "manifest.parquet", "validation.parquet"
@@ -45,6 +48,32 @@ class WorkerConfig:
         return CheckpointStore(f"{self.output}/{CHECKPOINTS}", keep=self.train.keep_checkpoints)
 
 
+@dataclass(frozen=True, kw_only=True)
+class LatentReading:
+    """Latents that are read or made on the way to the workers; by default none are."""
+
+    cache: str | None = None
+    """Where they were encoded before; unset: nowhere."""
+    spec: LatentSpec | None = None
+    """Of those."""
+    stage: Stage | None = None
+    """What makes them beside the training."""
+
+    @classmethod
+    def of_cache(cls, encoding: Encoding | None) -> "LatentReading":
+        """Args: encoding: has filled its cache where it has one; else latents are the objective's affair."""
+        if encoding is None or encoding.latents is not Latents.CACHED:
+            return cls()
+        return cls(cache=encoding.cache, spec=encoding.spec)
+
+    def stored(self, rows: Manifest, read: ReadSettings, plan: Plan, span: range) -> StoredLatents | None:
+        """Those of a training's positions that were encoded before."""
+        if self.cache is None or self.spec is None:
+            return None
+        variants = Variants.of(rows, read, self.spec, plan, span)
+        return StoredLatents.find(variants, rows, self.cache)
+
+
 class PlannedReading(ray.train.DataConfig):
     """Which samples each worker of a group gets: asked by Ray Train whenever a group has started, whatever its size.
 
@@ -52,10 +81,10 @@ class PlannedReading(ray.train.DataConfig):
     the workers' checkpoint ends with.
     """
 
-    def __init__(self, read: ReadSettings, config: WorkerConfig) -> None:
+    def __init__(self, read: ReadSettings, config: WorkerConfig, latents: LatentReading) -> None:
         super().__init__(enable_shard_locality=False)
         # Pickled, for a hole of one's own may stand in a file that imports much.
-        self.read, self.config = ray.cloudpickle.dumps(read), config
+        self.read, self.config, self.latents = ray.cloudpickle.dumps(read), config, latents
 
     def configure(
         self, datasets: dict[str, Any], world_size: int, worker_handles: Any, worker_node_ids: Any, **kwargs: Any
@@ -65,8 +94,18 @@ class PlannedReading(ray.train.DataConfig):
         # A run that failed after its last checkpoint has nothing left to read, but a dataset cannot be empty.
         start = 0 if progress is None else min(progress.samples, config.total - train.global_batch)
         rows, layout = Manifest.load(f"{config.output}/{TRAIN_ROWS}"), train.layout(world_size)
-        read = ray.cloudpickle.loads(self.read)
-        dataset = batches(rows, read, seed=train.seed, start=start, stop=config.total, layout=layout)
+        read, plan = ray.cloudpickle.loads(self.read), Plan.of(rows, train.seed, train.global_batch)
+        stored = self.latents.stored(rows, read, plan, range(start, config.total))
+        dataset = batches(
+            rows,
+            read,
+            seed=train.seed,
+            start=start,
+            stop=config.total,
+            layout=layout,
+            stored=stored,
+            encoding=self.latents.stage,
+        )
         return [dict.fromkeys(datasets, shard) for shard in dataset.streaming_split(world_size, equal=True)]
 
 

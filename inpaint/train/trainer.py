@@ -7,6 +7,7 @@ run began with.
 
 import importlib.metadata
 import json
+import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,10 +29,12 @@ from inpaint.stopping import StopToken
 from inpaint.train.channel import open_channel, watched
 from inpaint.train.checkpoint import CHECKPOINTS, CheckpointStore, Progress
 from inpaint.train.console import RunConsole
+from inpaint.train.encode import streaming
+from inpaint.train.encoding import Encoding, Latents
 from inpaint.train.loop import StepReport
 from inpaint.train.recipe import Recipe
 from inpaint.train.settings import Precision, RateSchedule, TrainSettings, plain
-from inpaint.train.start import TRAIN_ROWS, VALIDATION_ROWS, PlannedReading, WorkerConfig, work
+from inpaint.train.start import TRAIN_ROWS, VALIDATION_ROWS, LatentReading, PlannedReading, WorkerConfig, work
 
 VERSIONS = ("torch", "ray", "diffusers", "transformers", "peft", "deepspeed")
 
@@ -52,16 +55,21 @@ class Training:
     """Folder or URL of its checkpoints, logs and manifests."""
 
     @property
+    def plan(self) -> Plan:
+        """The order of its rows."""
+        return Plan.of(self.rows, self.recipe.train.seed, self.recipe.train.global_batch)
+
+    @property
     def total(self) -> int:
         """Samples of all of it."""
         settings = self.recipe.train
-        return settings.total_samples(Plan.of(self.rows, settings.seed).samples_per_epoch)
+        return settings.total_samples(self.plan.samples_per_epoch)
 
     @property
     def length(self) -> str:
         """How long it is: `65 images x 6 repeats / 2 = 195 steps per epoch, 1,950 in all`."""
         settings = self.recipe.train
-        samples, batch = Plan.of(self.rows, settings.seed).samples_per_epoch, settings.global_batch
+        samples, batch = self.plan.samples_per_epoch, settings.global_batch
         counts = sorted(Counter(self.rows.table["repeats"].to_pylist()).items(), reverse=True)
         terms = [f"{images:,} images" + (f" x {times} repeats" if times > 1 else "") for times, images in counts]
         said = " + ".join(terms)
@@ -108,7 +116,15 @@ def fit(
             held_out.save(folder / VALIDATION_ROWS)
         recipe.begin(folder)
     channel = open_channel()
-    scaling, threads = _scaling(recipe.train, side_by_side)
+    encoding = recipe.how_encoded()
+    workers, encoders = _needs(recipe.train, side_by_side, encoding)
+    threads, use_gpu = cluster.worker_threads(workers.cpus_per_worker), workers.gpus_per_worker > 0
+    resources = {"CPU": workers.cpus_per_worker, **({"GPU": workers.gpus_per_worker} if use_gpu else {})}
+    latents = LatentReading.of_cache(encoding)
+    if encoding is not None and encoders is not None:
+        held = workers.workers * workers.cpus_per_worker * side_by_side
+        free = sum(node.cpus for node in cluster.cluster_nodes()) - held
+        latents = LatentReading(stage=streaming(encoding, encoders, free_cpus=free))
     pickled = ray.cloudpickle.dumps((recipe, started))
     storage = open_root(f"{output}/ray_train")
     config = WorkerConfig(
@@ -119,15 +135,17 @@ def fit(
         train_loop_config={"config": config},
         # A placeholder: what is read is decided by `PlannedReading`, once Ray Train knows the world size.
         datasets={"train": lambda: ray.data.range(1)},
-        dataset_config=PlannedReading(recipe.read_settings(), config),
-        scaling_config=scaling,
+        dataset_config=PlannedReading(recipe.read_settings(), config, latents),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=workers.workers, use_gpu=use_gpu, resources_per_worker=resources
+        ),
         run_config=ray.train.RunConfig(
             # A fresh one each time: Ray Train then never looks for a snapshot of its own to restore.
             name=f"{training.name}-{datetime.now(UTC):%Y%m%d-%H%M%S-%f}",
             storage_path=storage.path,
             storage_filesystem=storage.filesystem,
             failure_config=ray.train.FailureConfig(max_failures=recipe.train.max_failures),
-            worker_runtime_env={"env_vars": _environment(threads, use_gpu=scaling.use_gpu)},
+            worker_runtime_env={"env_vars": _environment(threads, use_gpu=use_gpu)},
             logging_config=ray.train.LoggingConfig(log_level="WARNING"),
         ),
     )
@@ -149,24 +167,30 @@ def fit(
     return ended
 
 
-def runs_side_by_side(settings: TrainSettings) -> int:
+def runs_side_by_side(settings: TrainSettings, encoding: Encoding | None = None) -> int:
     """How many trainings of this kind the connected cluster can hold at once, at least 1.
 
-    On GPUs: as many as find a GPU for every worker. On CPUs: as many as find a machine for every worker, for two
-    trainings on one machine take as long as one after the other.
+    On GPUs: as many as find a GPU for every worker, and for encoders beside them. On CPUs: as many as find a machine
+    for every worker, for two trainings on one machine take as long as one after the other.
 
     Raises:
         ClusterTooSmall: it can never hold even one.
         InpaintError: it would train in fp16 on CPUs.
     """
-    scaling, _ = _scaling(settings, 1)
-    nodes = cluster.cluster_nodes()
-    places = sum(int(node.gpus) for node in nodes) if scaling.use_gpu else len(nodes)
-    return max(1, places // settings.worker_range[0])
+    workers, encoders = _needs(settings, 1, encoding)
+    nodes, each = cluster.cluster_nodes(), settings.worker_range[0]
+    if not workers.gpus_per_worker:
+        return max(1, len(nodes) // each)
+    if encoders is not None:
+        each += math.ceil(encoders.workers * encoders.gpus_per_worker)
+    return max(1, sum(int(node.gpus) for node in nodes) // each)
 
 
-def _scaling(settings: TrainSettings, side_by_side: int) -> tuple[ray.train.ScalingConfig, int]:
-    """As many workers of the settings' range as find a GPU, or a CPU, each; and the threads of one."""
+def _needs(
+    settings: TrainSettings, side_by_side: int, encoding: Encoding | None
+) -> tuple[cluster.Needs, cluster.Needs | None]:
+    """As many workers of the settings' range as find a GPU, or a CPU, each; and the encoders beside them where latents
+    are streamed, which have their places first."""
     nodes = cluster.cluster_nodes()
     use_gpu = settings.gpu if settings.gpu is not None else any(node.gpus for node in nodes)
     if settings.precision is Precision.FP16 and not use_gpu:
@@ -174,13 +198,23 @@ def _scaling(settings: TrainSettings, side_by_side: int) -> tuple[ray.train.Scal
         raise InpaintError(f"precision fp16 needs GPUs, and {why}: give bf16 or fp32")
     fewest, most = settings.worker_range
     places = sum(int(node.gpus if use_gpu else node.cpus) for node in nodes)
+    streamed = encoding.settings if encoding is not None and encoding.latents is Latents.STREAMED else None
+    actors = 0 if streamed is None else streamed.actors or 1
+    share = streamed.gpus_per_actor if streamed is not None and any(node.gpus for node in nodes) else 0.0
+    own = 0.0 if streamed is None else streamed.cpus_per_actor or (1.0 if use_gpu or share else 0.0)
+    if use_gpu:
+        places -= math.ceil(actors * share * side_by_side)
     workers = max(fewest, min(most, places // side_by_side))
-    cpus = cluster.plan_workers(workers * side_by_side, use_gpu, nodes)
-    gpus = 1.0 if use_gpu else 0.0
-    cluster.check_fits(cluster.Needs(workers=workers, cpus_per_worker=cpus, gpus_per_worker=gpus), nodes)
-    resources: dict[str, float] = {"CPU": cpus, **({"GPU": gpus} if use_gpu else {})}
-    scaling = ray.train.ScalingConfig(num_workers=workers, use_gpu=use_gpu, resources_per_worker=resources)
-    return scaling, cluster.worker_threads(cpus)
+    # Encoders that nobody gave CPUs share them with the workers.
+    sharing, data_cpus = workers + (0 if own else actors), cluster.reading_cpus(nodes) + math.ceil(actors * own)
+    cpus = cluster.plan_workers(sharing * side_by_side, use_gpu, nodes, data_cpus)
+    needs = cluster.Needs(workers=workers, cpus_per_worker=cpus, gpus_per_worker=float(use_gpu))
+    cluster.check_fits(needs, nodes)
+    if streamed is None:
+        return needs, None
+    encoders = cluster.Needs(workers=actors, cpus_per_worker=own or cpus, gpus_per_worker=share, data_cpus=0)
+    cluster.check_together([needs, encoders], nodes)
+    return needs, encoders
 
 
 def starting_point(training: Training) -> Progress:

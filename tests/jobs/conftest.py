@@ -24,6 +24,7 @@ from safetensors.torch import load_file
 
 import inpaint
 from inpaint.toy.catalogue import render
+from inpaint.train.encoding import Latents
 from inpaint.train.settings import RateSchedule, TrainSettings, ValidationSettings
 from tests.jobs.own_workload import StyleLora
 
@@ -185,6 +186,7 @@ def style(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> StyleR
         data=str(folder / "images"),
         output=str(folder / "run"),
         card_samples=0,
+        latents=Latents.CACHED,
         train=TrainSettings(
             samples=16, global_batch=8, workers=2, checkpoint_every=8, schedule=RateSchedule.CONSTANT, warmup=0.0
         ),

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 import inpaint
+from inpaint.data.latent_files import Stored
 from inpaint.data.rows import Manifest
 from inpaint.errors import InpaintError
 from inpaint.export.adapter_folder import load_adapter
@@ -38,6 +39,8 @@ def test_it_reads_holds_out_trains_on_two_workers_and_validates(style: StyleRun)
     assert json.loads((style.folder / "data" / "recipe.json").read_text())["tag"] == style.recipe.tag
     pictures = sorted((style.folder / "validation").glob("*.png"))
     assert len(pictures) == 2 and Image.open(pictures[0]).size[0] > 3 * 64
+    (encoded,) = (Stored.at(space).keys for space in (style.folder / "latents").iterdir())
+    assert len(rows) < len(encoded) == len(encoded.unique()), "images and masked images, each once"
 
 
 def test_it_is_whole_without_its_data_and_refuses_other_settings(style: StyleRun, tmp_path: Path) -> None:

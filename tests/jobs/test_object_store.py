@@ -15,6 +15,7 @@ from inpaint.paint.batch import PAINTED, PaintSettings, paint_manifest
 from inpaint.paint.request import SamplingSettings
 from inpaint.rowmap import ActorResources
 from inpaint.train.checkpoint import CHECKPOINTS, CheckpointStore
+from inpaint.train.encoding import Latents
 from tests.jobs.conftest import StyleRun, difference
 from tests.s3 import s3_bucket
 
@@ -30,7 +31,8 @@ def test_a_run_goes_on_and_is_painted_with_on_s3(style: StyleRun) -> None:
         for what in (CHECKPOINTS, "data"):
             pafs.copy_files(f"{style.folder}/{what}", there.join(f"run/{what}"), local, there.filesystem)
         train = replace(style.recipe.train, samples=ended.samples + style.recipe.train.global_batch, workers=1)
-        (adapter,) = inpaint.run(replace(style.recipe, data=images, output=run, resume=True, train=train))
+        again = replace(style.recipe, data=images, output=run, resume=True, train=train, latents=Latents.ONLINE)
+        (adapter,) = inpaint.run(again)
 
         began = json.loads(read_file(run, "data/recipe.json") or b"{}")
         assert began["data"] == images, "its rows were read there"

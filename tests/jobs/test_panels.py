@@ -18,6 +18,7 @@ from inpaint.recipes.panel_lora import TrainPanelLora, train_panels
 from inpaint.recipes.panel_painting import PaintPanels, paint_panels
 from inpaint.rowmap import ActorPool
 from inpaint.toy.catalogue import render
+from inpaint.train.encoding import Latents
 from inpaint.train.settings import Precision, ValidationSettings
 from tests.photos import PHOTOS, photo_rows
 from tests.tiny import tiny_sdxl_inpaint
@@ -88,6 +89,7 @@ def adapter(sheets: Path, base: str, tmp_path_factory: pytest.TempPathFactory) -
         zero_stage=0,
         max_micro_batch=2,
         card_samples=1,
+        latents=Latents.STREAMED,
         validation=ValidationSettings(samples=4, pictures=1),
     )
     exported = train_panels(config)

@@ -59,6 +59,7 @@ KNOW_RAY = (
     "inpaint/serve/apps/*",
     "inpaint/serve/deployments/*",
     "inpaint/train/channel.py",
+    "inpaint/train/encode.py",
     "inpaint/train/start.py",
     "inpaint/train/trainer.py",
     "inpaint/train/worker.py",

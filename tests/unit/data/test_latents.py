@@ -27,6 +27,7 @@ ROWS = Manifest.of(
         for n in range(5)
     ]
 )
+PLAN = Plan.of(ROWS, 3)
 
 
 def keys(*numbers: int) -> pa.Array:
@@ -69,7 +70,7 @@ def test_damage_is_seen_and_what_is_damaged_is_forgotten(tmp_path: Path) -> None
     assert stored.damaged(addresses).tolist() == [False, True, False]
     with pytest.raises(BadRow, match="damaged: run it again with --resume"):
         stored.read(addresses[1])
-    stored.forget({bytes([2]) * 32})
+    stored.forget(keys(2))
     assert (Stored.at(tmp_path).find(keys(1, 2, 3))["file"] >= 0).tolist() == [True, False, True]
     file.unlink()
     assert len(Stored.at(tmp_path).keys) == 0, "an index without its file is none"
@@ -99,22 +100,22 @@ def test_what_was_not_used_for_longest_goes_above_a_limit(tmp_path: Path) -> Non
 
 
 def test_a_run_needs_what_its_positions_show_and_no_more() -> None:
-    few, many = (Variants.of(ROWS, READ, SPEC, seed=3, span=range(total)) for total in (5, 2000))
+    few, many = (Variants.of(ROWS, READ, SPEC, PLAN, range(total)) for total in (5, 2000))
     assert few.used.shape == (5, 4) and few.used[:, 0].all() and few.used.sum() <= 10
     assert many.used.all() and many.whole
     places, found = many.keys(ROWS)
     assert len(set(found.to_pylist())) == len(places) == 20
-    blind = Variants.of(ROWS, READ, LatentSpec(**{**vars(SPEC), "sees_masked": False}), seed=3, span=range(2000))
+    blind = Variants.of(ROWS, READ, LatentSpec(**{**vars(SPEC), "sees_masked": False}), PLAN, range(2000))
     assert not blind.whole, "who sees no masked image needs no grey one"
     views, holes = READ.variants(3, np.arange(5))
-    _, rows = Plan.of(ROWS, 3).lookup(np.arange(5))
+    _, rows = PLAN.lookup(np.arange(5))
     for row, view, hole in zip(rows, views, holes, strict=True):
         assert hole == WHOLE or few.used[row, view * 4 + 1 + hole]
 
 
 def test_keys_say_what_an_entry_depends_on_and_nothing_else() -> None:
     def of(read: ReadSettings = READ, spec: LatentSpec = SPEC, seed: int = 3) -> list[set[bytes]]:
-        places, found = Variants.of(ROWS, read, spec, seed=seed, span=range(2000)).keys(ROWS)
+        places, found = Variants.of(ROWS, read, spec, Plan.of(ROWS, seed), range(2000)).keys(ROWS)
         by_kind = (
             [key for place, key in zip(places, found.to_pylist(), strict=True) if bool(place[1]) == k] for k in (0, 1)
         )
@@ -136,7 +137,7 @@ def test_keys_say_what_an_entry_depends_on_and_nothing_else() -> None:
 
 
 def test_a_batch_of_latents_is_one_of_pixels_but_for_them(tmp_path: Path) -> None:
-    variants = Variants.of(ROWS, READ, SPEC, seed=3, span=range(100))
+    variants = Variants.of(ROWS, READ, SPEC, PLAN, range(100))
     places, found = variants.keys(ROWS)
     entries = [
         entry(
@@ -154,9 +155,9 @@ def test_a_batch_of_latents_is_one_of_pixels_but_for_them(tmp_path: Path) -> Non
     stored = StoredLatents.find(variants, ROWS, str(tmp_path))
     positions = np.array([*range(20), -1])
     with ThreadPoolExecutor(2) as threads:
-        batch = read_batch(ROWS, Plan.of(ROWS, 3), READ, positions, threads, threads, stored)
+        batch = read_batch(ROWS, PLAN, READ, positions, threads, threads, stored)
     assert batch.keys() >= {"latents", "masked_latents", "hole", "prompt"} and "image" not in batch
-    _, rows = Plan.of(ROWS, 3).lookup(positions[:-1])
+    _, rows = PLAN.lookup(positions[:-1])
     views, holes = READ.variants(3, positions[:-1])
     assert (holes == WHOLE).any() and not views.any()
     for place, (row, hole) in enumerate(zip(rows.tolist(), holes.tolist(), strict=True)):
@@ -176,5 +177,5 @@ def test_a_batch_of_latents_is_one_of_pixels_but_for_them(tmp_path: Path) -> Non
 
 def test_a_whole_hole_that_nobody_sees_through_needs_no_entry(tmp_path: Path) -> None:
     read = ReadSettings(**{**vars(READ), "hole": WholeImage()})
-    variants = Variants.of(ROWS, read, LatentSpec(**{**vars(SPEC), "sees_masked": False}), seed=0, span=range(50))
+    variants = Variants.of(ROWS, read, LatentSpec(**{**vars(SPEC), "sees_masked": False}), PLAN, range(50))
     assert variants.used[:, 0].all() and not variants.used[:, 1:].any() and not variants.whole

@@ -215,6 +215,22 @@ def test_latents_may_come_from_elsewhere(folders: dict[int, Path]) -> None:
     assert torch.equal(other(batch), module(batch)) and len(calls) == 1
 
 
+def test_texts_that_are_not_trained_are_encoded_once_and_what_is_kept_is_bounded(folders: dict[int, Path]) -> None:
+    base = load_base(folders[9]).to("cpu")
+    made = {"seed": 1, "loss": LossSettings(), "precision": Precision.FP32}
+    once = LatentInpainting(base, [], **made, texts_once=True)
+    seen: list[int] = []
+    base.text_encoders[0].register_forward_hook(lambda *_: seen.append(1))
+    first, again = once(batch_of([3, 7])), once(batch_of([7, 3]))
+    assert len(seen) == 2 and torch.allclose(first, again.flip(0), atol=1e-5)
+    assert torch.allclose(LatentInpainting(base, [], **made)(batch_of([3, 7])), first, atol=1e-5)
+    assert once.texts is not None
+    once.texts.most_bytes = 1
+    for prompt in ("a", "b", "a", "a"):
+        once.texts.of([prompt])
+    assert len(seen) == 3 + 3 and len(once.texts._known) == 1
+
+
 def test_a_validation_has_randomness_of_its_own_and_repeats_it(folders: dict[int, Path]) -> None:
     module = module_of(folders[9])
     batch = batch_of([0, 1])

@@ -83,7 +83,7 @@ def rows_of(**counts: int) -> Manifest:
 def data(monkeypatch: pytest.MonkeyPatch) -> dict[str, Manifest]:
     """What lies at each path; trainings end at once, with the checkpoints of `losses`."""
     found: dict[str, Manifest] = {}
-    monkeypatch.setattr(module, "runs_side_by_side", lambda settings: 2)
+    monkeypatch.setattr(module, "runs_side_by_side", lambda *_: 2)
     monkeypatch.setattr(module, "read_manifest", lambda source, **more: (found[source.path], []))
     return found
 
