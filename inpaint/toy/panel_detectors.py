@@ -1,7 +1,8 @@
 """What a panel shows, judged by its pixels alone: nobody says where in it the product stands.
 
-Guaranteed: deterministic; a picture unlike everything that was fitted is answered "unclear". Not covered: other worlds
-than `inpaint.toy.catalogue`'s. Pictures are uint8 B 64 64 3.
+Guaranteed: deterministic; the background is judged where no product of this world ever stands; a picture unlike
+everything that was fitted is answered "unclear". Not covered: other worlds than `inpaint.toy.catalogue`'s. Pictures are
+uint8 B 64 64 3.
 """
 
 from dataclasses import dataclass
@@ -17,12 +18,16 @@ from inpaint.toy.detectors import (
     balanced_renders,
     directions,
     disturbed,
+    ground,
     softened,
 )
 from inpaint.toy.textures import Array
 
 NAMES = {"shape": SHAPE_NAMES, "colour": COLOUR_NAMES, "background": BACKGROUND_NAMES}
 EDGE_CELLS, COLOUR_CELLS = 8, 16
+FRAME = np.ones((WORKING_SIZE, WORKING_SIZE), bool)
+"""Pixels that no product of this world reaches."""
+FRAME[6:61, 11:53] = False
 
 
 def features(images_BSS3: Array) -> Array:
@@ -32,6 +37,11 @@ def features(images_BSS3: Array) -> Array:
     side = WORKING_SIZE // COLOUR_CELLS
     colours = pixels.reshape(-1, COLOUR_CELLS, side, COLOUR_CELLS, side, 3).mean((2, 4))
     return np.concatenate([edges, colours.reshape(len(pixels), -1)], 1)
+
+
+def framed(images_BSS3: Array) -> Array:
+    """What stands behind the product, B 50."""
+    return ground(images_BSS3, np.broadcast_to(FRAME, images_BSS3.shape[:3]))
 
 
 @dataclass(frozen=True)
@@ -44,17 +54,23 @@ class PanelDetectors:
     def fit(cls, *, per_class: int = 150) -> "PanelDetectors":
         """Fit on `8 * per_class` renders, clean and disturbed. Some ten seconds on one core."""
         scenes, clean, _ = balanced_renders(0, 8 * per_class)
-        seen = features(np.concatenate([clean, softened(clean)]))
-        by_trait = {}
-        for trait, names in NAMES.items():
-            labels = [getattr(scene, trait) for scene in scenes] * 2
-            by_trait[trait] = Classifier.fit(seen, labels, names, shrinkage=0.1, slack=1.8, reduced=True)
-        return cls(by_trait)
+        images = np.concatenate([clean, softened(clean)])
+        labels = {trait: [getattr(scene, trait) for scene in scenes] * 2 for trait in NAMES}
+        of_all, of_frame = features(images), framed(images)
+        by_trait = {
+            trait: Classifier.fit(of_all, labels[trait], NAMES[trait], shrinkage=0.1, slack=1.8, reduced=True)
+            for trait in ("shape", "colour")
+        }
+        background = Classifier.fit(of_frame, labels["background"], BACKGROUND_NAMES, shrinkage=0.02, slack=1.8)
+        return cls({**by_trait, "background": background})
 
     def see(self, images: Array) -> dict[str, list[str]]:
         """Per trait, its name in each picture."""
-        seen = features(images)
-        return {trait: classifier.name(seen) for trait, classifier in self.by_trait.items()}
+        of_all, of_frame = features(images), framed(images)
+        return {
+            trait: classifier.name(of_frame if trait == "background" else of_all)
+            for trait, classifier in self.by_trait.items()
+        }
 
     def error(self, *, count: int = 400, blur: float = 0.0, brightness: float = 1.0) -> dict[str, float]:
         """Share of held-out renders of which each trait is not named rightly, and, as `wrong_...`, named wrongly."""

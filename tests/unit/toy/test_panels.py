@@ -11,8 +11,9 @@ from inpaint.paint.batch import PaintSettings, read_models
 from inpaint.paint.request import SamplingSettings
 from inpaint.serve.apps.paint import SHIPPED_ADAPTERS
 from inpaint.toy.catalogue import BACKGROUND_NAMES, COLOUR_NAMES, SHAPE_NAMES, render
+from inpaint.toy.detectors import ERROR_SEED, balanced_renders
 from inpaint.toy.measure_panels import held_out_composites, paint_hidden
-from inpaint.toy.panel_detectors import NAMES, PanelDetectors
+from inpaint.toy.panel_detectors import FRAME, NAMES, PanelDetectors
 from inpaint.toy.panels import SHEET_PROMPT, TRAITS, compose, write_mixture, write_sheets
 
 
@@ -73,6 +74,11 @@ def test_the_detectors_know_held_out_panels(detectors: PanelDetectors) -> None:
     for figures in (clean, soft):
         assert max(figures[trait] for trait in NAMES) <= 0.03
         assert max(figures[f"wrong_{trait}"] for trait in NAMES) <= 0.005
+
+
+def test_the_background_is_judged_where_no_product_stands() -> None:
+    _, _, products = balanced_renders(ERROR_SEED, 200)
+    assert not products[:, FRAME].any() and FRAME.mean() > 0.4
 
 
 def test_what_is_no_panel_of_this_world_is_unclear(detectors: PanelDetectors) -> None:
