@@ -9,9 +9,9 @@ beside them the ratio with the encoding's share over 10 epochs.
 Time is that of a forward and backward of the category LoRA on CPUs, online and cached in turn, the latter with its
 share of the encoding: over 10 epochs with a bank of 3 holes and no mirroring a row is encoded 4 times instead of 20.
 Bars: `time_ratio_sd15` <= 0.6 (the real architecture with random weights, 256 px); `time_ratio_toy` has none.
-Whole trainings on the toy base: `max_parameter_difference` (bar: 0.0) between online and cached; `second_run_hits`
-(bar: 1.0), the share of the latents that a run with another learning rate finds; and an encoding that is killed in
-between and gone on with: `encoded_twice` (bar: 0), entries that are in two files.
+Whole trainings on the toy base: `max_parameter_difference` (bar: 0.0) between online, cached and, beside a worker of
+Ray Train, streamed; `second_run_hits` (bar: 1.0), the share of the latents that a run with another learning rate finds;
+and an encoding that is killed in between and gone on with: `encoded_twice` (bar: 0), entries that are in two files.
 """
 
 import argparse
@@ -56,7 +56,7 @@ from inpaint.train.latent import LatentInpainting
 from inpaint.train.objective import MicroBatch, ParameterGroup
 from inpaint.train.run import encode_before, trained_by
 from inpaint.train.settings import Precision, TrainSettings, ValidationSettings
-from inpaint.train.trainer import Training
+from inpaint.train.trainer import Training, fit
 
 CPU = torch.device("cpu")
 HOLES = 3
@@ -112,7 +112,7 @@ def recipe_on(folder: Path, images: int, size: int, epochs: float, **settings: o
     """The recipe on a catalogue in `folder`."""
     data = folder / f"data-{size}"
     csv = data / "catalogue.csv" if data.exists() else write_catalogue(data, seed=0, count=images, size=size)
-    train = TrainSettings(epochs=epochs, global_batch=8, max_micro_batch=8, zero_stage=0, checkpoint_every=2**40)
+    train = TrainSettings(epochs=epochs, global_batch=8, workers=1, zero_stage=0, checkpoint_every=2**40)
     validation = ValidationSettings(samples=0)
     given = {"bank": Bank(holes=HOLES), "lora": LoraSettings(rank=6), "card_samples": 0, **settings}
     return Timed(data=str(csv), output=str(folder), resolution=size, train=train, validation=validation, **given)  # type: ignore[arg-type]
@@ -169,15 +169,18 @@ def encode(training: Training) -> Encoded:
 
 
 def same_run(folder: Path, images: int, epochs: float) -> dict[str, float]:
-    """Whole trainings on the toy base, online and cached; and a second run's share of what is there."""
+    """Whole trainings on the toy base with latents from everywhere; and a second run's share of what is there."""
     base = recipe_on(folder, images, 64, epochs, base="toy", encoding=EncodingSettings(cache=str(folder / "cache")))
-    online = training_of(base, folder / "online", "online")
-    cached = training_of(replace(base, latents=Latents.CACHED), folder / "cached", "cached")
-    other = training_of(replace(base, latents=Latents.CACHED, unet_learning_rate=1.0), folder / "other", "other")
+
+    def training(name: str, **changes: object) -> Training:
+        return training_of(replace(base, **changes), folder / name, name)  # type: ignore[arg-type]
+
+    online, cached, streamed = (training(latents, latents=latents) for latents in Latents)
     encode(cached)
-    again = encode(other)
-    one, two = (trained_by(run, train_alone(run, CPU, 1)).parameters for run in (online, cached))
-    difference = max(float((one[name] - two[name]).abs().max()) for name in one)
+    again = encode(training("other", latents=Latents.CACHED, unet_learning_rate=1.0))
+    ended = (train_alone(online, CPU, 1), train_alone(cached, CPU, 1), fit(streamed))
+    found = [trained_by(run, end).parameters for run, end in zip((online, cached, streamed), ended, strict=True)]
+    difference = max(float((found[0][name] - other[name]).abs().max()) for other in found[1:] for name in found[0])
     return {"max_parameter_difference": difference, "second_run_hits": 1 - again.made / again.needed}
 
 
