@@ -140,7 +140,7 @@ def step_times(recipe: Timed, folder: Path, rounds: int) -> tuple[float, list[fl
         sees_masked=True,
     )
     encoder = LatentEncoder(lambda: objective.base.vae, spec, threads=1)
-    cached = encoder.encode_batch(dict(online))
+    cached = encoder.encode_batch(dict(online), keeps_image=False)
     seconds: dict[str, list[float]] = {"online": [], "cached": [], "encode": []}
 
     def timed(name: str, work: Callable[[], object], count: int) -> float:

@@ -129,14 +129,19 @@ def batches(
     read.check_categories(pc.unique(manifest.table["category"]).to_pylist())
     shared = ray.put((manifest, stored))
     plane = read.height * read.width
-    shown = 3 * plane * (1 + manifest.has_inputs) if stored is None else stored.variants.spec.bytes_per_sample
-    bytes_per_row = plane * (1 + read.loss_in_mask) + shown
+    kept = plane * (1 + read.loss_in_mask + 3 * read.keeps_image)
+    if stored is not None:
+        replaced = stored.variants.spec.bytes_per_sample
+    else:
+        replaced = 3 * plane * (1 + manifest.has_inputs - read.keeps_image)
+    bytes_per_row = kept + replaced
     blocks = count // layout.global_batch * layout.blocks
     # A task costs some 20 ms, and its blocks wait in memory for the tasks before it.
     positions = min(MAX_POSITIONS_PER_TASK, MAX_BYTES_PER_TASK // bytes_per_row, count // MIN_TASKS)
     per_task = max(1, positions // layout.micro_batch)
     threads_per_task = _threads_per_task(manifest)
-    remote = _any_remote(manifest.table) if stored is None else not stored.is_local
+    remote = stored is not None and not stored.is_local
+    remote |= (stored is None or read.keeps_image) and _any_remote(manifest.table)
 
     def read_task(task: dict[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
         settle_reader()
@@ -154,7 +159,7 @@ def batches(
     dataset = dataset.repartition(target_num_rows_per_block=layout.micro_batch)
     if encoding is not None:
         dataset = encoding.after(dataset)
-        bytes_per_row += max(0, encoding.bytes_per_row - shown)  # larger than their pixels with some toy bases
+        bytes_per_row += max(0, encoding.bytes_per_row - replaced)  # larger than their pixels with some toy bases
     _configure(dataset, layout.micro_batch, bytes_per_row, encoding.free_cpus if encoding is not None else None)
     return dataset
 

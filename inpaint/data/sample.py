@@ -69,6 +69,8 @@ class ReadSettings:
     """Take the loss within the row's own mask alone, whatever the hole; all over the hole where a row has none."""
     bank: Bank | None = None
     """Draw crops, mirrorings and holes among a few of each row; unset: anew for each sample."""
+    keeps_image: bool = False
+    """Show images beside latents that come in their place, for something else is made of them, too."""
 
     def __post_init__(self) -> None:
         for name in ("height", "width"):
@@ -145,10 +147,49 @@ def read_batch(
 ) -> dict[str, np.ndarray]:
     """One micro-batch, its rows read by `threads`, their files by `fetchers` where given: the batch contract of
     docs/architecture.md. Args: stored: latents of the manifest's rows, which are read in place of pixels."""
-    size, shape = len(positions), (settings.height, settings.width)
     places = np.flatnonzero(positions != PADDING)
     _, indices = plan.lookup(positions[places])
     rows = dict(zip(places.tolist(), rows_of(manifest.table.take(pa.array(indices))), strict=True))
+    batch = _blank(positions, settings, manifest.has_inputs, stored)
+    if stored is not None:
+        views, holes = settings.variants(plan.seed, positions[places])
+        variants = dict(zip(places.tolist(), np.stack([indices, views, holes], 1).tolist(), strict=True))
+
+    def get(i: int) -> tuple[Any, Any]:
+        files = fetch(rows[i], settings) if "image" in batch else None
+        return files, stored.fetch(*variants[i]) if stored is not None else None
+
+    def made(i: int, files: Any, entries: Any) -> dict[str, Any]:
+        row, position = rows[i], int(positions[i])
+        if files is not None:
+            sample = make_sample(row, files, settings, plan.seed, position)
+        else:
+            prompt, label = text_of(row, settings, plan.seed, position)
+            sample = {"prompt": prompt, "label": label}
+        return sample if stored is None else {**sample, **stored.sample(row, *entries)}
+
+    fetched = {i: fetchers.submit(get, i) for i in rows} if fetchers else {}
+
+    def fill(i: int) -> None:
+        try:
+            sample = made(i, *(fetched[i].result() if fetched else get(i)))
+        except BadRow as error:
+            batch["error"][i] = f"{rows[i].id}: {error}"
+            return
+        batch["weight"][i] = rows[i].weight
+        for name in sample.keys() & batch.keys():
+            batch[name][i] = sample[name]
+
+    for _ in threads.map(fill, rows):
+        pass  # asks for each result, so that an error of ours is raised here
+    return batch
+
+
+def _blank(
+    positions: np.ndarray, settings: ReadSettings, has_inputs: bool, stored: "StoredLatents | None"
+) -> dict[str, np.ndarray]:
+    """A batch of nothing but padding."""
+    size, shape = len(positions), (settings.height, settings.width)
     batch = {
         "position": positions,
         "hole": np.full((size, *shape), 255, dtype=np.uint8),
@@ -161,35 +202,10 @@ def read_batch(
         batch["area"] = np.full((size, *shape), 255, dtype=np.uint8)
     if stored is not None:
         batch |= stored.variants.spec.blank(size)
-        views, holes = settings.variants(plan.seed, positions[places])
-        variants = dict(zip(places.tolist(), np.stack([indices, views, holes], 1).tolist(), strict=True))
-    else:
-        names = ("image", "input") if manifest.has_inputs else ("image",)
-        batch |= {name: np.zeros((size, *shape, 3), dtype=np.uint8) for name in names}
-
-    def get(i: int) -> Any:
-        return fetch(rows[i], settings) if stored is None else stored.fetch(*variants[i])
-
-    def made(i: int, got: Any) -> dict[str, Any]:
-        if stored is None:
-            return make_sample(rows[i], got, settings, plan.seed, int(positions[i]))
-        prompt, label = text_of(rows[i], settings, plan.seed, int(positions[i]))
-        return {**stored.sample(rows[i], *got), "prompt": prompt, "label": label}
-
-    fetched = {i: fetchers.submit(get, i) for i in rows} if fetchers else {}
-
-    def fill(i: int) -> None:
-        try:
-            sample = made(i, fetched[i].result() if fetched else get(i))
-        except BadRow as error:
-            batch["error"][i] = f"{rows[i].id}: {error}"
-            return
-        batch["weight"][i] = rows[i].weight
-        for name in sample.keys() & batch.keys():
-            batch[name][i] = sample[name]
-
-    for _ in threads.map(fill, rows):
-        pass  # asks for each result, so that an error of ours is raised here
+    if stored is None or settings.keeps_image:
+        batch["image"] = np.zeros((size, *shape, 3), dtype=np.uint8)
+    if stored is None and has_inputs:
+        batch["input"] = np.zeros((size, *shape, 3), dtype=np.uint8)
     return batch
 
 

@@ -8,6 +8,7 @@ import torch
 import tyro
 from diffusers import ControlNetModel
 
+from inpaint.data.sample import ReadSettings
 from inpaint.data.sources import CsvSource, FolderSource, Source
 from inpaint.device import memory_format
 from inpaint.diffusion.objective import LossSettings
@@ -16,7 +17,6 @@ from inpaint.models.controlnet import load_controlnet, new_controlnet
 from inpaint.models.locate import locate_controlnet
 from inpaint.recipes.latent import LatentRecipe, Preset
 from inpaint.train.controlled import ControlledInpainting
-from inpaint.train.objective import AUTOCAST
 from inpaint.train.recipe import Trained
 from inpaint.train.settings import Precision, TrainSettings, ValidationSettings
 from inpaint.vision.control import ControlKind, ControlSettings, load_control
@@ -67,9 +67,12 @@ class TrainControlNet(LatentRecipe):
     def source(self, data: str) -> Source:
         return CsvSource(path=data) if data.lower().endswith(".csv") else FolderSource(path=data)
 
+    def read_settings(self) -> ReadSettings:
+        return replace(super().read_settings(), keeps_image=True)
+
     def objective(self, device: torch.device) -> ControlledInpainting:
         settings = self.train
-        base = self.load(AUTOCAST.get(settings.precision, torch.float32))
+        base = self.load(self.compute_dtype)
         controlnet = self.beginning(base).float()
         base.to(device)
         for module in (base.unet, controlnet.to(device)):
@@ -85,6 +88,7 @@ class TrainControlNet(LatentRecipe):
             loss=self.loss,
             precision=settings.precision,
             prompts=self.prompts,
+            texts_once=settings.zero_stage < 3,
         )
 
     def beginning(self, base: Base) -> ControlNetModel:

@@ -6,15 +6,21 @@ from typing import Any, ClassVar, Literal, Self
 
 import torch
 import tyro
+from diffusers import AutoencoderKL
 
+from inpaint.data.bank import Bank
 from inpaint.data.holes import Feathered, Grown, Hole, OwnMask, Sometimes
 from inpaint.data.rows import Manifest
 from inpaint.data.sample import Crop, ReadSettings
+from inpaint.data.storage import absolute
 from inpaint.diffusion.objective import LossSettings
 from inpaint.errors import InpaintError
 from inpaint.models.base import Base, load_base, read_base_info
 from inpaint.models.locate import absolute_name
 from inpaint.models.prompt_text import PromptSettings
+from inpaint.models.vae import latent_spec, load_vae
+from inpaint.train.encoding import Encoding, EncodingSettings, Latents
+from inpaint.train.objective import AUTOCAST
 from inpaint.train.recipe import Recipe
 from inpaint.train.settings import may_change
 
@@ -43,6 +49,12 @@ class LatentRecipe(PromptSettings, Recipe):
     """Share of samples with an empty prompt, for classifier-free guidance."""
     full_hole_probability: float = 0.25
     """Share of samples whose hole is the whole image."""
+    bank: Bank = Bank()
+    """The holes, crops and mirrorings of each row that samples draw among."""
+    latents: Latents = may_change(Latents.ONLINE)
+    """Where latents come from: a run learns the same with each."""
+    encoding: EncodingSettings = may_change(EncodingSettings())
+    """Of `latents` cached and streamed."""
     loss: LossSettings = LossSettings()
     preset: Preset = may_change("toy")
     """Whose defaults the other settings have; unset: the one that suits the base, toy for those below 256 px."""
@@ -99,6 +111,35 @@ class LatentRecipe(PromptSettings, Recipe):
             caption_dropout=self.caption_dropout,
             prompt_format=self.prompt_format(),
             tokens=self.tokens(),
+            bank=self.bank,
+        )
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """Of the base's frozen weights."""
+        return AUTOCAST.get(self.train.precision, torch.float32)
+
+    def load_vae(self) -> AutoencoderKL:
+        """The base's, by itself, as `load` has it in training; of a bound recipe."""
+        return load_vae(self.base, revision=self.revision, dtype=self.compute_dtype)
+
+    def how_encoded(self) -> Encoding | None:
+        if self.latents is Latents.ONLINE:
+            return None
+        read, info = self.read_settings(), read_base_info(self.base, self.revision)
+        return Encoding(
+            latents=self.latents,
+            settings=self.encoding,
+            spec=latent_spec(
+                self.base,
+                revision=self.revision,
+                dtype=self.compute_dtype,
+                size=(read.height, read.width),
+                sees_masked=info.in_channels == 9,
+            ),
+            cache=absolute(self.encoding.cache or f"{self.output}/latents"),
+            load_vae=self.load_vae,
+            keeps_image=read.keeps_image,
         )
 
     def load(self, dtype: torch.dtype) -> Base:

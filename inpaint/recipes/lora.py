@@ -7,14 +7,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL
 from PIL import Image
 
 from inpaint.data.bank import Bank
-from inpaint.data.latents import LatentSpec
 from inpaint.data.rows import Manifest
-from inpaint.data.sample import ReadSettings
-from inpaint.data.storage import absolute
 from inpaint.device import memory_format
 from inpaint.diffusion.objective import LossSettings
 from inpaint.export.adapter_folder import save_adapter
@@ -24,16 +20,14 @@ from inpaint.models.adapter import AdapterCard, adapter_from, check_adapter
 from inpaint.models.base import read_base_info
 from inpaint.models.lora import LoraSettings, inject_lora, lora_parameters
 from inpaint.models.prompts import add_tokens, token_parameters
-from inpaint.models.vae import latent_spec, load_vae
 from inpaint.paint.batch import PaintSettings, paint_manifest
 from inpaint.paint.generate import generate
 from inpaint.paint.request import SamplingSettings
 from inpaint.progress import ProgressBar
 from inpaint.recipes.card_dataset import dataset_of
 from inpaint.recipes.latent import LatentRecipe, Preset
-from inpaint.train.encoding import Encoding, EncodingSettings, Latents
 from inpaint.train.latent import LatentInpainting
-from inpaint.train.objective import AUTOCAST, ParameterGroup
+from inpaint.train.objective import ParameterGroup
 from inpaint.train.recipe import Trained
 from inpaint.train.settings import Precision, TrainSettings, ValidationSettings, may_change
 
@@ -76,12 +70,6 @@ class LoraRecipe(LatentRecipe):
     title = "lora"
     presets = LORA_PRESETS
 
-    bank: Bank = Bank()
-    """The holes, crops and mirrorings of each row that samples draw among."""
-    latents: Latents = may_change(Latents.ONLINE)
-    """Where latents come from: a run learns the same with each."""
-    encoding: EncodingSettings = may_change(EncodingSettings())
-    """Of `latents` cached and streamed."""
     lora: LoraSettings = LoraSettings()
     unet_learning_rate: float = 1e-4
     text_encoder_learning_rate: float = 5e-5
@@ -108,32 +96,9 @@ class LoraRecipe(LatentRecipe):
         """A prompt, where the adapter is for pictures from text alone; None where it is for holes."""
         return None
 
-    def read_settings(self) -> ReadSettings:
-        return replace(super().read_settings(), bank=self.bank)
-
-    def load_vae(self) -> AutoencoderKL:
-        """The base's, by itself, as `load` has it in training; of a bound recipe."""
-        return load_vae(self.base, revision=self.revision, dtype=self._dtype())
-
-    def latent_spec(self) -> LatentSpec:
-        """What the VAE makes of a sample; of a bound recipe."""
-        read, info = self.read_settings(), read_base_info(self.base, self.revision)
-        size, sees_masked = (read.height, read.width), info.in_channels == 9
-        return latent_spec(self.base, revision=self.revision, dtype=self._dtype(), size=size, sees_masked=sees_masked)
-
-    def how_encoded(self) -> Encoding | None:
-        if self.latents is Latents.ONLINE:
-            return None
-        cache = absolute(self.encoding.cache or f"{self.output}/latents")
-        spec = self.latent_spec()
-        return Encoding(latents=self.latents, settings=self.encoding, spec=spec, cache=cache, load_vae=self.load_vae)
-
-    def _dtype(self) -> torch.dtype:
-        return AUTOCAST.get(self.train.precision, torch.float32)
-
     def objective(self, device: torch.device) -> LatentInpainting:
         settings = self.train
-        base = self.load(self._dtype())
+        base = self.load(self.compute_dtype)
         inject_lora(base, self.lora, seed=settings.seed)
         if self.tokens():
             add_tokens(base, {token: self.init_word(category) for category, token in self.tokens().items()})

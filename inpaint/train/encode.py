@@ -21,7 +21,7 @@ import ray.cloudpickle
 from inpaint.cluster import Needs, cluster_nodes, reading_cpus, worker_threads
 from inpaint.data.bank import crop_randomness, hole_of, is_mirrored
 from inpaint.data.latent_files import ADDRESS, Stored, entry, pack, trim, write_entries
-from inpaint.data.latents import LatentSpec, Variants
+from inpaint.data.latents import Variants
 from inpaint.data.pipeline import Batch, Stage, numbers
 from inpaint.data.rows import Manifest
 from inpaint.data.sample import ReadSettings, draw_hole, fetch, see, settle_reader
@@ -105,7 +105,7 @@ def encode_latents(
 
 def streaming(encoding: Encoding, needs: Needs, *, free_cpus: float) -> Stage:
     """What encodes beside a training. Args: free_cpus: what the training leaves for it and for reading."""
-    load = partial(_streaming, encoding.load_vae, encoding.spec, worker_threads(needs.cpus_per_worker))
+    load = partial(_streaming, encoding, worker_threads(needs.cpus_per_worker))
     return _stage(load, encoding, needs, free_cpus)
 
 
@@ -126,10 +126,11 @@ def _stage(
     )
 
 
-def _streaming(load_vae: Any, spec: LatentSpec, threads: int) -> Any:
+def _streaming(encoding: Encoding, threads: int) -> Any:
     from inpaint.train.encoder import LatentEncoder
 
-    return LatentEncoder(load_vae, spec, threads=threads).encode_batch
+    encoder = LatentEncoder(encoding.load_vae, encoding.spec, threads=threads)
+    return partial(encoder.encode_batch, keeps_image=encoding.keeps_image)
 
 
 def _wanted(subsets: Sequence[Subset]) -> pa.Table:
@@ -198,8 +199,7 @@ def _encode(subsets: Sequence[Subset], lacking: pa.Table, encoding: Encoding, ba
 
     files = len(bounds) - 1
     dataset = numbers(files).map_batches(read_task, batch_size=None)
-    where = encoding.spec.folder(encoding.cache)
-    load = partial(_writing, encoding.load_vae, encoding.spec, where, worker_threads(needs.cpus_per_worker))
+    load = partial(_writing, encoding, worker_threads(needs.cpus_per_worker))
     written = _stage(load, encoding, needs).after(dataset)
     written.context.enable_progress_bars = written.context.print_on_execution_start = False
     made, done = 0, 0
@@ -282,11 +282,11 @@ def _column(values: list[Any]) -> np.ndarray:
     return column
 
 
-def _writing(load_vae: Any, spec: LatentSpec, where: str, threads: int) -> Any:
+def _writing(encoding: Encoding, threads: int) -> Any:
     """What an actor does with the lines of a file."""
     from inpaint.train.encoder import LatentEncoder
 
-    encoder = LatentEncoder(load_vae, spec, threads=threads)
+    encoder = LatentEncoder(encoding.load_vae, encoding.spec, threads=threads)
 
     def write(lines: Batch) -> Batch:
         entries = []
@@ -296,7 +296,7 @@ def _writing(load_vae: Any, spec: LatentSpec, where: str, threads: int) -> Any:
                 moments = encoder.encode_one(line["image"], line["cut"]) if line["encodes"] else None
                 entries.append(entry(key, moments, line["hole"], line["area"], line["crop_top_left"]))
         if entries:
-            write_entries(where, entries)
+            write_entries(encoding.spec.folder(encoding.cache), entries)
         made = np.array([not error for error in lines["error"]])
         return {"made": made, "entries": lines["entries"], "error": lines["error"]}
 

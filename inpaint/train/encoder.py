@@ -48,11 +48,12 @@ class LatentEncoder:
         self.vae = load_vae().to(self.device).to(memory_format=torch.channels_last)
         self.spec = spec
 
-    def encode_batch(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """The same batch with moments in place of pixels."""
+    def encode_batch(self, batch: dict[str, np.ndarray], *, keeps_image: bool) -> dict[str, np.ndarray]:
+        """The same batch with moments in place of pixels. Args: keeps_image: as `ReadSettings.keeps_image`."""
         holes_B1HW = to_hole(batch["hole"], self.device)
         found = moments_of(batch, holes_B1HW, self.vae, sees_masked=self.spec.sees_masked)
-        kept = {name: values for name, values in batch.items() if name not in ("image", "input")}
+        gone = ("input",) if keeps_image else ("image", "input")
+        kept = {name: values for name, values in batch.items() if name not in gone}
         return kept | {name: self._bits(values) for name, values in zip(MOMENTS, found, strict=False)}
 
     def encode_one(self, image_HW3: np.ndarray, hole_HW: np.ndarray) -> np.ndarray:

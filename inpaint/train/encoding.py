@@ -63,3 +63,5 @@ class Encoding:
     """Where entries are kept: a path or URL."""
     load_vae: Callable[[], Any]
     """On the CPU; travels to the encoders."""
+    keeps_image: bool
+    """As `ReadSettings.keeps_image`."""

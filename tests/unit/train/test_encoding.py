@@ -1,6 +1,7 @@
 """Latents online, cached and streamed are one run: the same parameters to the bit; encoding goes on where it ended."""
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -27,6 +28,7 @@ from inpaint.train.encode import Encoded, Subset
 from inpaint.train.encoding import Encoding, EncodingSettings, Latents
 from inpaint.train.run import encode_before, trained_by
 from inpaint.train.settings import RateSchedule, TrainSettings, ValidationSettings
+from inpaint.train.start import LatentReading
 from inpaint.train.trainer import Training
 from tests.tiny import SIZE, tiny_sd_inpaint
 
@@ -87,7 +89,7 @@ def in_this_process(most: int | None = None) -> Callable[..., int]:
     """What the pool of actors does, which tests/jobs have. Args: most: rows, after which it is killed."""
 
     def work(subsets: Sequence[Subset], lacking: pa.Table, encoding: Encoding, *_: object) -> int:
-        write = encode._writing(encoding.load_vae, encoding.spec, encoding.spec.folder(encoding.cache), 1)
+        write = encode._writing(encoding, 1)
         bounds = [*encode._row_starts(lacking), len(lacking)]
         rows = [lacking.slice(first, end - first) for first, end in pairwise(bounds)]
         return sum(int(write(encode._read(subsets, row))["made"].sum()) for row in rows[:most])
@@ -156,7 +158,7 @@ def test_streamed_is_the_same_run(
 ) -> None:
     training = training_in(folder, Latents.STREAMED)
     encoding = encoding_of(training)
-    encode_batch, seen = encode._streaming(encoding.load_vae, encoding.spec, 1), set()
+    encode_batch, seen = encode._streaming(encoding, 1), set()
 
     def read_and_encoded(*args: Any, **kwargs: Any) -> dict[str, np.ndarray]:
         batch = encode_batch(read_batch(*args, **kwargs))
@@ -166,6 +168,24 @@ def test_streamed_is_the_same_run(
     monkeypatch.setattr(alone, "read_batch", read_and_encoded)
     assert difference(trained(training), online) == 0.0
     assert {"latents", "masked_latents"} <= seen and not {"image", "input"} & seen
+
+
+def test_images_are_shown_beside_their_latents_where_something_else_is_made_of_them(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = training_in(folder, Latents.CACHED)
+    encoding, rows, plan = encoding_of(training), training.rows, training.plan
+    monkeypatch.setattr(encode, "_encode", in_this_process())
+    encoded(replace(training, output=str(folder / "control")))
+    read = replace(training.recipe.read_settings(), keeps_image=True)
+    stored = LatentReading.of_cache(encoding).stored(rows, read, plan, range(training.total))
+    with ThreadPoolExecutor(1) as threads:
+        online, cached = (read_batch(rows, plan, read, np.arange(8), threads, stored=of) for of in (None, stored))
+    streamed = encode._streaming(replace(encoding, keeps_image=True), 1)(online)
+    assert cached.keys() == streamed.keys() == online.keys() - {"input"} | {"latents", "masked_latents"}
+    for name in cached:
+        assert np.array_equal(cached[name], streamed[name]), name
+    assert np.array_equal(cached["image"], online["image"]) and cached["image"].any()
 
 
 def test_encoders_beside_a_training_have_their_places_or_it_is_refused(
