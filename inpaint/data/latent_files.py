@@ -13,8 +13,9 @@ import uuid
 import warnings
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,7 @@ DATA, INDEX, USED = ".arrows", ".index", ".used"
 TOUCH_S = 3600.0
 """A use is noted at most so often."""
 OPEN_FILES = 256
+FETCHERS = 16
 ENTRY = pa.schema(
     [
         ("key", pa.binary(32)),
@@ -102,7 +104,8 @@ class Stored:
             found = {}
         names = sorted(name.removesuffix(INDEX) for name in found if name.endswith(INDEX) and "/" not in name)
         names = [name for name in names if f"{name}{DATA}" in found]
-        tables = [_read_index(root, name) for name in names]
+        with ThreadPoolExecutor(FETCHERS) as threads:
+            tables = list(threads.map(partial(_read_index, root), names))
         addresses = np.zeros(sum(map(len, tables)), dtype=ADDRESS)
         addresses["file"] = np.repeat(np.arange(len(names)), [len(table) for table in tables])
         table = pa.concat_tables([*tables, _INDEX.empty_table()])

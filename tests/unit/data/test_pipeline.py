@@ -8,11 +8,12 @@ from functools import partial
 
 import numpy as np
 import pytest
+import ray.cloudpickle
 import ray.data
 
 from inpaint.data import pipeline, sample
 from inpaint.data.files import check_relative
-from inpaint.data.pipeline import MAX_POSITIONS_AHEAD, batches, read_manifest
+from inpaint.data.pipeline import MAX_POSITIONS_AHEAD, Stage, batches, read_manifest
 from inpaint.data.plan import PADDING, Plan, StepLayout
 from inpaint.data.quarantine import Reason
 from inpaint.data.rows import Manifest
@@ -333,6 +334,23 @@ def test_the_order_is_kept_and_reading_does_not_run_far_ahead(manifest):
     assert options.preserve_order
     assert options.resource_limits.object_store_memory == MAX_POSITIONS_AHEAD * 16 * 16 * 4
     assert not ray.data.DataContext.get_current().execution_options.preserve_order
+
+
+def test_encoders_beside_reading_have_their_places_first_and_keep_the_order(manifest, monkeypatch):
+    def load():
+        return lambda batch: {"position": batch["position"], "latents": batch["image"].mean(axis=(1, 2, 3))}
+
+    monkeypatch.setattr(pipeline, "MAX_POSITIONS_AHEAD", 8)
+    stage = Stage(pickled=ray.cloudpickle.dumps(load), actors=2, cpus=0.25, free_cpus=1.5)
+    layout = StepLayout(global_batch=6, max_micro_batch=3, workers=2)
+    encoded = batches(manifest, READ, seed=0, start=6, stop=246, layout=layout, encoding=stage)
+    assert encoded.context.execution_options.resource_limits.cpu == 1.5 and encoded.context.wait_for_min_actors_s > 0
+    for rank, found in enumerate(consume(encoded.streaming_split(2, equal=True))):
+        expected = np.concatenate([layout.positions(step, rank) for step in range(6, 246, 6)])
+        assert [batch["position"].tolist() for batch in found] == expected.tolist()
+        with ThreadPoolExecutor(1) as threads:
+            seen = sample.read_batch(manifest, Plan.of(manifest, 0), READ, expected.ravel(), threads)["image"]
+        assert np.array_equal(np.concatenate([batch["latents"] for batch in found]), seen.mean(axis=(1, 2, 3)))
 
 
 def test_small_images_are_read_by_one_thread(manifest):

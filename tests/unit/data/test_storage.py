@@ -1,11 +1,14 @@
-"""Files and folders on a real S3 server: whole or not there, listed, fetched; and a run's checkpoints."""
+"""Files and folders on a real S3 server: whole or not there, listed, fetched; and a run's checkpoints and latents."""
 
 from collections.abc import Iterator
 from dataclasses import replace
 
+import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
+from inpaint.data.latent_files import Stored, entry, trim, write_entries
 from inpaint.data.storage import exists, fetched, open_root, opened, output_folder, read_file, write_file
 from inpaint.errors import InpaintError
 from inpaint.train.checkpoint import VALIDATION_LOSS, CheckpointStore, Progress
@@ -54,3 +57,15 @@ def test_checkpoints_are_kept_found_and_dropped(bucket: str) -> None:
     state, found = store.latest() or ({}, progress)
     assert found.samples == 32 and state["trained"]["a"].tolist() == [32.0] * 3
     assert store.best() == (store.names()[0], 0.1)
+
+
+def test_latents_are_kept_found_and_dropped(bucket: str) -> None:
+    where, moments = f"{bucket}/cache/space", np.arange(8, dtype=np.float32)
+    for number in range(2):
+        write_entries(where, [entry(bytes([number]) * 32, moments + number, b"", b"", (0, 0))])
+    stored = Stored.at(where)
+    for number, address in enumerate(stored.find(pa.array([bytes([n]) * 32 for n in range(2)], pa.binary(32)))):
+        assert np.array_equal(np.frombuffer(stored.read(address)["moments"], np.float32), moments + number)
+    stored.note_use([1])
+    assert trim(f"{bucket}/cache", 0, {f"space/{stored.files[1]}"}) == [f"space/{stored.files[0]}"]
+    assert Stored.at(where).files == stored.files[1:]
