@@ -32,6 +32,7 @@ _HOMES = {
     "inpaint.recipes.evaluate": ("EvaluatePictures", "evaluate_pictures"),
     "inpaint.recipes.exporting": ("ExportAdapter", "export_adapter"),
     "inpaint.recipes.finding": ("FindProducts", "find_products"),
+    "inpaint.recipes.fleet": ("Fleet", "train_fleet"),
     "inpaint.recipes.generate": ("GeneratePictures", "generate_pictures"),
     "inpaint.recipes.inpainting": ("train_inpainting", "inpaint_image", "set_seed"),
     "inpaint.recipes.composites": ("MakeComposites", "make_composites"),

@@ -46,6 +46,7 @@ class Reason(StrEnum):
     NOT_A_COUNT = "not a count"
     OTHER_GRID = "another grid"
     SHARED_CAPTION = "one caption file of several images"
+    NOT_TRAINED = "training failed"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,7 @@
 """Category LoRA: a background style per product category, the product untouched."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Self
@@ -54,6 +54,9 @@ class CategoryLora(LoraRecipe):
         bound = super().bind(rows)
         default = XL_PROMPT_FORMAT if read_base_info(bound.base, bound.revision).is_xl else PROMPT_FORMAT
         return replace(bound, categories=rows.categories, prompt_template=self.prompt_template or default)
+
+    def joined(self, recipes: Sequence[Self]) -> Self:
+        return replace(self, categories=tuple(category for recipe in recipes for category in recipe.categories))
 
     def parts(self, rows: Manifest) -> dict[str, Manifest]:
         categories = rows.categories

@@ -8,7 +8,7 @@ held is free when the next begins. Not covered: several workers.
 import gc
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,9 +18,12 @@ import torch.distributed as dist
 
 from inpaint.data.sample import read_batch, settle_reader
 from inpaint.train.checkpoint import CHECKPOINTS, CheckpointStore, Progress
+from inpaint.train.engine import Engine, ZeroEngine
+from inpaint.train.loop import Run, train
 from inpaint.train.objective import MicroBatch
 from inpaint.train.start import TRAIN_ROWS, VALIDATION_ROWS, LatentReading
 from inpaint.train.trainer import Training, starting_point
+from inpaint.train.worker import validation_set
 
 
 def train_alone(training: Training, device: torch.device, threads: int) -> Progress:
@@ -32,6 +35,19 @@ def train_alone(training: Training, device: torch.device, threads: int) -> Progr
     Raises:
         InpaintError, FloatingPointError: as on Ray Train.
     """
+    recipe, settings = training.recipe, training.recipe.train
+
+    def engine() -> Engine:
+        return ZeroEngine(recipe.objective(device), settings, settings.layout(1), device)
+
+    ended = train_here(training, engine, device, threads)
+    # The engine and its module hold each other: on a GPU the next training needs their memory now.
+    gc.collect()
+    return ended
+
+
+def train_here(training: Training, engine_of: Callable[[], Engine], device: torch.device, threads: int) -> Progress:
+    """The same with an engine that is made once it is needed."""
     recipe, settings, output = training.recipe, training.recipe.train, training.output
     progress = starting_point(training)
     if progress.samples >= training.total:
@@ -40,14 +56,8 @@ def train_alone(training: Training, device: torch.device, threads: int) -> Progr
     if training.held_out is not None:
         training.held_out.save(f"{output}/{VALIDATION_ROWS}")
     _join_a_group_of_one(device)
-    # DeepSpeed reads what it shall run on when it is imported.
-    from inpaint.train.engine import ZeroEngine
-    from inpaint.train.loop import Run, train
-    from inpaint.train.worker import validation_set
-
     store = CheckpointStore(f"{output}/{CHECKPOINTS}", keep=settings.keep_checkpoints)
-    found = store.latest(set_aside=True)
-    engine = ZeroEngine(recipe.objective(device), settings, settings.layout(1), device)
+    found, engine = store.latest(set_aside=True), engine_of()
     if found is not None:
         state, progress = found
         engine.load(state, steps=progress.steps)
@@ -60,11 +70,7 @@ def train_alone(training: Training, device: torch.device, threads: int) -> Progr
             total=training.total,
             progress=progress,
         )
-        ended = train(run)
-    # The engine and its module hold each other: on a GPU the next training needs their memory now.
-    del engine, run
-    gc.collect()
-    return ended
+        return train(run)
 
 
 def _read_ahead(training: Training, start: int, readers: Executor, ahead: Executor) -> Iterator[MicroBatch]:

@@ -8,8 +8,8 @@ stage nor on the world size (verified: `tests/unit/train/test_engine.py`).
 
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -24,6 +24,41 @@ from inpaint.train.settings import MOMENTS, Offload, Optimizer, Precision, Train
 
 LOSS_SCALE = "loss_scale"
 """Kind of state: where DeepSpeed's dynamic loss scaling stands, in fp16."""
+
+
+class Engine(Protocol):
+    """What the loop trains with."""
+
+    settings: TrainSettings
+    layout: StepLayout
+    device: torch.device
+    steps: int
+    """Optimizer steps that were made."""
+
+    @property
+    def objective(self) -> Objective:
+        """What is trained."""
+        ...
+
+    def train_step(self, batches: list[MicroBatch], lr_scale: float) -> Tensor:
+        """One optimizer step over this worker's micro-batches; returns its part of the global batch's loss."""
+        ...
+
+    def validation_loss(self, batch: MicroBatch) -> Tensor:
+        """The sum of the weighed losses of a validation batch."""
+        ...
+
+    def evaluating(self) -> AbstractContextManager[None]:
+        """Within, the objective is in evaluation mode, and computes with what would be exported."""
+        ...
+
+    def gather(self) -> State:
+        """The full training state on every rank. Collective."""
+        ...
+
+    def load(self, state: Mapping[str, Mapping[str, Tensor]], *, steps: int) -> None:
+        """Continue from a gathered state after `steps` optimizer steps. Collective."""
+        ...
 
 
 class ZeroEngine:
@@ -76,13 +111,8 @@ class ZeroEngine:
 
     @torch.no_grad()
     def _update_average(self, halflife: float) -> None:
-        """average <- d * average + (1 - d) * parameters, d = 0.5 ** (batch / halflife) (Karras et al. 2023, eq. 121).
-
-        The half-life is in samples, so that it does not depend on the batch, and capped at a tenth of the samples seen
-        so far, so that the start is forgotten. Collective.
-        """
-        batch = self.layout.global_batch
-        decay = 0.5 ** (batch / max(min(halflife, self.steps * batch / 10), 1e-8))
+        """average <- d * average + (1 - d) * parameters. Collective."""
+        decay = average_decay(halflife, batch=self.layout.global_batch, steps=self.steps)
         for name, master in self._sharded.masters(self.parameters):
             self._average[name].lerp_(master.to(self.device), 1 - decay)
 
@@ -150,6 +180,15 @@ class ZeroEngine:
         for name, value in values.items():
             with self._sharded.whole([self.parameters[name]], modify=True):
                 self.parameters[name].copy_(value.to(self.device))
+
+
+def average_decay(halflife: float, *, batch: int, steps: int) -> float:
+    """d = 0.5 ** (batch / halflife) (Karras et al. 2023, eq. 121) after so many steps of `batch` samples.
+
+    The half-life is in samples, so that it does not depend on the batch, and capped at a tenth of the samples seen so
+    far, so that the start is forgotten.
+    """
+    return 0.5 ** (batch / max(min(halflife, steps * batch / 10), 1e-8))
 
 
 def deepspeed_config(settings: TrainSettings, layout: StepLayout, trained: int) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from inpaint.errors import InpaintError
 from inpaint.train.checkpoint import VALIDATION_LOSS, CheckpointStore, Progress
-from inpaint.train.engine import ZeroEngine
+from inpaint.train.engine import Engine
 from inpaint.train.objective import MicroBatch, PaintedSample
 
 StepReport = dict[str, float]
@@ -54,7 +54,7 @@ class ValidationSet:
     on_pictures: Callable[[int, list[PaintedSample]], None]
     """Called on the first rank with (samples trained on, what was painted)."""
 
-    def run(self, engine: ZeroEngine, samples: int) -> float:
+    def run(self, engine: Engine, samples: int) -> float:
         """The mean loss of the set, of what would be exported. Collective.
 
         Raises:
@@ -71,7 +71,7 @@ class ValidationSet:
             raise InpaintError("no row of the validation can be read: restore its files, or set validation.samples 0")
         return float(total[0] / total[1])
 
-    def _paint(self, engine: ZeroEngine, samples: int) -> None:
+    def _paint(self, engine: Engine, samples: int) -> None:
         # Under ZeRO 3 each forward gathers the parameters of all ranks: all of them paint, each its own samples.
         is_first, is_sharded = dist.get_rank() == 0, engine.settings.zero_stage == 3
         if not (self.pictures and self.batches and (is_first or is_sharded)):
@@ -89,7 +89,7 @@ class ValidationSet:
 class Run:
     """What a worker needs to train."""
 
-    engine: ZeroEngine
+    engine: Engine
     store: CheckpointStore
     batches: Iterator[MicroBatch]
     validation: ValidationSet | None = None

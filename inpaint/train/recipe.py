@@ -6,6 +6,7 @@ rest. A field that may change when a run is resumed is declared with `may_change
 
 import dataclasses
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Self
@@ -104,6 +105,11 @@ class Recipe(ABC):
     def check_rows(self, rows: Manifest) -> None:
         """Refuse rows that a bound recipe can neither train nor validate on. Raises InpaintError."""
         self.read_settings().check_categories(rows.table["category"].unique().to_pylist())
+
+    def joined(self, recipes: Sequence[Self]) -> Self:
+        """A recipe whose objective has what those of several bound ones need, in their order: for adapters that are
+        trained on one base at once."""
+        return self
 
     def parts(self, rows: Manifest) -> dict[str, Manifest]:
         """The trainings to be run, by name: one, unless the recipe splits its rows among several."""

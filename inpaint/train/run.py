@@ -76,9 +76,15 @@ def encode_before(trainings: Sequence[Training], stop: StopToken, announce: Call
     return encode_latents(subsets, encoding, announce=announce, stop=stop) if subsets else None
 
 
-def prepared(recipe: Recipe, stop: StopToken) -> list[Training]:
+def prepared(recipe: Recipe, stop: StopToken, unfit: dict[str, str] | None = None) -> list[Training]:
     """The recipe's trainings, their rows read and written to its output, nothing left to be refused but by workers.
-    Raises InpaintError, as `run`."""
+
+    Args:
+        unfit: where given, filled with the parts whose rows cannot be trained on and why, which are then left out.
+
+    Raises:
+        InpaintError: as `run`.
+    """
     optimizers.check(recipe.train.optimizer, recipe.learning_rates())
     recipe.check()
     lies_at = {"data": recipe.data}
@@ -87,7 +93,7 @@ def prepared(recipe: Recipe, stop: StopToken) -> list[Training]:
     goes_on = recipe.resume and not recipe.recheck
     began = {what: rows for what, data in lies_at.items() if goes_on and (rows := _began_with(recipe, what, data))}
     read = {what: _read(recipe, what, data, stop) for what, data in lies_at.items() if what not in began}
-    trainings = _trainings(recipe, {**began, **read})
+    trainings = _trainings(recipe, {**began, **read}, unfit)
     # What can be refused without workers is refused before the rows that an earlier run began with are written over.
     for training in trainings:
         starting_point(training)
@@ -124,29 +130,40 @@ def _read(recipe: Recipe, what: str, data: str, stop: StopToken) -> Manifest:
     return manifest
 
 
-def _trainings(recipe: Recipe, read: Mapping[str, Manifest]) -> list[Training]:
-    trained = recipe.parts(read["data"])
-    held: dict[str, Manifest] = {}
+def _trainings(recipe: Recipe, read: Mapping[str, Manifest], unfit: dict[str, str] | None) -> list[Training]:
+    parts, held = recipe.parts(read["data"]), None
     if "validation_data" in read:
         held = recipe.parts(read["validation_data"])
-        if len(trained) == len(held) == 1:
+        if len(parts) == len(held) == 1:
             # A part's name depends on its rows, but what is one training validates on all of them.
-            held = dict(zip(trained, held.values(), strict=True))
-        for name in sorted(trained.keys() - held.keys()):
+            held = dict(zip(parts, held.values(), strict=True))
+    trainings = []
+    for name, rows in parts.items():
+        try:
+            trainings.append(_training(recipe, name, rows, held))
+        except InpaintError as error:
+            if unfit is None:
+                raise
+            unfit[name] = str(error)
+    return trainings
+
+
+def _training(recipe: Recipe, name: str, rows: Manifest, held: Mapping[str, Manifest] | None) -> Training:
+    """Args: held: what each part validates on, where that is rows of its own."""
+    held_out = None
+    if held is not None:
+        if name not in held:
             raise InpaintError(f"{name}: no row of {recipe.validation.data} is of it, so that it cannot be validated")
+        held_out = held[name]
     elif recipe.validation.share:
-        for name, rows in trained.items():
-            trained[name], held[name] = rows.split(recipe.validation.share, recipe.train.seed)
-            if not len(held[name]):
-                one = len(rows.table["digest"].unique()) == 1
-                why = "all show one image" if one else "each image is the only one of its category or label"
-                raise InpaintError(f"{name}: none of its rows can be held out, for {why}")
-    return [
-        Training(
-            name=name, recipe=recipe.bind(rows), rows=rows, held_out=held.get(name), output=recipe.run_folder(name)
-        )
-        for name, rows in trained.items()
-    ]
+        all_of_them = rows
+        rows, held_out = rows.split(recipe.validation.share, recipe.train.seed)
+        if not len(held_out):
+            one = len(all_of_them.table["digest"].unique()) == 1
+            why = "all show one image" if one else "each image is the only one of its category or label"
+            raise InpaintError(f"{name}: none of its rows can be held out, for {why}")
+    output = recipe.run_folder(name)
+    return Training(name=name, recipe=recipe.bind(rows), rows=rows, held_out=held_out, output=output)
 
 
 def trained_by(training: Training, ended: Progress) -> Trained:

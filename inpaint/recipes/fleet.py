@@ -1,0 +1,179 @@
+"""A fleet of adapters: one per category of a CSV, several at once in one process on one frozen base, and processes side
+by side on the cluster."""
+
+import csv
+import io
+import json
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import tyro
+
+from inpaint.data.quarantine import Reason
+from inpaint.data.storage import read_file, write_file
+from inpaint.errors import BadRow, InpaintError
+from inpaint.progress import ProgressBar
+from inpaint.recipes.category_lora import Adapters, CategoryLora
+from inpaint.recipes.lora import LoraRecipe
+from inpaint.rowmap import ActorPool, ActorResources, Item, Result, key_of, map_rows
+from inpaint.stopping import StopToken
+from inpaint.train.alone import train_alone
+from inpaint.train.checkpoint import VALIDATION_LOSS, Progress
+from inpaint.train.encoding import Latents
+from inpaint.train.run import encode_before, prepared, trained_by
+from inpaint.train.settings import may_change, plain
+from inpaint.train.together import Ended, check_together, train_together
+from inpaint.train.trainer import Training
+
+DONE, TABLE = "fleet.jsonl", "fleet.csv"
+COLUMNS = ("category", "rows", "samples", "loss", VALIDATION_LOSS, "seconds", "adapter", "error")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fleet(CategoryLora):
+    """Settings of `python -m ray_jobs.fleet`: those of a category LoRA, for each category of the CSV by itself."""
+
+    adapters: tyro.conf.Suppress[Adapters] = Adapters.PER_CATEGORY
+    together: int = may_change(8)
+    """Most adapters trained at once in one process: a forward has so many times `train.max_micro_batch` rows, or half
+    as many where a GPU's memory does not hold them."""
+    pool: Annotated[ActorPool, tyro.conf.arg(name="")] = may_change(ActorPool())
+    """Processes side by side."""
+
+    def check(self) -> None:
+        super().check()
+        check_together(self.train)
+        check_latents(self)
+        if self.together < 1:
+            raise InpaintError(f"together is {self.together}: give at least 1")
+
+
+@dataclass(frozen=True)
+class FleetReport:
+    """What became of a fleet."""
+
+    table: str
+    """Path or URL of `fleet.csv`: a line per category."""
+    adapters: list[str]
+    """Their folders or URLs."""
+    failed: Mapping[str, str]
+    """Category -> why there is no adapter of it."""
+
+    @property
+    def lines(self) -> list[str]:
+        """What is said of it."""
+        failed = [f"failed: {category}: {why}" for category, why in self.failed.items()]
+        return [*(f"adapter: {folder}" for folder in self.adapters), *failed, f"table: {self.table}"]
+
+
+def train_fleet(
+    config: Fleet, *, stop: StopToken | None = None, announce: Callable[[str], None] = print
+) -> FleetReport:
+    """Read the CSV, train an adapter for each of its categories, and write them and one table into the output.
+
+    A category that cannot be trained stops no other. An adapter that is there and whole is not trained again, and with
+    `resume` a training that was interrupted goes on from its checkpoint.
+
+    Raises:
+        InpaintError: unusable data or settings, no category could be trained, or `stop` ended it.
+    """
+    stop, failed = stop or StopToken(), dict[str, str]()
+    trainings = prepared(config, stop, failed)
+    if not trainings:
+        raise InpaintError(f"no category can be trained: {_said(failed)}")
+    # Of like lengths together: all in a process then end at about the same time.
+    trainings = sorted(trainings, key=lambda training: (-training.total, training.name))
+    processes = config.pool.needs(len(trainings)).workers
+    together = min(config.together, -(-len(trainings) // processes))
+    announce(f"{len(trainings)} adapters, {together} at once in each of {processes} process(es)")
+    encode_before(trainings, stop, announce)
+    with ProgressBar("adapters") as bar:
+        report = map_rows(
+            [item_of(training) for training in trainings],
+            AdapterWorker,
+            config.output,
+            name=DONE,
+            pool=replace(config.pool, max_batch=together),
+            on_progress=bar.show,
+            stop=stop,
+        )
+        for warned in report.warned:
+            bar.warn(warned.line)
+    failed |= {bad.name: bad.detail for bad in report.quarantined}
+    lines = done_lines(config.output, DONE)
+    rows = [{"category": line["id"], **line} for line in lines]
+    rows += [{"category": name, "error": why} for name, why in failed.items()]
+    write_table(config.output, TABLE, COLUMNS, sorted(rows, key=lambda row: str(row["category"])))
+    if not lines:
+        raise InpaintError(f"no adapter was trained: {_said(failed)}")
+    return FleetReport(f"{config.output}/{TABLE}", [f"{config.output}/{line['adapter']}" for line in lines], failed)
+
+
+class AdapterWorker:
+    """Trains adapters, as many at once as it is given."""
+
+    def __init__(self, resources: ActorResources) -> None:
+        torch.set_num_threads(resources.threads)
+        self.device, self.threads = torch.device(resources.device), resources.threads
+
+    def __call__(self, trainings: Sequence[Training]) -> list[Result | BadRow]:
+        started = time.monotonic()
+        if len(trainings) == 1:
+            ended: Sequence[Ended] = [train_alone(trainings[0], self.device, self.threads)]
+        else:
+            ended = train_together(trainings, self.device, self.threads)
+        seconds = (time.monotonic() - started) / len(trainings)
+        return [self._outcome(training, end, seconds) for training, end in zip(trainings, ended, strict=True)]
+
+    def about(self, training: Training, ended: Progress) -> dict[str, Any]:
+        """What the table says of an adapter beside how it was trained."""
+        return {"rows": len(training.rows), VALIDATION_LOSS: ended.metrics.get(VALIDATION_LOSS)}
+
+    def _outcome(self, training: Training, ended: Ended, seconds: float) -> Result | BadRow:
+        if not isinstance(ended, Progress):
+            return BadRow("category", Reason.NOT_TRAINED, str(ended))
+        where = f"adapters/{training.name}"
+        with tempfile.TemporaryDirectory() as folder:
+            training.recipe.export(trained_by(training, ended), Path(folder))
+            paths = [path for path in Path(folder).rglob("*") if path.is_file()]
+            files = {f"{where}/{path.relative_to(folder)}": path.read_bytes() for path in paths}
+        line = {"samples": ended.samples, "loss": ended.metrics.get("loss"), "seconds": round(seconds, 1)}
+        return Result(files, {**line, **self.about(training, ended), "adapter": where, "unread": ended.unread})
+
+
+def item_of(training: Training) -> Item:
+    """A training for a worker. What an earlier run began was refused, or wanted: one that is started again goes on. The
+    card has no pictures, for other actors would have to paint them."""
+    recipe = training.recipe
+    assert isinstance(recipe, LoraRecipe)
+    to_go_on = replace(training, recipe=replace(recipe, resume=True, card_samples=0))
+    return Item(training.name, key_of(plain(recipe, fixed_only=True), training.rows.hash, training.total), to_go_on)
+
+
+def check_latents(recipe: LoraRecipe) -> None:
+    """Raises InpaintError where a training would need a stream of its own."""
+    if recipe.latents is Latents.STREAMED:
+        raise InpaintError("latents streamed: is for one training on Ray Train; of several side by side, give cached")
+
+
+def done_lines(output: str, name: str) -> list[dict[str, Any]]:
+    """The lines of a map's done-list."""
+    return [json.loads(line) for line in (read_file(output, name) or b"").decode().splitlines()]
+
+
+def write_table(output: str, name: str, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """A CSV of these columns of rows that may have others."""
+    table = io.StringIO()
+    writer = csv.DictWriter(table, columns, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_file(output, name, table.getvalue().encode())
+
+
+def _said(failed: Mapping[str, str]) -> str:
+    return "; ".join(f"{name}: {why}" for name, why in failed.items())
