@@ -95,7 +95,7 @@ class TorchDataset(torch.utils.data.Dataset):
     def __getitem__(self, position: int) -> dict[str, np.ndarray | str | int]:
         _, index = self.plan.lookup(np.array([position]))
         row = self.rows[int(index[0])]
-        sample = make_sample(row, fetch(row, SETTINGS), SETTINGS, 0, position)
+        sample = make_sample(row, fetch(row, reads_mask=SETTINGS.reads_mask), SETTINGS, 0, position)
         return {"position": position, "image": sample["image"], "hole": sample["hole"], "prompt": sample["prompt"]}
 
 

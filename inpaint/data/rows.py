@@ -9,7 +9,7 @@ after the manifest was made.
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 
@@ -244,6 +244,12 @@ def mixed(words: np.ndarray) -> np.ndarray:
     words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return words ^ (words >> np.uint64(31))
+
+
+def digest_of(files: Mapping[str, bytes]) -> str:
+    """A row's digest, in hex, from its files by column (`image`, `input`, `hole`), all of those that it has."""
+    each = (hashlib.sha256(files[name]).digest() if name in files else bytes(32) for name in ("image", "input", "hole"))
+    return hashlib.sha256(b"".join(each)).hexdigest()
 
 
 def as_bytes(digests: pa.Array) -> np.ndarray:

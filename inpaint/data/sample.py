@@ -156,7 +156,7 @@ def read_batch(
         variants = dict(zip(places.tolist(), np.stack([indices, views, holes], 1).tolist(), strict=True))
 
     def get(i: int) -> tuple[Any, Any]:
-        files = fetch(rows[i], settings) if "image" in batch else None
+        files = fetch(rows[i], reads_mask=settings.reads_mask) if "image" in batch else None
         return files, stored.fetch(*variants[i]) if stored is not None else None
 
     def made(i: int, files: Any, entries: Any) -> dict[str, Any]:
@@ -209,13 +209,13 @@ def _blank(
     return batch
 
 
-def fetch(row: Row, settings: ReadSettings) -> dict[str, bytes]:
-    """Those of a row's files that its sample is made of, by column. Raises BadRow."""
+def fetch(row: Row, *, reads_mask: bool) -> dict[str, bytes]:
+    """A row's files by column, those that there are; its mask only where it is wanted. Raises BadRow."""
     root, most = open_root(row.root), DEFAULT_LIMITS.max_bytes
     files = {"image": read(root, row.image, "output", most)}
     if row.input is not None:
         files["input"] = read(root, row.input, "input", most)
-    if row.hole is not None and settings.reads_mask:
+    if row.hole is not None and reads_mask:
         files["hole"] = read(root, row.hole, "mask", most)
     return files
 

@@ -23,7 +23,8 @@ from inpaint.data.bank import crop_randomness, hole_of, is_mirrored
 from inpaint.data.latent_files import ADDRESS, Stored, entry, pack, trim, write_entries
 from inpaint.data.latents import Variants
 from inpaint.data.pipeline import Batch, Stage, numbers
-from inpaint.data.rows import Manifest
+from inpaint.data.quarantine import Reason
+from inpaint.data.rows import Manifest, digest_of
 from inpaint.data.sample import ReadSettings, draw_hole, fetch, see, settle_reader
 from inpaint.errors import BadRow, InpaintError
 from inpaint.progress import ProgressBar
@@ -245,7 +246,13 @@ def _lines(subset: Subset, index: int, entries: Sequence[tuple[int, bytes]]) -> 
         whole = np.full((read.height, read.width), 255, np.uint8)
         return [_line(read, key, encodes=True, cut=whole) for _, key in entries]
     row, seen = subset.rows.row(index), dict[int, dict[str, Any]]()
-    files = fetch(row, read)
+    files = fetch(row, reads_mask=True)
+    if digest_of(files) != row.digest:
+        # Its latents would be found by what the files were.
+        changed = "they changed after they were inspected: run it again with --resume --recheck, or in a new output"
+        raise BadRow("output", Reason.UNREADABLE, changed)
+    if not read.reads_mask:
+        files.pop("hole", None)
     for which, key in entries:
         view, number = variants.view_and_hole(which)
         if view not in seen:

@@ -16,7 +16,7 @@ from inpaint.data.files import check_relative
 from inpaint.data.pipeline import MAX_POSITIONS_AHEAD, Stage, batches, read_manifest
 from inpaint.data.plan import PADDING, Plan, StepLayout
 from inpaint.data.quarantine import Reason
-from inpaint.data.rows import Manifest
+from inpaint.data.rows import Manifest, digest_of
 from inpaint.data.sample import ReadSettings
 from inpaint.data.sources import Captions, CsvSource, FolderSource, JoinedSource
 from inpaint.errors import BadRow, InpaintError, TooManyBadRows
@@ -161,6 +161,8 @@ def test_the_manifest_keeps_the_order_and_knows_the_bytes(folder):
     (folder / "m3.png").write_bytes(images.encoded(images.mask(40, 42), compress_level=0))
     changed, _ = read_manifest(write_csv(folder, lines))
     assert "3.png (bytes of the files)" in manifest.difference(changed)
+    files = {"image": "3.png", "hole": "m3.png"}
+    assert changed.row(3).digest == digest_of({name: (folder / path).read_bytes() for name, path in files.items()})
 
 
 @pytest.mark.parametrize("with_input", [False, True])
@@ -361,9 +363,9 @@ def test_small_images_are_read_by_one_thread(manifest):
 def test_files_are_fetched_side_by_side_while_one_thread_decodes(manifest, monkeypatch):
     fetch, together = sample.fetch, threading.Barrier(4)
 
-    def fetch_together(*args):
+    def fetch_together(row, **which):
         together.wait(timeout=30)
-        return fetch(*args)
+        return fetch(row, **which)
 
     plan = Plan.of(manifest, 0)
     with ThreadPoolExecutor(1) as threads, ThreadPoolExecutor(4) as fetchers:

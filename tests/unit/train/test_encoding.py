@@ -17,7 +17,8 @@ from inpaint import cluster
 from inpaint.cluster import Node
 from inpaint.data.bank import Bank
 from inpaint.data.latent_files import DATA, Stored
-from inpaint.data.rows import Manifest, Row
+from inpaint.data.latents import Variants
+from inpaint.data.rows import Manifest, Row, digest_of
 from inpaint.data.sample import read_batch
 from inpaint.errors import ClusterTooSmall, InpaintError
 from inpaint.models.lora import LoraSettings
@@ -40,14 +41,11 @@ SAMPLES = 24
 def training_in(folder: Path, latents: Latents) -> Training:
     """Of three photos, of which half of the samples are mirrored; one has an input of its own."""
     rows = []
-    for number in range(4):
-        path = folder / f"{number}.png"
-        if not path.exists():
-            pixels = np.random.default_rng(number).integers(0, 256, (SIZE + 4, SIZE, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(path)
-        seen = {"image": path.name, "width": SIZE, "height": SIZE + 4, "digest": f"{number + 1:02x}" * 32}
-        rows.append(Row(id=path.name, root=str(folder), prompt="the red wood", **seen))
-    rows[1] = replace(rows[1], input="3.png")
+    for files in (("0.png",), ("1.png", "3.png"), ("2.png",)):
+        named = dict(zip(("image", "input"), files, strict=False))
+        digest = digest_of({column: (folder / name).read_bytes() for column, name in named.items()})
+        seen = {**named, "width": SIZE, "height": SIZE + 4, "digest": digest}
+        rows.append(Row(id=files[0], root=str(folder), prompt="the red wood", **seen))
     recipe = DreamboothLora(
         data=str(folder),
         output=str(folder / latents),
@@ -65,7 +63,7 @@ def training_in(folder: Path, latents: Latents) -> Training:
         ),
         validation=ValidationSettings(samples=0),
     )
-    manifest = Manifest.of(rows[:3])
+    manifest = Manifest.of(rows)
     return Training(name="s", recipe=recipe.bind(manifest), rows=manifest, output=str(folder / latents))
 
 
@@ -101,6 +99,9 @@ def in_this_process(most: int | None = None) -> Callable[..., int]:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("encoding")
     tiny_sd_inpaint(folder / "base")
+    for number in range(4):
+        pixels = np.random.default_rng(number).integers(0, 256, (SIZE + 4, SIZE, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
     return folder
 
 
@@ -168,6 +169,15 @@ def test_streamed_is_the_same_run(
     monkeypatch.setattr(alone, "read_batch", read_and_encoded)
     assert difference(trained(training), online) == 0.0
     assert {"latents", "masked_latents"} <= seen and not {"image", "input"} & seen
+
+
+def test_a_file_that_changed_is_not_encoded_for_what_it_was(folder: Path) -> None:
+    training = training_in(folder, Latents.CACHED)
+    rows = Manifest.of([replace(training.rows.row(0), digest="ab" * 32), training.rows.row(2)])
+    read, plan = training.recipe.read_settings(), replace(training, rows=rows).plan
+    subset = Subset(rows, Variants.of(rows, read, encoding_of(training).spec, plan, range(SAMPLES)))
+    (told,) = filter(None, encode._read([subset], encode._wanted([subset]))["error"])
+    assert told.startswith("0.png: ") and "they changed after they were inspected" in told
 
 
 def test_images_are_shown_beside_their_latents_where_something_else_is_made_of_them(
