@@ -45,7 +45,7 @@ class Shuffled:
 
     def __init__(self, seed: int, purpose: str, slots: np.ndarray) -> None:
         """Args: slots: uint32, the rows of one epoch, each as often as it comes in it."""
-        self.slots, self._order = slots, orders(seed, purpose, len(slots))
+        self.slots, self._seed, self._purpose = slots, seed, purpose
 
     def __len__(self) -> int:
         return len(self.slots)
@@ -53,11 +53,30 @@ class Shuffled:
     def lookup(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Places, int64[B], any order -> epoch and row, int64[B] each."""
         epochs, offsets = np.divmod(places, len(self))
-        rows = np.empty_like(places)
+        rows, order_of = np.empty_like(places), orders(self._seed, self._purpose, len(self))
         for epoch in np.unique(epochs):
             now = epochs == epoch
-            rows[now] = self.slots[self._order(int(epoch))[offsets[now]]]
+            rows[now] = self.slots[order_of(int(epoch))[offsets[now]]]
         return epochs, rows
+
+
+def filled(epochs: np.ndarray | int, sizes: tuple[int, ...], batch: int) -> np.ndarray:
+    """Batches that so many epochs of buckets of `sizes` fill, int64[..., buckets]."""
+    return np.multiply.outer(epochs, sizes) // batch
+
+
+@lru_cache
+def deals(seed: int, purpose: str, sizes: tuple[int, ...], batch: int) -> Callable[[int], np.ndarray]:
+    """Epoch -> its `deal`, kept as `orders` are."""
+    return lru_cache(maxsize=2)(partial(deal, seed, purpose, sizes, batch))
+
+
+def deal(seed: int, purpose: str, sizes: tuple[int, ...], batch: int, epoch: int) -> np.ndarray:
+    """Of each batch of an epoch the bucket, and the place in its rows where it begins; int64[2, batches]."""
+    before, after = (filled(number, sizes, batch) for number in (epoch, epoch + 1))
+    buckets = np.repeat(np.arange(len(sizes)), after - before)
+    numbers = np.concatenate([np.arange(first, end) for first, end in zip(before, after, strict=True)])
+    return np.stack([buckets, numbers * batch])[:, permutation(seed, purpose, len(buckets), epoch)]
 
 
 class Bucketed:
@@ -68,39 +87,28 @@ class Bucketed:
         """Args: buckets: the slots of each, as of `Shuffled`."""
         self._seed, self._purpose, self._batch = seed, f"{purpose} of batches", batch
         self._rows = [Shuffled(seed, f"{purpose} in bucket {n}", slots) for n, slots in enumerate(buckets)]
-        self._sizes = np.array([len(slots) for slots in buckets])
-        self._dealt = lru_cache(maxsize=2)(self._deal)
+        self._sizes = tuple(len(slots) for slots in buckets)
 
     def __len__(self) -> int:
-        return int(self._sizes.sum())
+        return sum(self._sizes)
 
     def lookup(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Places, int64[B], any order -> epoch of the row's bucket and row, int64[B] each."""
         batches, within = np.divmod(places, self._batch)
         buckets, firsts = np.empty_like(places), np.empty_like(places)
         of_all = batches * self._batch // len(self)
-        while (late := self._filled(of_all + 1).sum(axis=-1) <= batches).any():
+        while (late := filled(of_all + 1, self._sizes, self._batch).sum(axis=-1) <= batches).any():
             of_all += late
+        dealt = deals(self._seed, self._purpose, self._sizes, self._batch)
         for epoch in np.unique(of_all):
             now = of_all == epoch
-            buckets[now], firsts[now] = self._dealt(int(epoch))[:, batches[now] - self._filled(epoch).sum()]
+            before = filled(epoch, self._sizes, self._batch).sum()
+            buckets[now], firsts[now] = dealt(int(epoch))[:, batches[now] - before]
         epochs, rows = np.empty_like(places), np.empty_like(places)
         for bucket in np.unique(buckets):
             now = buckets == bucket
             epochs[now], rows[now] = self._rows[bucket].lookup(firsts[now] + within[now])
         return epochs, rows
-
-    def _filled(self, epochs: np.ndarray | int) -> np.ndarray:
-        """Batches that so many epochs of each bucket fill, int64[..., buckets]."""
-        return np.multiply.outer(epochs, self._sizes) // self._batch
-
-    def _deal(self, epoch: int) -> np.ndarray:
-        """Of each batch of an epoch the bucket, and the place in its rows where it begins; int64[2, batches]."""
-        before, after = self._filled(epoch), self._filled(epoch + 1)
-        buckets = np.repeat(np.arange(len(before)), after - before)
-        numbers = np.concatenate([np.arange(first, end) for first, end in zip(before, after, strict=True)])
-        order = permutation(self._seed, self._purpose, len(buckets), epoch)
-        return np.stack([buckets, numbers * self._batch])[:, order]
 
 
 class Plan:

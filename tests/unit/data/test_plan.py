@@ -1,6 +1,7 @@
 """The plan and its layout: each row as often per epoch as it says, sources at their ratio, any number of workers."""
 
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -135,6 +136,7 @@ def test_batches_of_buckets_are_shuffled_and_sources_take_turns_by_batch():
     assert sorted(first) == list(range(64)) and not np.array_equal(np.sort(first), first)
     turns = [of_batch[source[:, 0] == 0, 0][half : half + 16].tolist() for half in (0, 16)]
     assert turns[0] != turns[1] and sorted(turns[0]) == sorted(turns[1]) == [0] * 8 + [1] * 8
+    assert pickle.dumps(plan), "it travels to workers of whatever reads"
 
 
 def test_images_are_seen_in_the_shape_that_crops_least_of_them():
