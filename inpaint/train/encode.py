@@ -77,7 +77,7 @@ def encode_latents(
         announce: called with what is needed and what lacks of it, before it begins.
 
     Raises:
-        InpaintError: more is needed than the cache may hold, or a stop was asked for.
+        InpaintError: more is needed than the cache may hold, other machines do not see it, or a stop was asked for.
         ClusterTooSmall: the encoders do not fit.
     """
     assert encoding.latents is Latents.CACHED, encoding.latents
@@ -98,6 +98,11 @@ def encode_latents(
                 "holes (bank.holes), or latents streamed"
             )
         made = _encode(subsets, lacking, encoding, bar, stop) if len(lacking) else 0
+        if made > (Stored.at(where).find(lacking["key"])["file"] >= 0).sum():
+            raise InpaintError(
+                f"{encoding.cache} cannot be seen from every machine, so that latents are lost: give a shared folder "
+                "or a URL as encoding.cache"
+            )
         removed = [] if limit is None else trim(encoding.cache, int(limit * GIGA), _files_of(where, wanted["key"]))
         if removed:
             bar.warn(f"{len(removed)} files of {encoding.cache}, not used for longest, were removed")

@@ -37,6 +37,8 @@ class WorkerConfig:
     total: int
     """Samples of the whole run."""
     output: str
+    cache: str | None
+    """Of latents that were encoded before."""
     channel: Any
     threads: int
     """Of torch."""
@@ -124,10 +126,9 @@ def work(arguments: dict[str, WorkerConfig]) -> None:
 
 
 def _work(config: WorkerConfig) -> None:
-    if "://" not in config.output and not Path(config.output).is_dir():
-        raise InpaintError(
-            f"{config.output} cannot be seen from every machine: give a shared folder or a URL as output"
-        )
+    for setting, where in (("output", config.output), ("encoding.cache", config.cache)):
+        if where is not None and "://" not in where and not Path(where).is_dir():
+            raise InpaintError(f"{where} cannot be seen from every machine: give a shared folder or a URL as {setting}")
     import torch
     import torch.distributed as dist
 

@@ -120,15 +120,22 @@ def fit(
     workers, encoders = _needs(recipe.train, side_by_side, encoding)
     threads, use_gpu = cluster.worker_threads(workers.cpus_per_worker), workers.gpus_per_worker > 0
     resources = {"CPU": workers.cpus_per_worker, **({"GPU": workers.gpus_per_worker} if use_gpu else {})}
-    latents = LatentReading.of_cache(encoding)
     if encoding is not None and encoders is not None:
         held = workers.workers * workers.cpus_per_worker * side_by_side
         free = sum(node.cpus for node in cluster.cluster_nodes()) - held
         latents = LatentReading(stage=streaming(encoding, encoders, free_cpus=free))
+    else:
+        latents = LatentReading.of_cache(encoding)
     pickled = ray.cloudpickle.dumps((recipe, started))
     storage = open_root(f"{output}/ray_train")
     config = WorkerConfig(
-        train=recipe.train, total=total, output=output, channel=channel, threads=threads, pickled=pickled
+        train=recipe.train,
+        total=total,
+        output=output,
+        cache=latents.cache,
+        channel=channel,
+        threads=threads,
+        pickled=pickled,
     )
     trainer = TorchTrainer(
         work,

@@ -149,6 +149,10 @@ def test_cached_is_the_same_run_and_encodes_once_whatever_happens(
         for picture in folder.glob("*.hidden"):
             picture.rename(picture.with_suffix(".png"))
     settings = replace(training.recipe.encoding, limit_gb=1e-6)
+    monkeypatch.setattr(encode, "_encode", lambda *_: 1)
+    unseen = replace(training.recipe, encoding=replace(training.recipe.encoding, cache=str(folder / "unseen")))
+    with pytest.raises(InpaintError, match="unseen cannot be seen from every machine"):
+        encoded(replace(training, recipe=unseen, output=str(folder / "unseen run")))
     small = replace(training, recipe=replace(training.recipe, encoding=settings), output=str(folder / "small"))
     with pytest.raises(InpaintError, match=r"limit_gb 1e-06: this run needs .* GB"):
         encoded(small)
