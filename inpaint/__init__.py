@@ -41,6 +41,7 @@ _HOMES = {
     "inpaint.recipes.panel_painting": ("PaintPanels", "paint_panels"),
     "inpaint.recipes.photoshoot_lora": ("PhotoshootLora", "TrainPhotoshootLora", "train_photoshoot"),
     "inpaint.paint.batch": ("PaintSettings",),
+    "inpaint.recipes.sweep": ("Sweep", "sweep"),
     "inpaint.recipes.toy_base": ("PretrainToy", "pretrain_toy"),
     "inpaint.recipes.toy_vision": ("PretrainToyVision", "pretrain_toy_vision"),
     "inpaint.serve.local": ("ServeHere", "serve_here"),

@@ -60,7 +60,8 @@ def parse(
     """The configuration that the arguments ask for; hyphens and underscores are alike."""
     default: Any = tyro.MISSING_NONPROP
     if defaults is not None:
-        default, _ = tyro.cli(defaults, args=arguments, return_unknown_args=True, add_help=False)
+        asked = [word for word in arguments if word not in ("-h", "--help")]  # a position would take it
+        default, _ = tyro.cli(defaults, args=asked, return_unknown_args=True, add_help=False)
     program = getattr(sys.modules["__main__"].__spec__, "name", None)
     prog = None if program is None else f"python -m {program}"
     as_said = (tyro.conf.EnumChoicesFromValues,)

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,7 +15,8 @@ from PIL import Image
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """Rows of cells below a title; numbers are shown with three digits after the point."""
+    """Rows of cells below a title; numbers are shown with three digits after the point, very small and very large ones
+    with two in all."""
 
     title: str
     note: str = ""
@@ -47,6 +49,89 @@ class Curve:
         return " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, y, strict=True))
 
 
+@dataclass(frozen=True)
+class Line:
+    """One of a chart."""
+
+    name: str
+    points: Sequence[tuple[float, float]]
+    is_strong: bool = False
+    """Whether it stands out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chart:
+    """Lines of one measure over samples."""
+
+    title: str
+    lines: Sequence[Line]
+
+    @property
+    def bounds(self) -> tuple[float, float, float, float]:
+        """Lowest and highest x, lowest and highest y."""
+        x, y = zip(*(point for line in self.lines for point in line.points), strict=True)
+        return min(x), max(x), min(y), max(y)
+
+    def points(self, line: Line, width: int, height: int) -> str:
+        """As the `points` of an SVG polyline."""
+        left, right, low, high = self.bounds
+        pairs = [(_share(x, left, right) * width, height - _share(y, low, high) * height) for x, y in line.points]
+        return " ".join(f"{x:.1f},{y:.1f}" for x, y in pairs)
+
+
+@dataclass(frozen=True)
+class Axis:
+    """What all have of one thing: numbers, or words."""
+
+    name: str
+    values: Sequence[object]
+    log: bool = False
+
+    @property
+    def ends(self) -> tuple[object, object]:
+        """What stands at the bottom and at the top."""
+        return (self._order[0], self._order[-1]) if self._order else (min(self._numbers), max(self._numbers))
+
+    def heights(self, height: int) -> list[float]:
+        """Where each lies, downwards from the top."""
+        if self._order:
+            places = {value: float(place) for place, value in enumerate(self._order)}
+            found = [places[str(value)] for value in self.values]
+        else:
+            found = [math.log(number) if self.log else number for number in self._numbers]
+        return [height - _share(value, min(found), max(found)) * height for value in found]
+
+    @property
+    def _numbers(self) -> list[float]:
+        return [float(value) for value in self.values if isinstance(value, (int, float))]
+
+    @property
+    def _order(self) -> list[str]:
+        """Of words; empty where all are numbers."""
+        is_number = all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in self.values)
+        return [] if is_number else sorted({str(value) for value in self.values})
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParallelCoordinates:
+    """An axis for each thing, and a line through all of them for each who has them (Inselberg 1985)."""
+
+    title: str
+    axes: Sequence[Axis]
+    strongest: int
+    """Whose line stands out."""
+
+    def lines(self, width: int, height: int) -> list[str]:
+        """As the `points` of SVG polylines."""
+        heights = zip(*(axis.heights(height) for axis in self.axes), strict=True)
+        step = width / max(len(self.axes) - 1, 1)
+        return [" ".join(f"{number * step:.1f},{y:.1f}" for number, y in enumerate(line)) for line in heights]
+
+
+def _share(value: float, low: float, high: float) -> float:
+    return (value - low) / max(high - low, 1e-12)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Report:
     """What a run has to show."""
@@ -58,6 +143,8 @@ class Report:
     tables: Sequence[Table] = ()
     galleries: Sequence[Gallery] = ()
     curves: Sequence[Curve] = ()
+    charts: Sequence[Chart] = ()
+    parallels: Sequence[ParallelCoordinates] = ()
     details: Mapping[str, object] = field(default_factory=dict)
     """Settings, versions, revisions."""
 
@@ -83,7 +170,8 @@ def write_report(folder: str | Path, report: Report) -> Path:
 
 def _shown(value: object) -> str:
     if isinstance(value, float):
-        return f"{value:.3f}".rstrip("0").rstrip(".")
+        is_usual = value == 0 or 0.01 <= abs(value) < 1e6
+        return f"{value:.3f}".rstrip("0").rstrip(".") if is_usual else f"{value:.2g}"
     return str(value)
 
 

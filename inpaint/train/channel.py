@@ -108,6 +108,9 @@ def watched(
             console.show(told)
             if watch is not None and isinstance(told, dict):
                 watch(told)
+            elif watch is not None and isinstance(told, tuple):
+                samples, _, figures = told
+                watch({"samples": samples, **figures})
 
     def keep_polling() -> None:
         while not ended.wait(POLL_SECONDS):

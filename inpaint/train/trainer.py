@@ -9,7 +9,7 @@ import importlib.metadata
 import json
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -91,12 +91,16 @@ def fit(
     side_by_side: int = 1,
     stop: StopToken | None = None,
     watch: Callable[[StepReport], None] | None = None,
+    workers: cluster.Needs | None = None,
+    callbacks: Sequence[Any] = (),
 ) -> Progress:
     """Train on the connected cluster.
 
     Args:
         side_by_side: trainings that share the cluster.
-        watch: called with every step's report, some time after the step.
+        watch: called with every step's report, some time after the step, and with what painted pictures showed.
+        workers: so many, of that size; None: as many as find a place in the training's share of the cluster.
+        callbacks: Ray Train's, told of each validation.
 
     Returns where it ended: before the end only where `stop` was asked for.
 
@@ -117,7 +121,7 @@ def fit(
         recipe.begin(folder)
     channel = open_channel()
     encoding = recipe.how_encoded()
-    workers, encoders = _needs(recipe.train, side_by_side, encoding)
+    workers, encoders = (workers, None) if workers else _needs(recipe.train, side_by_side, encoding)
     threads, use_gpu = cluster.worker_threads(workers.cpus_per_worker), workers.gpus_per_worker > 0
     resources = {"CPU": workers.cpus_per_worker, **({"GPU": workers.gpus_per_worker} if use_gpu else {})}
     if encoding is not None and encoders is not None:
@@ -154,6 +158,7 @@ def fit(
             failure_config=ray.train.FailureConfig(max_failures=recipe.train.max_failures),
             worker_runtime_env={"env_vars": _environment(threads, use_gpu=use_gpu)},
             logging_config=ray.train.LoggingConfig(log_level="WARNING"),
+            callbacks=list(callbacks),
         ),
     )
     with (

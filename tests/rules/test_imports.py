@@ -59,9 +59,11 @@ KNOW_RAY = (
     "inpaint/serve/apps/*",
     "inpaint/serve/deployments/*",
     "inpaint/train/channel.py",
+    "inpaint/train/referee.py",
     "inpaint/train/encode.py",
     "inpaint/train/start.py",
     "inpaint/train/trainer.py",
+    "inpaint/train/tuning.py",
     "inpaint/train/worker.py",
     "ray_jobs/*",
     "benchmarks/*",
@@ -82,6 +84,7 @@ DISTRIBUTIONS = {
 OPTIONAL = {
     "inpaint/evaluate/classical.py": {"skimage"},
     "inpaint/export/onnx/*": {"onnx", "onnxruntime"},
+    "inpaint/recipes/sweep_tpe.py": {"optuna"},
     "inpaint/train/optimizers.py": {"bitsandbytes", "prodigyopt"},
 }
 """What these files alone import, where an extra is installed."""

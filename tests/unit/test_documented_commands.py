@@ -23,6 +23,7 @@ PAGES += sorted((ROOT / "ray_jobs").glob("[a-z]*.py"))
 NEEDED = {
     "train_category_lora": "--data d.csv --output runs/x",
     "fleet": "--data d.csv --output runs/x",
+    "sweep": "category_lora --data d.csv --output runs/x",
     "train_ddpm": "--data d --output runs/x",
     "train_dreambooth_lora": "--instance-dir d --output-dir o",
     "train_controlnet": "--data d --output o",
