@@ -1,6 +1,6 @@
 """What it saves to encode once: FLOPs and time per sample with latents online and cached, and that the run is the same.
 
-    python -m benchmarks.latents                        # on 2 idle cores half an hour, most of it SD 1.5's steps; 16 GB
+    python -m benchmarks.latents                        # a quarter of an hour on 2 busy cores; 12 GB
     python -m benchmarks.latents --sd15-size 64 --rounds 1 --images 8 --epochs 2     # five minutes
 
 FLOPs are counted by torch on the meta device: LoRA of rank 16 on U-Net and text encoders, forward and backward, of SD
