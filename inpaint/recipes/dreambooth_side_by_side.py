@@ -2,28 +2,29 @@
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from inpaint.progress import ProgressBar
+from inpaint.errors import InpaintError
 from inpaint.recipes.dreambooth import DreamboothLora
-from inpaint.recipes.fleet import AdapterWorker, check_latents, done_lines, item_of, write_table
-from inpaint.rowmap import ActorPool, map_rows
+from inpaint.recipes.fleet import AdapterWorker, check_latents, train_side_by_side, write_table
+from inpaint.rowmap import ActorPool
 from inpaint.stopping import StopToken
 from inpaint.train.checkpoint import Progress
-from inpaint.train.run import encode_before, prepared
+from inpaint.train.run import prepared
+from inpaint.train.together import check_together
 from inpaint.train.trainer import Training
 
 DONE, TABLE = "subjects.jsonl", "subjects.csv"
-COLUMNS = ("subject", "prompt", "photos", "class_images", "samples", "loss", "seconds", "adapter")
+COLUMNS = ("subject", "prompt", "photos", "class_images", "samples", "loss", "seconds", "adapter", "error")
 
 
 def train_subjects(
     recipe: DreamboothLora,
     *,
     pool: ActorPool,
+    together: int = 1,
     stop: StopToken | None = None,
     announce: Callable[[str], None] = print,
 ) -> list[str]:
@@ -31,37 +32,32 @@ def train_subjects(
     into the recipe's output; returns the adapters' folders.
 
     An adapter that is there and whole is not trained again, and a training that was interrupted goes on from its
-    checkpoint. How often each image came stands in `subjects.jsonl`.
+    checkpoint. How often each image came stands in `subjects.jsonl`. One that fails stops no other.
 
     Args:
-        announce: told what is to be encoded, where latents are cached.
+        together: subjects trained at once on one actor.
+        announce: told what is to be trained, and encoded where latents are cached.
 
     Raises:
-        InpaintError: unusable data or settings, or `stop` ended it.
+        InpaintError: unusable data or settings, a subject failed, or `stop` ended it.
     """
+    if together > 1:
+        check_together(recipe.train)
     check_latents(recipe)
-    trainings, output = prepared(recipe, stop or StopToken()), recipe.output
-    encode_before(trainings, stop or StopToken(), announce)
-    with ProgressBar("subjects") as bar:
-        report = map_rows(
-            [item_of(training) for training in trainings],
-            SubjectWorker,
-            output,
-            name=DONE,
-            pool=replace(pool, max_batch=1),
-            on_progress=bar.show,
-            stop=stop,
-        )
-        for warned in report.warned:
-            bar.warn(warned.line)
-    lines = done_lines(output, DONE)
-    rows = ({"subject": line["id"], **line} for line in lines)
+    stop, output = stop or StopToken(), recipe.output
+    lines, failed = train_side_by_side(
+        prepared(recipe, stop), SubjectWorker, output, DONE, pool=pool, together=together, stop=stop, announce=announce
+    )
+    rows = [{"subject": line["id"], **line} for line in lines]
+    rows += [{"subject": name, "error": why} for name, why in failed.items()]
     write_table(output, TABLE, COLUMNS, sorted(rows, key=lambda row: str(row["subject"])))
+    if failed:
+        raise InpaintError("; ".join(f"{name}: {why}" for name, why in failed.items()))
     return [f"{output}/{line['adapter']}" for line in lines]
 
 
 class SubjectWorker(AdapterWorker):
-    """Trains subjects one after another."""
+    """Trains subjects."""
 
     def about(self, training: Training, ended: Progress) -> dict[str, Any]:
         sources = np.bincount(training.rows.table["source"], minlength=2)

@@ -89,10 +89,14 @@ class TrainDreambooth(LoraCommand, Wording):
     checkpoints_total_limit: int = 2
     resume: Annotated[bool, tyro.conf.arg(aliases=["--resume-from-checkpoint"])] = False
     """Go on with the run in `output_dir`, exactly."""
+    together: int = 1
+    """Of several subjects, so many are trained at once on each actor: one forward and backward for all of them."""
     pool: Annotated[ActorPool, tyro.conf.arg(name="")] = ActorPool()
-    """By which class pictures are made, and several subjects are trained: one at a time on each actor."""
+    """By which class pictures are made, and several subjects are trained."""
 
     def __post_init__(self) -> None:
+        if self.together < 1:
+            raise InpaintError(f"together is {self.together}: give at least 1")
         for name in ("max_train_steps", "checkpointing_steps", "num_class_images"):
             if getattr(self, name) < 1:
                 raise InpaintError(f"{name} {getattr(self, name)}: give at least 1")
@@ -169,7 +173,7 @@ def train_dreambooth(
     recipe = config.recipe(subjects)
     if len(subjects) == 1:
         return run(recipe, stop=stop, announce=announce)
-    return train_subjects(recipe, pool=config.pool, stop=stop, announce=announce)
+    return train_subjects(recipe, pool=config.pool, together=config.together, stop=stop, announce=announce)
 
 
 def _make_class_pictures(config: TrainDreambooth, subjects: Sequence[Subject], stop: StopToken | None) -> None:

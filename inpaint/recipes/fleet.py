@@ -27,7 +27,7 @@ from inpaint.train.checkpoint import VALIDATION_LOSS, Progress
 from inpaint.train.encoding import Latents
 from inpaint.train.run import encode_before, prepared, trained_by
 from inpaint.train.settings import may_change, plain
-from inpaint.train.together import Ended, check_together, train_together
+from inpaint.train.together import FAILURES, Ended, check_together, train_together
 from inpaint.train.trainer import Training
 
 DONE, TABLE = "fleet.jsonl", "fleet.csv"
@@ -88,30 +88,51 @@ def train_fleet(
         raise InpaintError(f"no category can be trained: {_said(failed)}")
     # Of like lengths together: all in a process then end at about the same time.
     trainings = sorted(trainings, key=lambda training: (-training.total, training.name))
-    processes = config.pool.needs(len(trainings)).workers
-    together = min(config.together, -(-len(trainings) // processes))
-    announce(f"{len(trainings)} adapters, {together} at once in each of {processes} process(es)")
-    encode_before(trainings, stop, announce)
-    with ProgressBar("adapters") as bar:
-        report = map_rows(
-            [item_of(training) for training in trainings],
-            AdapterWorker,
-            config.output,
-            name=DONE,
-            pool=replace(config.pool, max_batch=together),
-            on_progress=bar.show,
-            stop=stop,
-        )
-        for warned in report.warned:
-            bar.warn(warned.line)
-    failed |= {bad.name: bad.detail for bad in report.quarantined}
-    lines = done_lines(config.output, DONE)
+    pool, together = config.pool, config.together
+    lines, untrained = train_side_by_side(
+        trainings, AdapterWorker, config.output, DONE, pool=pool, together=together, stop=stop, announce=announce
+    )
+    failed |= untrained
     rows = [{"category": line["id"], **line} for line in lines]
     rows += [{"category": name, "error": why} for name, why in failed.items()]
     write_table(config.output, TABLE, COLUMNS, sorted(rows, key=lambda row: str(row["category"])))
     if not lines:
         raise InpaintError(f"no adapter was trained: {_said(failed)}")
     return FleetReport(f"{config.output}/{TABLE}", [f"{config.output}/{line['adapter']}" for line in lines], failed)
+
+
+def train_side_by_side(
+    trainings: Sequence[Training],
+    worker: Callable[[ActorResources], "AdapterWorker"],
+    output: str,
+    done: str,
+    *,
+    pool: ActorPool,
+    together: int,
+    stop: StopToken,
+    announce: Callable[[str], None],
+) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """Train each on the cluster, those that are done and whole left out; returns the lines of the done-list, and why
+    there is none of the others, by name.
+
+    Args:
+        done: name of the done-list in the output.
+        together: most trainings at once in one process; fewer where there are processes without.
+
+    Raises:
+        InpaintError: the cluster is too small, or `stop` ended it.
+    """
+    processes = pool.needs(len(trainings)).workers
+    together = min(together, -(-len(trainings) // processes))
+    announce(f"{len(trainings)} adapters, {together} at once in each of {processes} process(es)")
+    encode_before(trainings, stop, announce)
+    with ProgressBar("adapters") as bar:
+        items, pool = [_item(training) for training in trainings], replace(pool, max_batch=together)
+        report = map_rows(items, worker, output, name=done, pool=pool, on_progress=bar.show, stop=stop)
+        for warned in report.warned:
+            bar.warn(warned.line)
+    lines = [json.loads(line) for line in (read_file(output, done) or b"").decode().splitlines()]
+    return lines, {bad.name: bad.detail for bad in report.quarantined}
 
 
 class AdapterWorker:
@@ -123,20 +144,31 @@ class AdapterWorker:
 
     def __call__(self, trainings: Sequence[Training]) -> list[Result | BadRow]:
         started = time.monotonic()
-        if len(trainings) == 1:
-            ended: Sequence[Ended] = [train_alone(trainings[0], self.device, self.threads)]
-        else:
-            ended = train_together(trainings, self.device, self.threads)
+        ended = self._trained(trainings)
         seconds = (time.monotonic() - started) / len(trainings)
         return [self._outcome(training, end, seconds) for training, end in zip(trainings, ended, strict=True)]
+
+    def _trained(self, trainings: Sequence[Training]) -> Sequence[Ended]:
+        if len(trainings) > 1:
+            return train_together(trainings, self.device, self.threads)
+        try:
+            return [train_alone(trainings[0], self.device, self.threads)]
+        except FAILURES as error:
+            return [error]
 
     def about(self, training: Training, ended: Progress) -> dict[str, Any]:
         """What the table says of an adapter beside how it was trained."""
         return {"rows": len(training.rows), VALIDATION_LOSS: ended.metrics.get(VALIDATION_LOSS)}
 
     def _outcome(self, training: Training, ended: Ended, seconds: float) -> Result | BadRow:
-        if not isinstance(ended, Progress):
-            return BadRow("category", Reason.NOT_TRAINED, str(ended))
+        try:
+            if isinstance(ended, Progress):
+                return self._result(training, ended, seconds)
+        except FAILURES as error:
+            ended = error
+        return BadRow("adapter", Reason.NOT_TRAINED, str(ended))
+
+    def _result(self, training: Training, ended: Progress, seconds: float) -> Result:
         where = f"adapters/{training.name}"
         with tempfile.TemporaryDirectory() as folder:
             training.recipe.export(trained_by(training, ended), Path(folder))
@@ -146,7 +178,7 @@ class AdapterWorker:
         return Result(files, {**line, **self.about(training, ended), "adapter": where, "unread": ended.unread})
 
 
-def item_of(training: Training) -> Item:
+def _item(training: Training) -> Item:
     """A training for a worker. What an earlier run began was refused, or wanted: one that is started again goes on. The
     card has no pictures, for other actors would have to paint them."""
     recipe = training.recipe
@@ -159,11 +191,6 @@ def check_latents(recipe: LoraRecipe) -> None:
     """Raises InpaintError where a training would need a stream of its own."""
     if recipe.latents is Latents.STREAMED:
         raise InpaintError("latents streamed: is for one training on Ray Train; of several side by side, give cached")
-
-
-def done_lines(output: str, name: str) -> list[dict[str, Any]]:
-    """The lines of a map's done-list."""
-    return [json.loads(line) for line in (read_file(output, name) or b"").decode().splitlines()]
 
 
 def write_table(output: str, name: str, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:

@@ -36,6 +36,8 @@ from inpaint.train.recipe import Recipe
 from inpaint.train.settings import MOMENTS, Offload, Optimizer, Precision, TrainSettings
 from inpaint.train.trainer import Training
 
+FAILURES = (InpaintError, FloatingPointError, OSError)
+"""What ends one training and no other."""
 Ended = Progress | InpaintError | FloatingPointError | OSError
 """Where a training ended, or why it could not."""
 
@@ -78,7 +80,7 @@ def _train(trainings: Sequence[Training], recipe: Recipe, device: torch.device, 
         with base.turn:
             try:
                 return train_here(trainings[number], lambda: _AdapterEngine(base, number, recipe), device, threads)
-            except (InpaintError, FloatingPointError, OSError) as error:
+            except FAILURES as error:
                 return error
             finally:
                 base.leave()

@@ -102,12 +102,12 @@ def run_trials(
     logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     referee = ray.remote(num_cpus=0, scheduling_strategy=here)(Referee).remote(output, tuning.goal, tuning.rungs)
-    storage = open_root(f"{output}/tune")
+    storage, searcher = open_root(f"{output}/tune"), _Numbers(tuning, referee, stop)
     driver = ray.tune.with_parameters(_drive, referee=referee, tuning=tuning)
     tuner = ray.tune.Tuner(
         ray.tune.with_resources(driver, HEAD_ONLY),
         tune_config=ray.tune.TuneConfig(
-            search_alg=_Numbers(tuning, referee, stop),
+            search_alg=searcher,
             num_samples=tuning.trials,
             max_concurrent_trials=tuning.at_once,
         ),
@@ -121,7 +121,7 @@ def run_trials(
     )
     try:
         with _watched(referee, stop, on_progress):
-            ended = tuner.fit()
+            ended = tuner.fit() if searcher.left else ()
         for result in ended:
             if result.error is not None:
                 ray.get(referee.end.remote(result.config["number"], TrialState.FAILED, str(result.error)))
@@ -145,13 +145,14 @@ class _Numbers(Searcher):
         self._tuning, self._referee, self._stop = tuning, referee, stop
         known: dict[int, Trial] = ray.get(referee.trials.remote())
         begun = [number for number, trial in known.items() if trial.state is TrialState.RUNNING]
-        self._left = [*begun, *(number for number in range(tuning.trials) if number not in known)]
+        self.left = [*begun, *(number for number in range(tuning.trials) if number not in known)]
+        """Numbers, the next one first."""
 
     def suggest(self, trial_id: str) -> Any:
         """The next one, its settings found now, from what all others have shown."""
-        if self._stop.requested or not self._left:
+        if self._stop.requested or not self.left:
             return Searcher.FINISHED
-        number, known = self._left.pop(0), ray.get(self._referee.trials.remote())
+        number, known = self.left.pop(0), ray.get(self._referee.trials.remote())
         settings = known[number].settings if number in known else self._tuning.suggest(number, known)
         ray.get(self._referee.begin.remote(number, settings))
         return {"number": number, "settings": settings}
