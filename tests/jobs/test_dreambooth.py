@@ -106,7 +106,7 @@ def test_one_subject_is_any_recipes_run(
     """With as many workers as there are; its class's pictures are there already."""
     config, _, _ = mugs
     runs: list[DreamboothLora] = []
-    monkeypatch.setattr(dreambooth_training, "run", lambda recipe, stop: runs.append(recipe))
+    monkeypatch.setattr(dreambooth_training, "run", lambda recipe, **of_the_command: runs.append(recipe))
     of_class = f"{config.class_pictures}/mug"
     train_dreambooth(
         replace(config, instance_dir=f"{config.instance_dir}/mug", class_dir=of_class), announce=lambda line: None

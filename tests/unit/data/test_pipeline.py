@@ -125,7 +125,7 @@ def test_every_bad_row_is_in_the_quarantine_with_its_reason(folder):
     assert [line["row"] for line in written] == sorted(q.row for q in bad)
     # Those that this test does not make: see test_sources.py, test_decode.py, test_panels.py and the jobs' own tests.
     others = {Reason.UNREADABLE, Reason.TOO_MANY_BYTES, Reason.NOT_UTF8, Reason.TOO_LONG, Reason.OTHER_GRID}
-    others |= {Reason.UNKNOWN_ADAPTER, Reason.SHARED_CAPTION}
+    others |= {Reason.UNKNOWN_ADAPTER, Reason.SHARED_CAPTION, Reason.NOT_TRAINED}
     assert {q.reason for q in bad} == set(Reason) - others
 
 

@@ -70,7 +70,7 @@ def detectors() -> PanelDetectors:
 
 
 def test_the_detectors_know_held_out_panels(detectors: PanelDetectors) -> None:
-    clean, soft = detectors.error(count=200), detectors.error(count=200, blur=1.0, brightness=1.05)
+    clean, soft = detectors.error(count=80), detectors.error(count=80, blur=1.0, brightness=1.05)
     for figures in (clean, soft):
         assert max(figures[trait] for trait in NAMES) <= 0.03
         assert max(figures[f"wrong_{trait}"] for trait in NAMES) <= 0.005
@@ -89,10 +89,10 @@ def test_what_is_no_panel_of_this_world_is_unclear(detectors: PanelDetectors) ->
 
 
 def test_the_shipped_adapter_paints_what_the_visible_panels_show(detectors: PanelDetectors) -> None:
-    sheets = held_out_composites(12)
+    sheets = held_out_composites(8)
     prompts = [SHEET_PROMPT] * len(sheets)
     models = read_models(PaintSettings(base="toy-sdxl", adapter=str(SHIPPED_ADAPTERS["toy-sdxl"] / "panels")))
-    sampling = SamplingSettings(guidance_scale=2.5)
-    painted = paint_hidden(models.painter("cpu", 12), detectors, sheets, prompts, hidden=1, sampling=sampling)
+    sampling = SamplingSettings(guidance_scale=6.0)
+    painted = paint_hidden(models.painter("cpu", 8), detectors, sheets, prompts, hidden=1, sampling=sampling)
     assert painted.right["product"] >= 0.6 and painted.right["background"] >= 0.6
     assert painted.visible_pixels_changed == 0
