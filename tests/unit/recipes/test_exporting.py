@@ -98,7 +98,7 @@ def test_what_cannot_be_used_is_refused(tmp_path: Path) -> None:
     broken = replace(adapter, lora={**adapter.lora, first: torch.full_like(adapter.lora[first], torch.nan)})
     with pytest.raises(InpaintError, match="not finite"):
         exported(broken, tmp_path / "nan")
-    with pytest.raises(InpaintError, match=r"expected \(3"):
+    with pytest.raises(InpaintError, match=r"expected \((3, |\d+, 3\))"):  # either half
         exported(replace(adapter, card=replace(adapter.card, rank=3)), tmp_path / "rank")
     with pytest.raises(InpaintError, match="is wanted, but what is in"):
         exported(adapter, tmp_path / "base_of_another", base=str(other))
