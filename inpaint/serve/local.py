@@ -101,7 +101,7 @@ The service answers at {url} (all it can do: {url}/docs). Try it from another te
 curl -o {folder}/curl.png -F image=@{photo} -F mask=@{mask} -F category=CDP_FOOD \\
     -F prompt='a blue apple' {url}/paint
 
-curl -o {folder}/panels.png -F image=@{folder / "sheet.png"} -F panels=2,3 -F adapters=panels \\
+curl -o {folder}/panels.png -F image=@{folder / "sheet.png"} -F panels=2,3 -F adapters=panels -F guidance_scale=6 \\
     -F prompt='{SHEET_PROMPT}' {url}/panels/paint          # the first one waits for a painter to start
 
 python - <<'EOF'                                    # pip install openai
