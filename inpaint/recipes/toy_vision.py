@@ -31,6 +31,7 @@ from inpaint.toy.catalogue import SHAPE_NAMES, render, write_scenes
 from inpaint.toy.measure_vision import measure_vision, photoshoot_scenes
 from inpaint.toy.vision import (
     ABSENT,
+    FINDER_SIZE,
     SIZE,
     begin_with_eye,
     build_blip,
@@ -53,6 +54,8 @@ ASKED = (*SHAPE_NAMES, *ABSENT)
 """What the finder is asked for in training."""
 ASKED_OF_EACH = 3
 """Words per sample: what it shows, where it shows something, and others."""
+FEW_PIXELS = 0.005
+"""Of all, in the Dice coefficient."""
 
 
 class Captioning(nn.Module):
@@ -123,7 +126,8 @@ class Finding(nn.Module):
         hot_BWHW = logits_BWHW.sigmoid()
         both_BW, all_BW = (hot_BWHW * wanted_BWHW).sum((2, 3)), (hot_BWHW + wanted_BWHW).sum((2, 3))
         # The pixels added keep it defined, and small, where nothing is wanted.
-        found_B = (entropy_BW + 1 - (2 * both_BW + 20) / (all_BW + 20)).mean(1)
+        few = FEW_PIXELS * wanted_BWHW[0, 0].numel()
+        found_B = (entropy_BW + 1 - (2 * both_BW + few) / (all_BW + few)).mean(1)
         goes_with_B = on_device(shown_B, device)
         return found_B + functional.cross_entropy(alike_BN, goes_with_B, reduction="none", ignore_index=-1)
 
@@ -199,7 +203,7 @@ class ToyClipSeg(ToyPart):
 
     def read_settings(self) -> ReadSettings:
         hole = OwnMask(missing=WholeImage())  # its prompt says that nothing is there
-        return ReadSettings(height=SIZE, width=SIZE, caption_dropout=0.0, hole=hole)
+        return ReadSettings(height=FINDER_SIZE, width=FINDER_SIZE, caption_dropout=0.0, hole=hole)
 
     def objective(self, device: torch.device) -> Objective:
         torch.manual_seed(self.train.seed)
@@ -229,7 +233,7 @@ class PretrainToyVision:
 
     output: str
     """Folder of the run; the models are written to its `blip/blip/` and `clipseg/clipseg/`."""
-    images: int = 6000
+    images: int = 24_000
     """Size of the procedural catalogue that is trained on."""
     empty: float = 0.15
     """Share of it that shows no product."""
@@ -248,11 +252,11 @@ class PretrainToyVision:
     )
     """Training of the captioner."""
     clipseg: TrainSettings = TrainSettings(
-        samples=16_000,
+        samples=160_000,
         global_batch=32,
         max_micro_batch=32,
         zero_stage=0,
-        ema_halflife=1000,
+        ema_halflife=4000,
         checkpoint_every=4_000,
     )
     """Training of the finder."""

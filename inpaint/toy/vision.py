@@ -1,7 +1,7 @@
 """The untrained models that look at the toy world: a BLIP and a CLIPSeg, small enough for one CPU core.
 
-What transformers does with the published ones it does with ours, folders included. Different: 64 px, patches of 8, a
-few hundred thousand weights, vocabularies of some dozen words.
+What transformers does with the published ones it does with ours, folders included. Different: 64 and 128 px, 8 patches
+a side, a few hundred thousand weights, vocabularies of some dozen words.
 """
 
 from pathlib import Path
@@ -24,8 +24,12 @@ from inpaint.toy.base import WORDS, build_tokenizer
 from inpaint.toy.catalogue import NOTHING
 
 SIZE = 64
-"""Pixels of a side of what they see."""
+"""Pixels of a side of what the captioner sees."""
 PATCH = 8
+FINDER_SCALE = 2
+"""How much larger the finder sees a picture, and its patches are: those of 16 px have convolutions of their own on the
+way back to pixels, so that its masks need not be whole patches."""
+FINDER_SIZE = FINDER_SCALE * SIZE
 WIDTH = 96
 ABSENT = ("shoe", "car", "watch", "bag", "person")
 """Products that the toy world does not have: the finder learns that nothing is one."""
@@ -69,7 +73,7 @@ def build_blip() -> BlipForConditionalGeneration:
 
 
 def build_clipseg(tokenizer: CLIPTokenizer) -> CLIPSegForImageSegmentation:
-    """Pictures B 3 64 64 and tokens of words to heat B 64 64; random weights."""
+    """Pictures B 3 128 128 and tokens of words to heat B 128 128; random weights."""
     text = {
         "hidden_size": 64,
         "intermediate_size": 128,
@@ -84,18 +88,23 @@ def build_clipseg(tokenizer: CLIPTokenizer) -> CLIPSegForImageSegmentation:
     clipseg = CLIPSegForImageSegmentation(
         CLIPSegConfig(
             text_config=text,
-            vision_config=_EYE,
+            vision_config={**_EYE, "image_size": FINDER_SIZE, "patch_size": FINDER_SCALE * PATCH},
             projection_dim=64,
             extract_layers=[0, 1, 3],
-            reduce_dim=PATCH * PATCH,  # as many as the pixels that one patch's features become
+            reduce_dim=64,
+            use_complex_transposed_convolution=True,
             decoder_num_attention_heads=4,
             decoder_intermediate_size=128,
         )
     )
     decoder = clipseg.decoder
     # transformers draws these with a deviation of one, for trained weights are expected: all else would drown in them.
-    for layer in (decoder.film_mul, decoder.film_add, *decoder.reduces, decoder.transposed_convolution):
-        nn.init.normal_(layer.weight, std=layer.weight.shape[1] ** -0.5 if layer.weight.ndim == 2 else PATCH**-2)
+    for layer in (decoder.film_mul, decoder.film_add, *decoder.reduces):
+        nn.init.normal_(layer.weight, std=layer.weight.shape[1] ** -0.5)
+    first, _, *rest = decoder.transposed_convolution
+    nn.init.normal_(first.weight, std=first.weight[0].numel() ** -0.5)
+    for layer in (layer for layer in rest if isinstance(layer, nn.ConvTranspose2d)):
+        nn.init.normal_(layer.weight, std=layer.weight.shape[0] ** -0.5)  # each pixel comes of one place
     nn.init.ones_(decoder.film_mul.bias)
     nn.init.normal_(clipseg.clip.text_model.embeddings.token_embedding.weight, std=0.5)
     return clipseg
@@ -106,14 +115,21 @@ def begin_with_eye(
     clipseg: CLIPSegForImageSegmentation, blip: BlipForConditionalGeneration, images_B3HW: Tensor
 ) -> None:
     """The finder's image encoder with the captioner's weights, in place: it knows shapes already, as the CLIP that
-    published ones begin with. Their layers are the same; the finder's norm before the first gets the scale that images
-    in [-1, 1] have there."""
+    published ones begin with. Their layers are the same; what the finder sees is larger, and so are its patches, which
+    begin with each weight spread out; its norm before the first layer gets the scale that images in [-1, 1] have
+    there.
+
+    Args:
+        images_B3HW: as the captioner sees them.
+    """
     theirs, own = blip.vision_model, clipseg.clip.vision_model
     places = theirs.embeddings.position_embedding[0].clone()
     places[1:] += theirs.embeddings.patch_embedding.bias  # the finder's patches have none
     own.embeddings.position_embedding.weight.copy_(places)
     own.embeddings.class_embedding.copy_(theirs.embeddings.class_embedding.flatten())
-    own.embeddings.patch_embedding.weight.copy_(theirs.embeddings.patch_embedding.weight)
+    patches = theirs.embeddings.patch_embedding.weight
+    spread = patches.repeat_interleave(FINDER_SCALE, dim=2).repeat_interleave(FINDER_SCALE, dim=3) / FINDER_SCALE**2
+    own.embeddings.patch_embedding.weight.copy_(spread)
     own.post_layernorm.load_state_dict(theirs.post_layernorm.state_dict())
     own.pre_layrnorm.weight.fill_(float(theirs.embeddings(images_B3HW).std(-1).mean()))
     for layer, other in zip(own.encoder.layers, theirs.encoder.layers, strict=True):
@@ -131,9 +147,10 @@ def save_vision(
     folder: Path, model: BlipForConditionalGeneration | CLIPSegForImageSegmentation, tokenizer: Any
 ) -> Path:
     """Write a folder that transformers loads, weights fp16 safetensors; the given model becomes fp16, too."""
-    Processor = BlipImageProcessorPil if isinstance(model, BlipForConditionalGeneration) else ViTImageProcessorPil
+    is_captioner = isinstance(model, BlipForConditionalGeneration)
+    Processor, side = (BlipImageProcessorPil, SIZE) if is_captioner else (ViTImageProcessorPil, FINDER_SIZE)
     half = [0.5] * 3  # to [-1, 1]
     model.half().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    Processor(size={"height": SIZE, "width": SIZE}, image_mean=half, image_std=half).save_pretrained(folder)
+    Processor(size={"height": side, "width": side}, image_mean=half, image_std=half).save_pretrained(folder)
     return folder

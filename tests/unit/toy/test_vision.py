@@ -72,8 +72,8 @@ def test_what_is_shipped_sees_about_what_its_record_says() -> None:
     assert record["caption_accuracy"] >= 0.9
 
 
-def batch(count: int) -> dict:
-    scenes = [render(1, index, empty=index % 3 == 0) for index in range(count)]
+def batch(count: int, size: int) -> dict:
+    scenes = [render(1, index, size, empty=index % 3 == 0) for index in range(count)]
     holes = [np.uint8(255) * (scene.product | (not scene.shape)) for scene in scenes]
     return {
         "image": np.stack([scene.image for scene in scenes]),
@@ -88,12 +88,13 @@ def test_both_trainings_have_a_loss_per_sample_that_all_weights_learn_from(tmp_p
     settings = {"data": "d", "output": "o", "learning_rate": 1e-3}
     for recipe in (ToyBlip(**settings), ToyClipSeg(**settings, captioner=blip)):
         objective = recipe.objective(torch.device("cpu"))
-        loss = objective(batch(4))
+        shown = batch(4, recipe.read_settings().height)
+        loss = objective(shown)
         assert loss.shape == (4,) and loss.isfinite().all()
         loss.mean().backward()
         for group in objective.groups():
             assert all(p.grad is not None for p in group.parameters.values())
-        assert len(objective.paint(batch(4), 2)) == 2
+        assert len(objective.paint(shown, 2)) == 2
 
 
 def test_a_finder_is_asked_for_what_is_there_first_and_never_twice(tmp_path: Path) -> None:
@@ -111,4 +112,4 @@ def test_what_is_exported_is_found_by_as_it_was_trained(tmp_path: Path) -> None:
     folder = save_vision(tmp_path / "clipseg", build_clipseg(tokenizer), tokenizer)
     finder = load_finder(FinderSettings(finder=str(folder)))
     heat = finder.heat([render(1, 0).image], ["box", "hand bag"])
-    assert heat.shape == (1, 2, 64, 64) and not np.allclose(heat[0, 0], heat[0, 1], atol=1e-3)
+    assert heat.shape == (1, 2, 128, 128) and not np.allclose(heat[0, 0], heat[0, 1], atol=1e-3)
