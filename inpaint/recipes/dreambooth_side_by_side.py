@@ -8,7 +8,7 @@ import numpy as np
 
 from inpaint.errors import InpaintError
 from inpaint.recipes.dreambooth import DreamboothLora
-from inpaint.recipes.fleet import AdapterWorker, check_latents, train_side_by_side, write_table
+from inpaint.recipes.side_by_side import AdapterWorker, check_latents, train_side_by_side, write_table
 from inpaint.rowmap import ActorPool
 from inpaint.stopping import StopToken
 from inpaint.train.checkpoint import Progress

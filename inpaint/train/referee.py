@@ -47,6 +47,7 @@ class Referee:
         self._records, self._goal, self._stopping = TrialRecords(output), goal, False
         self._most = 0 if rungs is None else rungs.most
         self._rungs = None if rungs is None else _scheduler(goal, rungs)
+        self._entered = set[int]()
         for trial in self._records.trials.values():
             for samples in sorted(trial.reports):
                 self._is_out(trial.number, samples)
@@ -88,7 +89,8 @@ class Referee:
         if self._rungs is None or not math.isfinite(measured.get(self._goal.metric, math.nan)):
             return False
         trial = SimpleNamespace(trial_id=number)
-        if number not in self._rungs._trial_info:
+        if number not in self._entered:
+            self._entered.add(number)
             self._rungs.on_trial_add(None, trial)
         return bool(self._rungs.on_trial_result(None, trial, {**measured, "samples": samples}) == TrialScheduler.STOP)
 

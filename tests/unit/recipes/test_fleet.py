@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import pytest
 
 from inpaint.errors import BadRow, InpaintError
-from inpaint.recipes import fleet as module
-from inpaint.recipes.fleet import AdapterWorker
+from inpaint.recipes import side_by_side as module
+from inpaint.recipes.side_by_side import AdapterWorker
 from inpaint.rowmap import ActorResources
 from inpaint.train.checkpoint import Progress
 
