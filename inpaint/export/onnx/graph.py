@@ -47,8 +47,10 @@ def add_adapter_inputs(
     for name in (SCALE, WEIGHT):
         _optional(graph, name, np.ones(1, np.float32), (1,))
     for layer, (outputs, inputs) in layers.items():
-        _optional(graph, input_name(layer, 0), np.zeros((inputs, 0), np.float16), (inputs, "rank"))
-        _optional(graph, input_name(layer, 1), np.zeros((0, outputs), np.float16), ("rank", outputs))
+        # Its own: an adapter may lack layers, and ONNX Runtime lets tensors share memory whose shapes are of one name.
+        rank = f"{layer}.rank"
+        _optional(graph, input_name(layer, 0), np.zeros((inputs, 0), np.float16), (inputs, rank))
+        _optional(graph, input_name(layer, 1), np.zeros((0, outputs), np.float16), (rank, outputs))
     for name, width in zip(TOKENS, widths, strict=False):
         _optional(graph, name, np.zeros((0, width), np.float16), (name, width))
     if not weights:
