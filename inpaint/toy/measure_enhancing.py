@@ -1,22 +1,35 @@
-"""What enhancing does to photos of the toy world: the product alone is repainted, in the colour that is asked for."""
+"""What enhancing does to photos of the toy world: the product alone is repainted, in the colour that is asked for.
+
+The shipped base knows backgrounds alone. What products look like is the shipped adapter's `products`, and their shape
+in a photo the ControlNet's, which learned beside it.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from inpaint.errors import InpaintError
+from inpaint.export.adapter_folder import load_adapter
+from inpaint.models.adapter import AdapterCard, apply_adapter
 from inpaint.models.base import load_base
 from inpaint.models.controlnet import load_controlnet
+from inpaint.models.locate import TOY_BASE
 from inpaint.paint.painter import Painter
 from inpaint.paint.paste import kept_pixels_changed
-from inpaint.paint.request import PaintRequest
+from inpaint.paint.request import PaintRequest, SamplingSettings
 from inpaint.recipes.enhancing import controlled
 from inpaint.toy.catalogue import COLOUR_NAMES, Scene
 from inpaint.toy.detectors import Detectors
 from inpaint.toy.measure import paint_all
 from inpaint.vision.control import edges
 from inpaint.vision.finder import Findings
+
+PRODUCTS = TOY_BASE.parent / "adapters" / "products"
+"""The shipped adapter's folder."""
+SAMPLING = SamplingSettings(guidance_scale=3.0)
+"""Guidance as LoRAs of Stable Diffusion need it, too; the base's own backgrounds do without."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,10 +59,17 @@ class CountedUnet:
         self.rows += len(inputs[0])
 
 
-def toy_painter(base: str = "toy", controlnet: str = "toy-edges", *, max_batch: int = 16) -> Painter:
-    """With the shipped base and ControlNet, or others."""
+def toy_painter(
+    base: str = "toy", controlnet: str = "toy-edges", adapter: str | Path | None = PRODUCTS, *, max_batch: int = 16
+) -> tuple[Painter, AdapterCard | None]:
+    """With the shipped base, ControlNet and adapter, or others; and the adapter's card."""
     loaded = load_base(base)
-    return Painter(loaded, controlnet=load_controlnet(controlnet, loaded), max_batch=max_batch)
+    net = load_controlnet(controlnet, loaded)
+    if adapter is None:
+        return Painter(loaded, controlnet=net, max_batch=max_batch), None
+    known = load_adapter(adapter)
+    apply_adapter(loaded, known)
+    return Painter(loaded, controlnet=net, max_batch=max_batch), known.card
 
 
 def other_colours(scenes: Sequence[Scene]) -> list[str]:
@@ -60,13 +80,25 @@ def other_colours(scenes: Sequence[Scene]) -> list[str]:
 
 
 def enhance_scenes(
-    painter: Painter, detectors: Detectors, scenes: Sequence[Scene], findings: Sequence[Findings]
+    painter: Painter,
+    detectors: Detectors,
+    scenes: Sequence[Scene],
+    findings: Sequence[Findings],
+    *,
+    card: AdapterCard | None = None,
+    sampling: SamplingSettings = SAMPLING,
+    conditioning_scale: float = 1.0,
 ) -> Enhanced:
     """Repaint what was found in each scene, with a prompt that names the product and another colour, and look at it.
 
     A scene in which nothing was found has an empty hole. Judged are scenes in which what was found has the product's
     own class; what is outside of what was found is counted in all.
+
+    Args:
+        card: of the painter's adapter, whose first category's token goes into the prompts.
+        conditioning_scale: weight of what the ControlNet adds.
     """
+    category = next(iter(card.tokens), None) if card is not None else None
     counted, colours, info = CountedUnet(painter), other_colours(scenes), painter.base.info
     requests = []
     for number, (scene, one, colour) in enumerate(zip(scenes, findings, colours, strict=True)):
@@ -74,12 +106,15 @@ def enhance_scenes(
         named = one.found[0].product if one.found else ""
         article = "an" if colour[:1] in "aeiou" and colour else "a"
         prompt = f"{article} {colour} {named}"
-        requests.append(PaintRequest(image=scene.image, hole=hole, prompt=prompt, seed=number))
+        prompt = prompt if card is None else card.prompt(prompt, category)
+        requests.append(PaintRequest(image=scene.image, hole=hole, prompt=prompt, seed=number, sampling=sampling))
     found = [bool(one.found) for one in findings]
-    shown = iter(controlled(info, [r for r, is_found in zip(requests, found, strict=True) if is_found], edges, 1.0))
+    repainted = [request for request, is_found in zip(requests, found, strict=True) if is_found]
+    shown = iter(controlled(info, repainted, edges, conditioning_scale))
     requests = [next(shown) if is_found else request for request, is_found in zip(requests, found, strict=True)]
     images = paint_all(painter, requests, "enhancing")
-    steps = sum(found) * requests[0].sampling.resolved(info).steps_taken
+    resolved = sampling.resolved(info)
+    rows = sum(found) * resolved.steps_taken * (2 if resolved.is_guided else 1)
     right = [i for i, one in enumerate(findings) if one.found and one.found[0].product == scenes[i].shape]
     if not right:
         raise InpaintError("no product was found as what it is: there is nothing to judge; give another finder")
@@ -92,6 +127,6 @@ def enhance_scenes(
         class_kept=float(np.mean([shape == scenes[i].shape for shape, i in zip(shapes, right, strict=True)])),
         attribute_applied=float(np.mean([colour == colours[i] for colour, i in zip(seen, right, strict=True)])),
         scene_pixels_changed=sum(changed),
-        unet_forwards_for_skipped=counted.rows - steps,
+        unet_forwards_for_skipped=counted.rows - rows,
         skipped_changed=sum(count > 0 for count, is_found in zip(changed, found, strict=True) if not is_found),
     )
