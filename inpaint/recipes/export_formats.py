@@ -100,7 +100,9 @@ def _write_onnx(source: ExportSource, folder: Path) -> None:
     base = source.base()
     if source.earlier is not None and is_export_of(base, source.earlier):
         for file in base_files(source.earlier):
-            os.link(file, folder / file.name)
+            target = folder / file.relative_to(source.earlier)
+            target.parent.mkdir(exist_ok=True)
+            os.link(file, target)
     else:
         export_base(base, folder)
     assert source.models.adapter is not None

@@ -1,7 +1,7 @@
 """A base as ONNX: text encoders, VAE encoder and decoder and U-Net, any batch and size, with an adapter's inputs.
 
 Written: `unet.onnx`, `text_encoder.onnx` (SDXL: `text_encoder_2.onnx`, too), `vae_encoder.onnx`, `vae_decoder.onnx`,
-`tokenizer.json` (`tokenizer_2.json`), `base.json`, and `painter.py`, which paints with them without torch. What is
+`tokenizer.json` (`tokenizer_2.json`), `base.json`, and `painter/`, which paints with them without torch. What is
 larger than a protobuf may be lies in `NAME.onnx.data` beside it.
 
 Shapes: B rows, H W pixels, h w latents, L tokens, D text width, P pooled width.
@@ -32,6 +32,7 @@ LARGEST = 1_800_000_000
 """Bytes of weights in a file; a protobuf ends at 2 GiB."""
 _TEXTS = ("text_encoder", "text_encoder_2")
 _TOKENIZERS = ("tokenizer.json", "tokenizer_2.json")
+_PAINTER = "painter"
 
 
 class TextEncoder(nn.Module):
@@ -102,7 +103,7 @@ def export_base(base: Base, folder: Path) -> None:
     latents = torch.zeros(2, 4, *(side // info.downsample for side in pixels.shape[2:]), dtype=dtype)
     states = torch.zeros(2, ids.shape[1], base.unet.config.cross_attention_dim, dtype=dtype)
     image, rows = {0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}, {0: Dim.DYNAMIC}
-    inputs = [latents.new_zeros(2, info.in_channels, *latents.shape[2:]), torch.zeros(2, dtype=torch.int64), states]
+    inputs = [latents.new_zeros(2, info.in_channels, *latents.shape[2:]), torch.zeros(2), states]
     shapes: list[dict[int, Any]] = [image, rows, {0: Dim.DYNAMIC, 1: Dim.DYNAMIC}]
     if info.is_xl:
         inputs += [torch.zeros(2, width, dtype=dtype) for width in (base.text_encoders[1].config.projection_dim, 6)]
@@ -123,7 +124,9 @@ def export_base(base: Base, folder: Path) -> None:
     unet = _exported(Unet(base.unet), inputs, shapes, names, ["output"])
     _finish(unet, base, layers, {k: f"unet.{v}" for k, v in places["unet"].items()}, folder / "unet.onnx")
     (folder / ABOUT).write_text(json.dumps(_about(base)) + "\n", encoding="utf-8")
-    shutil.copyfile(str(painter.__file__), folder / "painter.py")
+    (folder / _PAINTER).mkdir()
+    for file in Path(str(painter.__file__)).parent.glob("*.py"):
+        shutil.copyfile(file, folder / _PAINTER / file.name)
 
 
 def _about(base: Base) -> dict[str, Any]:
@@ -151,6 +154,8 @@ def _about(base: Base) -> dict[str, Any]:
         "prediction_type": schedule.prediction_type,
         "timestep_spacing": schedule.timestep_spacing,
         "steps_offset": schedule.steps_offset,
+        "clip_range": schedule.clip_range,
+        "stated": dict(schedule.stated),
     }
 
 
@@ -166,7 +171,7 @@ def is_export_of(base: Base, folder: Path) -> bool:
 
 def base_files(folder: Path) -> list[Path]:
     """Of what a folder holds, what `export_base` wrote."""
-    kinds = ("*.onnx", "*.onnx.data", *_TOKENIZERS, ABOUT, "painter.py")
+    kinds = ("*.onnx", "*.onnx.data", *_TOKENIZERS, ABOUT, f"{_PAINTER}/*.py")
     return [path for kind in kinds for path in folder.glob(kind)]
 
 

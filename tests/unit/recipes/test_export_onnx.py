@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import torch
 
+from inpaint.diffusion import samplers
 from inpaint.export.adapter_folder import save_adapter
 from inpaint.export.onnx.adapter import save_onnx_adapter
-from inpaint.export.onnx.painter import OnnxPainter, _Draws, card_of
+from inpaint.export.onnx.painter import COLUMNS, Draws, OnnxPainter, card_of
 from inpaint.paint.batch import read_models
 from inpaint.recipes.exporting import ExportAdapter, export_adapter, fixed_set, paint_settings
 from tests.adapters import made_up
@@ -119,8 +120,12 @@ def test_what_onnx_runtime_does_not_check_is_checked(exported: Path, tmp_path: P
     assert painter.paint(wide, wide[..., 0] == 0, "a box", steps=1).shape == wide.shape, "any size is painted"
 
 
+def test_any_sampler_of_ours_is_a_table_of_its_columns() -> None:
+    assert COLUMNS == samplers.COLUMNS
+
+
 @pytest.mark.parametrize("shape", [(4, 8, 8), (4, 5, 5), (2, 9)])
 def test_noise_is_torchs_own(shape: tuple[int, ...]) -> None:
-    generator, draws = torch.Generator("cpu").manual_seed(2**40 + 3), _Draws(2**40 + 3)
+    generator, draws = torch.Generator("cpu").manual_seed(2**40 + 3), Draws(2**40 + 3)
     for _ in range(2):
         assert np.abs(torch.randn(shape, generator=generator).numpy() - draws.normal(shape)).max() < 1e-6
