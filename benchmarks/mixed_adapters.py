@@ -36,6 +36,7 @@ from inpaint.paint.denoise import DenoisingRow
 from inpaint.paint.request import PaintRequest, SamplingSettings
 from inpaint.serve.engine.engine import Engine
 from inpaint.serve.engine.settings import EngineSettings
+from inpaint.serve.engine.torch_executor import TorchExecutor
 from inpaint.serve.engine.unet_runner import UNetRunner
 from inpaint.serve.service import AdapterUse, PaintOrder
 
@@ -206,7 +207,7 @@ def ratio(found: dict[str, list[float]], side: str, other: str) -> float:
 
 def engine_rate(engine: Engine, digests: list[str], *, orders: int, steps: int) -> float:
     """U-Net rows per second of a running engine that always has orders waiting, until the last is done."""
-    size = engine.base.info.default_size
+    size = engine.info.default_size
     sampling = SamplingSettings(steps=steps, guidance_scale=1.0)
     random = np.random.default_rng(0)
     hole = np.zeros((size, size), dtype=bool)
@@ -235,7 +236,7 @@ def engine_figures(settings: Settings, adapters: dict[str, Adapter], device: tor
     rank = max(adapter.card.rank for adapter in adapters.values())
     forward = bare(settings, FULL, settings.ticks, device)
     sizes = EngineSettings(max_rows=FULL, slots=FULL, max_rank=rank)
-    engine = Engine(base_of(settings, device), sizes, lambda name, digest: adapters[digest])
+    engine = Engine(TorchExecutor(base_of(settings, device), sizes, lambda name, digest: adapters[digest]))
     engine.start()
     figures: dict[str, float] = {}
     for name, count in (("none", 0), ("one", 1), ("16", 16)):

@@ -22,12 +22,12 @@ from inpaint.models.layers import is_trained
 from inpaint.models.lora import LoraSettings, inject_lora, lora_parameters
 from inpaint.models.low_rank import Packed
 from inpaint.models.prompts import add_tokens, token_parameters
-from inpaint.serve.engine import executor
+from inpaint.serve.engine import torch_executor
 from inpaint.serve.engine.adapter_slots import PackedAdapter
-from inpaint.serve.engine.executor import Executor
 from inpaint.serve.engine.scheduler import Job, Outcome
 from inpaint.serve.engine.settings import EngineSettings
 from inpaint.serve.engine.side_stream import SideStream
+from inpaint.serve.engine.torch_executor import TorchExecutor
 from inpaint.train.latent import LatentInpainting
 from inpaint.train.objective import ParameterGroup
 from inpaint.train.pixel import PixelInpainting
@@ -41,9 +41,9 @@ RANKS = (4, 16, 8, 2)
 
 def painting(name: str) -> Iterator[tuple[str, DeviceCalls]]:
     """Four orders with guidance, of four samplers and four adapters, from their photos to their pictures."""
-    with patch.object(executor, "SideStream", lambda _: SideStream(torch.device("cpu"))):
+    with patch.object(torch_executor, "SideStream", lambda _: SideStream(torch.device("cpu"))):
         base = build_architecture(name, device="meta", dtype=torch.bfloat16)
-        engine = Executor(base, EngineSettings(slots=len(RANKS)), Adapters().load)
+        engine = TorchExecutor(base, EngineSettings(slots=len(RANKS)), Adapters().load)
     side, slots = base.info.default_size, engine.runner.slots
     jobs = []
     with counted() as loading:

@@ -2,11 +2,12 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from ray import serve
 
+from inpaint.errors import InpaintError
 from inpaint.models.base import BaseInfo
 from inpaint.models.locate import TOY_BASE, absolute_name
 from inpaint.serve.adapters.registry import RegistrySettings
@@ -18,6 +19,9 @@ from inpaint.serve.http.limits import HttpSettings
 
 SHIPPED_ADAPTERS = {"toy": TOY_BASE.parent / "adapters", "toy-sdxl": TOY_BASE.parent / "sdxl_adapters"}
 """What the registries of these names stand for: the adapters that come with the package, by their base."""
+
+OF_ONNX = {"slots", "max_rank", "ahead_rows", "threads", "loaders", "longest_turn_s"}
+"""Of the engine's settings, those that painters on ONNX Runtime read."""
 
 
 class PaintArgs(BaseModel):
@@ -34,7 +38,10 @@ class PaintArgs(BaseModel):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: the GPU that the painter was given, else the CPU."""
     threads: int | None = Field(default=None, ge=1)
-    """Torch threads of a painter on CPUs; unset: as many as CPUs that it was given."""
+    """Threads of a painter on CPUs; unset: as many as CPUs that it was given."""
+    onnx: str | None = None
+    """Folder or URL that `python -m ray_jobs.export --to onnx` has written of the base (its `onnx` folder): painters
+    then compute with ONNX Runtime, on CPUs, and do not load the base's weights."""
     controlnet: str | None = None
     """A ControlNet's folder or hub id, or `toy-edges`: orders may then have a control picture, and share batches with
     others."""
@@ -55,12 +62,34 @@ class PaintArgs(BaseModel):
     health_timeout_s: float = Field(default=60.0, gt=0)
     """A painter whose forward takes longer is replaced."""
 
+    @model_validator(mode="after")
+    def _check_onnx(self) -> Self:
+        """Raises InpaintError for what has no effect where painters compute with ONNX Runtime."""
+        if self.onnx is None:
+            return self
+        if self.controlnet is not None:
+            raise InpaintError(f"controlnet {self.controlnet}: painters on ONNX Runtime have none; give null")
+        if self.device == "cuda":
+            raise InpaintError("device cuda: painters on ONNX Runtime are for CPUs; leave it out")
+        unread = self.engine.model_fields_set - OF_ONNX
+        if unread:
+            raise InpaintError(
+                f"engine.{min(unread)}: no effect on painters on ONNX Runtime, which read {', '.join(sorted(OF_ONNX))}"
+            )
+        return self
+
     @property
     def registry_settings(self) -> RegistrySettings:
         """With the folder that a shipped one's name stands for, and no rank that the engine's slots cannot hold."""
         root = str(SHIPPED_ADAPTERS.get(self.registry.root, self.registry.root))
         max_rank = min(self.registry.max_rank, self.engine.max_rank)
         return self.registry.model_copy(update={"root": root, "max_rank": max_rank})
+
+    @property
+    def anywhere(self) -> Self:
+        """The same for processes in other directories."""
+        onnx = self.onnx if self.onnx is None or "://" in self.onnx else str(Path(self.onnx).expanduser().resolve())
+        return self.model_copy(update={"base": absolute_name(self.base), "onnx": onnx})
 
     def served(self, info: BaseInfo) -> BaseInfo:
         """What clients hear of the base."""
@@ -74,5 +103,5 @@ class PaintArgs(BaseModel):
 
 def build(args: PaintArgs) -> serve.Application:
     """An ingress in front of painters; replicas, resources and scaling are set per deployment in the configuration."""
-    args = args.model_copy(update={"base": absolute_name(args.base)})
+    args = args.anywhere
     return Ingress.bind(args, Painters.bind(args))

@@ -4,7 +4,6 @@
 from pydantic import Field
 from ray import serve
 
-from inpaint.models.locate import absolute_name
 from inpaint.serve.apps.paint import PaintArgs
 from inpaint.serve.deployments.finders import Finders
 from inpaint.serve.deployments.ingress import Ingress
@@ -30,5 +29,5 @@ class PhotoshootArgs(PaintArgs):
 def build(args: PhotoshootArgs) -> serve.Application:
     """An ingress in front of finders and painters; replicas, resources and scaling are set per deployment in the
     configuration."""
-    args = args.model_copy(update={"base": absolute_name(args.base)})
+    args = args.anywhere
     return Ingress.bind(args, Painters.bind(args), Finders.bind(args))

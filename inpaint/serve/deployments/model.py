@@ -30,12 +30,19 @@ class ModelApplication(Protocol):
         ...
 
 
-def own_device(threads: int | None, wanted: str = "auto") -> str:
-    """The device that Serve gave this replica, or the wanted one; of a GPU no more memory than its share, of CPUs as
-    many threads as were given, where they are not named."""
+def own_threads(threads: int | None) -> int:
+    """Of a replica: as many as CPUs that Serve gave it, where they are not named; torch has as many from now on."""
     given = ray.get_runtime_context().get_assigned_resources()
-    torch.set_num_threads(threads or worker_threads(given.get("CPU", 1)))
-    gpus = given.get("GPU", 0.0)
+    threads = threads or worker_threads(given.get("CPU", 1))
+    torch.set_num_threads(threads)
+    return threads
+
+
+def own_device(threads: int | None, wanted: str = "auto") -> str:
+    """The device that Serve gave this replica, or the wanted one; of a GPU no more memory than its share, of CPUs
+    `own_threads`."""
+    own_threads(threads)
+    gpus = ray.get_runtime_context().get_assigned_resources().get("GPU", 0.0)
     device = ("cuda" if gpus and torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
     if device == "cuda" and 0 < gpus < 1:
         torch.cuda.set_per_process_memory_fraction(gpus)

@@ -5,20 +5,26 @@ import logging
 import os
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from ray import serve
 from ray.serve.config import RequestRouterConfig
 
-from inpaint.models.base import DTYPES, load_base
+from inpaint.data.storage import fetched
+from inpaint.errors import InpaintError
+from inpaint.models.base import DTYPES, load_base, read_base_info
 from inpaint.models.controlnet import load_controlnet
-from inpaint.serve.adapters.cache import AdapterFiles
+from inpaint.serve.adapters.cache import AdapterCache, AdapterFiles
 from inpaint.serve.deployments.heap import TENSORS, Trimmer, give_back, started
 from inpaint.serve.deployments.metrics import PainterMetrics
-from inpaint.serve.deployments.model import own_device
+from inpaint.serve.deployments.model import own_device, own_threads
 from inpaint.serve.deployments.router import AdapterRouter, PainterLoad
 from inpaint.serve.deployments.scaling import WORK
 from inpaint.serve.engine.engine import Engine, EngineBroken, EngineStats
+from inpaint.serve.engine.executor import Executor
+from inpaint.serve.engine.torch_executor import TorchExecutor
 from inpaint.serve.service import Begun, Painted, PaintOrder, Preview
 
 if TYPE_CHECKING:
@@ -32,16 +38,11 @@ class PainterReplica:
     """A replica. Serve stops it only when its last order is done, or after `graceful_shutdown_timeout_s`."""
 
     def __init__(self, args: "PaintArgs") -> None:
-        device = own_device(args.threads, args.device)
-        base = load_base(args.base, revision=args.base_revision, dtype=DTYPES[args.precision], device=device)
-        controlnet = None
-        if args.controlnet is not None:
-            controlnet = load_controlnet(args.controlnet, base, args.controlnet_revision)
+        executor, self._cache = _with_torch(args) if args.onnx is None else _on_onnx(args, args.onnx)
         give_back(TENSORS)
         self._health_timeout_s = args.health_timeout_s
-        self._cache = args.registry_settings.open_cache(base.info)
         self._metrics = PainterMetrics(serve.get_replica_context().replica_tag)
-        self._engine = Engine(base, args.engine, self._cache.load, controlnet)
+        self._engine = Engine(executor)
         self._engine.start()
         started()
         self._measuring = asyncio.create_task(self._measure())
@@ -98,6 +99,28 @@ class PainterReplica:
         # Serve calls it at the end of a graceful shutdown, and where the constructor has failed.
         if "_engine" in vars(self):
             self._engine.close(drain=False)
+
+
+def _with_torch(args: "PaintArgs") -> tuple[Executor, AdapterCache]:
+    device = own_device(args.threads, args.device)
+    base = load_base(args.base, revision=args.base_revision, dtype=DTYPES[args.precision], device=device)
+    controlnet = None
+    if args.controlnet is not None:
+        controlnet = load_controlnet(args.controlnet, base, args.controlnet_revision)
+    cache = args.registry_settings.open_cache(base.info)
+    return TorchExecutor(base, args.engine, cache.load, controlnet), cache
+
+
+def _on_onnx(args: "PaintArgs", where: str) -> tuple[Executor, AdapterCache]:
+    """The base itself is not loaded. Args: where: folder or URL of an export."""
+    if not all(map(find_spec, ("onnx", "onnxruntime"))):
+        raise InpaintError("onnx: its packages are not installed on this node: pip install 'inpaint[onnx]'")
+    from inpaint.serve.engine.onnx_executor import OnnxExecutor
+
+    threads, info = own_threads(args.threads), read_base_info(args.base, args.base_revision)
+    cache = args.registry_settings.open_cache(info)
+    folder = fetched(where) if "://" in where else Path(where)
+    return OnnxExecutor(folder, info, args.precision, args.engine, cache.load, threads=threads), cache
 
 
 Painters = serve.deployment(

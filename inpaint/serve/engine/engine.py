@@ -27,16 +27,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
 
-import torch
-from diffusers import ControlNetModel
-
 from inpaint.errors import InpaintError
-from inpaint.models.base import Base
 from inpaint.paint.crop import WorkingImage
-from inpaint.serve.engine.adapter_slots import PackedAdapter
-from inpaint.serve.engine.executor import Executor, LoadAdapter, is_memory, paste
+from inpaint.serve.engine.executor import Executor, is_memory, paste
 from inpaint.serve.engine.scheduler import Event, Job, Outcome, Scheduler
-from inpaint.serve.engine.settings import EngineSettings
 from inpaint.serve.engine.side_stream import StreamEvent
 from inpaint.serve.engine.slot_table import Loan
 from inpaint.serve.service import AdapterUse, Begun, DeadlinePassed, Painted, PaintOrder, Preview, Unpaintable
@@ -76,19 +70,16 @@ class EngineStats:
 
 
 class Engine:
-    """Paints orders with one base, which it changes in place and must have for itself. `start` it first."""
+    """Paints orders with one base, which it must have for itself. `start` it first."""
 
-    def __init__(
-        self, base: Base, settings: EngineSettings, load: LoadAdapter, controlnet: ControlNetModel | None = None
-    ) -> None:
-        """Args: controlnet: of orders with a control picture; None: these are refused."""
-        self.base, self.settings = base, settings
-        self._executor = Executor(base, settings, load, controlnet)
-        self._scheduler = Scheduler(settings)
+    def __init__(self, executor: Executor) -> None:
+        self.info, self.settings = executor.info, executor.settings
+        self._executor = executor
+        self._scheduler = Scheduler(executor.settings)
         self._encoding: list[tuple[list[Job], StreamEvent]] = []
         self._counts: Counter[str] = Counter()
-        self._threads = ThreadPoolExecutor(settings.threads, thread_name_prefix="engine-pictures")
-        self._loaders = ThreadPoolExecutor(settings.loaders, thread_name_prefix="engine-adapters")
+        self._threads = ThreadPoolExecutor(self.settings.threads, thread_name_prefix="engine-pictures")
+        self._loaders = ThreadPoolExecutor(self.settings.loaders, thread_name_prefix="engine-adapters")
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._mail: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
         self._post_lock = threading.Lock()
@@ -239,7 +230,7 @@ class Engine:
 
     def _run(self) -> None:
         try:
-            with torch.inference_mode(), self._executor.runner.attention():
+            with self._executor.working():
                 for _ in self._executor.warm():
                     self._turned = time.monotonic()
                 self._is_ready.set()
@@ -266,7 +257,7 @@ class Engine:
         for job in self._scheduler.expired(time.monotonic()):
             self._fail([job], DeadlinePassed(f"order {job.order.id} took longer than {job.order.timeout_s} s"))
         self._admit()
-        self._executor.runner.forget(self._scheduler.shapes())
+        self._executor.forget(self._scheduler.shapes())
         if any([self._encode(), self._step(), self._decode()]):
             return 0.0
         return max(0.001, min(self._scheduler.next_deadline() - time.monotonic(), _LONGEST_WAIT_S))
@@ -284,14 +275,14 @@ class Engine:
     def _have_read(self, job: Job, image: WorkingImage) -> None:
         job.image, job.shape = image, image.shape
 
-    def _load(self, loan: Loan, use: AdapterUse) -> PackedAdapter | None:
+    def _load(self, loan: Loan, use: AdapterUse) -> Any:
         """In another thread; None where nobody waits for it any more."""
         return self._executor.load(use) if loan.users else None
 
-    def _loaded(self, loan: Loan, packed: PackedAdapter | None) -> None:
+    def _loaded(self, loan: Loan, adapter: Any) -> None:
         def put(_: object) -> None:
-            if loan.users and packed is not None:
-                self._executor.put(loan.slot, packed)
+            if loan.users and adapter is not None:
+                self._executor.put(loan.slot, adapter)
                 loan.is_loaded = True
                 self._counts["adapter_loads"] += 1
 

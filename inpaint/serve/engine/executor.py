@@ -1,5 +1,5 @@
-"""What the scheduler decides, done with one base: photos read, adapters packed, text and photos encoded, steps taken,
-pictures decoded and pasted back.
+"""What the scheduler decides, done: photos read, adapters loaded, text and photos encoded, steps taken, pictures
+decoded and pasted back. With torch by `torch_executor`, on ONNX Runtime by `onnx_executor`.
 
 `read`, `load` and `paste` may be called from any thread; all else belongs to the engine's loop.
 """
@@ -7,130 +7,85 @@ pictures decoded and pasted back.
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterator
+from contextlib import AbstractContextManager
+from typing import Any
 
 import numpy as np
 import torch
-from diffusers import ControlNetModel
 from torch import Tensor
 
+from inpaint.diffusion.schedule import NoiseSchedule
 from inpaint.errors import InpaintError
 from inpaint.models.adapter import Adapter
-from inpaint.models.base import Base
-from inpaint.models.latents import decode
+from inpaint.models.base import BaseInfo
 from inpaint.paint.crop import WorkingImage, pasted, working_image
-from inpaint.paint.denoise import DenoisingRow, start_rows
 from inpaint.paint.request import Control, PaintRequest, SamplingSettings
-from inpaint.serve.engine.adapter_slots import PackedAdapter
-from inpaint.serve.engine.prompt_encoder import Prompt, PromptEncoder
 from inpaint.serve.engine.scheduler import Job, Outcome
 from inpaint.serve.engine.settings import EngineSettings
-from inpaint.serve.engine.side_stream import SideStream, StreamEvent
-from inpaint.serve.engine.unet_runner import UNetRunner
+from inpaint.serve.engine.side_stream import StreamEvent
 from inpaint.serve.service import AdapterUse, Painted, PaintOrder, Preview
 
 LoadAdapter = Callable[[str, str], Adapter]
 """(name, digest) -> that version, verified. Blocks; called off the loop's thread. Raises AdapterGone."""
 
 
-class Executor:
-    """The torch work of an engine. Changes the base in place."""
+class Executor(ABC):
+    """The work of an engine on one base. What it hands out as an adapter or as latents, it alone understands."""
 
-    def __init__(
-        self, base: Base, settings: EngineSettings, load: LoadAdapter, controlnet: ControlNetModel | None = None
-    ) -> None:
-        self.base, self._load = base, load
-        self.runner = UNetRunner(base, settings, controlnet)
-        self.encoder = PromptEncoder(base, self.runner.slots, cached=settings.prompt_cache)
-        self.side = SideStream(base.device)
+    def __init__(self, info: BaseInfo, schedule: NoiseSchedule, settings: EngineSettings) -> None:
+        self.info, self.schedule, self.settings = info, schedule, settings
         self.seconds = dict.fromkeys(("prepare", "text", "unet", "step", "decode", "load"), 0.0)
         """By stage, of the loop's time; `load` is the loaders'. On a GPU what the loop waits."""
-        self._last_step = self.side.mark()
 
     def read(self, order: PaintOrder) -> WorkingImage:
         """The photo at its working shape. Raises InpaintError for what cannot be painted here."""
-        if order.request.control is not None and self.runner.controlnet is None:
-            raise InpaintError("control: no ControlNet is served here; leave the picture out")
-        order.request.sampling.trajectory(self.runner.schedule)
-        return working_image(self.base.info, order.request)
+        order.request.sampling.trajectory(self.schedule)
+        return working_image(self.info, order.request)
 
-    def load(self, use: AdapterUse) -> PackedAdapter:
+    @abstractmethod
+    def load(self, use: AdapterUse) -> Any:
         """An adapter ready for a slot. Raises InpaintError where there is none, or none that belongs to the base."""
-        with self._timed("load"):
-            return self.runner.slots.pack(self._load(use.name, use.digest))
 
-    def put(self, slot: int, packed: PackedAdapter) -> None:
-        """Copies an adapter into a slot."""
-        # On the side: a text that was encoded there with what lies in the slot may not be done yet.
-        with self.side.work():
-            self.runner.slots.put(slot, packed)
+    @abstractmethod
+    def put(self, slot: int, loaded: Any) -> None:
+        """An adapter takes a slot, in place of the one that was there."""
 
+    @abstractmethod
     def encode(self, jobs: list[Job]) -> StreamEvent:
         """Gives jobs of one shape their rows; they may step once the event is past."""
-        with self.side.work() as done:
-            with self._timed("text"):
-                prompts = [_prompt(job) for job in jobs]
-                negatives = [_prompt(job, is_negative=True) if _is_guided(job) else None for job in jobs]
-                texts = self.encoder.encode([*prompts, *filter(None, negatives)])
-            with self._timed("prepare"):
-                rows = start_rows(
-                    self.base,
-                    self.runner.schedule,
-                    [job.order.request for job in jobs],
-                    [job.image for job in jobs if job.image is not None],
-                    [texts[prompt] for prompt in prompts],
-                    [None if negative is None else texts[negative] for negative in negatives],
-                )
-                for job, row in zip(jobs, rows, strict=True):
-                    assert row.left == job.steps, "the scheduler counts the steps that the sampler takes"
-                    row.uses = job.uses
-                    self.side.hand_over(_tensors_of(row))
-                    job.row = row
-        return done
 
-    def advance(self, jobs: list[Job]) -> tuple[Tensor, Tensor]:
-        """One step of jobs of one shape: their latents after it, and the clean ones predicted, each B x C x h x w."""
-        started, before = time.perf_counter(), self.runner.unet_seconds
-        shape = jobs[0].shape
-        assert shape is not None
-        batch = self.runner.advance(shape, [job.row for job in jobs if job.row is not None])
-        # The host is one step ahead of the device at most: who comes and goes does so soon.
-        self._last_step.synchronize()
-        self._last_step = self.side.mark()
-        in_unet = self.runner.unet_seconds - before
-        self.seconds["unet"] += in_unet
-        self.seconds["step"] += time.perf_counter() - started - in_unet
-        return batch.latents_BChw, batch.clean_BChw
+    @abstractmethod
+    def advance(self, jobs: list[Job]) -> tuple[Any, Any]:
+        """One step of jobs of one shape: their latents after it, and the clean ones predicted, each B x C x h x w.
+        Where it raises, all stand where they did."""
 
+    @abstractmethod
     def decode(self, pictures: list[Outcome]) -> tuple[Tensor, StreamEvent]:
         """Images B x 3 x H x W in [0, 1] of pictures whose content is their latents; there once the event is past."""
-        with self._timed("decode"), self.side.work() as done:
-            latents_BChw = torch.cat([self.side.borrow(picture.content) for picture in pictures])
-            return self.side.to_host(decode(self.base, latents_BChw)), done
 
-    def warm(self) -> Iterator[None]:
-        """Compiles all that shall be compiled, one shape and number of rows at each turn; afterwards nothing is any
-        more. Raises InpaintError for a shape that the base cannot have."""
-        settings, side = self.runner.settings, self.base.info.default_size
-        for shape in settings.compile_shapes or [(side, side)] if settings.compile else []:
-            kinds = [False] if self.runner.controlnet is None else [False, True]
-            for row in [self._blank(*shape, controlled=controlled) for controlled in kinds]:
-                for rows in settings.batch_sizes:
-                    self.runner.step(self.runner.stack([replace(row) for _ in range(rows)]))
-                    yield
-        self.runner.is_warm = True
-
+    @abstractmethod
     def check(self) -> None:
         """Encodes a small blank picture and takes a step with it, to see that the base can."""
-        side = self.base.info.size_multiple
-        stack = self.runner.stack([self._blank(side, side)])
-        self.runner.step(stack)
-        if not torch.isfinite(stack.batch.latents_BChw).all():
-            raise AssertionError("the U-Net gives numbers that are not finite")
 
-    def _blank(self, height: int, width: int, *, controlled: bool = False) -> DenoisingRow:
-        """A row of a picture of this working shape, all hole, with one step to take."""
+    def working(self) -> AbstractContextManager[None]:
+        """Around all that the loop does."""
+        return contextlib.nullcontext()
+
+    def warm(self) -> Iterator[None]:
+        """What is to be done before the first order comes, a part at each turn."""
+        return iter(())
+
+    def forget(self, shapes: Collection[tuple[int, int]]) -> None:  # noqa: B027 - there may be nothing to forget
+        """No jobs of other shapes than these step for now."""
+
+    def recover(self) -> None:  # noqa: B027
+        """After something failed: frees the memory that can be done without."""
+
+    def blank(self, height: int, width: int, *, controlled: bool = False) -> Job:
+        """A picture of this working shape, all hole, with one step to take; read, not encoded. Raises InpaintError for
+        a shape that the base cannot have."""
         image = np.zeros((height, width, 3), dtype=np.uint8)
         request = PaintRequest(
             image=image,
@@ -143,19 +98,13 @@ class Executor:
         job = Job(order=PaintOrder(id="blank", request=request), arrived=0.0, tell=lambda event: None)
         job.image = self.read(job.order)
         if job.image.shape != (height, width):
-            multiple = self.base.info.size_multiple
+            multiple = self.info.size_multiple
             raise InpaintError(f"compile_shapes: {height} x {width} are not both multiples of {multiple}")
-        self.encode([job]).synchronize()
-        assert job.row is not None
-        return job.row
-
-    def recover(self) -> None:
-        """After something failed: frees the memory that can be done without."""
-        self.runner.disband()
-        self.side.free()
+        return job
 
     @contextlib.contextmanager
-    def _timed(self, stage: str) -> Iterator[None]:
+    def timed(self, stage: str) -> Iterator[None]:
+        """What is done meanwhile counts as this stage's."""
         started = time.perf_counter()
         try:
             yield
@@ -164,15 +113,16 @@ class Executor:
 
 
 def is_memory(error: BaseException) -> bool:
-    """Whether memory ran out. A CPU's allocator raises a plain RuntimeError."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+    """Whether memory ran out. Allocators of CPUs raise a plain RuntimeError, ONNX Runtime's its own."""
+    gone = ("can't allocate memory", "Failed to allocate memory")
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(words in str(error) for words in gone)
 
 
 def paste(picture: Outcome, image_3HW: Tensor, done: StreamEvent) -> Preview | Painted:
     """What is handed over: the photo with what was painted in its hole."""
     done.synchronize()
     job, index = picture.job, picture.index
-    assert job.image is not None and job.started is not None and job.row is not None
+    assert job.image is not None and job.started is not None
     image = pasted(job.order.request, job.image.window, image_3HW.permute(1, 2, 0).numpy())
     if index is not None:
         return Preview(index=index, image=image)
@@ -183,24 +133,5 @@ def paste(picture: Outcome, image_3HW: Tensor, done: StreamEvent) -> Preview | P
         batch_rows=job.rows_seen / job.step,
         queue_s=job.started - job.arrived,
         paint_s=time.monotonic() - job.started,
-        tokens_cut=sum(text.cut for text in (job.row.text, job.row.negative) if text is not None),
+        tokens_cut=job.tokens_cut,
     )
-
-
-def _is_guided(job: Job) -> bool:
-    return job.order.request.sampling.is_guided
-
-
-def _prompt(job: Job, *, is_negative: bool = False) -> Prompt:
-    request = job.order.request
-    text = request.negative_prompt if is_negative else request.prompt
-    return Prompt(text, job.order.adapters, job.uses, is_negative, request.sampling.prompts)
-
-
-def _tensors_of(row: DenoisingRow) -> Iterator[Tensor]:
-    """All that a row holds on the device."""
-    texts = [row.text] if row.negative is None else [row.text, row.negative]
-    for holder in (row, *texts):
-        yield from (value for value in vars(holder).values() if isinstance(value, Tensor))
-    if row.control is not None:
-        yield row.control[0]

@@ -23,7 +23,6 @@ from inpaint.serve.service import Begun, Painted, PaintOrder, Preview
 if TYPE_CHECKING:
     from inpaint.models.low_rank import Uses
     from inpaint.paint.crop import WorkingImage
-    from inpaint.paint.denoise import DenoisingRow
 
 Event = Begun | Preview | Painted | BaseException
 
@@ -67,8 +66,10 @@ class Job:
     image: "WorkingImage | None" = None
     shape: tuple[int, int] | None = None
     """Working height and width, once its photo is read."""
-    row: "DenoisingRow | None" = None
-    """Once it is encoded."""
+    row: Any = None
+    """Where it stands between two steps, once it is encoded: the executor's."""
+    tokens_cut: int = 0
+    """Of its prompts: beyond the last window, without effect; once they are encoded."""
     passed: int = 0
     """Jobs that were let in before it, while it waited for slots in its turn."""
     started: float | None = None

@@ -18,6 +18,7 @@ from inpaint.paint.painter import Painter
 from inpaint.paint.request import PaintRequest
 from inpaint.serve.engine.engine import Engine
 from inpaint.serve.engine.settings import EngineSettings
+from inpaint.serve.engine.torch_executor import TorchExecutor
 from inpaint.serve.service import AdapterGone, AdapterUse, Begun, Painted, PaintOrder, Preview
 from tests.unit.paint.examples import request_with
 
@@ -61,7 +62,7 @@ def running(
 ) -> Iterator[Engine]:
     """A started engine; closed without draining at the end."""
     load = (source or Adapters()).load
-    engine = Engine(load_base(base), EngineSettings(**settings), load, controlnet)  # type: ignore[arg-type]
+    engine = Engine(TorchExecutor(load_base(base), EngineSettings(**settings), load, controlnet))  # type: ignore[arg-type]
     engine.start()
     try:
         yield engine
@@ -82,7 +83,9 @@ class Gate:
         self.arrived = threading.Semaphore(0)
         self._permits = threading.Semaphore(0)
         self._is_open = True
-        real = engine._executor.runner.unet
+        executor = engine._executor
+        place, name = (executor.runner, "unet") if isinstance(executor, TorchExecutor) else (executor.painter, "step")
+        real = getattr(place, name)
 
         def unet(*arguments: object, **settings: object) -> object:
             self.arrived.release()
@@ -91,7 +94,7 @@ class Gate:
             self.calls += 1
             return real(*arguments, **settings)
 
-        engine._executor.runner.unet = unet
+        setattr(place, name, unet)
 
     def shut(self) -> None:
         self._is_open = False

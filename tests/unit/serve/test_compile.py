@@ -11,6 +11,7 @@ import torch
 from inpaint.models.base import load_base
 from inpaint.serve.engine.engine import Engine, EngineBroken
 from inpaint.serve.engine.settings import EngineSettings
+from inpaint.serve.engine.torch_executor import TorchExecutor
 from tests.tiny import tiny_sd_inpaint
 from tests.unit.serve.engines import GUARD_S, LEVEL, Adapters, by_painter, difference, order, pictures, request, running
 
@@ -36,7 +37,7 @@ def test_all_shapes_are_compiled_before_it_is_ready_and_a_check_meanwhile_is_pas
 
     monkeypatch.setattr(torch, "compile", compile_slowly)
     settings = EngineSettings(max_rows=4, batch_sizes=(2, 4), compile_shapes=((32, 32), (48, 24)), **SMALL)
-    engine = Engine(load_base(base), settings, Adapters().load)
+    engine = Engine(TorchExecutor(load_base(base), settings, Adapters().load))
     starting = threading.Thread(target=engine.start)
     starting.start()
     asyncio.run(engine.check(0.05))
@@ -52,7 +53,7 @@ def test_a_shape_that_the_base_cannot_have_is_refused_at_the_start(base, monkeyp
     monkeypatch.setattr(torch, "compile", lambda unet, **_: unet)
     settings = EngineSettings(max_rows=2, batch_sizes=(2,), compile_shapes=((32, 33),), **SMALL)
     with pytest.raises(EngineBroken, match="32 x 33"):
-        Engine(load_base(base), settings, Adapters().load).start()
+        Engine(TorchExecutor(load_base(base), settings, Adapters().load)).start()
 
 
 def test_what_was_not_compiled_before_is_painted_uncompiled(base, monkeypatch):

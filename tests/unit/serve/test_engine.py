@@ -22,6 +22,7 @@ from inpaint.paint.painter import Painter
 from inpaint.paint.paste import kept_pixels_changed
 from inpaint.serve.engine.engine import Engine, EngineBroken
 from inpaint.serve.engine.settings import EngineSettings
+from inpaint.serve.engine.torch_executor import TorchExecutor
 from inpaint.serve.service import AdapterGone, DeadlinePassed, Painted, PaintOrder, Preview, Unpaintable
 from tests.adapters import made_up
 from tests.tiny import tiny_sd, tiny_sd_inpaint, tiny_sdxl_inpaint
@@ -93,7 +94,7 @@ def test_in_bf16_the_painters_pictures_come_too(tmp_path):
     one = request(1, 32, 32, steps=2, guidance_scale=5.0, prompt="CDP_X background")
     half, plain = load_base(folder, dtype=torch.bfloat16), load_base(folder, dtype=torch.bfloat16)
     apply_adapter(plain, adapter)
-    engine = Engine(half, EngineSettings(), Adapters({"a": adapter}).load)
+    engine = Engine(TorchExecutor(half, EngineSettings(), Adapters({"a": adapter}).load))
     engine.start()
     (picture,) = pictures(engine, [order(one, "a")])
     engine.close(drain=False)
@@ -386,7 +387,7 @@ def test_a_check_says_what_its_step_raised_and_the_loop_goes_on_where_memory_ran
 
 
 def test_draining_paints_what_was_ordered():
-    engine = Engine(*_parts())
+    engine = Engine(_executor())
     engine.start()
     gate = Gate(engine)
     gate.shut()
@@ -406,7 +407,7 @@ def test_draining_paints_what_was_ordered():
 
 
 def test_closing_without_draining_fails_what_is_there():
-    engine = Engine(*_parts())
+    engine = Engine(_executor())
     engine.start()
     gate = Gate(engine)
     gate.shut()
@@ -423,8 +424,8 @@ def test_closing_without_draining_fails_what_is_there():
     asyncio.run(asyncio.wait_for(close(), GUARD_S))
 
 
-def _parts() -> tuple[object, EngineSettings, object]:
-    return load_base("toy"), EngineSettings(), Adapters().load
+def _executor() -> TorchExecutor:
+    return TorchExecutor(load_base("toy"), EngineSettings(), Adapters().load)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from inpaint.models.base import load_base
 from inpaint.paint.painter import Painter
 from inpaint.serve.engine.engine import Engine
 from inpaint.serve.engine.settings import EngineSettings
+from inpaint.serve.engine.torch_executor import TorchExecutor
 from tests.tiny import tiny_sd_inpaint, tiny_sdxl_inpaint
 from tests.unit.paint.examples import control, controlnet_of
 from tests.unit.serve.engines import (
@@ -90,7 +91,7 @@ def test_with_a_controlnet_both_kinds_of_steps_are_compiled_before_it_is_ready(t
     monkeypatch.setattr("torch.compile", compiled)
     settings = EngineSettings(compile=True, slots=2, max_rank=4, max_rows=4, batch_sizes=(2, 4))
     base = load_base(tiny_sd_inpaint(tmp_path / "base"))
-    engine = Engine(base, settings, Adapters().load, controlnet_of(base))
+    engine = Engine(TorchExecutor(base, settings, Adapters().load, controlnet_of(base)))
     engine.start()
     engine.close(drain=False)
     assert seen == [(2, False), (4, False), (2, True), (4, True)]

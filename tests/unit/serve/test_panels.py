@@ -20,6 +20,7 @@ from inpaint.serve.apps.paint import PaintArgs
 from inpaint.serve.dialects.paint_http import paint_http
 from inpaint.serve.dispatcher import Dispatcher
 from inpaint.serve.engine.engine import Engine
+from inpaint.serve.engine.torch_executor import TorchExecutor
 from inpaint.serve.http.limits import HttpSettings
 from tests.adapters import made_up, without_tokens
 from tests.tiny import tiny_sdxl_inpaint
@@ -100,7 +101,8 @@ def test_the_panels_application_paints_with_a_folder_as_base_and_the_adapters_of
     known = Registry(args.registry_settings, info)
     known.poll()
     assert known.refused() == {}
-    engine = Engine(load_base(args.base), args.engine, args.registry_settings.open_cache(info).load)
+    load = args.registry_settings.open_cache(info).load
+    engine = Engine(TorchExecutor(load_base(args.base), args.engine, load))
     engine.start()
     try:
         call = lambda order, files: engine.paint(order)  # noqa: E731

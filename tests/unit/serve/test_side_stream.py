@@ -13,6 +13,7 @@ from inpaint.models.low_rank import LoraPool
 from inpaint.serve.engine import side_stream
 from inpaint.serve.engine.engine import Engine
 from inpaint.serve.engine.settings import EngineSettings
+from inpaint.serve.engine.torch_executor import TorchExecutor
 from tests.adapters import made_up
 from tests.unit.serve.engines import GUARD_S, Adapters, events_of, order, request, varied
 
@@ -101,7 +102,7 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Device:
 def test_a_slot_is_written_over_after_its_readers_also_those_of_orders_that_left(device: Device) -> None:
     first = made_up("toy", 0)
     source = Adapters({name: varied(first, i) for i, name in enumerate("abc")})
-    engine = Engine(load_base("toy"), EngineSettings(slots=1), source.load)
+    engine = Engine(TorchExecutor(load_base("toy"), EngineSettings(slots=1), source.load))
     engine.start()
     stepping, go_on = asyncio.Event(), engine._executor.advance
 

@@ -9,9 +9,9 @@ import torch
 from inpaint.models.base import load_base
 from inpaint.paint.crop import working_image
 from inpaint.paint.denoise import DenoisingRow, start_rows
-from inpaint.serve.engine.executor import Executor
 from inpaint.serve.engine.prompt_encoder import Prompt, PromptEncoder
 from inpaint.serve.engine.settings import EngineSettings
+from inpaint.serve.engine.torch_executor import TorchExecutor
 from inpaint.serve.engine.unet_runner import UNetRunner
 from tests.adapters import made_up
 from tests.unit.serve.engines import Adapters, request, varied
@@ -21,8 +21,8 @@ GUIDANCE = [1.0, 3.0, 3.0, 1.0]
 
 
 @pytest.fixture(scope="module")
-def executor() -> Executor:
-    executor = Executor(load_base("toy"), EngineSettings(slots=3, max_rank=4, prompt_cache=8), Adapters().load)
+def executor() -> TorchExecutor:
+    executor = TorchExecutor(load_base("toy"), EngineSettings(slots=3, max_rank=4, prompt_cache=8), Adapters().load)
     adapter, slots = made_up("toy", 0, rank=3), executor.runner.slots
     for i in range(3):
         slots.put(1 + i, slots.pack(varied(adapter, i)))
@@ -30,12 +30,12 @@ def executor() -> Executor:
 
 
 @pytest.fixture(scope="module")
-def texts(executor: Executor) -> PromptEncoder:
+def texts(executor: TorchExecutor) -> PromptEncoder:
     return executor.encoder
 
 
 @pytest.fixture(scope="module")
-def runner(executor: Executor) -> UNetRunner:
+def runner(executor: TorchExecutor) -> UNetRunner:
     return executor.runner
 
 

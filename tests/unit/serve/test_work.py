@@ -76,7 +76,7 @@ def test_ingress_router_engine_and_autoscaler_count_an_order_alike() -> None:
                 yield event
 
         registry = SimpleNamespace(catalogue=dict, refused=dict)
-        painting = Dispatcher(engine.base.info, registry, admission, call).paint([large])
+        painting = Dispatcher(engine.info, registry, admission, call).paint([large])
         async with asyncio.timeout(GUARD_S), aclosing(painting):
             waiting = asyncio.create_task(anext(painting))
             await asyncio.to_thread(gate.arrived.acquire)
