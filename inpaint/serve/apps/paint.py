@@ -20,7 +20,7 @@ from inpaint.serve.http.limits import HttpSettings
 SHIPPED_ADAPTERS = {"toy": TOY_BASE.parent / "adapters", "toy-sdxl": TOY_BASE.parent / "sdxl_adapters"}
 """What the registries of these names stand for: the adapters that come with the package, by their base."""
 
-OF_ONNX = {"slots", "max_rank", "ahead_rows", "threads", "loaders", "longest_turn_s"}
+OF_ONNX = {"slots", "max_rank", "ahead_rows", "side_rows", "threads", "loaders", "longest_turn_s"}
 """Of the engine's settings, those that painters on ONNX Runtime read."""
 
 

@@ -128,10 +128,12 @@ class TorchExecutor(Executor):
 
     @contextlib.contextmanager
     def working(self) -> Iterator[None]:
+        """Without gradients, and with the attention that the settings say."""
         with torch.inference_mode(), self.runner.attention():
             yield
 
     def forget(self, shapes: Collection[tuple[int, int]]) -> None:
+        """See `Executor`."""
         self.runner.forget(shapes)
 
     def recover(self) -> None:

@@ -264,8 +264,10 @@ class OnnxPainter:
         if self.base["clip_range"] is not None:
             clean = clean.clip(-self.base["clip_range"], self.base["clip_range"])
         parts = {"latents": row.latents, "output": output, "clean": clean, "previous": row.clean}
-        parts |= {"earlier": row.earlier, "noise": row.fresh.get(row.step, np.float32(0))}
-        latents = sum(line[f"next_{name}"] * part for name, part in parts.items())
+        parts |= {"earlier": row.earlier, "noise": row.fresh.get(row.step, np.zeros_like(clean))}
+        latents = np.zeros_like(clean)
+        for name, part in parts.items():
+            latents = latents + line[f"next_{name}"] * part
         if not is_nine:
             known = line["known_clean"] * row.known + line["known_noise"] * row.noise
             latents = known + row.hole * (latents - known)
