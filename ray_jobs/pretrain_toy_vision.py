@@ -6,7 +6,7 @@ Two minutes on a CPU, to see it run (they will not know much):
 
     python -m ray_jobs.pretrain_toy_vision --output runs/short --images 500 --blip.samples 1600 --clipseg.samples 1600
 
-The full command takes about 10 minutes on one core; `python -m benchmarks.photoshoot` measures what they know.
+The full command takes some 35 minutes on one core; `python -m benchmarks.photoshoot` measures what they know.
 """
 
 from inpaint.command import command

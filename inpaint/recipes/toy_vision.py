@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Sequence
 from csv import DictReader
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -234,7 +235,9 @@ class PretrainToyVision:
     output: str
     """Folder of the run; the models are written to its `blip/blip/` and `clipseg/clipseg/`."""
     images: int = 24_000
-    """Size of the procedural catalogue that is trained on."""
+    """Size of the procedural catalogue that the finder is trained on."""
+    captioned: int = 6000
+    """So many of them, the first ones, are the captioner's, which sees them more often for that."""
     empty: float = 0.15
     """Share of it that shows no product."""
     seed: int = 11
@@ -275,6 +278,7 @@ def pretrain_toy_vision(config: PretrainToyVision, *, stop: StopToken | None = N
     output, stop = Path(config.output).resolve(), stop or StopToken()
     csv = write_scenes(output / "scenes", seed=config.seed, count=config.images, empty=config.empty)
     rows = scene_rows(csv)
+    captioned = Manifest.of(islice(rows.rows(), config.captioned))
     shared: dict[str, Any] = {"data": str(csv), "validation": ValidationSettings(samples=64, pictures=32)}
     recipes = (
         ToyBlip(
@@ -291,7 +295,8 @@ def pretrain_toy_vision(config: PretrainToyVision, *, stop: StopToken | None = N
             train=replace(config.clipseg, seed=config.seed),
         ),
     )
-    made = [_made(replace(recipe, resume=True), rows, stop) for recipe in recipes]
+    of_each = zip(recipes, (captioned, rows), strict=True)
+    made = [_made(replace(recipe, resume=True), manifest, stop) for recipe, manifest in of_each]
     command = ["python", "-m", "ray_jobs.pretrain_toy_vision", "--output", "RUN"]
     command += arguments_of(config, PretrainToyVision(output=config.output))
     settings = {name: value for name, value in plain(config).items() if name != "output"}
