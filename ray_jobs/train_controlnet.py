@@ -3,7 +3,8 @@
     python -m ray_jobs.train_controlnet --data photos --output runs/edges
 
 The one that comes with the package, `toy-edges`, learned from products in two colours, which
-`inpaint.toy.recoloured.write_recoloured("pairs", seed=7, count=3000)` writes, some 17 minutes on a core:
+`inpaint.toy.recoloured.write_recoloured("pairs", seed=7, count=3000)` writes (and then on the base with the adapter
+`products`, docs/decisions.md), some 17 minutes on a core:
 
     python -m ray_jobs.train_controlnet --data pairs/recoloured.csv --output runs/edges --preset toy
 """

@@ -28,7 +28,7 @@ from inpaint.vision.finder import Findings
 
 PRODUCTS = TOY_BASE.parent / "adapters" / "products"
 """The shipped adapter's folder."""
-SAMPLING = SamplingSettings(guidance_scale=3.0)
+SAMPLING = SamplingSettings(guidance_scale=5.0)
 """Guidance as LoRAs of Stable Diffusion need it, too; the base's own backgrounds do without."""
 
 
