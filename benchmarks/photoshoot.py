@@ -59,7 +59,7 @@ def main() -> None:
         "photoshoot",
         figures,
         skipped_changed=enhanced["skipped_changed"],
-        settings={k: str(v) for k, v in asdict(settings).items()},
+        settings={**asdict(settings), "adapter": settings.adapter and settings.adapter.name},
     )
 
 
