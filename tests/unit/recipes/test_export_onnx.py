@@ -13,6 +13,7 @@ import torch
 
 from inpaint.diffusion import samplers
 from inpaint.export.adapter_folder import save_adapter
+from inpaint.export.onnx import base as onnx_base
 from inpaint.export.onnx.adapter import save_onnx_adapter
 from inpaint.export.onnx.painter import COLUMNS, Draws, OnnxPainter, card_of
 from inpaint.paint.batch import read_models
@@ -41,7 +42,7 @@ for name in ("a", "b"):
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two adapters of one base, exported one after the other."""
+    """Two adapters of one base, exported one after the other, in files as those of a base that is too large for one."""
     root = tmp_path_factory.mktemp("onnx")
     base = tiny_sdxl_inpaint(root / "base")
     for seed, name in enumerate("ab"):
@@ -49,12 +50,14 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if name == "b":  # as those of others, it lacks layers
             adapter = replace(adapter, lora={n: t for n, t in adapter.lora.items() if "down_blocks" not in n})
         save_adapter(root / name, adapter)
-        export_adapter(
-            ExportAdapter(adapter=str(root / name), to=("onnx",), output=str(root / "out"), pictures=1, steps=STEPS)
-        )
+        asked = ExportAdapter(adapter=str(root / name), to=("onnx",), output=str(root / "out"), pictures=1, steps=STEPS)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(onnx_base, "LARGEST", 20_000)
+            export_adapter(asked)
         if seed == 0:
             first = (root / "out/onnx/unet.onnx").stat().st_ino
     assert (root / "out/onnx/unet.onnx").stat().st_ino == first, "a base is exported once"
+    assert (root / "out/onnx/unet.onnx.data").stat().st_size > 20_000
     return root
 
 
