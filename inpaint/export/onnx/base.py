@@ -89,7 +89,8 @@ class Unet(nn.Module):
         pooled: Tensor | None = None,
         sizes: Tensor | None = None,
     ) -> Tensor:
-        added = None if pooled is None else {"text_embeds": pooled, "time_ids": sizes}
+        # As they are joined with embeddings in fp32, which torch does by itself and an exported graph does not.
+        added = None if pooled is None else {"text_embeds": pooled.float(), "time_ids": sizes}
         output: Tensor = self.unet(sample, timestep, states, added_cond_kwargs=added, return_dict=False)[0]
         return output
 

@@ -67,6 +67,13 @@ def test_both_adapters_of_one_base_paint_our_picture(exported: Path) -> None:
     assert max(told[name]["onnx"]["largest"] for name in "ab") <= 1e-3
 
 
+def test_in_half_precision_it_is_our_picture_too(exported: Path, tmp_path: Path) -> None:
+    asked = ExportAdapter(adapter=str(exported / "a"), to=("onnx",), output=str(tmp_path), pictures=1, steps=STEPS)
+    export_adapter(replace(asked, precision="fp16"))
+    told = json.loads((tmp_path / "exports.json").read_text())["a"]["onnx"]
+    assert told["largest"] <= told["bound"] == 2e-2
+
+
 def test_it_paints_where_torch_cannot_be_imported(exported: Path, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"steps": STEPS, "guidance_scale": 4.0}
     for name in "ab":
