@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from diffusers import ControlNetModel
 
@@ -138,6 +139,27 @@ def paint_all(engine: Engine, orders: list[PaintOrder]) -> list[list[Preview | P
 
 def pictures(engine: Engine, orders: list[PaintOrder]) -> list[np.ndarray]:
     return [events[-1].image for events in paint_all(engine, orders)]
+
+
+def cancel_in_its_fourth_step(engine: Engine, cancelled: PaintOrder, then: PaintOrder) -> int:
+    """Cancels an order while its fourth step is being taken, paints another one; returns the U-Net calls of both."""
+    gate = Gate(engine)
+    gate.shut()
+
+    async def give_up() -> None:
+        painting = asyncio.ensure_future(events_of(engine, cancelled))
+        for _ in range(3):
+            await asyncio.to_thread(gate.arrived.acquire)
+            gate.let(1)
+        await asyncio.to_thread(gate.arrived.acquire)
+        painting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await painting
+
+    asyncio.run(give_up())
+    gate.open()
+    pictures(engine, [then])
+    return gate.calls
 
 
 def by_painter(base: str | Path, wanted: PaintRequest, adapter: Adapter | None = None) -> np.ndarray:

@@ -32,6 +32,7 @@ from tests.unit.serve.engines import (
     Adapters,
     Gate,
     by_painter,
+    cancel_in_its_fourth_step,
     difference,
     events_of,
     in_use,
@@ -146,23 +147,7 @@ def test_previews_come_in_order_and_keep_kept_pixels():
 
 def test_a_cancelled_order_takes_part_in_no_further_tick():
     with running("toy") as engine:
-        gate = Gate(engine)
-        gate.shut()
-
-        async def give_up() -> None:
-            painting = asyncio.ensure_future(events_of(engine, order(request(1, steps=50))))
-            for _ in range(3):
-                await asyncio.to_thread(gate.arrived.acquire)
-                gate.let(1)
-            await asyncio.to_thread(gate.arrived.acquire)  # The fourth step is being taken.
-            painting.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await painting
-
-        asyncio.run(give_up())
-        gate.open()
-        pictures(engine, [order(request(2, steps=2))])
-        assert gate.calls == 4 + 2
+        assert cancel_in_its_fourth_step(engine, order(request(1, steps=50)), order(request(2, steps=2))) == 4 + 2
         stats = engine.stats()
     assert (stats.cancelled, stats.wasted_steps, stats.painted) == (1, 4, 1)
 

@@ -42,10 +42,9 @@ from tests.unit.serve.engines import (
     GUARD_S,
     LEVEL,
     Adapters,
-    Gate,
     by_painter,
+    cancel_in_its_fourth_step,
     difference,
-    events_of,
     in_use,
     order,
     paint_all,
@@ -207,24 +206,8 @@ def test_what_it_cannot_paint_is_refused_by_name(nine: Path) -> None:
 
 def test_a_cancelled_order_takes_no_further_step_and_the_next_one_is_painted(nine: Path) -> None:
     with running_onnx(nine) as engine:
-        gate = Gate(engine)
-        gate.shut()
-
-        async def give_up() -> None:
-            painting = asyncio.ensure_future(events_of(engine, order(small(1, steps=50))))
-            for _ in range(3):
-                await asyncio.to_thread(gate.arrived.acquire)
-                gate.let(1)
-            await asyncio.to_thread(gate.arrived.acquire)  # The fourth step is being taken.
-            painting.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await painting
-
-        asyncio.run(give_up())
-        gate.open()
-        pictures(engine, [order(small(2, steps=2))])
+        assert cancel_in_its_fourth_step(engine, order(small(1, steps=50)), order(small(2, steps=2))) == 4 + 2
         stats = engine.stats()
-    assert gate.calls == 4 + 2
     assert (stats.cancelled, stats.wasted_steps, stats.painted) == (1, 4, 1)
 
 
