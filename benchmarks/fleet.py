@@ -23,6 +23,7 @@ import tyro
 
 from benchmarks.harness import emit, paired_ratio, progress
 from inpaint.cluster import connect
+from inpaint.device import use_cores
 from inpaint.recipes.fleet import Fleet
 from inpaint.stopping import StopToken
 from inpaint.toy.catalogue import write_catalogue
@@ -130,7 +131,7 @@ def as_commands(settings: Settings, folder: Path) -> tuple[float, float]:
 
 def main() -> None:
     settings = tyro.cli(Settings, description=__doc__)
-    torch.set_num_threads(1)
+    use_cores(1)
     connect()
     with tempfile.TemporaryDirectory() as temporary:
         ratio, ratios, largest = in_one_process(settings, Path(temporary) / "process")

@@ -44,6 +44,7 @@ from inpaint.data.latents import LatentSpec
 from inpaint.data.pipeline import read_manifest
 from inpaint.data.plan import Plan
 from inpaint.data.sample import read_batch
+from inpaint.device import use_cores
 from inpaint.diffusion.objective import LossSettings
 from inpaint.models.base import Base, load_base
 from inpaint.models.lora import LoraSettings, inject_lora, lora_parameters
@@ -220,7 +221,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=float, default=EPOCHS, help="of the trainings that are compared")
     parser.add_argument("--encode-into", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    torch.set_num_threads(1)
+    use_cores(1)
     cluster.connect()
     if options.encode_into:
         encode(to_be_killed(options.encode_into, options.images))

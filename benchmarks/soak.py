@@ -31,7 +31,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from inpaint.serve.deployments.heap import ENVIRONMENT
+from inpaint.heap import ENVIRONMENT
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.update(ENVIRONMENT)  # as `python -m ray_jobs.serve` starts it

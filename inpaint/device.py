@@ -6,7 +6,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from inpaint import heap
 from inpaint.errors import InpaintError
+
+
+def use_cores(threads: int) -> None:
+    """For a process that works to an end, as trainings and maps over rows do: with so many threads from now on, and
+    with the memory that it once had (`heap.keep`)."""
+    torch.set_num_threads(threads)
+    heap.keep()
 
 
 def parse_device(device: str | torch.device) -> torch.device:

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
-import torch
 from safetensors.numpy import load, save
 
 from inpaint.data.storage import read_file
+from inpaint.device import use_cores
 from inpaint.errors import BadRow, InpaintError
 from inpaint.evaluate.backbones import Backbones, Embedder
 from inpaint.evaluate.fidelity import diversity, lookalike_map, mean_similarity, prompt_similarity
@@ -144,7 +144,7 @@ class EmbedWorker:
     """Embeds groups, one after the other."""
 
     def __init__(self, backbones: Backbones, resources: ActorResources) -> None:
-        torch.set_num_threads(resources.threads)
+        use_cores(resources.threads)
         self.embedder = Embedder.load(backbones, resources.device)
 
     def __call__(self, groups: Sequence[Group]) -> list[Result | BadRow]:

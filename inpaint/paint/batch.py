@@ -16,13 +16,13 @@ from pathlib import PurePosixPath
 from typing import Any, Literal
 
 import numpy as np
-import torch
 
 from inpaint.data import quarantine
 from inpaint.data.panels import ChosenPanels, Grid
 from inpaint.data.quarantine import Quarantined, Reason
 from inpaint.data.rows import Manifest, Row
 from inpaint.data.storage import opened
+from inpaint.device import use_cores
 from inpaint.errors import BadRow, InpaintError
 from inpaint.export.adapter_folder import load_adapter
 from inpaint.export.kohya import SUFFIX, read_adapter_file
@@ -279,7 +279,7 @@ class Worker:
 
     def __init__(self, models: PaintModels, max_batch: int, resources: ActorResources) -> None:
         # Ray sets OMP_NUM_THREADS from whole CPUs only, and torch may have read it before.
-        torch.set_num_threads(resources.threads)
+        use_cores(resources.threads)
         self.threads = ThreadPoolExecutor(resources.threads)
         self.models = models
         self.painter = models.painter(resources.device, max_batch)

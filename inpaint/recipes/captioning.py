@@ -9,13 +9,13 @@ from functools import partial
 from typing import Annotated
 
 import numpy as np
-import torch
 import tyro
 
 from inpaint.data.quarantine import Quarantined, Reason
 from inpaint.data.rows import Row
 from inpaint.data.sources import Captions, FolderSource
 from inpaint.data.storage import read_file
+from inpaint.device import use_cores
 from inpaint.errors import BadRow, InpaintError
 from inpaint.paint.photos import read_image
 from inpaint.progress import ProgressBar
@@ -100,7 +100,7 @@ class CaptionWorker:
     """Captions batches of photos, which threads read."""
 
     def __init__(self, config: CaptionPhotos, resources: ActorResources) -> None:
-        torch.set_num_threads(resources.threads)
+        use_cores(resources.threads)
         self.config, self.threads = config, ThreadPoolExecutor(resources.threads)
         self.captioner = load_captioner(config.captioner, resources.device)
 

@@ -14,11 +14,11 @@ from pathlib import PurePosixPath
 from typing import Annotated
 
 import numpy as np
-import torch
 import tyro
 from PIL import Image
 
 from inpaint.data.rows import Manifest, Row
+from inpaint.device import use_cores
 from inpaint.errors import BadRow, InpaintError
 from inpaint.paint.batch import output_names
 from inpaint.paint.photos import encode_png, read_image
@@ -136,7 +136,7 @@ class FindWorker:
     """Looks at batches of photos, which threads read and write."""
 
     def __init__(self, config: FindProducts, resources: ActorResources) -> None:
-        torch.set_num_threads(resources.threads)
+        use_cores(resources.threads)
         self.config, self.query = config, config.query
         self.threads = ThreadPoolExecutor(resources.threads)
         self.finder = load_finder(config.finder, resources.device)

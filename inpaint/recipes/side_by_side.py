@@ -14,6 +14,7 @@ import torch
 
 from inpaint.data.quarantine import Reason
 from inpaint.data.storage import read_file, write_file
+from inpaint.device import use_cores
 from inpaint.errors import BadRow, InpaintError
 from inpaint.progress import ProgressBar
 from inpaint.recipes.lora import LoraRecipe
@@ -66,7 +67,7 @@ class AdapterWorker:
     """Trains adapters, as many at once as it is given."""
 
     def __init__(self, resources: ActorResources) -> None:
-        torch.set_num_threads(resources.threads)
+        use_cores(resources.threads)
         self.device, self.threads = torch.device(resources.device), resources.threads
 
     def __call__(self, trainings: Sequence[Training]) -> list[Result | BadRow]:

@@ -16,7 +16,7 @@ import yaml
 from PIL import Image
 
 from inpaint.errors import InpaintError
-from inpaint.serve.deployments.heap import ENVIRONMENT
+from inpaint.heap import ENVIRONMENT
 from inpaint.stopping import StopToken
 from inpaint.toy.catalogue import render
 from inpaint.toy.measure import HELD_OUT_SEED

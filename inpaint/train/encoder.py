@@ -11,7 +11,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 
 from inpaint.data.latents import LatentSpec
-from inpaint.device import on_device
+from inpaint.device import on_device, use_cores
 from inpaint.models.latents import masked, moments
 from inpaint.train.objective import MicroBatch, to_hole, to_pixels
 
@@ -46,7 +46,7 @@ class LatentEncoder:
     """A VAE in a process of its own."""
 
     def __init__(self, load_vae: Callable[[], AutoencoderKL], spec: LatentSpec, *, threads: int) -> None:
-        torch.set_num_threads(threads)
+        use_cores(threads)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.vae = load_vae().to(self.device).to(memory_format=torch.channels_last)
         self.spec = spec

@@ -6,8 +6,9 @@ or loss fail ends with its error, and the others go on. Where a GPU's memory doe
 in turns of half as many.
 Not covered: several workers, fp16, optimizers that need whole parameters.
 
-Each training runs the loop in a thread of its own, and one thread computes at a time; where all wait for a step, it is
-made for all. Shapes: K adapters, B rows of each, P numbers of one adapter's parameters.
+Each training runs the loop in a thread of its own, one of them at a time. Where all wait for a step, the caller's
+thread makes it for all, so that the memory of a step is held once by the allocator, and not in each thread's arena.
+Shapes: K adapters, B rows of each, P numbers of one adapter's parameters.
 """
 
 import gc
@@ -86,7 +87,9 @@ def _train(trainings: Sequence[Training], recipe: Recipe, device: torch.device, 
                 base.leave()
 
     with ThreadPoolExecutor(len(trainings)) as pool:
-        return list(pool.map(train, range(len(trainings))))
+        ended = [pool.submit(train, number) for number in range(len(trainings))]
+        base.make_steps()
+        return [future.result() for future in ended]
 
 
 class _SharedBase:
@@ -96,7 +99,7 @@ class _SharedBase:
         self.objective, self.groups = objective.train(), objective.groups()
         self.stack = Stacked(objective, [group.parameters for group in self.groups], adapters)
         self.turn = threading.Condition()
-        """Held by the thread that computes; let go by those that wait for a step."""
+        """Held by the thread that computes; let go by those that wait for a step, or for all to."""
         self._training, self._at_once = adapters, adapters
         self._asked: dict[_AdapterEngine, list[MicroBatch]] = {}
         self._failure: BaseException | None = None
@@ -104,7 +107,7 @@ class _SharedBase:
     def gradients(self, engine: "_AdapterEngine", batches: list[MicroBatch]) -> None:
         """Returns once the engine has its step's loss, and its vectors their gradients."""
         self._asked[engine] = batches
-        self._compute_if_all_wait()
+        self.turn.notify_all()
         self.turn.wait_for(lambda: engine not in self._asked or self._failure is not None)
         if self._failure is not None:
             raise self._failure
@@ -112,21 +115,26 @@ class _SharedBase:
     def leave(self) -> None:
         """A training that has ended is waited for no more."""
         self._training -= 1
-        self._compute_if_all_wait()
+        self.turn.notify_all()
 
-    def _compute_if_all_wait(self) -> None:
-        if not self._asked or len(self._asked) < self._training:
-            return
-        try:
-            waiting = list(self._asked)
-            while waiting:
-                waiting = waiting[self._compute(waiting[: self._at_once]) :]
-            self._asked.clear()
-        except BaseException as error:
-            self._failure = error
-            raise
-        finally:
-            self.turn.notify_all()
+    def make_steps(self) -> None:
+        """Compute whenever all wait for a step, until all have left or a step failed, which is then raised by all."""
+        with self.turn:
+            try:
+                while self._failure is None:
+                    self.turn.wait_for(lambda: len(self._asked) == self._training)
+                    if not self._training:
+                        return
+                    waiting = list(self._asked)
+                    while waiting:
+                        waiting = waiting[self._compute(waiting[: self._at_once]) :]
+                    self._asked.clear()
+                    self.turn.notify_all()
+            except BaseException as error:
+                self._failure = error
+                self.turn.notify_all()
+                if not isinstance(error, Exception):
+                    raise
 
     def _compute(self, engines: "list[_AdapterEngine]") -> int:
         """The losses and gradients of some; returns of how many, 0 where fewer are to be tried."""

@@ -10,12 +10,13 @@ import pytest
 
 from tests.rules.sources import ROOT, imports, modules
 
-GROUND = {"device", "errors", "progress", "randomness", "stopping", "warned"}
+GROUND = {"device", "errors", "heap", "progress", "randomness", "stopping", "warned"}
 BELOW_THE_LOOP = GROUND | {"cluster", "data", "diffusion", "models", "export", "paint", "vision", "rowmap", "evaluate"}
 TOP = {"recipes", "serve", "toy"}
 MAY_IMPORT = {
-    "device": {"errors"},
+    "device": {"errors", "heap"},
     "errors": set(),
+    "heap": set(),
     "progress": set(),
     "randomness": {"errors"},
     "stopping": {"errors"},

@@ -11,8 +11,8 @@ from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from inpaint.errors import InpaintError
+from inpaint.heap import TENSORS, give_back, started
 from inpaint.serve.batcher import Batcher
-from inpaint.serve.deployments.heap import TENSORS, give_back, started
 from inpaint.serve.deployments.model import own_device
 from inpaint.serve.deployments.serve_internals import LOST
 from inpaint.serve.service import Overloaded

@@ -14,12 +14,12 @@ from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import DeploymentStatus
 
 from inpaint.errors import InpaintError
+from inpaint.heap import PHOTOS, Trimmer, give_back, started
 from inpaint.models.base import read_base_info
 from inpaint.serve.adapters.cache import AdapterFiles
 from inpaint.serve.adapters.registry import Registry
 from inpaint.serve.admission import Admission, Capacity
 from inpaint.serve.deployments.finders import RemoteVision
-from inpaint.serve.deployments.heap import PHOTOS, Trimmer, give_back, started
 from inpaint.serve.deployments.metrics import IngressMetrics, RequestMetrics
 from inpaint.serve.deployments.serve_internals import LOST, listening
 from inpaint.serve.dialects.a1111_tasks import TaskAnswer, TaskQuery, Tasks

@@ -12,7 +12,7 @@ from fastapi import FastAPI
 from ray import serve
 
 from inpaint.cluster import worker_threads
-from inpaint.serve.deployments.heap import TENSORS, Trimmer, give_back, started
+from inpaint.heap import TENSORS, Trimmer, give_back, started
 from inpaint.serve.deployments.metrics import RequestMetrics
 from inpaint.serve.deployments.serve_internals import listening
 from inpaint.serve.http.resources import HttpMetrics

@@ -14,10 +14,10 @@ from ray.serve.config import RequestRouterConfig
 
 from inpaint.data.storage import fetched
 from inpaint.errors import InpaintError
+from inpaint.heap import TENSORS, Trimmer, give_back, started
 from inpaint.models.base import DTYPES, load_base, read_base_info
 from inpaint.models.controlnet import load_controlnet
 from inpaint.serve.adapters.cache import AdapterCache, AdapterFiles
-from inpaint.serve.deployments.heap import TENSORS, Trimmer, give_back, started
 from inpaint.serve.deployments.metrics import PainterMetrics
 from inpaint.serve.deployments.model import own_device, own_threads
 from inpaint.serve.deployments.router import AdapterRouter, PainterLoad

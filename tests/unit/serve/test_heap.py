@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from inpaint.serve.deployments import heap
-from inpaint.serve.deployments.heap import Trimmer
+from inpaint import heap
+from inpaint.heap import Trimmer
 from inpaint.serve.dialects.paint_http import paint_http
 from inpaint.serve.http.limits import HttpSettings
 from inpaint.serve.service import DeadlinePassed
@@ -35,7 +35,7 @@ def trims(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 SHARES_GIVEN_BACK = """
 import psutil
-from inpaint.serve.deployments import heap
+from inpaint import heap
 
 def freed(size):
     blocks = [bytes([1]) * size for _ in range(100)]
@@ -57,6 +57,38 @@ def test_freed_blocks_between_others_that_live_on_go_back_at_once_or_when_trimme
     photos, trimmed, tensors, tensors_trimmed = map(float, done.stdout.split())
     assert min(photos, trimmed, tensors_trimmed) > 0.9
     assert tensors < 0.5
+
+
+PAGES_TAKEN_ANEW = """
+import resource, sys, threading
+import torch
+from inpaint.device import use_cores
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        torch.ones(10 * 2**20).add(1)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+def work():
+    use_cores(1)
+    faults()
+    print(faults())
+
+if sys.argv[1] == "thread":
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+else:
+    work()
+"""
+
+
+@pytest.mark.parametrize("where", ["main", "thread"])
+def test_tensors_of_a_training_are_in_memory_that_the_process_had(where: str) -> None:
+    """Each of the 40 has 10,240 pages, which the system zeroes where they are new."""
+    done = subprocess.run([sys.executable, "-c", PAGES_TAKEN_ANEW, where], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 1000
 
 
 def test_it_is_trimmed_once_after_work_and_now_and_then_in_a_long_one(trims: list[str]) -> None:

@@ -1,4 +1,5 @@
-"""What a process of the service has no use for is found, and goes back to the system.
+"""The memory of a process: what one of the service has no use for is found and goes back to the system; one that works
+to an end, as trainings do, keeps what it had for what comes next.
 
 Cycles of Python objects are found by its garbage collector, whose full runs are as rare as there are many objects:
 those of the modules are left out. glibc (where it is another malloc, nothing is done) raises by itself, up to 32 MB,
@@ -22,6 +23,7 @@ TENSORS = 32 * 2**20
 ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": str(PHOTOS), "MALLOC_ARENA_MAX": "4"}
 """For Ray's own processes, Serve's proxies among them, which read all bodies: of `ray start` or `serve run`."""
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_NEVER = 2**31 - 1
 _BUSY_S = 60.0
 
 
@@ -33,11 +35,17 @@ def _glibc() -> Any:
 
 
 def give_back(from_bytes: int) -> None:
-    """From now on blocks of this size (at most 32 MB) and larger ones go back when they are freed."""
+    """From now on blocks of this size and larger ones go back when they are freed."""
     if _glibc() is not None:
         _glibc().mallopt(_M_MMAP_THRESHOLD, from_bytes)
         # Kept at an arena's end: twice as much, as where glibc chooses both.
-        _glibc().mallopt(_M_TRIM_THRESHOLD, 2 * from_bytes)
+        _glibc().mallopt(_M_TRIM_THRESHOLD, min(2 * from_bytes, _NEVER))
+
+
+def keep() -> None:
+    """From now on what is freed stays for what is allocated next, and the process as large as it ever was. For tensors
+    of 32 MB and more, as those of a training on CPUs are: each would else be zeroed anew, page by page."""
+    give_back(_NEVER)
 
 
 def started() -> None:
