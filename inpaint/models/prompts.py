@@ -91,10 +91,13 @@ def _encoded(base: Base, tokens: Tokens) -> tuple[Tensor, Tensor | None]:
 
 
 def _weighed(states_NLD: Tensor, weights_NL: Tensor) -> Tensor:
-    """AUTOMATIC1111's "original" emphasis: times the weights, and then each chunk's mean is as it was."""
+    """AUTOMATIC1111's "original" emphasis: times the weights, and then each chunk's mean is as it was. One of 0 cannot
+    be restored; that of a chunk without weights may be 0, too."""
     states = states_NLD.float()
     scaled = states * on_device(weights_NL, states.device)[..., None]
-    return (scaled * (states.mean((1, 2), keepdim=True) / scaled.mean((1, 2), keepdim=True))).to(states_NLD.dtype)
+    before, after = (one.mean((1, 2), keepdim=True) for one in (states, scaled))
+    factor = before.where(after != 0, 1) / after.where(after != 0, 1)
+    return (scaled * factor).to(states_NLD.dtype)
 
 
 def stacked(rows: Sequence[Conditioning]) -> Conditioning:

@@ -1,9 +1,11 @@
 """Text conditioning is diffusers' own, and trains."""
 
+import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionInpaintPipeline, StableDiffusionXLInpaintPipeline
 
+from inpaint.export.onnx.painter.text import weighed
 from inpaint.models.base import load_base
 from inpaint.models.prompt_text import PromptSettings, read_prompt
 from inpaint.models.prompts import add_tokens, encode_prompts, encode_rows, unet_kwargs, warn_of_cuts
@@ -111,6 +113,17 @@ def test_weights_multiply_and_keep_the_mean(request, folder):
     for text in ("red the wood", "red, a box"):
         one, other = encode_prompts(base, [text]), encode_prompts(base, [text], WEIGHTED)
         assert torch.equal(one.embeds_BLD, other.embeds_BLD)
+
+
+@torch.no_grad()
+def test_where_states_have_no_mean_weights_divide_by_nothing(sd_folder):
+    base = load_base(sd_folder)
+    base.text_encoders[0].final_layer_norm.weight.zero_()
+    alone = encode_prompts(base, ["red"], WEIGHTED)
+    together = encode_prompts(base, ["red", "(wood:1.5)"], WEIGHTED)
+    assert torch.equal(together.embeds_BLD[:1], alone.embeds_BLD) and together.embeds_BLD.isfinite().all()
+    ours = weighed(alone.embeds_BLD.repeat(2, 1, 1).numpy(), [[], [1.5]])
+    assert np.array_equal(ours, together.embeds_BLD.numpy()), "nor does the painter without torch divide by 0"
 
 
 @torch.no_grad()

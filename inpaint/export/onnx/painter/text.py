@@ -67,7 +67,8 @@ def is_empty(prompt: Prompt) -> bool:
 
 
 def weighed(states_NLD: np.ndarray, weights: list[list[float]]) -> np.ndarray:
-    """AUTOMATIC1111's "original" emphasis: times the weights, and then each window's mean is as it was."""
+    """AUTOMATIC1111's "original" emphasis: times the weights, and then each window's mean is as it was. One of 0 cannot
+    be restored; that of a window without weights may be 0, too."""
     if all(weight == 1 for window in weights for weight in window):
         return states_NLD
     weights_NL = np.ones(states_NLD.shape[:2], np.float32)
@@ -75,7 +76,8 @@ def weighed(states_NLD: np.ndarray, weights: list[list[float]]) -> np.ndarray:
         row[1 : 1 + len(window)] = window
     states = states_NLD.astype(np.float32)
     scaled = states * weights_NL[..., None]
-    result: np.ndarray = scaled * (states.mean((1, 2), keepdims=True) / scaled.mean((1, 2), keepdims=True))
+    before, after = (one.mean((1, 2), keepdims=True) for one in (states, scaled))
+    result: np.ndarray = scaled * (np.where(after != 0, before, 1) / np.where(after != 0, after, 1))
     return result.astype(states_NLD.dtype)
 
 
