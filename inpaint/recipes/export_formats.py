@@ -1,9 +1,10 @@
 """The formats that an adapter is exported in: how each is written, and what its own library paints with it."""
 
+import json
 import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,10 +17,11 @@ from inpaint.export.card import write_card
 from inpaint.export.kohya_file import EMBEDDING_KEYS, EMBEDDINGS, save_kohya
 from inpaint.export.kohya_names import SUFFIX
 from inpaint.models.base import DTYPES, Base, load_base
+from inpaint.models.folder import PREFERENCES_FILE
 from inpaint.paint.batch import PaintModels
 from inpaint.paint.request import PaintRequest
 
-Kind = Literal["diffusers", "kohya", "merged", "onnx"]
+Kind = Literal["diffusers", "kohya", "merged", "onnx", "onnx_merged"]
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,8 @@ def _write_merged(source: ExportSource, folder: Path) -> None:
     pipeline.fuse_lora()
     pipeline.unload_lora_weights()
     pipeline.save_pretrained(folder / source.name)
+    preferences = {"guidance_scale": source.models.info.guidance_scale, "steps": source.models.info.steps}
+    (folder / source.name / PREFERENCES_FILE).write_text(json.dumps(preferences) + "\n", encoding="utf-8")
 
 
 def _paint_merged(source: ExportSource, folder: Path, requests: Sequence[PaintRequest]) -> list[np.ndarray]:
@@ -114,12 +118,36 @@ def _paint_onnx(source: ExportSource, folder: Path, requests: Sequence[PaintRequ
     from inpaint.export.onnx.painter import OnnxPainter
 
     painter = OnnxPainter(folder, adapters={source.name: folder / f"{source.name}{ONNX_SUFFIX}"})
+    return _painted_by_onnx(painter, requests, source.name)
+
+
+def _write_onnx_merged(source: ExportSource, folder: Path) -> None:
+    """The merged pipeline is its base: it has its revision, and can be served in its place."""
+    from inpaint.export.onnx.base import export_base
+
+    assert source.models.adapter is not None
+    card, own = source.models.adapter.card, folder / source.name
+    with tempfile.TemporaryDirectory(dir=folder) as aside:
+        _write_merged(source, Path(aside))
+        base = load_base(Path(aside) / source.name, dtype=DTYPES[source.precision])
+        base.info = replace(base.info, name=f"{card.base} with {source.name}")
+        own.mkdir()
+        export_base(base, own, merged=card)
+
+
+def _paint_onnx_merged(source: ExportSource, folder: Path, requests: Sequence[PaintRequest]) -> list[np.ndarray]:
+    from inpaint.export.onnx.painter import OnnxPainter
+
+    return _painted_by_onnx(OnnxPainter(folder / source.name), requests, None)
+
+
+def _painted_by_onnx(painter: Any, requests: Sequence[PaintRequest], adapter: str | None) -> list[np.ndarray]:
     return [
         painter.paint_raw(
             request.image,
             request.hole,
             request.prompt,
-            adapter=source.name,
+            adapter=adapter,
             negative_prompt=request.negative_prompt,
             seed=request.seed,
             steps=request.sampling.steps,
@@ -136,5 +164,6 @@ FORMATS: Mapping[Kind, tuple[Write, Paint]] = {
     "kohya": (_write_kohya, _paint_kohya),
     "merged": (_write_merged, _paint_merged),
     "onnx": (_write_onnx, _paint_onnx),
+    "onnx_merged": (_write_onnx_merged, _paint_onnx_merged),
 }
 """How each format is written, and how the library that it is for paints with what was written."""

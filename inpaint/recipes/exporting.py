@@ -46,7 +46,8 @@ class ExportAdapter:
     to: tuple[Kind, ...] = ("diffusers", "kohya", "merged")
     """diffusers: an adapter's folder as we write it, which `load_lora_weights` reads. kohya: one file for A1111,
     ComfyUI and others, and one per token. merged: a whole pipeline with the LoRA in its weights. onnx: the base for
-    ONNX Runtime, with the adapter beside it."""
+    ONNX Runtime, with the adapter beside it. onnx_merged: the base for ONNX Runtime with the LoRA and the tokens in
+    it, which takes no other adapter."""
     output: str = "export"
     """Folder (or URL); each format has a folder of its name in it, for as many adapters as are exported to it."""
     name: str | None = None
@@ -69,10 +70,11 @@ class ExportAdapter:
     def __post_init__(self) -> None:
         if not self.to:
             raise InpaintError("to: name at least one format")
-        if "onnx" in self.to and not all(map(find_spec, ("onnx", "onnxruntime", "onnxscript"))):
-            raise InpaintError("to onnx: its packages are not installed: pip install 'inpaint[onnx]'")
-        if "onnx" in self.to and self.precision == "bf16":
-            raise InpaintError("to onnx in bf16: ONNX Runtime computes in fp32 or fp16; give one of these")
+        for kind in {"onnx", "onnx_merged"} & set(self.to):
+            if not all(map(find_spec, ("onnx", "onnxruntime", "onnxscript"))):
+                raise InpaintError(f"to {kind}: its packages are not installed: pip install 'inpaint[onnx]'")
+            if self.precision == "bf16":
+                raise InpaintError(f"to {kind} in bf16: ONNX Runtime computes in fp32 or fp16; give one of these")
         if self.pictures < 1 or self.steps < 1:
             raise InpaintError(f"pictures {self.pictures}, steps {self.steps}: give at least 1")
 

@@ -1,4 +1,5 @@
-"""A base as ONNX: text encoders, VAE encoder and decoder and U-Net, any batch and size, with an adapter's inputs.
+"""A base as ONNX: text encoders, VAE encoder and decoder and U-Net, any batch and size, with an adapter's inputs, or
+without where one is in its weights.
 
 Written: `unet.onnx`, `text_encoder.onnx` (SDXL: `text_encoder_2.onnx`, too), `vae_encoder.onnx`, `vae_decoder.onnx`,
 `tokenizer.json` (`tokenizer_2.json`), `base.json`, and `painter/`, which paints with them without torch. What is
@@ -23,6 +24,7 @@ from torch.export import Dim
 from inpaint.diffusion.schedule import schedule_of
 from inpaint.export.onnx import painter
 from inpaint.export.onnx.graph import add_adapter_inputs, add_token_rows
+from inpaint.models.adapter import AdapterCard
 from inpaint.models.base import Base
 from inpaint.models.layers import adaptable_layers, adapted_models
 
@@ -95,10 +97,10 @@ class Unet(nn.Module):
         return output
 
 
-def export_base(base: Base, folder: Path) -> None:
-    """Write a base without adapters, in its own type."""
+def export_base(base: Base, folder: Path, *, merged: AdapterCard | None = None) -> None:
+    """Write a base in its own type. Args: merged: of the adapter in its weights and tokenizers, if there is one: graphs
+    have no inputs for another then."""
     info, dtype = base.info, base.dtype
-    layers, places = dict(info.layers), _places(base)
     ids = torch.zeros(2, base.tokenizers[0].model_max_length, dtype=torch.int64)
     pixels = torch.zeros(2, 3, info.default_size, info.default_size + 2 * info.size_multiple, dtype=dtype)
     latents = torch.zeros(2, 4, *(side // info.downsample for side in pixels.shape[2:]), dtype=dtype)
@@ -113,9 +115,11 @@ def export_base(base: Base, folder: Path) -> None:
     for number, encoder in enumerate(base.text_encoders):
         part = _TEXTS[number]
         model = _exported(TextEncoder(encoder, is_xl=info.is_xl), [ids], [rows], ["ids"], ["states", "pooled"])
-        (embedding,) = (n for n, m in encoder.named_modules() if m is encoder.get_input_embeddings())
-        add_token_rows(model, f"encoder.{embedding}.weight", number)
-        _finish(model, base, layers, {k: f"encoder.{v}" for k, v in places[part].items()}, folder / f"{part}.onnx")
+        if merged is None:
+            (embedding,) = (n for n, m in encoder.named_modules() if m is encoder.get_input_embeddings())
+            add_token_rows(model, f"encoder.{embedding}.weight", number)
+            _add_adapter_inputs(model, base, part, "encoder")
+        _save(model, folder / f"{part}.onnx")
         tokenizer = base.tokenizers[number]
         tokenizer.backend_tokenizer.save(str(folder / _TOKENIZERS[number]))
     vae = _exported(VaeEncoder(base.vae), [pixels.to(base.vae.dtype)], [image], ["pixels"], ["mean", "std"])
@@ -123,14 +127,16 @@ def export_base(base: Base, folder: Path) -> None:
     vae = _exported(VaeDecoder(base.vae), [latents.to(base.vae.dtype)], [image], ["latents"], ["pixels"])
     _save(vae, folder / "vae_decoder.onnx")
     unet = _exported(Unet(base.unet), inputs, shapes, names, ["output"])
-    _finish(unet, base, layers, {k: f"unet.{v}" for k, v in places["unet"].items()}, folder / "unet.onnx")
-    (folder / ABOUT).write_text(json.dumps(_about(base)) + "\n", encoding="utf-8")
+    if merged is None:
+        _add_adapter_inputs(unet, base, "unet", "unet")
+    _save(unet, folder / "unet.onnx")
+    (folder / ABOUT).write_text(json.dumps(_about(base, merged)) + "\n", encoding="utf-8")
     (folder / _PAINTER).mkdir()
     for file in Path(str(painter.__file__)).parent.glob("*.py"):
         shutil.copyfile(file, folder / _PAINTER / file.name)
 
 
-def _about(base: Base) -> dict[str, Any]:
+def _about(base: Base, merged: AdapterCard | None) -> dict[str, Any]:
     """What the painter has to know."""
     info, schedule = base.info, schedule_of(base.scheduler)
     return {
@@ -138,6 +144,9 @@ def _about(base: Base) -> dict[str, Any]:
         "base": info.name,
         "revision": info.revision,
         "precision": str(base.dtype),
+        "takes_adapters": merged is None,
+        "tokens": merged.tokens if merged else {},
+        "prompt_format": merged.prompt_format if merged else "{prompt}",
         "in_channels": info.in_channels,
         "default_size": info.default_size,
         "size_multiple": info.size_multiple,
@@ -176,14 +185,6 @@ def base_files(folder: Path) -> list[Path]:
     return [path for kind in kinds for path in folder.glob(kind)]
 
 
-def _places(base: Base) -> dict[str, dict[str, str]]:
-    """By model: layer's name on disk -> the parameter that is its weight."""
-    return {
-        prefix: {name: f"{path}.weight" for name, (path, _) in adaptable_layers(model, prefix).items()}
-        for prefix, model in adapted_models(base).items()
-    }
-
-
 def _exported(
     module: nn.Module, inputs: list[Tensor], shapes: list[dict[int, Any]], names: list[str], outputs: list[str]
 ) -> onnx.ModelProto:
@@ -210,11 +211,11 @@ def _rename(graph: onnx.GraphProto, old: str, new: str) -> None:
             value.name = new
 
 
-def _finish(
-    model: onnx.ModelProto, base: Base, layers: dict[str, tuple[int, int]], weights: dict[str, str], path: Path
-) -> None:
-    add_adapter_inputs(model, layers, weights, base.info.text_widths)
-    _save(model, path)
+def _add_adapter_inputs(model: onnx.ModelProto, base: Base, part: str, attribute: str) -> None:
+    """Args: part: of the base, that the graph is of; attribute: which holds it in the module that was exported."""
+    layers = adaptable_layers(adapted_models(base)[part], part)
+    weights = {name: f"{attribute}.{path}.weight" for name, (path, _) in layers.items()}
+    add_adapter_inputs(model, base.info.layers, weights, base.info.text_widths)
 
 
 def _save(model: onnx.ModelProto, path: Path) -> None:

@@ -1,5 +1,5 @@
-"""An engine's work on ONNX Runtime: a base that was exported (`python -m ray_jobs.export --to onnx`), on CPUs, without
-its weights in torch.
+"""An engine's work on ONNX Runtime: a base that was exported (`python -m ray_jobs.export --to onnx`, or `onnx_merged`),
+on CPUs, without its weights in torch.
 
 Guaranteed: the picture that `TorchExecutor` gives an order, to 1e-3 in [0, 1] before paste-back where the export is
 fp32. ONNX Runtime has one adapter in a call, so each order steps by itself. Not covered, and refused: control pictures,
@@ -70,7 +70,11 @@ class OnnxExecutor(Executor):
         with self.timed("load"), tempfile.TemporaryDirectory(prefix="inpaint-") as aside:
             adapter = self._load(use.name, use.digest)
             check_adapter(adapter, self.info, max_rank=self.settings.max_rank)
-            return self.painter.read_adapter(use.name, save_onnx_adapter(aside, adapter, use.digest))
+            path = save_onnx_adapter(aside, adapter, use.digest)
+            try:
+                return self.painter.read_adapter(use.name, path)
+            except ValueError as error:  # an export with an adapter in it takes no other
+                raise InpaintError(str(error)) from error
 
     def put(self, slot: int, loaded: LoadedAdapter) -> None:
         """See `Executor`."""

@@ -14,6 +14,7 @@ from inpaint.evaluate.parity import Parity
 from inpaint.export.adapter_folder import load_adapter, save_adapter
 from inpaint.models.adapter import Adapter
 from inpaint.models.base import load_base
+from inpaint.models.folder import PREFERENCES_FILE
 from inpaint.paint.painter import Painter
 from inpaint.recipes import export_formats, exporting
 from inpaint.recipes.exporting import ExportAdapter, export_adapter, fixed_set
@@ -33,6 +34,7 @@ def exported(adapter: Adapter, where: Path, **settings: Any) -> list[str]:
 @pytest.mark.parametrize("kind", MAKERS)
 def test_every_format_is_written_and_is_our_picture(tmp_path: Path, kind: str) -> None:
     base = MAKERS[kind](tmp_path / "base")
+    (base / PREFERENCES_FILE).write_text('{"guidance_scale": 3.0, "steps": 11}')
     adapter = made_up(base, 1, tokens=("CDP_X", "CDP_X_1"))
     assert len(exported(adapter, tmp_path)) == 2 + 3
     out = tmp_path / "out"
@@ -46,9 +48,10 @@ def test_every_format_is_written_and_is_our_picture(tmp_path: Path, kind: str) -
     config = ExportAdapter(adapter=str(out / "diffusers/style"), pictures=1, steps=2)
     models = exporting.read_models(exporting.paint_settings(config))
     requests = fixed_set(models, 1)
+    alone = load_base(out / "merged/style")
+    assert (alone.info.guidance_scale, alone.info.steps) == (3.0, 11), "it prefers what the base does"
     (ours,), (merged,) = (
-        painter.paint_raw(requests)
-        for painter in (models.painter("cpu", 1), Painter(load_base(out / "merged/style"), device="cpu"))
+        painter.paint_raw(requests) for painter in (models.painter("cpu", 1), Painter(alone, device="cpu"))
     )
     assert np.abs(ours - merged).max() <= 1e-3
     (bare,) = Painter(load_base(base), device="cpu").paint_raw(requests)
@@ -106,6 +109,8 @@ def test_what_cannot_be_used_is_refused(tmp_path: Path) -> None:
         exported(adapter, tmp_path / "name", name="../x")
     with pytest.raises(InpaintError, match="fp32 or fp16"):
         ExportAdapter(adapter="a", to=("onnx",), precision="bf16")
+    with pytest.raises(InpaintError, match="to onnx_merged in bf16"):
+        ExportAdapter(adapter="a", to=("onnx_merged",), precision="bf16")
     with pytest.raises(InpaintError, match="name at least one format"):
         ExportAdapter(adapter="a", to=())
 

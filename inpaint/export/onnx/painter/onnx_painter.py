@@ -16,7 +16,7 @@ import onnxruntime
 from .sampling import COLUMNS, Draws, Trajectory, ddim
 from .text import Prompt, Words, is_empty, weighed
 
-VERSION = 2
+VERSION = 3
 """Of what is written."""
 WINDOWS = 3
 """Of the text encoder, that a prompt may fill; what goes beyond is cut."""
@@ -110,7 +110,12 @@ class OnnxPainter:
 
     def read_adapter(self, name: str, path: str | Path) -> LoadedAdapter:
         """An adapter from its `.onnx_adapter`; from any thread. Raises ValueError for what ONNX Runtime would take: an
-        adapter of another base. Args: name: what errors call it."""
+        adapter of another base, or any where one is in the base's weights. Args: name: what errors call it."""
+        if not self.base["takes_adapters"]:
+            raise ValueError(
+                f"adapter {name}: {self.base['base']} has one in its weights and takes no other; leave it out, or load "
+                "it beside an export of the base alone"
+            )
         path = Path(path)
         card = json.loads(card_of(path).read_text(encoding="utf-8"))
         if card["base_revision"] != self.base["revision"]:
@@ -139,8 +144,7 @@ class OnnxPainter:
         """A photo with its hole painted, H W 3 uint8. Args: category: of the adapter's, whose token is written into the
         prompt; unset: its only one. The others as of `paint_raw`."""
         self._check(photo, hole, adapter)
-        if adapter is not None:
-            prompt = self._written(self._adapters[adapter].card, prompt, category)
+        prompt = self._written(self.base if adapter is None else self._adapters[adapter].card, prompt, category)
         painted = np.rint(self.paint_raw(photo, hole, prompt, adapter=adapter, **settings) * 255).astype(np.uint8)
         return np.where(hole[..., None], painted, photo)
 

@@ -3,7 +3,7 @@
 Shapes: N windows, L tokens of a window, D width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,14 @@ class Words:
 
     def __init__(self, file: Path, learned: Sequence[str] = ()) -> None:
         """Args: learned: names of the rows that come with an adapter."""
-        self._tokenizer, self._learned = Tokenizer.from_file(str(file)), learned
+        self._tokenizer = Tokenizer.from_file(str(file))
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         known = self._tokenizer.get_vocab_size()
         self._tokenizer.add_tokens(list(learned))
         self._rows = {self._tokenizer.token_to_id(token): known + row for row, token in enumerate(learned)}
+        self._added = {token.content for token in self._tokenizer.get_added_tokens_decoder().values()}
+        """The base's own, too."""
         self._comma = self._tokenizer.token_to_id(",</w>")
 
     def windows(self, prompt: Prompt, *, room: int, most: int) -> tuple[list[Window], int]:
@@ -53,8 +55,8 @@ class Words:
         return windows, total - sum(map(len, windows))
 
     def _ids(self, text: str) -> list[int]:
-        for token in set(self._encoded(text).tokens) & set(self._learned):
-            text = text.replace(token, " ".join(_vectors_of(token, self._learned)))
+        for token in set(self._encoded(text).tokens) & self._added:
+            text = text.replace(token, " ".join(_vectors_of(token, self._added)))
         return [self._rows.get(token, token) for token in self._encoded(text).ids]
 
     def _encoded(self, text: str) -> Any:
@@ -81,9 +83,9 @@ def weighed(states_NLD: np.ndarray, weights: list[list[float]]) -> np.ndarray:
     return result.astype(states_NLD.dtype)
 
 
-def _vectors_of(token: str, learned: Sequence[str]) -> list[str]:
-    """The names of a token's vectors: its own, and `TOKEN_1`, `TOKEN_2`, ... (diffusers)."""
+def _vectors_of(token: str, known: Container[str]) -> list[str]:
+    """The names of a token's vectors: its own, and `TOKEN_1`, `TOKEN_2`, ... as far as they are known (diffusers)."""
     names = [token]
-    while f"{token}_{len(names)}" in learned:
+    while f"{token}_{len(names)}" in known:
         names.append(f"{token}_{len(names)}")
     return names
