@@ -6,10 +6,11 @@ Not covered: a cluster that is merely busy. Then Ray queues the job, as it shoul
 """
 
 import logging
+import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
@@ -20,6 +21,7 @@ from inpaint.errors import ClusterTooSmall, InpaintError
 
 GPU_WORKER_CPUS = 4
 """CPUs that a worker with a GPU can use: launching kernels takes one, the rest go to hashing and checkpoints."""
+GIGA = 1e9
 _MAX_NODES = 1000
 _CHECKOUT = Path(__file__).resolve().parent.parent
 
@@ -30,13 +32,18 @@ class Node:
 
     cpus: float
     gpus: float = 0.0
+    memory: float = math.inf
+    """Bytes that its processes may ask for; inf: nobody says."""
 
-    def room(self, cpus: float, gpus: float) -> int:
-        """How many processes of so many CPUs and GPUs it holds at once; a share of a GPU is one of a single GPU."""
-        by_cpus = int(self.cpus / cpus + 1e-9)
+    def room(self, cpus: float, gpus: float, memory: float = 0.0) -> int:
+        """How many processes of so many CPUs, GPUs and bytes it holds at once; a share of a GPU is one of a single
+        GPU."""
+        room = int(self.cpus / cpus + 1e-9)
+        if memory and self.memory < math.inf:
+            room = min(room, int(self.memory / memory))
         if not gpus:
-            return by_cpus
-        return min(by_cpus, int(self.gpus / gpus + 1e-9) if gpus >= 1 else int(self.gpus) * int(1 / gpus + 1e-9))
+            return room
+        return min(room, int(self.gpus / gpus + 1e-9) if gpus >= 1 else int(self.gpus) * int(1 / gpus + 1e-9))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +56,8 @@ class Needs:
     """Logical CPUs of each worker, > 0; fractions share a core."""
     gpus_per_worker: float = 0.0
     """GPUs of each worker; 0 trains on CPUs."""
+    memory_per_worker: float = 0.0
+    """Bytes that each worker asks for; 0: none are asked for."""
     data_cpus: int = 1
     """CPUs that must stay free for reading and decoding, >= 1 where Ray Data feeds the workers."""
 
@@ -132,19 +141,20 @@ def check_fits(needs: Needs, nodes: Sequence[Node]) -> None:
     """
     if nodes_hold(needs, nodes):
         return
-    cpus, gpus = sum(n.cpus for n in nodes), sum(n.gpus for n in nodes)
-    shapes = ", ".join(f"{n.cpus:g} CPU + {n.gpus:g} GPU" for n in sorted(set(nodes), key=lambda n: -n.cpus))
+    cpus, gpus, memory = sum(n.cpus for n in nodes), sum(n.gpus for n in nodes), sum(n.memory for n in nodes) / GIGA
+    shapes = ", ".join(_told(n.cpus, n.gpus, n.memory) for n in sorted(set(nodes), key=lambda n: -n.cpus))
     short = [
-        f"{want - have:g} more {kind} ({want:g} asked, {have:g} there)"
+        f"{want - have:.4g} more {kind} ({want:.4g} asked, {have:.4g} there)"
         for kind, want, have in (
             ("CPU", needs.workers * needs.cpus_per_worker + needs.data_cpus, cpus),
             ("GPU", needs.workers * needs.gpus_per_worker, gpus),
+            ("GB of memory", needs.workers * needs.memory_per_worker / GIGA, memory),
         )
         if want > have
     ] or [f"machines large enough: in all there would be enough, but the machines have {shapes}"]
     message = (
-        f"{needs.workers} worker(s) of {needs.cpus_per_worker:g} CPU + {needs.gpus_per_worker:g} GPU, with "
-        f"{needs.data_cpus} CPU left for reading, do not fit this cluster of {len(nodes)} machine(s): it lacks "
+        f"{needs.workers} worker(s) of {_told(needs.cpus_per_worker, needs.gpus_per_worker, needs.memory_per_worker)}, "
+        f"with {needs.data_cpus} CPU left for reading, do not fit this cluster of {len(nodes)} machine(s): it lacks "
         f"{' and '.join(short)}. Ask for fewer workers, or raise max_workers in cluster.yaml"
     )
     if os.environ.get("RAY_USAGE_STATS_KUBERAY_IN_USE") == "1":
@@ -152,6 +162,11 @@ def check_fits(needs: Needs, nodes: Sequence[Node]) -> None:
         logging.getLogger(__name__).warning("Waiting for machines: %s", message)
         return
     raise ClusterTooSmall(message)
+
+
+def _told(cpus: float, gpus: float, memory: float) -> str:
+    told = f"{cpus:g} CPU + {gpus:g} GPU"
+    return f"{told} + {memory / GIGA:.3g} GB" if 0 < memory < math.inf else told
 
 
 def check_together(needs: Sequence[Needs], nodes: Sequence[Node]) -> None:
@@ -168,12 +183,38 @@ def check_together(needs: Sequence[Needs], nodes: Sequence[Node]) -> None:
             )
 
 
+def plan_actors(
+    actors: int | None, cpus: float | None, one: Needs, nodes: Sequence[Node], *, batches: int, stages: int
+) -> Needs:
+    """How many actors of what size, never more than batches, of each of so many stages.
+
+    Args:
+        actors: so many; None: as many as the GPUs hold, or one per CPU machine; of several stages one per GPU.
+        cpus: of each; None: what its machine has, shared among them, or 1 beside a GPU.
+        one: what else each needs, and what must stay free.
+
+    Raises:
+        ClusterTooSmall: they do not fit.
+    """
+    gpus = one.gpus_per_worker
+    room = [node.room(cpus or 1.0 / stages, gpus, one.memory_per_worker) for node in nodes]
+    if stages > 1 and gpus:
+        room = [min(count, int(node.gpus)) for node, count in zip(nodes, room, strict=True)]
+    most = sum(room) if gpus else sum(count > 0 for count in room)
+    workers = min(actors or max(1, most), batches)
+    planned = 1.0 if gpus else max(1.0, plan_workers(workers, False, nodes, one.data_cpus, one.memory_per_worker))
+    needs = replace(one, workers=workers, cpus_per_worker=cpus or planned / stages)
+    check_fits(needs, nodes)
+    return needs
+
+
 def nodes_hold(needs: Needs, nodes: Sequence[Node]) -> bool:
     """Whether idle `nodes` hold all workers at once and still have `data_cpus` whole CPUs free."""
     to_place, free_cpus = needs.workers, 0
     # Workers go to GPU machines with few CPUs first, which leaves the most whole CPUs for reading.
     for node in sorted(nodes, key=lambda n: (n.gpus == 0, n.cpus)):
-        here = min(node.room(needs.cpus_per_worker, needs.gpus_per_worker), to_place)
+        room = node.room(needs.cpus_per_worker, needs.gpus_per_worker, needs.memory_per_worker)
+        here = min(room, to_place)
         to_place -= here
         free_cpus += int(node.cpus - here * needs.cpus_per_worker + 1e-9)
     return to_place == 0 and free_cpus >= needs.data_cpus
@@ -184,11 +225,13 @@ def reading_cpus(nodes: Sequence[Node]) -> int:
     return max(1, int(sum(n.cpus for n in nodes) // 4))
 
 
-def plan_workers(workers: int, use_gpu: bool, nodes: Sequence[Node], data_cpus: int | None = None) -> float:
+def plan_workers(
+    workers: int, use_gpu: bool, nodes: Sequence[Node], data_cpus: int | None = None, memory: float = 0.0
+) -> float:
     """CPUs to ask for per worker, such that `data_cpus` stay free, by default those for reading.
 
     Two workers on two CPUs get 0.5 each and leave one; two workers on sixteen get 6 each and leave four. A worker with
-    a GPU asks for few.
+    a GPU asks for few. Args: memory: bytes that each asks for.
     """
     if data_cpus is None:
         data_cpus = reading_cpus(nodes)
@@ -196,7 +239,13 @@ def plan_workers(workers: int, use_gpu: bool, nodes: Sequence[Node], data_cpus: 
     if use_gpu:
         most = min(most, GPU_WORKER_CPUS)
     for cpus in (*range(most, 0, -1), 0.5, 0.25, 0.1, 0.05, 0.01):
-        needs = Needs(workers=workers, cpus_per_worker=cpus, gpus_per_worker=float(use_gpu), data_cpus=data_cpus)
+        needs = Needs(
+            workers=workers,
+            cpus_per_worker=cpus,
+            gpus_per_worker=float(use_gpu),
+            memory_per_worker=memory,
+            data_cpus=data_cpus,
+        )
         if nodes_hold(needs, nodes):
             return float(cpus)
     # Nothing fits: ask for a whole CPU each, so that `check_fits` names the shortage in plain numbers.
@@ -243,4 +292,9 @@ def autoscaler_nodes(config: Mapping[str, object]) -> tuple[Node, ...] | None:
 
 
 def _node(resources: Mapping[str, float]) -> Node:
-    return Node(cpus=float(resources.get("CPU", 0)), gpus=float(resources.get("GPU", 0)))
+    memory = resources.get("memory")
+    return Node(
+        cpus=float(resources.get("CPU", 0)),
+        gpus=float(resources.get("GPU", 0)),
+        memory=math.inf if memory is None else float(memory),
+    )

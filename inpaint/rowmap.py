@@ -23,7 +23,7 @@ from typing import Any
 import ray
 import ray.exceptions
 
-from inpaint.cluster import Needs, check_fits, check_together, cluster_nodes, plan_workers, worker_threads
+from inpaint.cluster import GIGA, Needs, check_together, cluster_nodes, plan_actors, worker_threads
 from inpaint.data import quarantine
 from inpaint.data.quarantine import Quarantined
 from inpaint.data.storage import exists, open_root, read_file, write_file
@@ -95,32 +95,28 @@ class ActorPool:
     """Default: what its machine has, shared among the actors; 1 beside a GPU."""
     gpus_per_actor: float = 1.0
     """Share of a GPU that an actor takes, where the cluster has GPUs; 0 works on CPUs."""
+    memory_gb_per_actor: float | None = None
+    """Memory that an actor asks Ray for, so that no machine gets more than it holds; unset: none is asked for."""
     max_batch: int = 8
     """Most rows that an actor is given at a time."""
 
     def __post_init__(self) -> None:
         if (self.actors is not None and self.actors < 1) or self.max_batch < 1:
             raise InpaintError(f"actors {self.actors}, max_batch {self.max_batch}: give at least 1")
-        if (self.cpus_per_actor is not None and self.cpus_per_actor <= 0) or not 0 <= self.gpus_per_actor <= 1:
+        positive = (self.cpus_per_actor, self.memory_gb_per_actor)
+        if any(one is not None and one <= 0 for one in positive) or not 0 <= self.gpus_per_actor <= 1:
             raise InpaintError(
-                f"cpus_per_actor {self.cpus_per_actor} must be positive, gpus_per_actor {self.gpus_per_actor} 0 to 1"
+                f"cpus_per_actor {self.cpus_per_actor} and memory_gb_per_actor {self.memory_gb_per_actor} must be "
+                f"positive, gpus_per_actor {self.gpus_per_actor} 0 to 1"
             )
 
     def needs(self, batches: int, *, stages: int = 1, data_cpus: int = 0) -> Needs:
         """How many actors of what size on the connected cluster, `data_cpus` left for what feeds them; never more than
         batches. Of several stages each has by default one per GPU, or per CPU machine. Raises ClusterTooSmall."""
         nodes = cluster_nodes()
-        gpus = self.gpus_per_actor if any(node.gpus for node in nodes) else 0.0
-        room = [node.room(self.cpus_per_actor or 1.0 / stages, gpus) for node in nodes]
-        if stages > 1 and gpus:
-            room = [min(count, int(node.gpus)) for node, count in zip(nodes, room, strict=True)]
-        most = sum(room) if gpus else sum(count > 0 for count in room)
-        actors = min(self.actors or max(1, most), batches)
-        planned = 1.0 if gpus else max(1.0, plan_workers(actors, False, nodes, data_cpus))
-        cpus = self.cpus_per_actor or planned / stages
-        needs = Needs(workers=actors, cpus_per_worker=cpus, gpus_per_worker=gpus, data_cpus=data_cpus)
-        check_fits(needs, nodes)
-        return needs
+        gpus, memory = any(node.gpus for node in nodes) * self.gpus_per_actor, (self.memory_gb_per_actor or 0.0) * GIGA
+        one = Needs(workers=1, cpus_per_worker=1, gpus_per_worker=gpus, memory_per_worker=memory, data_cpus=data_cpus)
+        return plan_actors(self.actors, self.cpus_per_actor, one, nodes, batches=batches, stages=stages)
 
 
 @dataclass(frozen=True)
@@ -142,13 +138,14 @@ def map_rows(
     *,
     name: str,
     pool: ActorPool,
+    environment: Callable[[ActorResources], Mapping[str, str]] | None = None,
     here: ActorResources | None = None,
     quarantined: Sequence[Quarantined] = (),
     on_progress: Callable[[int, int], None] | None = None,
     stop: StopToken | None = None,
 ) -> MapReport:
-    """Do what is not done in one stage, of this `name`, `load` and `pool`; all else as in `map_stages`."""
-    one = [MapStage(name=name, load=load, pool=pool)]
+    """Do what is not done in one stage, of these `name`, `load`, `pool` and `environment`; else as `map_stages`."""
+    one = [MapStage(name=name, load=load, pool=pool, environment=environment)]
     return map_stages(items, one, output, here=here, quarantined=quarantined, on_progress=on_progress, stop=stop)[0]
 
 
@@ -164,6 +161,7 @@ class MapStage:
     """Workers on the connected cluster."""
     then: Then | None = None
     """What the next stage is given of each item that is done here; needed of all stages but the last."""
+    environment: Callable[[ActorResources], Mapping[str, str]] | None = None
 
 
 def map_stages(
@@ -374,9 +372,11 @@ class _Crew:
         stage = run.lines[number].stage
         most = sum(line.here for line in run.lines[: number + 1])
         needs = stage.pool.needs(-(-most // stage.pool.max_batch), stages=len(run.lines))
-        limits = {"num_cpus": needs.cpus_per_worker, "num_gpus": needs.gpus_per_worker}
-        kind = ray.remote(**limits, max_restarts=-1, max_task_retries=MOST_RETRIES)(_Worker)
-        resources = ActorResources("cuda" if needs.gpus_per_worker else "cpu", worker_threads(needs.cpus_per_worker))
+        cpus, gpus, memory = needs.cpus_per_worker, needs.gpus_per_worker, int(needs.memory_per_worker) or None
+        limits = {"num_cpus": cpus, "num_gpus": gpus, "memory": memory, "max_restarts": -1}
+        resources = ActorResources("cuda" if gpus else "cpu", worker_threads(cpus))
+        own = {"env_vars": stage.environment(resources)} if stage.environment else None
+        kind = ray.remote(**limits, runtime_env=own, max_task_retries=MOST_RETRIES)(_Worker)
         return cls([kind.remote() for _ in range(needs.workers)], ray.put(stage.load), resources, needs)
 
     def give(self, actor: Any, batch: list[Item]) -> Any:

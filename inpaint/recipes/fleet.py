@@ -26,18 +26,18 @@ class Fleet(CategoryLora):
     """Settings of `python -m ray_jobs.fleet`: those of a category LoRA, for each category of the CSV by itself."""
 
     adapters: tyro.conf.Suppress[Adapters] = Adapters.PER_CATEGORY
-    together: int = may_change(8)
-    """Most adapters trained at once in one process: a forward has so many times `train.max_micro_batch` rows, or half
-    as many where a GPU's memory does not hold them."""
+    together: int | None = may_change(None)
+    """Most adapters trained at once in one process, whose forward has so many times `train.max_micro_batch` rows; fewer
+    where memory does not hold them; unset: as many as it holds, up to 16."""
     pool: Annotated[ActorPool, tyro.conf.arg(name="")] = may_change(ActorPool())
-    """Processes side by side."""
+    """Processes side by side; with `cpus_per_actor` alone, on CPUs as many as CPUs and memory hold."""
 
     def check(self) -> None:
         super().check()
         check_together(self.train)
         check_latents(self)
-        if self.together < 1:
-            raise InpaintError(f"together is {self.together}: give at least 1")
+        if self.together is not None and self.together < 1:
+            raise InpaintError(f"together is {self.together}: give at least 1, or leave it out")
 
 
 @dataclass(frozen=True)

@@ -23,10 +23,11 @@ from inpaint.stopping import StopToken
 from inpaint.train.alone import train_alone
 from inpaint.train.checkpoint import VALIDATION_LOSS, Progress
 from inpaint.train.encoding import Latents
+from inpaint.train.packing import environment_of, measured, pack
 from inpaint.train.run import encode_before, trained_by
 from inpaint.train.settings import plain
 from inpaint.train.together import FAILURES, Ended, train_together
-from inpaint.train.trainer import Training
+from inpaint.train.trainer import Training, starting_point
 
 
 def train_side_by_side(
@@ -36,7 +37,7 @@ def train_side_by_side(
     done: str,
     *,
     pool: ActorPool,
-    together: int,
+    together: int | None,
     stop: StopToken,
     announce: Callable[[str], None],
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:
@@ -45,18 +46,30 @@ def train_side_by_side(
 
     Args:
         done: name of the done-list in the output.
-        together: most trainings at once in one process; fewer where there are processes without.
+        together: most trainings at once in one process; fewer where memory does not hold them, or there are processes
+            without; None: as memory says.
+        announce: told what is planned, and from what.
 
     Raises:
-        InpaintError: the cluster is too small, or `stop` ended it.
+        InpaintError: there is no memory for one, the cluster is too small, or `stop` ended it.
     """
-    processes = pool.needs(len(trainings)).workers
-    together = min(together, -(-len(trainings) // processes))
-    announce(f"{len(trainings)} adapters, {together} at once in each of {processes} process(es)")
     encode_before(trainings, stop, announce)
+    left = [training for training in trainings if starting_point(training).samples < training.total]
+    if left:
+        pool, told = pack(len(left), measured(left[0], pool), pool, together)
+        announce(told)
     with ProgressBar("adapters") as bar:
-        items, pool = [_item(training) for training in trainings], replace(pool, max_batch=together)
-        report = map_rows(items, worker, output, name=done, pool=pool, on_progress=bar.show, stop=stop)
+        items = [_item(training) for training in trainings]
+        report = map_rows(
+            items,
+            worker,
+            output,
+            name=done,
+            pool=pool,
+            environment=environment_of,
+            on_progress=bar.show,
+            stop=stop,
+        )
         for warned in report.warned:
             bar.warn(warned.line)
     lines = [json.loads(line) for line in (read_file(output, done) or b"").decode().splitlines()]

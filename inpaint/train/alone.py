@@ -73,24 +73,32 @@ def train_here(training: Training, engine_of: Callable[[], Engine], device: torc
         return train(run)
 
 
+def first_sample(training: Training) -> MicroBatch:
+    """The one that the training goes on with, as a batch of one row."""
+    start = starting_point(training).samples
+    with ThreadPoolExecutor(1) as readers:
+        return _reader(training, range(start, start + 1), readers)(np.array([start]))
+
+
 def _read_ahead(training: Training, start: int, readers: Executor, ahead: Executor) -> Iterator[MicroBatch]:
     """Micro-batches in the plan's order, each read while the one before is trained on."""
-    settle_reader()
     settings = training.recipe.train
-    rows, plan, read, layout = training.rows, training.plan, training.recipe.read_settings(), settings.layout(1)
-    latents = LatentReading.of_cache(training.recipe.how_encoded())
-    stored = latents.stored(rows, read, plan, range(start, training.total))
+    layout, read = settings.layout(1), _reader(training, range(start, training.total), readers)
     count = (training.total - start) // settings.global_batch * layout.blocks
-
-    def batch(index: int) -> dict[str, np.ndarray]:
-        return read_batch(rows, plan, read, layout.block(start, index), readers, stored=stored)
-
-    coming = ahead.submit(batch, 0)
+    coming = ahead.submit(read, layout.block(start, 0))
     for index in range(count):
         now = coming.result()
         if index + 1 < count:
-            coming = ahead.submit(batch, index + 1)
+            coming = ahead.submit(read, layout.block(start, index + 1))
         yield now
+
+
+def _reader(training: Training, span: range, threads: Executor) -> Callable[[np.ndarray], MicroBatch]:
+    """What reads the rows at positions of the plan. Args: span: those that will be asked for."""
+    settle_reader()
+    rows, plan, read = training.rows, training.plan, training.recipe.read_settings()
+    stored = LatentReading.of_cache(training.recipe.how_encoded()).stored(rows, read, plan, span)
+    return lambda positions: read_batch(rows, plan, read, positions, threads, stored=stored)
 
 
 def _join_a_group_of_one(device: torch.device) -> None:

@@ -156,7 +156,7 @@ def fit(
             storage_path=storage.path,
             storage_filesystem=storage.filesystem,
             failure_config=ray.train.FailureConfig(max_failures=recipe.train.max_failures),
-            worker_runtime_env={"env_vars": _environment(threads, use_gpu=use_gpu)},
+            worker_runtime_env={"env_vars": environment(threads, use_gpu=use_gpu)},
             logging_config=ray.train.LoggingConfig(log_level="WARNING"),
             callbacks=list(callbacks),
         ),
@@ -277,8 +277,9 @@ def _changes(was: Any, now: Any, where: str = "") -> list[str]:
     return [] if was == now else [f"{where} was {was!r}, now {now!r}"]
 
 
-def _environment(threads: int, *, use_gpu: bool) -> dict[str, str]:
-    """More threads than cores make a step up to 50 times slower; the rest keeps libraries from talking."""
+def environment(threads: int, *, use_gpu: bool) -> dict[str, str]:
+    """Of a process that trains. More threads than cores make a step up to 50 times slower; the rest keeps libraries
+    from talking."""
     quiet = {"TRANSFORMERS_VERBOSITY": "error", "PYTHONWARNINGS": "ignore::FutureWarning"}
     few = {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
     # On CPUs a step allocates and frees the same tensors again and again; given back to the kernel between, their pages

@@ -1,6 +1,7 @@
 """An adapter per category from one CSV, several in one process: one that cannot be trained stops no other."""
 
 import csv
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from inpaint.errors import InpaintError
 from inpaint.export.adapter_folder import load_adapter
 from inpaint.models.lora import LoraSettings
 from inpaint.recipes.fleet import Fleet, FleetReport, train_fleet
+from inpaint.rowmap import ActorPool
 from inpaint.toy.catalogue import write_catalogue
 from inpaint.train.settings import Precision, TrainSettings, ValidationSettings
 from tests.tiny import SIZE, tiny_sd_inpaint
@@ -46,7 +48,12 @@ def fleet(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[
 def test_each_category_has_an_adapter_and_a_line(fleet: tuple[Fleet, FleetReport, list[str]]) -> None:
     config, report, said = fleet
     output = Path(config.output)
-    assert said == ["2 adapters, 2 at once in each of 1 process(es)"]
+    (planned,) = said
+    plan = r"2 adapters, 2 at once in each of 1 process\(es\): one takes (.*) GB and (.*) GB for each adapter, "
+    found = re.fullmatch(plan + "a machine has (.*) GB", planned)
+    assert found is not None, planned
+    base, adapter, there = map(float, found.groups())
+    assert 0.2 < base < 3 and 0 < adapter < 0.1 and there > base
     assert sorted(report.adapters) == [f"{output}/adapters/{name}" for name in ("CDP_COS", "CDP_FOOD")]
     assert [load_adapter(folder).card.tokens for folder in sorted(report.adapters)] == [
         {"CDP_COS": "CDP_COS"},
@@ -67,7 +74,15 @@ def test_a_second_run_does_what_is_not_done(fleet: tuple[Fleet, FleetReport, lis
     config, report, _ = fleet
     with pytest.raises(InpaintError, match="continue it with --resume"):
         train_fleet(config)
-    assert train_fleet(replace(config, resume=True)) == report
+    said: list[str] = []
+    assert train_fleet(replace(config, resume=True), announce=said.append) == report and not said
+
+
+def test_a_machine_too_small_for_one_adapter_is_refused(fleet: tuple[Fleet, FleetReport, list[str]]) -> None:
+    config, _, _ = fleet
+    small = replace(config, output=f"{config.output}-small", pool=ActorPool(memory_gb_per_actor=0.01))
+    with pytest.raises(InpaintError, match=r"takes [\d.]+ GB, memory_gb_per_actor has 0.01 GB: give a smaller"):
+        train_fleet(small)
 
 
 @pytest.mark.parametrize("wrong", [{"together": 0}, {"train": TrainSettings(precision=Precision.FP16)}])

@@ -62,6 +62,7 @@ KNOW_RAY = (
     "inpaint/train/channel.py",
     "inpaint/train/referee.py",
     "inpaint/train/encode.py",
+    "inpaint/train/packing.py",
     "inpaint/train/start.py",
     "inpaint/train/trainer.py",
     "inpaint/train/tuning.py",
