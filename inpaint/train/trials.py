@@ -1,19 +1,24 @@
 """The trials of a sweep, as our own records have them: what each was given, what it reached when, and how it ended.
 
 All that a sweep knows is in them: rungs, what a searcher has learned and which trials are done are worked out from the
-records, so that an interrupted sweep goes on as if nothing had been. One JSON object per line, written whole each time.
+records, so that an interrupted sweep goes on as if nothing had been. Each trial has a small JSON file, which is written
+whole at each of its reports: a report costs the same however many trials there are, and on an object store as on a disk
+a file that is there is whole.
 """
 
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from inpaint.data.storage import read_file, write_file
+from inpaint.data.storage import open_root, read_file, write_file
 
-TRIALS = "trials.jsonl"
+RECORDS = "records"
+"""In a sweep's output: the folder of their files."""
+READERS = 16
 
 
 class TrialState(StrEnum):
@@ -56,35 +61,39 @@ class TrialRecords:
 
     def __init__(self, output: str) -> None:
         """Args: output: a folder or URL; what it holds is gone on with."""
-        self._output, self._lines = output, list[str]()
-        self.trials: dict[int, Trial] = {}
-        for line in (read_file(output, TRIALS) or b"").decode().splitlines():
-            self._add(json.loads(line))
+        self._folder = open_root(output).at(RECORDS)
+        try:
+            names = sorted(name for name in self._folder.files() if name.endswith(".json"))
+        except FileNotFoundError:
+            names = []
+        with ThreadPoolExecutor(READERS) as threads:
+            found = [_trial(data) for data in threads.map(lambda name: read_file(self._folder, name), names) if data]
+        self.trials: dict[int, Trial] = {trial.number: trial for trial in found}
 
     def begin(self, number: int, settings: Mapping[str, Any]) -> None:
         """A trial that is new."""
         if number not in self.trials:
-            self._write({"trial": number, "settings": dict(settings)})
+            self.trials[number] = Trial(number, dict(settings))
+            self._write(number)
 
     def report(self, number: int, samples: int, measured: Mapping[str, float]) -> None:
         """What a trial measured after so many samples; the first time counts."""
-        if samples not in self.trials[number].reports:
-            self._write({"trial": number, "samples": samples, "measured": dict(measured)})
+        trial = self.trials[number]
+        if samples not in trial.reports:
+            trial.reports[samples] = dict(measured)
+            self._write(number)
 
     def end(self, number: int, state: TrialState, cause: str = "") -> None:
         """How a trial ended."""
-        self._write({"trial": number, "state": state, "cause": cause})
+        trial = self.trials[number]
+        trial.state, trial.cause = state, cause
+        self._write(number)
 
-    def _write(self, line: dict[str, Any]) -> None:
-        self._add(line)
-        write_file(self._output, TRIALS, "".join(self._lines).encode())
+    def _write(self, number: int) -> None:
+        write_file(self._folder, f"{number:03}.json", json.dumps(asdict(self.trials[number])).encode())
 
-    def _add(self, line: dict[str, Any]) -> None:
-        self._lines.append(json.dumps(line) + "\n")
-        number = line["trial"]
-        if "settings" in line:
-            self.trials[number] = Trial(number, line["settings"])
-        elif "samples" in line:
-            self.trials[number].reports[line["samples"]] = line["measured"]
-        else:
-            self.trials[number].state, self.trials[number].cause = TrialState(line["state"]), line["cause"]
+
+def _trial(data: bytes) -> Trial:
+    told = json.loads(data)
+    reports = {int(samples): measured for samples, measured in told["reports"].items()}
+    return Trial(**{**told, "reports": reports, "state": TrialState(told["state"])})

@@ -34,11 +34,11 @@ class StopsOnceOneEnded(StopToken):
 
     def __init__(self, output: str) -> None:
         super().__init__()
-        self._file = Path(output, "trials.jsonl")
+        self._output = output
 
     @property
     def requested(self) -> bool:
-        return self._file.is_file() and '"state"' in self._file.read_text()
+        return any(trial.state is not TrialState.RUNNING for trial in TrialRecords(self._output).trials.values())
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,10 @@ def on_cluster() -> dict[str, set[str]]:
         "placement groups": {number for number, group in groups.items() if group["state"] != "REMOVED"},
         "processes": busy,
     }
+
+
+def records_of(output: str) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in Path(output, "records").iterdir()}
 
 
 def left_behind(before: dict[str, set[str]]) -> dict[str, set[str]]:
@@ -125,9 +129,9 @@ def test_a_stopped_sweep_goes_on_where_it_was(swept: Swept) -> None:
     with pytest.raises(InpaintError, match="holds a sweep: continue it with --resume"):
         sweep(swept.config)
     again = replace(swept.config, recipe=replace(swept.config.recipe, resume=True))
-    known = Path(swept.output, "trials.jsonl").read_bytes()
+    known = records_of(swept.output)
     assert sweep(again).best == swept.report.best
-    assert Path(swept.output, "trials.jsonl").read_bytes() == known, "nothing was trained again"
+    assert records_of(swept.output) == known, "nothing was trained again"
 
 
 def test_a_trial_that_fails_is_reported_with_its_cause(swept: Swept) -> None:

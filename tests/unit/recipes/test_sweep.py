@@ -6,11 +6,13 @@ from pathlib import Path
 import pytest
 
 from inpaint.cluster import Node
+from inpaint.data.storage import write_file
 from inpaint.errors import ClusterTooSmall, InpaintError
 from inpaint.recipes.category_lora import CategoryLora
 from inpaint.recipes.sweep import Objective, Searcher, Sweep, space_of, sweep
 from inpaint.recipes.sweep_space import Choice, Range, Settings, drawn, grid, parse_space, with_settings
 from inpaint.recipes.sweep_tpe import suggested
+from inpaint.train import trials
 from inpaint.train import tuning as module
 from inpaint.train.referee import Goal, Referee, Rungs
 from inpaint.train.settings import RateSchedule, TrainSettings, ValidationSettings
@@ -129,6 +131,30 @@ def test_rungs_and_ends_outlive_whoever_kept_them(tmp_path: Path) -> None:
     states = [trial.state.value for trial in decided["whole"][1].values()]
     assert states == ["finished", "stopped", "finished", "stopped", "finished"]
     assert [trial.samples for trial in decided["whole"][1].values()] == [90, 10, 90, 30, 90]
+
+
+@pytest.mark.parametrize("place", ["folder", "url"])
+def test_a_report_writes_its_own_trials_record_alone(place: str, tmp_path: Path, monkeypatch) -> None:
+    output = str(tmp_path) if place == "folder" else f"fsspec+memory://sweeps{tmp_path}"
+    records, written = TrialRecords(output), list[str]()
+    for number in (10, 2):
+        records.begin(number, {"lora.rank": number})
+        records.report(number, 10, {"validation_loss": 1.0})
+    write_file(output, "records/002.json.8f.tmp", b"{")  # what a writer left that was killed
+    write = trials.write_file
+
+    def noted(folder: object, name: str, data: bytes) -> None:
+        written.append(name)
+        write(folder, name, data)
+
+    monkeypatch.setattr(trials, "write_file", noted)
+    records.report(2, 30, {"validation_loss": float("nan")})
+    records.report(2, 30, {"validation_loss": 0.0})
+    records.end(10, TrialState.FAILED, "why")
+    assert written == ["002.json", "010.json"]
+    again = TrialRecords(output).trials
+    assert list(again) == [2, 10] and again[10] == records.trials[10]
+    assert again[2].curve("validation_loss") == [(10, 1.0)] and again[2].samples == 30
 
 
 def test_a_trial_that_begins_again_reports_what_it_reported(tmp_path: Path) -> None:
