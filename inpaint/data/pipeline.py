@@ -7,9 +7,10 @@ with weight 0, never a crash and never a shifted position. Not covered: a file w
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +21,7 @@ import ray.data
 
 from inpaint.data import quarantine as bad_rows
 from inpaint.data.decode import DEFAULT_LIMITS, Limits
+from inpaint.data.decoded import DecodedRows, bytes_each, crops_shown, decode, kind_of
 from inpaint.data.inspection import Look, files_of, inspect_files, recall, remember, rows_found
 from inpaint.data.latents import StoredLatents
 from inpaint.data.plan import Plan, StepLayout
@@ -32,6 +34,10 @@ from inpaint.data.storage import exists, open_root
 from inpaint.errors import InpaintError
 from inpaint.stopping import StopToken
 
+MOST_OF_STORE = 0.3
+"""Of a machine's object store that decoded rows may take; batches need the rest."""
+MIN_PER_PIECE, MAX_BYTES_PER_PIECE = 8, 16 * 2**20
+"""Crops that lie together in the store."""
 MAX_POSITIONS_PER_TASK = 1024
 MAX_BYTES_PER_TASK = 256 * 2**20
 MAX_POSITIONS_AHEAD = 16 * MAX_POSITIONS_PER_TASK
@@ -96,6 +102,71 @@ class _Actor:
         return self.work(batch)
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SharedRows:
+    """`DecodedRows` in Ray's object store, where all processes of a machine read the same memory; they are gone when
+    nobody holds this any more. Pickles."""
+
+    kind: tuple[object, ...]
+    places: np.ndarray
+    per_piece: int
+    pieces: list[ray.ObjectRef]
+    bytes: int
+    """In the store."""
+
+    def opened(self, read: ReadSettings) -> DecodedRows | None:
+        """For a reading by these settings; None where it sees rows in another way."""
+        if self.kind != kind_of(read):
+            return None
+        return DecodedRows(self.kind, self.places, self.per_piece, ray.get(self.pieces))
+
+
+def store_room() -> int:
+    """Bytes that decoded rows may take of the object store, in which each machine has all that it reads."""
+    stores = [node["Resources"].get("object_store_memory", 0.0) for node in ray.nodes() if node["Alive"]]
+    return int(MOST_OF_STORE * min(stores))
+
+
+def share_rows(
+    manifest: Manifest, read: ReadSettings, plan: Plan, span: range, *, room: int, stop: StopToken
+) -> SharedRows | None:
+    """Decode what samples at positions show, once; None where it takes more than `room` bytes, or where each sample has
+    a crop of its own. Raises InpaintError where `stop` was asked for."""
+    shown, each = crops_shown(manifest, read, plan, span), bytes_each(manifest, read)
+    if shown is None or shown.sum() * each > room:
+        return None
+    entries, places = np.argwhere(shown), np.full(shown.shape, -1)
+    places[shown] = np.arange(len(entries))
+    per_piece = min(max(MIN_PER_PIECE, -(-len(entries) // MIN_TASKS)), max(1, MAX_BYTES_PER_PIECE // each))
+    shared, starts = ray.put((manifest, read)), range(0, len(entries), per_piece)
+
+    @ray.remote(num_cpus=1)
+    def decode_task(known: tuple[Manifest, ReadSettings], entries: np.ndarray) -> dict[str, Any]:
+        settle_reader()
+        return decode(*known, entries)
+
+    pieces = []
+    for piece in _in_turn(lambda start: decode_task.remote(shared, entries[start : start + per_piece]), starts):
+        stop.check()
+        pieces.append(piece)
+    return SharedRows(kind=kind_of(read), places=places, per_piece=per_piece, pieces=pieces, bytes=len(entries) * each)
+
+
+def _in_turn(begin: Callable[[int], ray.ObjectRef], starts: Iterable[int]) -> Iterator[ray.ObjectRef]:
+    """The tasks' results in their order, each as soon as it is there."""
+    # A few more than run at a time: what a stop leaves runs to its end (Ray 2.60 crashes where a task that has just
+    # ended is cancelled), and where there are more than CPUs, an autoscaler brings some.
+    waiting: deque[ray.ObjectRef] = deque()
+    for start in starts:
+        waiting.append(begin(start))
+        if len(waiting) > max(MIN_TASKS, 2 * ray.cluster_resources().get("CPU", 1)):
+            ray.wait([waiting[0]], fetch_local=False)
+            yield waiting.popleft()
+    for task in waiting:
+        ray.wait([task], fetch_local=False)
+        yield task
+
+
 def batches(
     manifest: Manifest,
     read: ReadSettings,
@@ -106,6 +177,7 @@ def batches(
     layout: StepLayout,
     stored: StoredLatents | None = None,
     encoding: Stage | None = None,
+    decoded: SharedRows | None = None,
 ) -> ray.data.Dataset:
     """The plan's positions `start` .. `stop` as blocks of one micro-batch each, in the order of the layout; see
     docs/architecture.md. Slots of padding have position -1, weight 0, a blank image and a whole hole.
@@ -115,6 +187,7 @@ def batches(
     Args:
         stored: latents that were encoded before, to be read in place of pixels.
         encoding: what makes latents of the pixels beside the training, block by block.
+        decoded: rows that need not be read from their files.
 
     Raises InpaintError unless `stop - start` is a multiple of the global batch (the trainer rounds).
     """
@@ -127,7 +200,7 @@ def batches(
             f"at {stop - count % layout.global_batch} or {stop + -count % layout.global_batch}"
         )
     read.check_categories(pc.unique(manifest.table["category"]).to_pylist())
-    shared = ray.put((manifest, stored))
+    shared = ray.put((manifest, stored, decoded))
     plane = read.height * read.width
     kept = plane * (1 + read.loss_in_mask + 3 * read.keeps_image)
     if stored is not None:
@@ -145,14 +218,15 @@ def batches(
 
     def read_task(task: dict[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
         settle_reader()
-        rows, latents = ray.get(shared)
+        rows, latents, known = ray.get(shared)
+        views = None if known is None else known.opened(read)
         plan = Plan.of(rows, seed, layout.global_batch)
         with ThreadPoolExecutor(threads_per_task) as threads, ThreadPoolExecutor(FETCHERS_PER_TASK) as pool:
             for index in task["id"]:
                 first = int(index) * per_task
                 for block in range(first, min(first + per_task, blocks)):
                     positions = layout.block(start, block)
-                    yield read_batch(rows, plan, read, positions, threads, pool if remote else None, latents)
+                    yield read_batch(rows, plan, read, positions, threads, pool if remote else None, latents, views)
 
     dataset = numbers(-(-blocks // per_task)).map_batches(read_task, batch_size=None)
     # Fused with the map: it cuts what a task yields into blocks of one micro-batch, without a task of its own.
@@ -282,14 +356,8 @@ def _inspect_all(files: pa.Table, limits: Limits, remember: bool, look: Look | N
         with ThreadPoolExecutor(FETCHERS_PER_TASK) as pool:
             return inspect_files(files.slice(start, per_task), limits, pool if remote else None, remember, look)
 
-    # A few more than run at a time: what a stop leaves runs to its end (Ray 2.60 crashes where a task that has just
-    # ended is cancelled), and where there are more than CPUs, an autoscaler brings some.
-    waiting: deque[ray.ObjectRef] = deque()
-    for start in range(0, count, per_task):
-        waiting.append(inspect_task.remote(stored, start))
-        if len(waiting) > max(MIN_TASKS, 2 * ray.cluster_resources().get("CPU", 1)):
-            yield ray.get(waiting.popleft())
-    yield from map(ray.get, waiting)
+    starts = range(0, count, per_task)
+    yield from map(ray.get, _in_turn(lambda start: inspect_task.remote(stored, start), starts))
 
 
 def _any_remote(table: pa.Table) -> bool:

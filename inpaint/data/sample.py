@@ -29,7 +29,8 @@ from inpaint.data.storage import open_root
 from inpaint.errors import BadRow, InpaintError
 from inpaint.randomness import generator
 
-if TYPE_CHECKING:  # which reads what is said here of samples
+if TYPE_CHECKING:  # which read what is said here of samples
+    from inpaint.data.decoded import DecodedRows
     from inpaint.data.latents import StoredLatents
 
 FAR_LARGER = 4
@@ -100,6 +101,12 @@ class ReadSettings:
         assert self.bank is not None, "a setting of its own"
         return choose(seed, positions, self.views, self.bank.holes, self.hole.whole)
 
+    def crops(self, seed: int, positions: np.ndarray) -> np.ndarray:
+        """Which of its row's crops each sample shows, int64[B]. Args: positions: int64[B]."""
+        if self.crop is Crop.CENTRE:
+            return np.zeros(len(positions), dtype=np.int64)
+        return self.variants(seed, positions)[0]
+
     @property
     def reads_mask(self) -> bool:
         """Whether a row's own mask is looked at."""
@@ -144,9 +151,15 @@ def read_batch(
     threads: Executor,
     fetchers: Executor | None = None,
     stored: "StoredLatents | None" = None,
+    decoded: "DecodedRows | None" = None,
 ) -> dict[str, np.ndarray]:
     """One micro-batch, its rows read by `threads`, their files by `fetchers` where given: the batch contract of
-    docs/architecture.md. Args: stored: latents of the manifest's rows, which are read in place of pixels."""
+    docs/architecture.md.
+
+    Args:
+        stored: latents of the manifest's rows, which are read in place of pixels.
+        decoded: crops of them, by these settings, which are taken in place of files.
+    """
     places = np.flatnonzero(positions != PADDING)
     _, indices = plan.lookup(positions[places])
     rows = dict(zip(places.tolist(), rows_of(manifest.table.take(pa.array(indices))), strict=True))
@@ -154,15 +167,20 @@ def read_batch(
     if stored is not None:
         views, holes = settings.variants(plan.seed, positions[places])
         variants = dict(zip(places.tolist(), np.stack([indices, views, holes], 1).tolist(), strict=True))
+    shows_image = "image" in batch
+    if decoded is not None and shows_image:
+        crops = settings.crops(plan.seed, positions[places])
+        crop_of = dict(zip(places.tolist(), np.stack([indices, crops], 1).tolist(), strict=True))
 
-    def get(i: int) -> tuple[Any, Any]:
-        files = fetch(rows[i], reads_mask=settings.reads_mask) if "image" in batch else None
-        return files, stored.fetch(*variants[i]) if stored is not None else None
+    def get(i: int) -> tuple[Any, Any, Any]:
+        view = decoded.find(*crop_of[i]) if decoded is not None and shows_image else None
+        files = fetch(rows[i], reads_mask=settings.reads_mask) if shows_image and view is None else {}
+        return view, files, stored.fetch(*variants[i]) if stored is not None else None
 
-    def made(i: int, files: Any, entries: Any) -> dict[str, Any]:
+    def made(i: int, view: Any, files: Any, entries: Any) -> dict[str, Any]:
         row, position = rows[i], int(positions[i])
-        if files is not None:
-            sample = make_sample(row, files, settings, plan.seed, position)
+        if shows_image:
+            sample = make_sample(row, files, settings, plan.seed, position, view)
         else:
             prompt, label = text_of(row, settings, plan.seed, position)
             sample = {"prompt": prompt, "label": label}
@@ -221,7 +239,12 @@ def fetch(row: Row, *, reads_mask: bool) -> dict[str, bytes]:
 
 
 def make_sample(
-    row: Row, files: Mapping[str, bytes], settings: ReadSettings, seed: int, position: int
+    row: Row,
+    files: Mapping[str, bytes],
+    settings: ReadSettings,
+    seed: int,
+    position: int,
+    view: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Decode, crop, resize, flip, make the hole, format the text: a function of its arguments alone.
 
@@ -231,16 +254,17 @@ def make_sample(
 
     Args:
         files: as `fetch` gives them.
+        view: what `view_of` returned for the sample's crop, if it is known; files are then not looked at.
     """
     if settings.bank is None:
         mirrored = bool(generator(seed, "flip", position).random() < settings.flip_probability)
         crop, recipe = generator(seed, "crop", position), settings.hole
         hole_randomness = generator(seed, "hole", position)
     else:
-        view, number = (int(column[0]) for column in settings.variants(seed, np.array([position])))
-        mirrored, crop = is_mirrored(row, view, settings.flip_probability), crop_randomness(row, view)
-        recipe, hole_randomness = hole_of(row, settings.hole, view, number)
-    seen = see(row, files, settings, crop, mirrored=mirrored)
+        which, number = (int(column[0]) for column in settings.variants(seed, np.array([position])))
+        mirrored, crop = is_mirrored(row, which, settings.flip_probability), crop_randomness(row, which)
+        recipe, hole_randomness = hole_of(row, settings.hole, which, number)
+    seen = _shown(row, view or view_of(row, files, settings, crop), mirrored=mirrored)
     prompt, label = text_of(row, settings, seed, position)
     return {**seen, "hole": draw_hole(recipe, seen, hole_randomness), "prompt": prompt, "label": label}
 
@@ -249,6 +273,14 @@ def see(
     row: Row, files: Mapping[str, bytes], settings: ReadSettings, rng: np.random.Generator, *, mirrored: bool
 ) -> dict[str, Any]:
     """What a sample shows but its hole and its text, as `make_sample` returns it. Args: rng: for the crop."""
+    return _shown(row, view_of(row, files, settings, rng), mirrored=mirrored)
+
+
+def view_of(
+    row: Row, files: Mapping[str, bytes], settings: ReadSettings, rng: np.random.Generator
+) -> dict[str, np.ndarray]:
+    """A crop of a row: `image`, uint8 H W 3, `input` where the row has one, `area`, uint8 H W, where its mask was read,
+    and `corners`, int32[2, 2]: of it as it is, and of it mirrored. Raises BadRow. Args: rng: for the crop."""
     shape, limits = (settings.height, settings.width), DEFAULT_LIMITS
     image = load_rgb(files["image"], "output", limits, target=shape)
     mask = None
@@ -257,16 +289,21 @@ def see(
         check_hole(grey, "mask")  # it may have changed since it was inspected
         mask = grey >= PAINT
     box = _choose_box(image, mask, settings, rng)
-    image_HW3 = _resized(image, box, shape, mirrored)
-    input_HW3 = image_HW3
+    corners = [_corner(box, shape, flip) for flip in (False, True)]
+    view = {"image": _resized(image, box, shape), "corners": np.array(corners, dtype=np.int32)}
     if "input" in files:
-        input_HW3 = _resized(load_rgb(files["input"], "input", limits, target=shape), box, shape, mirrored)
-    sizes = {"original_size": (row.height, row.width), "crop_top_left": _corner(box, shape, mirrored)}
-    seen = {"image": image_HW3, "input": input_HW3, **sizes}
-    if mask is None:
-        return seen
-    own = cover(mask, shape, box).astype(np.uint8) * 255
-    return {**seen, "area": np.ascontiguousarray(own[:, ::-1]) if mirrored else own}
+        view["input"] = _resized(load_rgb(files["input"], "input", limits, target=shape), box, shape)
+    if mask is not None:
+        view["area"] = cover(mask, shape, box).astype(np.uint8) * 255
+    return view
+
+
+def _shown(row: Row, view: Mapping[str, np.ndarray], *, mirrored: bool) -> dict[str, Any]:
+    planes = {name: values for name, values in view.items() if name != "corners"}
+    if mirrored:
+        planes = {name: np.ascontiguousarray(values[:, ::-1]) for name, values in planes.items()}
+    sizes = {"original_size": (row.height, row.width), "crop_top_left": tuple(view["corners"][int(mirrored)].tolist())}
+    return {"input": planes["image"], **planes, **sizes}
 
 
 def draw_hole(recipe: Hole, seen: Mapping[str, Any], rng: np.random.Generator) -> np.ndarray:
@@ -324,7 +361,7 @@ def _corner(box: Box, shape: tuple[int, int], flip: bool) -> tuple[int, int]:
     return round(top / (bottom - top) * shape[0]), round((1 - right if flip else left) / (right - left) * shape[1])
 
 
-def _resized(image: Image.Image, box: Box, shape: tuple[int, int], flip: bool) -> np.ndarray:
+def _resized(image: Image.Image, box: Box, shape: tuple[int, int]) -> np.ndarray:
     """What of an image lies in `box`, uint8 H W 3."""
     height, width = shape
     (left, right), (top, bottom) = _pixels(box[::2], image.width), _pixels(box[1::2], image.height)
@@ -339,7 +376,7 @@ def _resized(image: Image.Image, box: Box, shape: tuple[int, int], flip: bool) -
         array = cv2.resize(array, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
     if array.ndim == 2:
         array = np.repeat(array[..., None], 3, axis=2)
-    return np.ascontiguousarray(array[:, ::-1] if flip else array)
+    return np.ascontiguousarray(array)
 
 
 def _pixels(shares: tuple[float, ...], side: int) -> tuple[int, int]:

@@ -24,7 +24,7 @@ from inpaint.train.alone import train_alone
 from inpaint.train.checkpoint import VALIDATION_LOSS, Progress
 from inpaint.train.encoding import Latents
 from inpaint.train.packing import environment_of, measured, pack
-from inpaint.train.run import encode_before, trained_by
+from inpaint.train.run import decode_before, encode_before, trained_by
 from inpaint.train.settings import plain
 from inpaint.train.together import FAILURES, Ended, train_together
 from inpaint.train.trainer import Training, starting_point
@@ -54,6 +54,7 @@ def train_side_by_side(
         InpaintError: there is no memory for one, the cluster is too small, or `stop` ended it.
     """
     encode_before(trainings, stop, announce)
+    trainings = decode_before(trainings, stop, announce)
     left = [training for training in trainings if starting_point(training).samples < training.total]
     if left:
         pool, told = pack(len(left), measured(left[0], pool), pool, together)

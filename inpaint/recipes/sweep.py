@@ -33,7 +33,7 @@ from inpaint.train.checkpoint import VALIDATION_LOSS
 from inpaint.train.encoding import Latents
 from inpaint.train.recipe import Recipe
 from inpaint.train.referee import Goal, Rungs
-from inpaint.train.run import encode_before, prepared, trained_by
+from inpaint.train.run import decode_before, encode_before, prepared, trained_by
 from inpaint.train.settings import Keep, plain
 from inpaint.train.trainer import Training
 from inpaint.train.trials import Trial, TrialState
@@ -186,6 +186,8 @@ def sweep(config: Sweep, *, stop: StopToken | None = None, announce: Callable[[s
     announce(f"{config.samples} trials, {at_once} at once, of {base.length}")
     if config.asha:
         announce(f"rungs at {', '.join(f'{samples:,}' for samples in rungs.samples)} samples")
+    encode_before([base], stop, announce)
+    (base,) = decode_before([base], stop, announce)
     tuning = Tuning(
         trials=config.samples,
         suggest=partial(_suggest, config, space),
@@ -196,7 +198,6 @@ def sweep(config: Sweep, *, stop: StopToken | None = None, announce: Callable[[s
         retries=config.retries,
         workers=workers,
     )
-    encode_before([base], stop, announce)
     with ProgressBar("trials") as bar:
 
         def show(trials: Mapping[int, Trial]) -> None:

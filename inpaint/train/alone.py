@@ -98,7 +98,8 @@ def _reader(training: Training, span: range, threads: Executor) -> Callable[[np.
     settle_reader()
     rows, plan, read = training.rows, training.plan, training.recipe.read_settings()
     stored = LatentReading.of_cache(training.recipe.how_encoded()).stored(rows, read, plan, span)
-    return lambda positions: read_batch(rows, plan, read, positions, threads, stored=stored)
+    decoded = None if training.decoded is None else training.decoded.opened(read)
+    return lambda positions: read_batch(rows, plan, read, positions, threads, stored=stored, decoded=decoded)
 
 
 def _join_a_group_of_one(device: torch.device) -> None:

@@ -4,10 +4,11 @@ import json
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 from inpaint.data import quarantine
 from inpaint.data.latents import Variants
-from inpaint.data.pipeline import read_manifest
+from inpaint.data.pipeline import read_manifest, share_rows, store_room
 from inpaint.data.rows import Manifest
 from inpaint.data.storage import absolute, output_folder, read_file, write_file
 from inpaint.errors import InpaintError
@@ -74,6 +75,24 @@ def encode_before(trainings: Sequence[Training], stop: StopToken, announce: Call
         if (span := range(starting_point(each).samples, each.total))
     ]
     return encode_latents(subsets, encoding, announce=announce, stop=stop) if subsets else None
+
+
+def decode_before(trainings: Sequence[Training], stop: StopToken, announce: Callable[[str], None]) -> list[Training]:
+    """The same trainings, whose rows were decoded for all their readings where they are read as pixels, as far as Ray's
+    object store has room. Raises InpaintError, as `run`."""
+    room, found, alone = store_room(), list[Training](), 0
+    for each in trainings:
+        encoding, span = each.recipe.how_encoded(), range(starting_point(each).samples, each.total)
+        if span and (encoding is None or encoding.keeps_image):
+            read = each.recipe.read_settings()
+            decoded = share_rows(each.rows, read, each.plan, span, room=room, stop=stop)
+            room -= 0 if decoded is None else decoded.bytes
+            alone += decoded is None
+            each = replace(each, decoded=decoded)
+        found.append(each)
+    if alone:
+        announce(f"the object store has no room for the rows of {alone} training(s), which decode them at each reading")
+    return found
 
 
 def prepared(recipe: Recipe, stop: StopToken, unfit: dict[str, str] | None = None) -> list[Training]:

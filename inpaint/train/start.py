@@ -15,7 +15,7 @@ import ray.cloudpickle
 import ray.train
 
 from inpaint.data.latents import LatentSpec, StoredLatents, Variants
-from inpaint.data.pipeline import Stage, batches
+from inpaint.data.pipeline import SharedRows, Stage, batches
 from inpaint.data.plan import Plan
 from inpaint.data.rows import Manifest
 from inpaint.data.sample import ReadSettings
@@ -83,10 +83,13 @@ class PlannedReading(ray.train.DataConfig):
     the workers' checkpoint ends with.
     """
 
-    def __init__(self, read: ReadSettings, config: WorkerConfig, latents: LatentReading) -> None:
+    def __init__(
+        self, read: ReadSettings, config: WorkerConfig, latents: LatentReading, decoded: SharedRows | None = None
+    ) -> None:
         super().__init__(enable_shard_locality=False)
         # Pickled, for a hole of one's own may stand in a file that imports much.
         self.read, self.config, self.latents = ray.cloudpickle.dumps(read), config, latents
+        self.decoded = decoded
 
     def configure(
         self, datasets: dict[str, Any], world_size: int, worker_handles: Any, worker_node_ids: Any, **kwargs: Any
@@ -107,6 +110,7 @@ class PlannedReading(ray.train.DataConfig):
             layout=layout,
             stored=stored,
             encoding=self.latents.stage,
+            decoded=self.decoded,
         )
         return [dict.fromkeys(datasets, shard) for shard in dataset.streaming_split(world_size, equal=True)]
 

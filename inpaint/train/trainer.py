@@ -20,6 +20,7 @@ from ray.train.torch import TorchTrainer
 from torch.utils.tensorboard import SummaryWriter
 
 from inpaint import cluster
+from inpaint.data.pipeline import SharedRows
 from inpaint.data.plan import Plan
 from inpaint.data.rows import Manifest
 from inpaint.data.storage import absolute, open_root, output_folder, read_file
@@ -53,6 +54,8 @@ class Training:
     """What is validated on; None: on `rows`."""
     output: str
     """Folder or URL of its checkpoints, logs and manifests."""
+    decoded: SharedRows | None = None
+    """Its rows, where they were decoded for several readings."""
 
     @property
     def plan(self) -> Plan:
@@ -146,7 +149,7 @@ def fit(
         train_loop_config={"config": config},
         # A placeholder: what is read is decided by `PlannedReading`, once Ray Train knows the world size.
         datasets={"train": lambda: ray.data.range(1)},
-        dataset_config=PlannedReading(recipe.read_settings(), config, latents),
+        dataset_config=PlannedReading(recipe.read_settings(), config, latents, training.decoded),
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers.workers, use_gpu=use_gpu, resources_per_worker=resources
         ),

@@ -58,7 +58,8 @@ class Swept:
 
 
 def on_cluster() -> dict[str, set[str]]:
-    """Actors and placement groups that are alive, and processes of Ray that do something."""
+    """Actors and placement groups that are alive, processes of Ray that do something, and objects that this one keeps
+    in the store."""
     # Ray's public list of actors needs a dashboard, which an embedded one has not.
     alive = {number: actor for number, actor in actors().items() if actor["State"] != "DEAD"}
     groups = placement_group_table()
@@ -71,6 +72,7 @@ def on_cluster() -> dict[str, set[str]]:
         "actors": {f"{actor['ActorClassName']} {number}" for number, actor in alive.items()},
         "placement groups": {number for number, group in groups.items() if group["state"] != "REMOVED"},
         "processes": busy,
+        "objects": set(ray._private.worker.global_worker.core_worker.get_all_reference_counts()),
     }
 
 
@@ -118,7 +120,7 @@ def swept(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Swept:
 
 
 def test_nothing_is_left_on_the_cluster(swept: Swept) -> None:
-    assert swept.left == {"actors": set(), "placement groups": set(), "processes": set()}
+    assert swept.left == {"actors": set(), "placement groups": set(), "processes": set(), "objects": set()}
 
 
 def test_a_stopped_sweep_goes_on_where_it_was(swept: Swept) -> None:

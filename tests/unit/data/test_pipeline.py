@@ -8,18 +8,20 @@ from functools import partial
 
 import numpy as np
 import pytest
+import ray
 import ray.cloudpickle
 import ray.data
 
 from inpaint.data import pipeline, sample
 from inpaint.data.files import check_relative
-from inpaint.data.pipeline import MAX_POSITIONS_AHEAD, Stage, batches, read_manifest
+from inpaint.data.pipeline import MAX_POSITIONS_AHEAD, Stage, batches, read_manifest, share_rows
 from inpaint.data.plan import PADDING, Plan, StepLayout
 from inpaint.data.quarantine import Reason
 from inpaint.data.rows import Manifest, digest_of
 from inpaint.data.sample import ReadSettings
 from inpaint.data.sources import Captions, CsvSource, FolderSource, JoinedSource
 from inpaint.errors import BadRow, InpaintError, TooManyBadRows
+from inpaint.stopping import StopToken
 from tests.unit.data import images
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -381,3 +383,26 @@ def test_paths_are_normalised():
     assert check_relative("./a//b.png", "output") == "a/b.png"
     with pytest.raises(BadRow):
         check_relative("a/../../b.png", "output")
+
+
+def test_decoded_rows_are_shared_and_are_those_of_the_files(folder, manifest) -> None:
+    read = replace(READ, flip_probability=0.5)
+    plan, span, stop = Plan.of(manifest, 3, 4), range(12), StopToken()
+
+    def found(**shared):
+        dataset = batches(manifest, read, seed=3, start=0, stop=12, layout=one(4), **shared)
+        return list(dataset.iter_batches(batch_size=None))
+
+    decoded = share_rows(manifest, read, plan, span, room=10**6, stop=stop)
+    expected = found()
+    for path in folder.glob("*.png"):
+        path.unlink()
+    for batch, same in zip(expected, found(decoded=decoded), strict=True):
+        assert all((values == same[name]).all() for name, values in batch.items()) and batch["weight"].all()
+    pieces = ray.get(decoded.pieces)
+    assert decoded.bytes == sum(piece[name].nbytes for piece in pieces for name in ("image", "area"))
+    assert decoded.opened(replace(read, width=24)) is None
+    assert share_rows(manifest, read, plan, span, room=decoded.bytes - 1, stop=stop) is None
+    stop.request()
+    with pytest.raises(InpaintError, match="stopped"):
+        share_rows(manifest, read, plan, span, room=10**6, stop=stop)
