@@ -21,8 +21,6 @@ PIECE = 1_000_000
 class DecodedRows:
     """Where a row's crops lie among the pieces."""
 
-    kind: tuple[object, ...]
-    """`kind_of` the settings that they were decoded with."""
     places: np.ndarray
     """int64[rows, crops]: the number of an entry; -1 where there is none."""
     per_piece: int

@@ -108,7 +108,9 @@ class SharedRows:
     nobody holds this any more. Pickles."""
 
     kind: tuple[object, ...]
+    """`kind_of` the settings that they were decoded with."""
     places: np.ndarray
+    """As in `DecodedRows`, and `per_piece`."""
     per_piece: int
     pieces: list[ray.ObjectRef]
     bytes: int
@@ -118,7 +120,7 @@ class SharedRows:
         """For a reading by these settings; None where it sees rows in another way."""
         if self.kind != kind_of(read):
             return None
-        return DecodedRows(self.kind, self.places, self.per_piece, ray.get(self.pieces))
+        return DecodedRows(self.places, self.per_piece, ray.get(self.pieces))
 
 
 def store_room() -> int:

@@ -90,7 +90,8 @@ class TrainDreambooth(LoraCommand, Wording):
     resume: Annotated[bool, tyro.conf.arg(aliases=["--resume-from-checkpoint"])] = False
     """Go on with the run in `output_dir`, exactly."""
     together: int = 1
-    """Of several subjects, so many are trained at once on each actor: one forward and backward for all of them."""
+    """Of several subjects, so many are trained at once on each actor, or as many as memory holds: one forward and
+    backward for all of them."""
     pool: Annotated[ActorPool, tyro.conf.arg(name="")] = ActorPool()
     """By which class pictures are made, and several subjects are trained."""
 

@@ -187,7 +187,7 @@ def sweep(config: Sweep, *, stop: StopToken | None = None, announce: Callable[[s
     if config.asha:
         announce(f"rungs at {', '.join(f'{samples:,}' for samples in rungs.samples)} samples")
     encode_before([base], stop, announce)
-    (base,) = decode_before([base], stop, announce)
+    (read,) = decode_before([base], stop, announce)
     tuning = Tuning(
         trials=config.samples,
         suggest=partial(_suggest, config, space),
@@ -205,7 +205,8 @@ def sweep(config: Sweep, *, stop: StopToken | None = None, announce: Callable[[s
             shown = ", ".join(f"{kind} {count}" for kind, count in Counter(t.state for t in trials.values()).items())
             bar.show(len(ended), config.samples, shown)
 
-        trials = run_trials(tuning, absolute(recipe.output), stop=stop, on_progress=show)
+        where, decoded = absolute(recipe.output), read.decoded
+        trials = run_trials(tuning, where, decoded=decoded, stop=stop, on_progress=show)
     return _concluded(config, base, space, tuning, trials)
 
 

@@ -43,7 +43,9 @@ class Rungs:
 class Referee:
     """Keeps the records and says which trials shall stop: as an actor on the sweep's machine, which ends with it."""
 
-    def __init__(self, output: str, goal: Goal, rungs: Rungs | None) -> None:
+    def __init__(self, output: str, goal: Goal, rungs: Rungs | None, decoded: Any = None) -> None:
+        """Args: decoded: kept for the trials, for what Tune is handed it never lets go."""
+        self._decoded = decoded
         self._records, self._goal, self._stopping = TrialRecords(output), goal, False
         self._most = 0 if rungs is None else rungs.most
         self._rungs = None if rungs is None else _scheduler(goal, rungs)
@@ -70,6 +72,10 @@ class Referee:
         """A trial has ended by itself."""
         if self._records.trials[number].state is TrialState.RUNNING:
             self._records.end(number, state, cause)
+
+    def decoded(self) -> Any:
+        """What it was given."""
+        return self._decoded
 
     def stop(self) -> None:
         """All trials shall write a checkpoint and end."""

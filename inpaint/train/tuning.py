@@ -24,6 +24,7 @@ from ray.tune.search import Searcher
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from inpaint.cluster import GPU_WORKER_CPUS, Needs, check_fits, cluster_nodes, nodes_hold
+from inpaint.data.pipeline import SharedRows
 from inpaint.data.storage import open_root
 from inpaint.errors import InpaintError
 from inpaint.stopping import StopToken
@@ -90,9 +91,17 @@ def plan_trials(settings: TrainSettings, gpus_per_worker: float, wanted: int | N
 
 
 def run_trials(
-    tuning: Tuning, output: str, *, stop: StopToken, on_progress: Callable[[Mapping[int, Trial]], None]
+    tuning: Tuning,
+    output: str,
+    *,
+    decoded: SharedRows | None = None,
+    stop: StopToken,
+    on_progress: Callable[[Mapping[int, Trial]], None],
 ) -> dict[int, Trial]:
     """Run all trials that the records in `output` do not know as ended; returns all of them.
+
+    Args:
+        decoded: rows of all of them.
 
     Raises:
         InpaintError: `stop` ended it; run again, it goes on.
@@ -101,7 +110,9 @@ def run_trials(
     # It misses the files that Tune's loggers would write.
     logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    referee = ray.remote(num_cpus=0, scheduling_strategy=here)(Referee).remote(output, tuning.goal, tuning.rungs)
+    # In a list, and by its reference: the referee's process has no need to know what it is.
+    rows = [ray.put(decoded)]
+    referee = ray.remote(num_cpus=0, scheduling_strategy=here)(Referee).remote(output, tuning.goal, tuning.rungs, rows)
     storage, searcher = open_root(f"{output}/tune"), _Numbers(tuning, referee, stop)
     driver = ray.tune.with_parameters(_drive, referee=referee, tuning=tuning)
     tuner = ray.tune.Tuner(
@@ -186,7 +197,8 @@ def _drive(config: dict[str, Any], referee: Any, tuning: Tuning) -> None:
             stop.request()
 
     try:
-        training = tuning.training(number, config["settings"])
+        (rows,) = ray.get(referee.decoded.remote())
+        training = replace(tuning.training(number, config["settings"]), decoded=ray.get(rows))
         ended = fit(
             training,
             workers=tuning.workers,

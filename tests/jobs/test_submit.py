@@ -26,7 +26,7 @@ def test_a_submitted_job_joins_its_cluster_and_uses_the_uploaded_code(ray_head: 
     result = ray_head.submit("python", "-c", PROBE)
     assert result.succeeded, result.logs
     assert said(result.logs).count("working_dir_files") == 2, result.logs
-    assert "Node(cpus=2.0, gpus=0.0)" in said(result.logs)
+    assert "Node(cpus=2.0, gpus=0.0, memory=" in said(result.logs)
     assert head_port(ray_head) in said(result.logs)
 
 

@@ -2,9 +2,11 @@
 
 import json
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -15,16 +17,24 @@ from ray.util import placement_group_table
 from inpaint.errors import InpaintError
 from inpaint.export.adapter_folder import load_adapter
 from inpaint.models.lora import LoraSettings
+from inpaint.recipes import sweep as module
 from inpaint.recipes.category_lora import CategoryLora
 from inpaint.recipes.sweep import Searcher, Sweep, SweepReport, sweep
 from inpaint.stopping import StopToken
 from inpaint.toy.catalogue import write_catalogue
+from inpaint.train.run import decode_before
 from inpaint.train.settings import TrainSettings, ValidationSettings
+from inpaint.train.trainer import Training
 from inpaint.train.trials import Trial, TrialRecords, TrialState
 from tests.tiny import SIZE, tiny_sd_inpaint
 
 RATES = (1e-3, 1e30, 1e-2)
 """The second one's loss is no number after a step."""
+OF_RAY_DATA = ("_StatsActor", "_AutoscalingCoordinatorActor")
+"""One of each, from the first dataset to the cluster's end."""
+ITS_OWN = tuple(f"ray::{name}" for name in ("IDLE", *OF_RAY_DATA))
+DECODED: set[str] = set()
+"""Names of all pieces of rows that were decoded for trials."""
 GONE_SECONDS = 60
 pytestmark = pytest.mark.timeout(400)
 
@@ -58,21 +68,26 @@ class Swept:
 
 
 def on_cluster() -> dict[str, set[str]]:
-    """Actors and placement groups that are alive, processes of Ray that do something, and objects that this one keeps
-    in the store."""
+    """Actors and placement groups that are alive, processes of Ray that do something, and decoded rows."""
     # Ray's public list of actors needs a dashboard, which an embedded one has not.
-    alive = {number: actor for number, actor in actors().items() if actor["State"] != "DEAD"}
+    alive = {
+        number: actor
+        for number, actor in actors().items()
+        if actor["State"] != "DEAD" and actor["ActorClassName"] not in OF_RAY_DATA
+    }
     groups = placement_group_table()
+    counts = ray._private.worker.global_worker.core_worker.get_all_reference_counts
     busy = set()
     for process in psutil.Process().children(recursive=True):
         with suppress(psutil.Error):  # it has just ended
             title = process.cmdline()[:1]
-            busy |= {f"{name} {process.pid}" for name in title if name.startswith("ray::") and "IDLE" not in name}
+            ours = [name for name in title if name.startswith("ray::") and not name.startswith(ITS_OWN)]
+            busy |= {f"{name} {process.pid}" for name in ours}
     return {
         "actors": {f"{actor['ActorClassName']} {number}" for number, actor in alive.items()},
         "placement groups": {number for number, group in groups.items() if group["state"] != "REMOVED"},
         "processes": busy,
-        "objects": set(ray._private.worker.global_worker.core_worker.get_all_reference_counts()),
+        "rows": {name for name in map(bytes.decode, counts()) if name in DECODED},
     }
 
 
@@ -91,7 +106,19 @@ def left_behind(before: dict[str, set[str]]) -> dict[str, set[str]]:
 
 
 @pytest.fixture(scope="module")
-def swept(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Swept:
+def swept(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swept]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "decode_before", noted)
+        yield made(tmp_path_factory)
+
+
+def noted(trainings: list[Training], *others: Any) -> list[Training]:
+    found = decode_before(trainings, *others)
+    DECODED.update(piece.hex() for training in found if training.decoded for piece in training.decoded.pieces)
+    return found
+
+
+def made(tmp_path_factory: pytest.TempPathFactory) -> Swept:
     folder = tmp_path_factory.mktemp("sweep")
     recipe = CategoryLora(
         data=str(write_catalogue(folder, seed=3, count=6, categories=("CDP_FOOD",))),
@@ -120,7 +147,8 @@ def swept(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Swept:
 
 
 def test_nothing_is_left_on_the_cluster(swept: Swept) -> None:
-    assert swept.left == {"actors": set(), "placement groups": set(), "processes": set(), "objects": set()}
+    assert DECODED, "the trials share rows"
+    assert swept.left == {"actors": set(), "placement groups": set(), "processes": set(), "rows": set()}
 
 
 def test_a_stopped_sweep_goes_on_where_it_was(swept: Swept) -> None:

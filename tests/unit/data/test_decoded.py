@@ -46,7 +46,7 @@ def decoded(rows: Manifest, read: ReadSettings, plan: Plan) -> DecodedRows:
     places[shown] = np.arange(len(entries))
     starts = range(0, len(entries), PER_PIECE)
     pieces = [decode(rows, read, entries[start : start + PER_PIECE]) for start in starts]
-    return DecodedRows(kind_of(read), places, PER_PIECE, pieces)
+    return DecodedRows(places, PER_PIECE, pieces)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from inpaint.data import sample
-from inpaint.data.decoded import DecodedRows, decode, kind_of
+from inpaint.data.decoded import DecodedRows, decode
 from inpaint.data.plan import Plan
 from inpaint.data.rows import Manifest, Row
 from inpaint.data.sample import ReadSettings
@@ -92,7 +92,7 @@ class Stored:
 
     def __init__(self, rows: Manifest, read: ReadSettings) -> None:
         entries = np.argwhere(np.ones((len(rows), 1), dtype=bool))
-        self._rows = DecodedRows(kind_of(read), np.arange(len(rows))[:, None], 100, [decode(rows, read, entries)])
+        self._rows = DecodedRows(np.arange(len(rows))[:, None], 100, [decode(rows, read, entries)])
 
     def opened(self, read: ReadSettings) -> DecodedRows:
         return self._rows
