@@ -22,8 +22,9 @@ TENSORS = 32 * 2**20
 """The same where each step asks for the same blocks again, on CPUs: getting them anew takes a tenth of its time."""
 ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": str(PHOTOS), "MALLOC_ARENA_MAX": "4"}
 """For Ray's own processes, Serve's proxies among them, which read all bodies: of `ray start` or `serve run`."""
+KEEPS = {"MALLOC_ARENA_MAX": "1", **dict.fromkeys(("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"), str(2**30))}
+"""`keep` for a process that is yet to start, with one arena for all its threads."""
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-_NEVER = 2**31 - 1
 _BUSY_S = 60.0
 
 
@@ -39,13 +40,13 @@ def give_back(from_bytes: int) -> None:
     if _glibc() is not None:
         _glibc().mallopt(_M_MMAP_THRESHOLD, from_bytes)
         # Kept at an arena's end: twice as much, as where glibc chooses both.
-        _glibc().mallopt(_M_TRIM_THRESHOLD, min(2 * from_bytes, _NEVER))
+        _glibc().mallopt(_M_TRIM_THRESHOLD, min(2 * from_bytes, 2**31 - 1))
 
 
 def keep() -> None:
     """From now on what is freed stays for what is allocated next, and the process as large as it ever was. For tensors
     of 32 MB and more, as those of a training on CPUs are: each would else be zeroed anew, page by page."""
-    give_back(_NEVER)
+    give_back(2**30)
 
 
 def started() -> None:

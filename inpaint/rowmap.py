@@ -138,14 +138,13 @@ def map_rows(
     *,
     name: str,
     pool: ActorPool,
-    environment: Callable[[ActorResources], Mapping[str, str]] | None = None,
     here: ActorResources | None = None,
     quarantined: Sequence[Quarantined] = (),
     on_progress: Callable[[int, int], None] | None = None,
     stop: StopToken | None = None,
 ) -> MapReport:
-    """Do what is not done in one stage, of these `name`, `load`, `pool` and `environment`; else as `map_stages`."""
-    one = [MapStage(name=name, load=load, pool=pool, environment=environment)]
+    """Do what is not done in one stage, of this `name`, `load` and `pool`; all else as in `map_stages`."""
+    one = [MapStage(name=name, load=load, pool=pool)]
     return map_stages(items, one, output, here=here, quarantined=quarantined, on_progress=on_progress, stop=stop)[0]
 
 
@@ -161,7 +160,6 @@ class MapStage:
     """Workers on the connected cluster."""
     then: Then | None = None
     """What the next stage is given of each item that is done here; needed of all stages but the last."""
-    environment: Callable[[ActorResources], Mapping[str, str]] | None = None
 
 
 def map_stages(
@@ -375,8 +373,7 @@ class _Crew:
         cpus, gpus, memory = needs.cpus_per_worker, needs.gpus_per_worker, int(needs.memory_per_worker) or None
         limits = {"num_cpus": cpus, "num_gpus": gpus, "memory": memory, "max_restarts": -1}
         resources = ActorResources("cuda" if gpus else "cpu", worker_threads(cpus))
-        own = {"env_vars": stage.environment(resources)} if stage.environment else None
-        kind = ray.remote(**limits, runtime_env=own, max_task_retries=MOST_RETRIES)(_Worker)
+        kind = ray.remote(**limits, max_task_retries=MOST_RETRIES)(_Worker)
         return cls([kind.remote() for _ in range(needs.workers)], ray.put(stage.load), resources, needs)
 
     def give(self, actor: Any, batch: list[Item]) -> Any:

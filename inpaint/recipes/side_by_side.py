@@ -23,7 +23,7 @@ from inpaint.stopping import StopToken
 from inpaint.train.alone import train_alone
 from inpaint.train.checkpoint import VALIDATION_LOSS, Progress
 from inpaint.train.encoding import Latents
-from inpaint.train.packing import environment_of, measured, pack
+from inpaint.train.packing import measured, pack
 from inpaint.train.run import decode_before, encode_before, trained_by
 from inpaint.train.settings import plain
 from inpaint.train.together import FAILURES, Ended, train_together
@@ -61,16 +61,7 @@ def train_side_by_side(
         announce(told)
     with ProgressBar("adapters") as bar:
         items = [_item(training) for training in trainings]
-        report = map_rows(
-            items,
-            worker,
-            output,
-            name=done,
-            pool=pool,
-            environment=environment_of,
-            on_progress=bar.show,
-            stop=stop,
-        )
+        report = map_rows(items, worker, output, name=done, pool=pool, on_progress=bar.show, stop=stop)
         for warned in report.warned:
             bar.warn(warned.line)
     lines = [json.loads(line) for line in (read_file(output, done) or b"").decode().splitlines()]

@@ -14,10 +14,11 @@ import ray.exceptions
 import torch
 
 from inpaint.cluster import GIGA, cluster_nodes, nodes_hold, worker_threads
+from inpaint.device import use_cores
 from inpaint.errors import InpaintError
 from inpaint.rowmap import ActorPool, ActorResources
 from inpaint.train.footprint import Footprint, footprint_of
-from inpaint.train.trainer import Training, environment
+from inpaint.train.trainer import Training
 
 MOST_TOGETHER = 16
 """Where nobody says."""
@@ -68,12 +69,6 @@ def pack(adapters: int, footprint: Footprint, pool: ActorPool, most: int | None)
     return replace(asked, actors=processes, max_batch=together), told
 
 
-def environment_of(resources: ActorResources) -> dict[str, str]:
-    """Of a process that trains adapters: that of any training, without which the threads' heaps take twice as much as
-    the steps."""
-    return environment(resources.threads, use_gpu=resources.device != "cpu")
-
-
 def measured(training: Training, pool: ActorPool) -> Footprint:
     """What a process of the pool takes for adapters such as this one, found in one that then ends.
 
@@ -84,8 +79,7 @@ def measured(training: Training, pool: ActorPool) -> Footprint:
     needs = replace(pool, actors=1).needs(1)
     limits: dict[str, Any] = {"num_cpus": needs.cpus_per_worker, "num_gpus": needs.gpus_per_worker}
     resources = ActorResources("cuda" if needs.gpus_per_worker else "cpu", worker_threads(needs.cpus_per_worker))
-    like_them = {"env_vars": environment_of(resources)}
-    task = ray.remote(**limits, runtime_env=like_them, max_calls=1, max_retries=0)(_footprint)
+    task = ray.remote(**limits, max_calls=1, max_retries=0)(_footprint)
     try:
         found: Footprint | InpaintError = ray.get(task.remote(training, resources))
     except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError) as error:
@@ -97,7 +91,7 @@ def measured(training: Training, pool: ActorPool) -> Footprint:
 
 def _footprint(training: Training, resources: ActorResources) -> Footprint | InpaintError:
     """An error as a value: Ray would bury it in a stack trace."""
-    torch.set_num_threads(resources.threads)
+    use_cores(resources.threads)
     try:
         return footprint_of(training, torch.device(resources.device))
     except torch.OutOfMemoryError as error:

@@ -19,7 +19,7 @@ import ray.train
 from ray.train.torch import TorchTrainer
 from torch.utils.tensorboard import SummaryWriter
 
-from inpaint import cluster
+from inpaint import cluster, heap
 from inpaint.data.pipeline import SharedRows
 from inpaint.data.plan import Plan
 from inpaint.data.rows import Manifest
@@ -159,7 +159,7 @@ def fit(
             storage_path=storage.path,
             storage_filesystem=storage.filesystem,
             failure_config=ray.train.FailureConfig(max_failures=recipe.train.max_failures),
-            worker_runtime_env={"env_vars": environment(threads, use_gpu=use_gpu)},
+            worker_runtime_env={"env_vars": _environment(threads, use_gpu=use_gpu)},
             logging_config=ray.train.LoggingConfig(log_level="WARNING"),
             callbacks=list(callbacks),
         ),
@@ -280,13 +280,9 @@ def _changes(was: Any, now: Any, where: str = "") -> list[str]:
     return [] if was == now else [f"{where} was {was!r}, now {now!r}"]
 
 
-def environment(threads: int, *, use_gpu: bool) -> dict[str, str]:
-    """Of a process that trains. More threads than cores make a step up to 50 times slower; the rest keeps libraries
-    from talking."""
+def _environment(threads: int, *, use_gpu: bool) -> dict[str, str]:
+    """More threads than cores make a step up to 50 times slower; the rest keeps libraries from talking."""
     quiet = {"TRANSFORMERS_VERBOSITY": "error", "PYTHONWARNINGS": "ignore::FutureWarning"}
     few = {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
-    # On CPUs a step allocates and frees the same tensors again and again; given back to the kernel between, their pages
-    # are faulted in anew each time, which costs a tenth of the step.
-    on_cpu = {"DS_ACCELERATOR": "cpu", "MALLOC_ARENA_MAX": "1"}
-    on_cpu |= dict.fromkeys(("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"), str(2**30))
+    on_cpu = {"DS_ACCELERATOR": "cpu", **heap.KEEPS}
     return {**few, **({} if use_gpu else on_cpu), **quiet}
