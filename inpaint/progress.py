@@ -1,26 +1,38 @@
 """A bar with an ETA for whatever lasts over a few seconds; plain lines where there is no terminal (job logs)."""
 
 import time
+from collections.abc import Callable
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 PLAIN_EVERY = 10.0
 """Seconds between lines where there is no terminal."""
+SPEED_OVER = 600.0
+"""Seconds back, over which the speed is taken that says how long the rest will last."""
 
 
 class ProgressBar:
-    """Shows how much of one thing is done, on stderr. A context manager."""
+    """Shows how much of one thing is done, on stderr. A context manager. What comes first tells nothing of the speed:
+    it took a start, too, or was there before."""
 
-    def __init__(self, title: str, *, done: int = 0, total: int | None = None, text: str = "") -> None:
-        self.title, self._first = title, done
+    def __init__(
+        self,
+        title: str,
+        *,
+        done: int = 0,
+        total: int | None = None,
+        text: str = "",
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.title, self._clock = title, clock
         self._console = Console(stderr=True)
-        self._started = self._printed = time.monotonic()
+        self._printed = clock()
         self._unprinted: str | None = None
         self._warned: set[str] = set()
         names = TextColumn("{task.description}", markup=False), TextColumn("{task.fields[text]}", markup=False)
         columns = (names[0], BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), names[1])
-        self._bar = Progress(*columns, console=self._console)
+        self._bar = Progress(*columns, console=self._console, get_time=clock, speed_estimate_period=SPEED_OVER)
         self._task = self._bar.add_task(title, completed=done, total=total, text=text)
 
     def __enter__(self) -> "ProgressBar":
@@ -39,10 +51,10 @@ class ProgressBar:
         self._bar.update(self._task, completed=done, total=total, text=text)
         if self._console.is_terminal:
             return
-        rate = (done - self._first) / max(time.monotonic() - self._started, 1e-9)
-        left = f"{(total - done) / rate:.0f} s left" if rate > 0 else "ETA unknown"
+        (task,) = self._bar.tasks
+        left = "ETA unknown" if task.time_remaining is None else f"{task.time_remaining:.0f} s left"
         self._unprinted = f"{self.title}  {done}/{total}  {text}  {left}"
-        if time.monotonic() - self._printed > PLAIN_EVERY:
+        if self._clock() - self._printed > PLAIN_EVERY:
             self._print(self._unprinted)
 
     def warn(self, message: str) -> None:
@@ -53,5 +65,5 @@ class ProgressBar:
 
     def _print(self, line: str) -> None:
         self._console.print(line, highlight=False, markup=False, soft_wrap=True)
-        self._printed = time.monotonic()
+        self._printed = self._clock()
         self._unprinted = None

@@ -133,11 +133,10 @@ def _work(config: WorkerConfig) -> None:
     for setting, where in (("output", config.output), ("encoding.cache", config.cache)):
         if where is not None and "://" not in where and not Path(where).is_dir():
             raise InpaintError(f"{where} cannot be seen from every machine: give a shared folder or a URL as {setting}")
+    import torch
     import torch.distributed as dist
 
-    from inpaint.device import use_cores
-
-    use_cores(config.threads)
+    torch.set_num_threads(config.threads)
     found = config.store.latest(set_aside=dist.get_rank() == 0)
     # Reading begins where the newest checkpoint ends, and damaged ones are none any more.
     dist.barrier()
