@@ -7,7 +7,8 @@ FLOPs are counted by torch on the meta device: LoRA of rank 16 on U-Net and text
 1.5 inpainting at 512 px and of SDXL inpainting at 1024 px: `flops_ratio_sd15`, `flops_ratio_sdxl`, cached over online;
 beside them the ratio with the encoding's share over 10 epochs.
 Time is that of a forward and backward of the category LoRA on CPUs, online and cached in turn, the latter with its
-share of the encoding: over 10 epochs with a bank of 3 holes and no mirroring a row is encoded 4 times instead of 20.
+share of the encoding: over 10 epochs with a bank of 3 holes and no mirroring a row is encoded 4 times instead of 20. A
+batch has as many rows as the recipe's own micro-batch.
 Bars: `time_ratio_sd15` <= 0.6 (the real architecture with random weights, 256 px); `time_ratio_toy` has none.
 Whole trainings on the toy base: `max_parameter_difference` (bar: 0.0) between online, cached and, beside a worker of
 Ray Train, streamed; `second_run_hits` (bar: 1.0), the share of the latents that a run with another learning rate finds;
@@ -66,7 +67,6 @@ HOLES = 3
 EPOCHS = 10
 ENCODES = 1 + HOLES
 """Of each row: its image and its masked images."""
-BATCH = 2
 KILL_AFTER = 2
 """Files."""
 
@@ -133,9 +133,9 @@ def step_times(recipe: Timed, folder: Path, rounds: int) -> tuple[float, list[fl
     training = training_of(recipe, folder, "timed")
     bound, rows = training.recipe, training.rows
     assert isinstance(bound, Timed)
-    objective, read = bound.objective(CPU).train(), bound.read_settings()
+    objective, read, batch = bound.objective(CPU).train(), bound.read_settings(), bound.train.layout(1).micro_batch
     with ThreadPoolExecutor(1) as threads:
-        online = read_batch(rows, Plan.of(rows, 0), read, np.arange(BATCH), threads)
+        online = read_batch(rows, Plan.of(rows, 0), read, np.arange(batch), threads)
     info = objective.base.info
     spec = LatentSpec(
         encoder="",
@@ -153,15 +153,15 @@ def step_times(recipe: Timed, folder: Path, rounds: int) -> tuple[float, list[fl
         seconds[name].append((time.perf_counter() - began) / count)
         return seconds[name][-1]
 
-    def step(batch: MicroBatch) -> None:
-        objective(batch).mean().backward()
+    def step(rows: MicroBatch) -> None:
+        objective(rows).mean().backward()
 
     def ours() -> float:
         encode = timed("encode", lambda: encoder.encode_one(online["image"][0], online["hole"][0]), 1)
-        return timed("cached", lambda: step(cached), BATCH) + encode * ENCODES / EPOCHS
+        return timed("cached", lambda: step(cached), batch) + encode * ENCODES / EPOCHS
 
     step(cached)  # not counted: the first one allocates
-    ratio, ratios = paired_ratio(ours, lambda: timed("online", lambda: step(online), BATCH), rounds)
+    ratio, ratios = paired_ratio(ours, lambda: timed("online", lambda: step(online), batch), rounds)
     return ratio, ratios, {name: float(np.median(values)) for name, values in seconds.items()}
 
 
