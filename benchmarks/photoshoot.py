@@ -7,21 +7,19 @@ captions that name colour and shape, both and no others. `presence_recall`, `pre
 (Matthews): is it there, as its own class. `mask_iou`: mean over the 200, 0 where nothing was found. Bars: 0.90, 0.97,
 0.97, none, 0.85.
 
-What was found is repainted in another colour with a ControlNet and an adapter that knows products.
-`scene_pixels_changed` (0): outside what was found, all photos together; `unet_forwards_for_skipped` (0), counted;
-`class_kept` (0.95) and `attribute_applied` (0.80): of the enhanced products, by the detectors, for which unclear ones
-are wrong. Takes some five minutes on a core.
+What was found is repainted in another colour with a ControlNet. `scene_pixels_changed` (0): outside what was found, all
+photos together; `unet_forwards_for_skipped` (0), counted; `class_kept` (0.95) and `attribute_applied` (0.80): of the
+enhanced products, by the detectors, for which unclear ones are wrong. Takes some five minutes on a core.
 """
 
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 
 import tyro
 
 from benchmarks.harness import emit, progress
 from inpaint.paint.request import SamplingSettings
 from inpaint.toy.detectors import Detectors
-from inpaint.toy.measure_enhancing import PRODUCTS, SAMPLING, enhance_scenes, toy_painter
+from inpaint.toy.measure_enhancing import SAMPLING, enhance_scenes, toy_painter
 from inpaint.toy.measure_vision import measure_vision, photoshoot_scenes
 from inpaint.vision.captioner import CaptionerSettings, load_captioner
 from inpaint.vision.finders import FinderSettings, load_finder
@@ -36,9 +34,7 @@ class Settings:
     captioner: str = "toy"
     finder: str = "toy"
     controlnet: str = "toy-edges"
-    adapter: Path | None = PRODUCTS
     guidance_scale: float = SAMPLING.guidance_scale or 1.0
-    conditioning_scale: float = 1.0
 
 
 def main() -> None:
@@ -48,19 +44,11 @@ def main() -> None:
     captioner = load_captioner(CaptionerSettings(captioner=settings.captioner))
     figures, findings = measure_vision(captioner, load_finder(FinderSettings(finder=settings.finder)), scenes)
     progress("enhancing")
-    painter, card = toy_painter(controlnet=settings.controlnet, adapter=settings.adapter)
-    scale, sampling = settings.conditioning_scale, SamplingSettings(guidance_scale=settings.guidance_scale)
-    fitted = Detectors.fit()
-    enhanced = vars(
-        enhance_scenes(painter, fitted, scenes, findings, card=card, sampling=sampling, conditioning_scale=scale)
-    )
+    painter = toy_painter(controlnet=settings.controlnet)
+    sampling = SamplingSettings(guidance_scale=settings.guidance_scale)
+    enhanced = vars(enhance_scenes(painter, Detectors.fit(), scenes, findings, sampling=sampling))
     figures |= {name: enhanced[name] for name in FIGURES}
-    emit(
-        "photoshoot",
-        figures,
-        skipped_changed=enhanced["skipped_changed"],
-        settings={**asdict(settings), "adapter": settings.adapter and settings.adapter.name},
-    )
+    emit("photoshoot", figures, skipped_changed=enhanced["skipped_changed"], settings=vars(settings))
 
 
 if __name__ == "__main__":

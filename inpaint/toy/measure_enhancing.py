@@ -1,21 +1,16 @@
 """What enhancing does to photos of the toy world: the product alone is repainted, in the colour that is asked for.
 
-The shipped base knows backgrounds alone. What products look like is the shipped adapter's `products`, and their shape
-in a photo the ControlNet's, which learned beside it.
+The shipped base knows backgrounds alone: products are the ControlNet's, which learned from recoloured ones.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from inpaint.errors import InpaintError
-from inpaint.export.adapter_folder import load_adapter
-from inpaint.models.adapter import AdapterCard, apply_adapter
 from inpaint.models.base import load_base
 from inpaint.models.controlnet import load_controlnet
-from inpaint.models.locate import TOY_BASE
 from inpaint.paint.painter import Painter
 from inpaint.paint.paste import kept_pixels_changed
 from inpaint.paint.request import PaintRequest, SamplingSettings
@@ -26,10 +21,8 @@ from inpaint.toy.measure import paint_all
 from inpaint.vision.control import edges
 from inpaint.vision.finder import Findings
 
-PRODUCTS = TOY_BASE.parent / "adapters" / "products"
-"""The shipped adapter's folder."""
-SAMPLING = SamplingSettings(guidance_scale=5.0)
-"""Guidance as LoRAs of Stable Diffusion need it, too; the base's own backgrounds do without."""
+SAMPLING = SamplingSettings(guidance_scale=2.0)
+"""What is named of a product takes guidance; the base's own backgrounds do without."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,17 +52,10 @@ class CountedUnet:
         self.rows += len(inputs[0])
 
 
-def toy_painter(
-    base: str = "toy", controlnet: str = "toy-edges", adapter: str | Path | None = PRODUCTS, *, max_batch: int = 16
-) -> tuple[Painter, AdapterCard | None]:
-    """With the shipped base, ControlNet and adapter, or others; and the adapter's card."""
+def toy_painter(base: str = "toy", controlnet: str = "toy-edges", *, max_batch: int = 16) -> Painter:
+    """With the shipped base and ControlNet, or others."""
     loaded = load_base(base)
-    net = load_controlnet(controlnet, loaded)
-    if adapter is None:
-        return Painter(loaded, controlnet=net, max_batch=max_batch), None
-    known = load_adapter(adapter)
-    apply_adapter(loaded, known)
-    return Painter(loaded, controlnet=net, max_batch=max_batch), known.card
+    return Painter(loaded, controlnet=load_controlnet(controlnet, loaded), max_batch=max_batch)
 
 
 def other_colours(scenes: Sequence[Scene]) -> list[str]:
@@ -85,20 +71,13 @@ def enhance_scenes(
     scenes: Sequence[Scene],
     findings: Sequence[Findings],
     *,
-    card: AdapterCard | None = None,
     sampling: SamplingSettings = SAMPLING,
-    conditioning_scale: float = 1.0,
 ) -> Enhanced:
     """Repaint what was found in each scene, with a prompt that names the product and another colour, and look at it.
 
     A scene in which nothing was found has an empty hole. Judged are scenes in which what was found has the product's
     own class; what is outside of what was found is counted in all.
-
-    Args:
-        card: of the painter's adapter, whose first category's token goes into the prompts.
-        conditioning_scale: weight of what the ControlNet adds.
     """
-    category = next(iter(card.tokens), None) if card is not None else None
     counted, colours, info = CountedUnet(painter), other_colours(scenes), painter.base.info
     requests = []
     for number, (scene, one, colour) in enumerate(zip(scenes, findings, colours, strict=True)):
@@ -106,11 +85,10 @@ def enhance_scenes(
         named = one.found[0].product if one.found else ""
         article = "an" if colour[:1] in "aeiou" and colour else "a"
         prompt = f"{article} {colour} {named}"
-        prompt = prompt if card is None else card.prompt(prompt, category)
         requests.append(PaintRequest(image=scene.image, hole=hole, prompt=prompt, seed=number, sampling=sampling))
     found = [bool(one.found) for one in findings]
     repainted = [request for request, is_found in zip(requests, found, strict=True) if is_found]
-    shown = iter(controlled(info, repainted, edges, conditioning_scale))
+    shown = iter(controlled(info, repainted, edges, 1.0))
     requests = [next(shown) if is_found else request for request, is_found in zip(requests, found, strict=True)]
     images = paint_all(painter, requests, "enhancing")
     resolved = sampling.resolved(info)
