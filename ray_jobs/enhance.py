@@ -6,8 +6,7 @@
 On the small models that come with the package, on toy photos (`inpaint/toy/recoloured.py` makes some):
 
     python -m ray_jobs.enhance --data photos --output runs/toy --products mug bottle --find.finder toy \
-        --adapter inpaint/toy/weights/adapters/products --enhance-category PRODUCT --control edges \
-        --enhance-prompt "a red {product}" --guidance-scale 5
+        --base toy --control edges --enhance-prompt "a red {product}" --guidance-scale 2
 
 Photos that were looked at before have masks: `python -m ray_jobs.find_products --csv found.csv` writes them as a CSV,
 which is enhanced without looking again: `--data found.csv`, and no `--products`.
