@@ -3,6 +3,7 @@ and a text. A sample that is made of them is the one that is made of the row's f
 """
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,11 +11,14 @@ import numpy as np
 
 from inpaint.data.bank import crop_randomness
 from inpaint.data.plan import Plan
-from inpaint.data.rows import Manifest
+from inpaint.data.rows import Manifest, Row
 from inpaint.data.sample import Crop, ReadSettings, fetch, view_of
 from inpaint.errors import BadRow
 
 PIECE = 1_000_000
+"""Positions that are looked up at a time."""
+FETCHED_AHEAD = 16
+"""Crops whose files are held at a time."""
 
 
 @dataclass(frozen=True)
@@ -66,23 +70,34 @@ def bytes_each(rows: Manifest, read: ReadSettings) -> int:
     return read.height * read.width * (3 * (1 + rows.has_inputs) + read.reads_mask)
 
 
-def decode(rows: Manifest, read: ReadSettings, entries: np.ndarray) -> dict[str, Any]:
+def decode(rows: Manifest, read: ReadSettings, entries: np.ndarray, fetchers: Executor | None = None) -> dict[str, Any]:
     """A piece: what `view_of` returns of each, in columns, and why there is none, where there is none.
 
     Args:
         entries: (row, crop), int64[N, 2].
+        fetchers: read the rows' files, where these are far away.
     """
     views: list[Mapping[str, Any] | None] = []
     errors: list[BadRow | None] = []
-    for index, crop in entries.tolist():
+
+    def fetched(index: int) -> tuple[Row, dict[str, bytes] | BadRow]:
         row = rows.row(index)
         try:
-            files = fetch(row, reads_mask=read.reads_mask)
-            views.append(view_of(row, files, read, crop_randomness(row, crop)))
-            errors.append(None)
+            return row, fetch(row, reads_mask=read.reads_mask)
         except BadRow as error:
-            views.append(None)
-            errors.append(error)
+            return row, error
+
+    for start in range(0, len(entries), FETCHED_AHEAD):
+        indices, crops = entries[start : start + FETCHED_AHEAD].T.tolist()
+        for (row, files), crop in zip((fetchers.map if fetchers else map)(fetched, indices), crops, strict=True):
+            try:
+                if isinstance(files, BadRow):
+                    raise files
+                views.append(view_of(row, files, read, crop_randomness(row, crop)))
+                errors.append(None)
+            except BadRow as error:
+                views.append(None)
+                errors.append(error)
     columns: dict[str, Any] = {"error": errors}
     for name in sorted(set().union(*filter(None, views))):
         columns[name] = [None if view is None else view.get(name) for view in views]

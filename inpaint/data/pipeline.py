@@ -141,11 +141,13 @@ def share_rows(
     places[shown] = np.arange(len(entries))
     per_piece = min(max(MIN_PER_PIECE, -(-len(entries) // MIN_TASKS)), max(1, MAX_BYTES_PER_PIECE // each))
     shared, starts = ray.put((manifest, read)), range(0, len(entries), per_piece)
+    remote = _any_remote(manifest.table)
 
     @ray.remote(num_cpus=1)
     def decode_task(known: tuple[Manifest, ReadSettings], entries: np.ndarray) -> dict[str, Any]:
         settle_reader()
-        return decode(*known, entries)
+        with ThreadPoolExecutor(FETCHERS_PER_TASK) as pool:
+            return decode(*known, entries, pool if remote else None)
 
     pieces = []
     for piece in _in_turn(lambda start: decode_task.remote(shared, entries[start : start + per_piece]), starts):

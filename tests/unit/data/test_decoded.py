@@ -45,7 +45,9 @@ def decoded(rows: Manifest, read: ReadSettings, plan: Plan) -> DecodedRows:
     entries, places = np.argwhere(shown), np.full(shown.shape, -1)
     places[shown] = np.arange(len(entries))
     starts = range(0, len(entries), PER_PIECE)
-    pieces = [decode(rows, read, entries[start : start + PER_PIECE]) for start in starts]
+    with ThreadPoolExecutor(3) as fetchers:
+        some = [(entries[start : start + PER_PIECE], fetchers if start else None) for start in starts]
+        pieces = [decode(rows, read, *one) for one in some]
     return DecodedRows(places, PER_PIECE, pieces)
 
 
