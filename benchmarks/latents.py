@@ -125,7 +125,7 @@ def recipe_on(folder: Path, images: int, size: int, epochs: float, **settings: o
 def training_of(recipe: Timed, output: Path, name: str) -> Training:
     """Ready to be trained by itself."""
     rows, _ = read_manifest(recipe.source(recipe.data))
-    return Training(name=name, recipe=recipe.bind(rows), rows=rows, output=str(output))
+    return Training.of(recipe, rows, None, name=name, output=str(output))
 
 
 def step_times(recipe: Timed, folder: Path, rounds: int) -> tuple[float, list[float], dict[str, float]]:
@@ -136,13 +136,8 @@ def step_times(recipe: Timed, folder: Path, rounds: int) -> tuple[float, list[fl
     objective, read, batch = bound.objective(CPU).train(), bound.read_settings(), bound.train.layout(1).micro_batch
     with ThreadPoolExecutor(1) as threads:
         online = read_batch(rows, Plan.of(rows, 0), read, np.arange(batch), threads)
-    info = objective.base.info
-    spec = LatentSpec(
-        encoder="",
-        shape=(8, read.height // info.downsample, read.width // info.downsample),
-        dtype="float32",
-        sees_masked=True,
-    )
+    downsample = objective.base.info.downsample
+    spec = LatentSpec(encoder="", channels=8, downsample=downsample, dtype="float32", sees_masked=True)
     encoder = LatentEncoder(lambda: objective.base.vae, spec, threads=1)
     cached = encoder.encode_batch(dict(online), keeps_image=False)
     seconds: dict[str, list[float]] = {"online": [], "cached": [], "encode": []}

@@ -104,7 +104,7 @@ def start(path: Path, run: Path, steps: dict[str, float]) -> Manifest:
     remembered = str(run / "inspected.parquet")
     with warnings.catch_warnings(record=True):
         manifest, bad = read_manifest(
-            CsvSource(path=path), quarantine=str(run / "q.jsonl"), memory=remembered, crop_aspect=1.0
+            CsvSource(path=path), quarantine=str(run / "q.jsonl"), memory=remembered, crop_aspects=(1.0,)
         )
     assert not bad, bad[:3]
     steps["read_manifest"] = time.perf_counter() - began

@@ -31,6 +31,10 @@ def shapes(side: int, *, multiple: int = 64, most_aspect: float = 2.0) -> tuple[
 
 def in_buckets(rows: Manifest, found: Sequence[tuple[int, int]]) -> Manifest:
     """The rows, each in the bucket (its number in `found`, of heights and widths) whose aspect is nearest its own."""
-    widths, heights = (rows.table[name].to_numpy().astype(float) for name in ("width", "height"))
-    aspects = np.log([width / height for height, width in found])
-    return rows.in_buckets(np.abs(np.log(widths / heights)[:, None] - aspects).argmin(axis=1))
+    widths, heights = (rows.table[name].to_numpy() for name in ("width", "height"))
+    return rows.in_buckets(nearest(widths, heights, [height / width for height, width in found]))
+
+
+def nearest(widths: np.ndarray, heights: np.ndarray, aspects: Sequence[float]) -> np.ndarray:
+    """Of images, int[N] each, which of the aspects (height over width) is nearest their own, int64[N]."""
+    return np.abs(np.log(heights / widths)[:, None] - np.log(aspects)).argmin(axis=1)

@@ -46,7 +46,7 @@ class DecodedRows:
 
 def kind_of(read: ReadSettings) -> tuple[object, ...]:
     """What crops depend on beside rows: those of settings that agree in it are the same."""
-    return read.height, read.width, read.crop, read.reads_mask, _is_endless(read)
+    return read.height, read.width, read.shapes, read.crop, read.reads_mask, _is_endless(read)
 
 
 def _is_endless(read: ReadSettings) -> bool:
@@ -66,7 +66,7 @@ def crops_shown(rows: Manifest, read: ReadSettings, plan: Plan, span: range) -> 
 
 
 def bytes_each(rows: Manifest, read: ReadSettings) -> int:
-    """Of an entry."""
+    """Of an entry, at most."""
     return read.height * read.width * (3 * (1 + rows.has_inputs) + read.reads_mask)
 
 
@@ -77,6 +77,7 @@ def decode(rows: Manifest, read: ReadSettings, entries: np.ndarray, fetchers: Ex
         entries: (row, crop), int64[N, 2].
         fetchers: read the rows' files, where these are far away.
     """
+    buckets = rows.buckets
     views: list[Mapping[str, Any] | None] = []
     errors: list[BadRow | None] = []
 
@@ -89,11 +90,13 @@ def decode(rows: Manifest, read: ReadSettings, entries: np.ndarray, fetchers: Ex
 
     for start in range(0, len(entries), FETCHED_AHEAD):
         indices, crops = entries[start : start + FETCHED_AHEAD].T.tolist()
-        for (row, files), crop in zip((fetchers.map if fetchers else map)(fetched, indices), crops, strict=True):
+        of_each = (fetchers.map if fetchers else map)(fetched, indices)
+        for index, (row, files), crop in zip(indices, of_each, crops, strict=True):
             try:
                 if isinstance(files, BadRow):
                     raise files
-                views.append(view_of(row, files, read, crop_randomness(row, crop)))
+                seen = read.of_bucket(None if buckets is None else int(buckets[index]))
+                views.append(view_of(row, files, seen, crop_randomness(row, crop)))
                 errors.append(None)
             except BadRow as error:
                 views.append(None)
@@ -105,5 +108,6 @@ def decode(rows: Manifest, read: ReadSettings, entries: np.ndarray, fetchers: Ex
 
 
 def _column(values: list[Any]) -> Any:
-    """As one array, where all are arrays: then readers share its memory."""
-    return np.stack(values) if all(isinstance(value, np.ndarray) for value in values) else values
+    """As one array, where all are arrays of a shape: then readers share its memory."""
+    alike = {value.shape if isinstance(value, np.ndarray) else None for value in values}
+    return np.stack(values) if len(alike) == 1 and None not in alike else values

@@ -10,7 +10,7 @@ import re
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future
 from enum import IntEnum
 from functools import partial
@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from inpaint.data.buckets import nearest
 from inpaint.data.decode import PAINT, Limits, check_hole, load_hole, load_rgb, open_image, upright
 from inpaint.data.files import read, stat
 from inpaint.data.quarantine import Quarantined, Reason
@@ -226,12 +227,12 @@ def remember(memory: str, told: pa.Table) -> None:
 
 
 def rows_found(
-    listed: dict[str, pa.ChunkedArray], places: Places, told: pa.Table, crop_aspect: float | None
+    listed: dict[str, pa.ChunkedArray], places: Places, told: pa.Table, crop_aspects: Sequence[float]
 ) -> tuple[pa.Table, list[Quarantined]]:
     """The usable rows, a table of `SCHEMA`, and why the others are not.
 
     Warns of files that Pillow warned of, of rows that repeat an earlier one, and of those whose hole no crop of
-    `crop_aspect` (height / width) can hold; all are used.
+    the nearest of `crop_aspects` (height / width) can hold; all are used.
 
     Args:
         listed: the columns of a listing; emptied.
@@ -260,8 +261,8 @@ def rows_found(
     listed["id"], repeated = row_ids(listed["image"], codes)
     if repeated:
         _warn_of_repeats(listed, places)
-    if crop_aspect is not None:
-        _warn_of_cut_holes(listed["id"], places, sizes, crop_aspect)
+    if crop_aspects:
+        _warn_of_cut_holes(listed["id"], places, sizes, crop_aspects)
     return packed(listed), why
 
 
@@ -332,10 +333,12 @@ def _warn_of_repeats(rows: dict[str, pa.ChunkedArray], places: Places) -> None:
         warnings.warn(f"{len(repeats)} rows repeat an earlier row (the first: {first}); they are used", stacklevel=4)
 
 
-def _warn_of_cut_holes(ids: pa.ChunkedArray, places: Places, sizes: dict[str, np.ndarray], aspect: float) -> None:
+def _warn_of_cut_holes(
+    ids: pa.ChunkedArray, places: Places, sizes: dict[str, np.ndarray], aspects: Sequence[float]
+) -> None:
     wide, high = (sizes[name][places["hole"]] for name in ("wide", "high"))
     width, height = (sizes[name][places["image"]] for name in ("width", "height"))
-    room = crop_size(width, height, aspect)
+    room = crop_size(width, height, np.array(aspects)[nearest(width, height, aspects)])
     is_cut = (wide > room[0]) | (high > room[1])
     is_all = (wide == room[0]) & (high == room[1]) & ((wide < width) | (high < height))
     which = np.flatnonzero(is_cut | is_all)

@@ -21,7 +21,7 @@ from inpaint.data.sample import ReadSettings
 from inpaint.data.storage import open_root
 from inpaint.errors import BadRow
 
-FORMAT = 1
+FORMAT = 2
 """Of entries: another number makes all keys others."""
 PIECE = 1_000_000
 
@@ -32,32 +32,36 @@ class LatentSpec:
 
     encoder: str
     """What its numbers depend on: its weights' digest, the type that it computes in."""
-    shape: tuple[int, int, int]
-    """Of the moments: 2C h w."""
+    channels: int
+    """Of the moments: 2C."""
+    downsample: int
+    """Pixels of an image per latent, along a side."""
     dtype: str
     """Of the moments in numpy: float32, float16, or int16 for the bits of bfloat16, which numpy has not."""
     sees_masked: bool
     """Whether the model is shown the masked image, too (a base of 9 channels)."""
 
-    @property
-    def bytes_per_latent(self) -> int:
-        """Mean and log variance together."""
-        return int(np.prod(self.shape)) * np.dtype(self.dtype).itemsize
+    def shape(self, size: tuple[int, int]) -> tuple[int, int, int]:
+        """Of the moments of an image of `size` (height, width, in pixels): 2C h w."""
+        return self.channels, size[0] // self.downsample, size[1] // self.downsample
 
-    @property
-    def bytes_per_sample(self) -> int:
+    def bytes_per_latent(self, size: tuple[int, int]) -> int:
+        """Mean and log variance together."""
+        return int(np.prod(self.shape(size))) * np.dtype(self.dtype).itemsize
+
+    def bytes_per_sample(self, size: tuple[int, int]) -> int:
         """Of all that stands in a batch in place of pixels."""
-        return self.bytes_per_latent * (1 + self.sees_masked)
+        return self.bytes_per_latent(size) * (1 + self.sees_masked)
 
     def folder(self, cache: str) -> str:
         """Where its entries lie below a cache."""
-        digest = hashlib.sha256(repr((FORMAT, self.encoder, self.shape, self.dtype)).encode()).hexdigest()
+        digest = hashlib.sha256(repr((FORMAT, self.encoder, self.dtype)).encode()).hexdigest()
         return f"{cache}/{digest[:16]}"
 
-    def blank(self, size: int) -> dict[str, np.ndarray]:
-        """Of so many samples, zeros: what a batch has in place of pixels."""
+    def blank(self, samples: int, size: tuple[int, int]) -> dict[str, np.ndarray]:
+        """Zeros: what a batch of images of `size` has in place of pixels."""
         names = ("latents", "masked_latents") if self.sees_masked else ("latents",)
-        return {name: np.zeros((size, *self.shape), dtype=self.dtype) for name in names}
+        return {name: np.zeros((samples, *self.shape(size)), dtype=self.dtype) for name in names}
 
 
 @dataclass(frozen=True)
@@ -68,15 +72,17 @@ class Variants:
     spec: LatentSpec
     used: np.ndarray
     """bool[rows, entries]: of each view its image and then its holes."""
-    whole: bool
-    """Whether the grey image of the whole hole is needed."""
+    buckets: np.ndarray | None
+    """Of each row, as `Manifest.buckets`."""
+    whole: tuple[int | None, ...]
+    """The buckets in which the grey image of the whole hole is needed; (None,) where rows have none and it is."""
 
     @classmethod
     def of(cls, rows: Manifest, read: ReadSettings, spec: LatentSpec, plan: Plan, span: range) -> "Variants":
         """Args: span: positions of the rows' plan."""
         assert read.bank is not None, "entries are variants of a bank"
         each = 1 + read.bank.holes
-        used, whole = np.zeros((len(rows), read.views * each), dtype=bool), False
+        used, whole = np.zeros((len(rows), read.views * each), dtype=bool), np.zeros(len(rows), dtype=bool)
         for start in span[::PIECE]:
             positions = np.arange(start, min(span.stop, start + PIECE))
             _, indices = plan.lookup(positions)
@@ -84,25 +90,33 @@ class Variants:
             used[indices, views * each] = True
             part = holes != WHOLE
             used[indices[part], (views * each + 1 + holes)[part]] = True
-            whole |= not part.all()
-        return cls(read, spec, used, whole and spec.sees_masked)
+            whole[indices[~part]] = True
+        buckets, greys = rows.buckets, tuple[int | None, ...]()
+        if spec.sees_masked and whole.any():
+            greys = (None,) if buckets is None else tuple(np.unique(buckets[whole]).tolist())
+        return cls(read, spec, used, buckets, greys)
 
-    @property
-    def whole_key(self) -> bytes:
+    def bucket_of(self, row: int) -> int | None:
+        """None where rows have none."""
+        return None if self.buckets is None else int(self.buckets[row])
+
+    def whole_key(self, bucket: int | None) -> bytes:
         """Of the grey image."""
-        return _key(self.spec, self._image(), "grey")
+        return _key(self.spec, self._image(bucket), "grey")
 
     def keys(self, rows: Manifest) -> tuple[np.ndarray, pa.Array]:
         """The needed entries as (row, entry), int64[N, 2], and their keys."""
-        image = _key(self.spec, self._image())
-        hole = _key(self.spec, self._image(), repr(self.read.hole.partial), self.read.hole.uses_own)
-        places = np.argwhere(self.used)
-        digests, each = as_bytes(rows.table["digest"].combine_chunks()), self._each
-        names = [
-            (hole if entry % each else image) + b"%d/%d" % divmod(entry, each) for entry in range(self.used.shape[1])
-        ]
-        found = [hashlib.sha256(names[entry] + digests[row].tobytes()).digest() for row, entry in places]
-        return places, pa.array(found, pa.binary(32))
+        places, digests = np.argwhere(self.used), as_bytes(rows.table["digest"].combine_chunks())
+        names = {bucket: self._names(bucket) for bucket in map(self.bucket_of, range(len(rows)))}
+        found = [names[self.bucket_of(row)][entry] + digests[row].tobytes() for row, entry in places]
+        return places, pa.array([hashlib.sha256(name).digest() for name in found], pa.binary(32))
+
+    def _names(self, bucket: int | None) -> list[bytes]:
+        """Of each entry of a row, what its key depends on beside the row."""
+        image = _key(self.spec, self._image(bucket))
+        hole = _key(self.spec, self._image(bucket), repr(self.read.hole.partial), self.read.hole.uses_own)
+        entries = range(self.used.shape[1])
+        return [(hole if entry % self._each else image) + b"%d/%d" % divmod(entry, self._each) for entry in entries]
 
     def view_and_hole(self, entry: int) -> tuple[int, int | None]:
         """What an entry is of; no hole: of the image."""
@@ -114,14 +128,14 @@ class Variants:
         assert self.read.bank is not None
         return 1 + self.read.bank.holes
 
-    def _image(self) -> tuple[object, ...]:
-        read = self.read
+    def _image(self, bucket: int | None) -> tuple[object, ...]:
+        read = self.read.of_bucket(bucket)
         size = (read.height, read.width, str(read.crop), read.flip_probability)
         return (*size, read.reads_mask, read.loss_in_mask)
 
 
 def _key(spec: LatentSpec, *values: object) -> bytes:
-    return hashlib.sha256(repr((FORMAT, spec.encoder, spec.shape, spec.dtype, values)).encode()).digest()
+    return hashlib.sha256(repr((FORMAT, spec.encoder, spec.dtype, values)).encode()).digest()
 
 
 @dataclass(frozen=True)
@@ -132,8 +146,8 @@ class StoredLatents:
     stored: Stored
     addresses: np.ndarray
     """Of `ADDRESS`, [rows, entries]; `NOWHERE` where there is none."""
-    whole: np.void
-    """Of the grey image."""
+    whole: dict[int | None, np.void]
+    """Of the grey image, by bucket."""
 
     @classmethod
     def find(cls, variants: Variants, rows: Manifest, cache: str) -> "StoredLatents":
@@ -142,8 +156,8 @@ class StoredLatents:
         places, keys = variants.keys(rows)
         addresses = np.full(variants.used.shape, NOWHERE)
         addresses[places[:, 0], places[:, 1]] = stored.find(keys)
-        whole = stored.find(pa.array([variants.whole_key], pa.binary(32)))[0]
-        return cls(variants, stored, addresses, whole)
+        greys = stored.find(pa.array([variants.whole_key(bucket) for bucket in variants.whole], pa.binary(32)))
+        return cls(variants, stored, addresses, dict(zip(variants.whole, greys, strict=True)))
 
     @property
     def is_local(self) -> bool:
@@ -157,18 +171,21 @@ class StoredLatents:
         image = self._read(self.addresses[index, first])
         if hole != WHOLE:
             return image, self._read(self.addresses[index, first + 1 + hole])
-        return image, self._read(self.whole) if self.variants.spec.sees_masked else None
+        return image, self._read(self.whole[self.variants.bucket_of(index)]) if self.variants.spec.sees_masked else None
 
-    def sample(self, row: Row, image: dict[str, Any], hole: dict[str, Any] | None) -> dict[str, Any]:
+    def sample(
+        self, row: Row, shape: tuple[int, int], image: dict[str, Any], hole: dict[str, Any] | None
+    ) -> dict[str, Any]:
         """What `make_sample` returns but pixels and text, and in their place `latents` and perhaps `masked_latents`.
 
         Args:
+            shape: height and width that the row is seen at.
             image, hole: as `fetch` gives them.
         """
-        spec, shape = self.variants.spec, (self.variants.read.height, self.variants.read.width)
-        found = {"latents": self._moments(image["moments"])}
+        spec = self.variants.spec
+        found = {"latents": self._moments(image["moments"], shape)}
         if hole is not None and spec.sees_masked:
-            found["masked_latents"] = self._moments(hole["moments"])
+            found["masked_latents"] = self._moments(hole["moments"], shape)
         packed = None if hole is None else hole["hole"]
         found["hole"] = np.full(shape, 255, np.uint8) if packed is None else plane_of(packed, shape)
         if image["area"] is not None:
@@ -180,5 +197,5 @@ class StoredLatents:
             raise BadRow("output", Reason.UNREADABLE, "it could not be encoded: its files were damaged or gone")
         return self.stored.read(address)
 
-    def _moments(self, data: bytes) -> np.ndarray:
-        return np.frombuffer(data, self.variants.spec.dtype).reshape(self.variants.spec.shape)
+    def _moments(self, data: bytes, shape: tuple[int, int]) -> np.ndarray:
+        return np.frombuffer(data, self.variants.spec.dtype).reshape(self.variants.spec.shape(shape))

@@ -7,7 +7,7 @@ with weight 0, never a crash and never a shifted position. Not covered: a file w
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -208,7 +208,7 @@ def batches(
     plane = read.height * read.width
     kept = plane * (1 + read.loss_in_mask + 3 * read.keeps_image)
     if stored is not None:
-        replaced = stored.variants.spec.bytes_per_sample
+        replaced = stored.variants.spec.bytes_per_sample((read.height, read.width))
     else:
         replaced = 3 * plane * (1 + manifest.has_inputs - read.keeps_image)
     bytes_per_row = kept + replaced
@@ -285,7 +285,7 @@ def read_manifest(
     max_bad_fraction: float = 0.05,
     quarantine: str | None = None,
     memory: str | None = None,
-    crop_aspect: float | None = None,
+    crop_aspects: Sequence[float] = (),
     look: Look | None = None,
     progress: Callable[[int, int], None] | None = None,
     stop: StopToken | None = None,
@@ -298,7 +298,8 @@ def read_manifest(
         max_bad_fraction: share of the rows that may be unusable.
         quarantine: where `quarantine.jsonl` is written, a path or URL.
         memory: where what files told is remembered, a path or URL: what did not change since is not opened again.
-        crop_aspect: height over width of the training's samples; None: holes are not looked at for it.
+        crop_aspects: height over width of each shape of the training's samples, of which a row is seen in the nearest;
+            none: holes are not looked at for it.
         look: called with each image, also with those that are remembered.
         progress: called with (files done, files).
         stop: looked at in between.
@@ -333,7 +334,7 @@ def read_manifest(
             if memory is not None and (done == total or (told and not exists(memory))):
                 remember(memory, pa.concat_tables(told))
         pa.default_memory_pool().release_unused()
-        table, failed = rows_found(columns, places, pa.concat_tables(told), crop_aspect)
+        table, failed = rows_found(columns, places, pa.concat_tables(told), crop_aspects)
         bad = sorted(bad + failed, key=lambda row: row.row)
     if quarantine is not None:
         bad_rows.write(bad, quarantine)

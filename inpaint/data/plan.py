@@ -92,6 +92,11 @@ class Bucketed:
     def __len__(self) -> int:
         return sum(self._sizes)
 
+    def left_out(self, places: int) -> int:
+        """Of how many slots the bucket fills no batch in so many places, rounded up to epochs."""
+        epochs = -(-places // len(self))
+        return sum(size for size in self._sizes if epochs * size < self._batch)
+
     def lookup(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Places, int64[B], any order -> epoch of the row's bucket and row, int64[B] each."""
         batches, within = np.divmod(places, self._batch)
@@ -162,6 +167,13 @@ class Plan:
     def samples_per_epoch(self) -> int:
         """Positions of one pass over the first source with its repeats; the others keep their share beside it."""
         return math.ceil(len(self._rows[0]) * len(self._turns) / int((self._turns == 0).sum()))
+
+    def left_out(self, total: int) -> int:
+        """Rows, as often as they come in an epoch, that none of the first `total` positions shows, however the batches
+        were dealt: their bucket does not fill one by then."""
+        of_each = total * np.bincount(self._turns) // len(self._turns)
+        few = zip(self._rows, of_each.tolist(), strict=True)
+        return sum(own.left_out(places) for own, places in few if isinstance(own, Bucketed))
 
     def lookup(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Positions, int64[B], any order -> epoch of the row's source, int64[B], and row, int64[B]."""

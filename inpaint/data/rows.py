@@ -129,6 +129,14 @@ class Manifest:
         """Of each row, int32; None where they are all seen in one shape."""
         return self.table["bucket"].to_numpy() if "bucket" in self.table.column_names else None
 
+    def bucket_of(self, indices: np.ndarray) -> int | None:
+        """Of rows that are all of one; None where there are no buckets, or no indices."""
+        if self.buckets is None or not len(indices):
+            return None
+        found = np.unique(self.buckets[indices])
+        assert len(found) == 1, f"rows of buckets {found} in one batch"
+        return int(found[0])
+
     def in_buckets(self, buckets: np.ndarray) -> "Manifest":
         """The same rows, each in its bucket, int[len]."""
         table = self.table.select(SCHEMA.names)

@@ -9,7 +9,7 @@ import string
 import warnings
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +52,8 @@ class ReadSettings:
     """Of what the model sees, in pixels; a multiple of 8. The largest crop of this aspect is resized to it."""
     width: int
     """As `height`."""
+    shapes: tuple[tuple[int, int], ...] = ()
+    """Height and width of each bucket of rows, of at most the same area; empty: all rows are seen alike."""
     crop: Crop = Crop.CENTRE
     """Which part of an image of another aspect is used, where a mask leaves the choice."""
     flip_probability: float = 0.0
@@ -74,9 +76,10 @@ class ReadSettings:
     """Show images beside latents that come in their place, for something else is made of them, too."""
 
     def __post_init__(self) -> None:
-        for name in ("height", "width"):
-            if getattr(self, name) < 8 or getattr(self, name) % 8:
-                raise InpaintError(f"{name} {getattr(self, name)} is not a positive multiple of 8")
+        for height, width in ((self.height, self.width), *self.shapes):
+            for name, side in (("height", height), ("width", width)):
+                if side < 8 or side % 8:
+                    raise InpaintError(f"{name} {side} is not a positive multiple of 8")
         for name in ("flip_probability", "caption_dropout"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InpaintError(f"{name} {getattr(self, name)} is not between 0 and 1")
@@ -89,6 +92,13 @@ class ReadSettings:
             raise InpaintError(
                 f"prompt_format {self.prompt_format!r} uses {unknown!r}; known fields: {', '.join(PROMPT_FIELDS)}"
             )
+
+    def of_bucket(self, bucket: int | None) -> "ReadSettings":
+        """Those of a bucket's rows. Args: bucket: None where rows have none."""
+        if bucket is None or not self.shapes:
+            return self
+        height, width = self.shapes[bucket]
+        return replace(self, height=height, width=width, shapes=())
 
     @property
     def views(self) -> int:
@@ -157,11 +167,13 @@ def read_batch(
     docs/architecture.md.
 
     Args:
+        positions: int64[B], perhaps with padding; their rows are all of one bucket.
         stored: latents of the manifest's rows, which are read in place of pixels.
         decoded: crops of them, by these settings, which are taken in place of files.
     """
     places = np.flatnonzero(positions != PADDING)
     _, indices = plan.lookup(positions[places])
+    settings = settings.of_bucket(manifest.bucket_of(indices))
     rows = dict(zip(places.tolist(), rows_of(manifest.table.take(pa.array(indices))), strict=True))
     batch = _blank(positions, settings, manifest.has_inputs, stored)
     if stored is not None:
@@ -184,7 +196,8 @@ def read_batch(
         else:
             prompt, label = text_of(row, settings, plan.seed, position)
             sample = {"prompt": prompt, "label": label}
-        return sample if stored is None else {**sample, **stored.sample(row, *entries)}
+        size = (settings.height, settings.width)
+        return sample if stored is None else {**sample, **stored.sample(row, size, *entries)}
 
     fetched = {i: fetchers.submit(get, i) for i in rows} if fetchers else {}
 
@@ -219,7 +232,7 @@ def _blank(
     if settings.loss_in_mask:
         batch["area"] = np.full((size, *shape), 255, dtype=np.uint8)
     if stored is not None:
-        batch |= stored.variants.spec.blank(size)
+        batch |= stored.variants.spec.blank(size, shape)
     if stored is None or settings.keeps_image:
         batch["image"] = np.zeros((size, *shape, 3), dtype=np.uint8)
     if stored is None and has_inputs:
@@ -321,7 +334,9 @@ def text_of(row: Row, settings: ReadSettings, seed: int, position: int) -> tuple
     return settings.prompt_of(row, generator(seed, "tags", position)), row.label or ""
 
 
-def crop_size(width: np.ndarray | int, height: np.ndarray | int, aspect: float) -> tuple[np.ndarray, np.ndarray]:
+def crop_size(
+    width: np.ndarray | int, height: np.ndarray | int, aspect: np.ndarray | float
+) -> tuple[np.ndarray, np.ndarray]:
     """Width and height of the largest crop whose height is `aspect` times its width, in whole pixels, int64[...]."""
     # Rounded, for an image of the crop's own shape would lose its last column to the division.
     wide, high = (np.maximum(np.round(side, 6), 1).astype(np.int64) for side in (height / aspect, width * aspect))

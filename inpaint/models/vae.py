@@ -30,16 +30,15 @@ def load_vae(name: str, *, revision: str | None = None, dtype: torch.dtype = tor
     return settled(vae, is_xl=source.is_xl).eval()
 
 
-def latent_spec(
-    name: str, *, revision: str | None, dtype: torch.dtype, size: tuple[int, int], sees_masked: bool
-) -> LatentSpec:
-    """What it makes of images of `size` (height, width), without its weights. Raises InpaintError, as `load_base`."""
+def latent_spec(name: str, *, revision: str | None, dtype: torch.dtype, sees_masked: bool) -> LatentSpec:
+    """What it makes of images, without its weights. Raises InpaintError, as `load_base`."""
     source, _ = locate(name, revision, weights=False)
     config = source.vae_config()
-    computed, downsample = vae_dtype(config, dtype, is_xl=source.is_xl), 2 ** (len(config["block_out_channels"]) - 1)
+    computed = vae_dtype(config, dtype, is_xl=source.is_xl)
     return LatentSpec(
         encoder=f"{vae_revision(name, revision)} {computed}",
-        shape=(2 * config["latent_channels"], size[0] // downsample, size[1] // downsample),
+        channels=2 * config["latent_channels"],
+        downsample=2 ** (len(config["block_out_channels"]) - 1),
         dtype=NUMPY[computed],
         sees_masked=sees_masked,
     )

@@ -79,6 +79,9 @@ class TrainDreambooth(LoraCommand, Wording):
     """Samples per optimizer step, over all workers; those of the class are among them."""
     resolution: int | None = None
     """Side of the training images in pixels; unset: the base's own."""
+    aspect_buckets: bool = False
+    """See each photo in the shape, of several of about this area, that cuts least off it, instead of all in one; the
+    samples of a step are of one shape."""
     center_crop: bool = False
     """Use the middle of a photo of another shape; else a random part."""
     random_flip: bool = False
@@ -131,6 +134,7 @@ class TrainDreambooth(LoraCommand, Wording):
             base=self.base,
             revision=self.revision,
             resolution=self.resolution,
+            aspect_buckets=self.aspect_buckets,
             shares=self.prior_ratio,
             prior_loss_weight=self.prior_loss_weight,
             masks=self.mask_dir,

@@ -1,5 +1,6 @@
 """What every training on a Stable Diffusion base shares: the base, and how its rows are seen."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, Self
@@ -8,6 +9,7 @@ import torch
 import tyro
 from diffusers import AutoencoderKL
 
+from inpaint.data import buckets
 from inpaint.data.bank import Bank
 from inpaint.data.holes import Feathered, Grown, Hole, OwnMask, Sometimes
 from inpaint.data.rows import Manifest
@@ -26,6 +28,10 @@ from inpaint.train.settings import may_change
 
 Preset = Literal["toy", "sd15", "sdxl"]
 """By the base's family."""
+MULTIPLE = 8
+"""Of all samples' sides."""
+SHAPES_PER_SIDE = 16
+"""Steps of a side from one bucket's shape to the next, where the base can be seen at them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +47,9 @@ class LatentRecipe(PromptSettings, Recipe):
     """Of a hub id: branch, tag or commit."""
     resolution: int | tuple[int, int] | None = None
     """Side of the training images in pixels, or their height and width; unset: the base's own."""
+    aspect_buckets: bool = False
+    """See each image in the shape, of several of about this area, that cuts least off it, instead of all in one; the
+    samples of a step are of one shape."""
     crop: Crop = Crop.CENTRE
     """Which part of an image of another shape is used; it follows the row's own hole."""
     flip_probability: float = 0.0
@@ -86,9 +95,9 @@ class LatentRecipe(PromptSettings, Recipe):
         """What is painted in training."""
         return Sometimes(Feathered(Grown(OwnMask())), self.full_hole_probability)
 
-    def aspect(self) -> float:
-        height, width = _shape(self.resolution or 1)
-        return height / width
+    def aspects(self) -> tuple[float, ...]:
+        shapes = self.shapes() or (_shape(self.resolution or 1),)
+        return tuple(height / width for height, width in shapes)
 
     def check(self) -> None:
         self.loss.check_kept(denoised=read_base_info(self.base, self.revision).in_channels == 9)
@@ -99,12 +108,30 @@ class LatentRecipe(PromptSettings, Recipe):
         base = absolute_name(self.base)
         return replace(self, base=base, revision=info.revision, resolution=self.resolution or info.default_size)
 
+    def shapes(self) -> tuple[tuple[int, int], ...]:
+        """Height and width of each bucket; none where all rows are seen alike."""
+        if not self.aspect_buckets:
+            return ()
+        area = math.prod(_shape(self.resolution or read_base_info(self.base, self.revision).default_size))
+        side, multiple = math.isqrt(area), self.size_multiple()
+        # A sixteenth of the side: 64 px of SDXL's 1024, as others have it.
+        return buckets.shapes(side, multiple=max(multiple, side // SHAPES_PER_SIDE // multiple * multiple))
+
+    def size_multiple(self) -> int:
+        """That the sides of images must be multiples of, in pixels."""
+        return math.lcm(read_base_info(self.base, self.revision).size_multiple, MULTIPLE)
+
+    def in_buckets(self, rows: Manifest) -> Manifest:
+        shapes = self.shapes()
+        return buckets.in_buckets(rows, shapes) if shapes else rows
+
     def read_settings(self) -> ReadSettings:
         assert self.resolution is not None, "bound"
         height, width = _shape(self.resolution)
         return ReadSettings(
             height=height,
             width=width,
+            shapes=self.shapes(),
             crop=self.crop,
             flip_probability=self.flip_probability,
             hole=self.hole(),
@@ -134,9 +161,9 @@ class LatentRecipe(PromptSettings, Recipe):
                 self.base,
                 revision=self.revision,
                 dtype=self.compute_dtype,
-                size=(read.height, read.width),
                 sees_masked=info.in_channels == 9,
             ),
+            size=(read.height, read.width),
             cache=absolute(self.encoding.cache or f"{self.output}/latents"),
             load_vae=self.load_vae,
             keeps_image=read.keeps_image,

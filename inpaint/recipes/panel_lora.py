@@ -1,6 +1,5 @@
 """Panel LoRA: SDXL learns to complete a composite, such as a character sheet, from its visible panels."""
 
-import math
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import PurePosixPath
@@ -20,6 +19,7 @@ from inpaint.models.base import read_base_info
 from inpaint.models.lora import LoraSettings
 from inpaint.paint.batch import PaintSettings
 from inpaint.paint.crop import working_shape
+from inpaint.recipes.latent import MULTIPLE
 from inpaint.recipes.lora import MANY_HOLES, LoraRecipe
 from inpaint.recipes.lora_command import LoraCommand
 from inpaint.stopping import StopToken
@@ -30,8 +30,6 @@ from inpaint.train.settings import ValidationSettings
 ASPECTS = 1.05
 """How much composites of one training may differ in their aspect, beside what rounding does: more would cut into
 panels."""
-MULTIPLE = 8
-"""Of the sides that composites are seen at, as all samples'."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +58,8 @@ class PanelLora(LoraRecipe):
     def check(self) -> None:
         super().check()
         _ = self.hole()
+        if self.aspect_buckets:
+            raise InpaintError("aspect_buckets: composites of one training are all of one aspect: leave it out")
         if not read_base_info(self.base, self.revision).is_xl:
             raise InpaintError(
                 f"base {self.base}: is not SDXL, which panels are learned on: give SDXL or SDXL inpainting, a "
@@ -72,14 +72,15 @@ class PanelLora(LoraRecipe):
         if isinstance(bound.resolution, tuple):
             return bound
         assert bound.resolution is not None, "bound"
-        multiple = math.lcm(read_base_info(bound.base, bound.revision).size_multiple, MULTIPLE)
+        size, multiple = bound.resolution, bound.size_multiple()
         height, width = (int(np.median(rows.table[side])) for side in ("height", "width"))
-        return replace(bound, resolution=working_shape(height, width, size=bound.resolution, multiple=multiple))
+        return replace(bound, resolution=working_shape(height, width, size=size, multiple=multiple))
 
     def check_rows(self, rows: Manifest) -> None:
         super().check_rows(rows)
         heights, widths = (rows.table[side].to_numpy().astype(float) for side in ("height", "width"))
-        wide, read = widths / heights * self.aspect(), self.read_settings()
+        read = self.read_settings()
+        wide = widths / heights * read.height / read.width
         other = np.flatnonzero(np.maximum(wide, 1 / wide) > ASPECTS + MULTIPLE / min(read.height, read.width))
         if len(other):
             row = int(other[0])

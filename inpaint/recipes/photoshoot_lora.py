@@ -118,6 +118,9 @@ class TrainPhotoshootLora(LoraCommand):
     """Photos per optimizer step, over all workers."""
     resolution: int | None = None
     """Side of the training images in pixels; unset: the base's own, 512 of SD 1.5."""
+    aspect_buckets: bool = False
+    """See each photo in the shape, of several of about this area, that cuts least off it, instead of all in one; the
+    photos of a step are of one shape."""
     random_crop: bool = False
     """Use a random part of a photo of another shape; else its middle."""
     flip_aug: bool = False
@@ -182,6 +185,7 @@ class TrainPhotoshootLora(LoraCommand):
             base=self.base,
             revision=self.revision,
             resolution=self.resolution,
+            aspect_buckets=self.aspect_buckets,
             repeats=self.repeats,
             checkpoint_epochs=self.save_every_n_epochs,
             captions=CaptionTags(

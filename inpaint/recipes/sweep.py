@@ -330,7 +330,7 @@ def _trial(config: Sweep, base: Training, rung: int, number: int, settings: Mapp
         cache = base.recipe.encoding.cache or f"{base.recipe.output}/latents"
         shared["encoding"] = replace(base.recipe.encoding, cache=absolute(cache))
     recipe = replace(recipe, output=output, resume=True, recheck=False, validation=validation, **shared)
-    return replace(base, name=f"trial {number}", recipe=recipe.bind(base.rows), output=output)
+    return Training.of(recipe, base.rows, base.held_out, name=f"trial {number}", output=output)
 
 
 def value_of(trial: Trial, tuning: Tuning, base: Training) -> float:

@@ -39,7 +39,7 @@ CHECKED_AT_A_TIME = 512
 """Entries whose checksums one task looks at."""
 GIGA = 1e9
 GREY = -1
-"""In place of a row: what a model sees of any image through the whole hole."""
+"""Less N, in place of a row: what a model sees of any image of the Nth of `Variants.whole` through the whole hole."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,15 +81,15 @@ def encode_latents(
         ClusterTooSmall: the encoders do not fit.
     """
     assert encoding.latents is Latents.CACHED, encoding.latents
-    spec, limit, where = encoding.spec, encoding.settings.limit_gb, encoding.spec.folder(encoding.cache)
-    wanted = _wanted(subsets)
+    limit, where = encoding.settings.limit_gb, encoding.spec.folder(encoding.cache)
+    most, wanted = encoding.spec.bytes_per_latent(encoding.size), _wanted(subsets)
     with ProgressBar("latents") as bar:
         lacking, damaged = _lacking(where, wanted)
         if damaged:
             bar.warn(f"{damaged} entries in {where} are damaged and are encoded again")
-        needed, missing = (len(entries) * spec.bytes_per_latent / GIGA for entries in (wanted, lacking))
+        needed, missing = (len(entries) * most / GIGA for entries in (wanted, lacking))
         announce(
-            f"{len(wanted):,} latents of {spec.bytes_per_latent:,} bytes, {needed:.3g} GB at most; {len(lacking):,} "
+            f"{len(wanted):,} latents of {most:,} bytes, {needed:.3g} GB at most; {len(lacking):,} "
             f"({missing:.3g} GB) are encoded into {where}"
         )
         if limit is not None and needed > limit:
@@ -128,7 +128,7 @@ def _stage(
         gpus=needs.gpus_per_worker,
         accelerator=kind,
         free_cpus=free_cpus,
-        bytes_per_row=encoding.spec.bytes_per_sample,
+        bytes_per_row=encoding.spec.bytes_per_sample(encoding.size),
     )
 
 
@@ -144,8 +144,8 @@ def _wanted(subsets: Sequence[Subset]) -> pa.Table:
     tables = []
     for number, subset in enumerate(subsets):
         places, keys = subset.variants.keys(subset.rows)
-        if subset.variants.whole:
-            tables.append(pa.table([[subset.variants.whole_key], [number], [GREY], [0]], schema=WANTED))
+        for n, bucket in enumerate(subset.variants.whole):
+            tables.append(pa.table([[subset.variants.whole_key(bucket)], [number], [GREY - n], [0]], schema=WANTED))
         tables.append(pa.table([keys, np.full(len(keys), number), *places.T], schema=WANTED))
     found = pa.concat_tables(tables).combine_chunks()
     _, firsts = np.unique(found["key"].combine_chunks().dictionary_encode().indices, return_index=True)
@@ -189,11 +189,11 @@ def _damaged_of(stored: Stored, addresses: np.ndarray) -> np.ndarray:
 
 def _encode(subsets: Sequence[Subset], lacking: pa.Table, encoding: Encoding, bar: ProgressBar, stop: StopToken) -> int:
     """How many entries were made."""
-    starts = _row_starts(lacking)
+    lacking, starts, changes = _by_shape(subsets, lacking)
     needs = encoding.settings.pool.needs(len(starts), data_cpus=reading_cpus(cluster_nodes()))
     most = np.diff(starts, append=len(lacking)).max()
     per_file = min(len(starts) // (needs.workers * BLOCKS_PER_ACTOR), _rows_per_file(subsets[0].variants.read, most))
-    bounds = [*starts[:: max(1, per_file)], len(lacking)]
+    bounds = sorted({*starts[:: max(1, per_file)], *changes, len(lacking)})
     shared = ray.put((list(subsets), lacking, bounds))
 
     def read_task(task: Batch) -> Iterator[Batch]:
@@ -219,10 +219,33 @@ def _encode(subsets: Sequence[Subset], lacking: pa.Table, encoding: Encoding, ba
     return made
 
 
+def _by_shape(subsets: Sequence[Subset], entries: pa.Table) -> tuple[pa.Table, np.ndarray, np.ndarray]:
+    """Entries of one shape after those of another, for what an actor gets at once is of one; where those of each row
+    begin, int64[rows], and where another shape does."""
+    starts = _row_starts(entries)
+    rows = zip(*(entries[name].to_numpy()[starts].tolist() for name in ("subset", "row")), strict=True)
+    shapes = [_shape(_settings(subsets[number].variants, row)) for number, row in rows]
+    numbers_of = {shape: number for number, shape in enumerate(sorted(set(shapes)))}
+    each = np.repeat([numbers_of[shape] for shape in shapes], np.diff(starts, append=len(entries)))
+    order = np.argsort(each, kind="stable")
+    entries = entries.take(order)
+    return entries, _row_starts(entries), np.flatnonzero(np.diff(each[order]) != 0) + 1
+
+
+def _settings(variants: Variants, row: int) -> ReadSettings:
+    """By which a row, or `GREY`, is seen."""
+    return variants.read.of_bucket(variants.whole[GREY - row] if row <= GREY else variants.bucket_of(row))
+
+
+def _shape(read: ReadSettings) -> tuple[int, int]:
+    """Height and width, in pixels."""
+    return read.height, read.width
+
+
 def _row_starts(entries: pa.Table) -> np.ndarray:
     """Where the entries of each row begin, int64[rows]."""
     places = np.stack([entries["subset"].to_numpy(), entries["row"].to_numpy()])
-    return np.flatnonzero(np.diff(places, prepend=GREY - 1).any(axis=0))
+    return np.flatnonzero(np.diff(places, prepend=np.iinfo(np.int32).min).any(axis=0))
 
 
 def _rows_per_file(read: ReadSettings, entries_per_row: int) -> int:
@@ -239,16 +262,16 @@ def _read(subsets: Sequence[Subset], wanted: pa.Table) -> Batch:
         try:
             lines += _lines(subset, row, entries)
         except BadRow as error:
-            blank = _line(subset.variants.read, b"")
+            blank = _line(_settings(subset.variants, row), b"")
             lines.append({**blank, "entries": len(entries), "error": f"{subset.rows.row(row).id}: {error}"})
     return {name: _column([line[name] for line in lines]) for name in lines[0]}
 
 
 def _lines(subset: Subset, index: int, entries: Sequence[tuple[int, bytes]]) -> list[dict[str, Any]]:
     """Of one row; `entries` with their keys."""
-    read, variants, lines = subset.variants.read, subset.variants, []
-    if index == GREY:
-        whole = np.full((read.height, read.width), 255, np.uint8)
+    read, variants, lines = _settings(subset.variants, index), subset.variants, []
+    if index <= GREY:
+        whole = np.full(_shape(read), 255, np.uint8)
         return [_line(read, key, encodes=True, cut=whole) for _, key in entries]
     row, seen = subset.rows.row(index), dict[int, dict[str, Any]]()
     files = fetch(row, reads_mask=True)
@@ -278,7 +301,7 @@ def _lines(subset: Subset, index: int, entries: Sequence[tuple[int, bytes]]) -> 
 
 def _line(read: ReadSettings, key: bytes, **told: Any) -> dict[str, Any]:
     """Of an entry; all lines have the same columns."""
-    shape = (read.height, read.width)
+    shape = _shape(read)
     pixels = {"image": np.zeros((*shape, 3), np.uint8), "cut": np.zeros(shape, np.uint8), "encodes": False}
     kept = {"hole": b"", "area": b"", "crop_top_left": np.zeros(2, np.int32)}
     return {"key": key, **pixels, **kept, "entries": 1, "error": "", **told}

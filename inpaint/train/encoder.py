@@ -57,17 +57,19 @@ class LatentEncoder:
         found = moments_of(batch, holes_B1HW, self.vae, sees_masked=self.spec.sees_masked)
         gone = ("input",) if keeps_image else ("image", "input")
         kept = {name: values for name, values in batch.items() if name not in gone}
-        return kept | {name: self._bits(values) for name, values in zip(MOMENTS, found, strict=False)}
+        size = (holes_B1HW.shape[2], holes_B1HW.shape[3])
+        return kept | {name: self._bits(values, size) for name, values in zip(MOMENTS, found, strict=False)}
 
     def encode_one(self, image_HW3: np.ndarray, hole_HW: np.ndarray) -> np.ndarray:
         """The moments of an image without what is in the hole: 2C h w."""
         pixels_B3HW = to_pixels(image_HW3[None], self.device)
-        return self._bits(each_alone(self.vae, masked(pixels_B3HW, to_hole(hole_HW[None], self.device))))[0]
+        moments_BMhw = each_alone(self.vae, masked(pixels_B3HW, to_hole(hole_HW[None], self.device)))
+        return self._bits(moments_BMhw, (hole_HW.shape[0], hole_HW.shape[1]))[0]
 
-    def _bits(self, values: Tensor) -> np.ndarray:
+    def _bits(self, values: Tensor, size: tuple[int, int]) -> np.ndarray:
         values = values.cpu().contiguous()
         bits = (values.view(torch.int16) if values.dtype == torch.bfloat16 else values).numpy()
-        wanted = (self.spec.dtype, self.spec.shape)
+        wanted = (self.spec.dtype, self.spec.shape(size))
         assert (str(bits.dtype), bits.shape[1:]) == wanted, f"moments {bits.dtype} {bits.shape}, expected {wanted}"
         return bits
 

@@ -59,6 +59,8 @@ class Encoding:
     latents: Latents
     settings: EncodingSettings
     spec: LatentSpec
+    size: tuple[int, int]
+    """Height and width of the largest images, in pixels."""
     cache: str
     """Where entries are kept: a path or URL."""
     load_vae: Callable[[], Any]

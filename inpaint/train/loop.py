@@ -77,8 +77,12 @@ class ValidationSet:
         if not (self.pictures and self.batches and (is_first or is_sharded)):
             return
         painted: list[PaintedSample] = []
-        for first, batch in zip(range(0, self.pictures, len(self.batches[0]["weight"])), self.batches, strict=False):
-            pictures = engine.objective.paint(batch, self.pictures - first)
+        left = self.pictures
+        for batch in self.batches:
+            if left <= 0:
+                break
+            pictures = engine.objective.paint(batch, left)
+            left -= len(batch["weight"])
             # Those of padding and of rows that could not be read are not shown.
             painted += [picture for picture, weight in zip(pictures, batch["weight"], strict=False) if weight]
         if is_first and painted:

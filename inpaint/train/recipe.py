@@ -85,9 +85,10 @@ class Recipe(ABC):
         rates = [f.name for f in dataclasses.fields(self) if f.name.endswith("learning_rate")]
         return {name: getattr(self, name) for name in rates}
 
-    def aspect(self) -> float:
-        """Height of a sample over its width: rows whose mask no such crop holds are named when they are read."""
-        return 1.0
+    def aspects(self) -> tuple[float, ...]:
+        """Height over width of each shape that samples have: rows whose mask no crop of the nearest holds are named
+        when they are read."""
+        return (1.0,)
 
     def look(self) -> Look | None:
         """What refuses an image when it is read, where it takes more than one that can be decoded."""
@@ -101,6 +102,11 @@ class Recipe(ABC):
         """The recipe with everything decided that depends on the rows or on models: what workers get, and what must be
         the same when the run is resumed."""
         return self
+
+    def in_buckets(self, rows: Manifest) -> Manifest:
+        """The rows of a bound recipe, or those that it validates on, each in the bucket of the shape that it is seen
+        in, where there are several."""
+        return rows
 
     def check_rows(self, rows: Manifest) -> None:
         """Refuse rows that a bound recipe can neither train nor validate on. Raises InpaintError."""

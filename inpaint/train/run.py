@@ -139,7 +139,7 @@ def _read(recipe: Recipe, what: str, data: str, stop: StopToken) -> Manifest:
             max_bad_fraction=recipe.max_bad_fraction,
             quarantine=f"{recipe.output}/{what}/quarantine.jsonl",
             memory=f"{recipe.output}/{what}/inspected.parquet",
-            crop_aspect=recipe.aspect(),
+            crop_aspects=recipe.aspects(),
             look=recipe.look(),
             progress=bar.show,
             stop=stop,
@@ -182,7 +182,7 @@ def _training(recipe: Recipe, name: str, rows: Manifest, held: Mapping[str, Mani
             why = "all show one image" if one else "each image is the only one of its category or label"
             raise InpaintError(f"{name}: none of its rows can be held out, for {why}")
     output = recipe.run_folder(name)
-    return Training(name=name, recipe=recipe.bind(rows), rows=rows, held_out=held_out, output=output)
+    return Training.of(recipe, rows, held_out, name=name, output=output)
 
 
 def trained_by(training: Training, ended: Progress) -> Trained:

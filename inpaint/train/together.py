@@ -125,9 +125,9 @@ class _SharedBase:
                     self.turn.wait_for(lambda: len(self._asked) == self._training)
                     if not self._training:
                         return
-                    waiting = list(self._asked)
-                    while waiting:
-                        waiting = waiting[self._compute(waiting[: self._at_once]) :]
+                    for waiting in self._of_one_shape():
+                        while waiting:
+                            waiting = waiting[self._compute(waiting[: self._at_once]) :]
                     self._asked.clear()
                     self.turn.notify_all()
             except BaseException as error:
@@ -135,6 +135,13 @@ class _SharedBase:
                 self.turn.notify_all()
                 if not isinstance(error, Exception):
                     raise
+
+    def _of_one_shape(self) -> "list[list[_AdapterEngine]]":
+        """Those that wait, by the shape of their images, which is one in all batches of a step."""
+        found: dict[tuple[int, ...], list[_AdapterEngine]] = {}
+        for engine, batches in self._asked.items():
+            found.setdefault(batches[0]["hole"].shape, []).append(engine)
+        return list(found.values())
 
     def _compute(self, engines: "list[_AdapterEngine]") -> int:
         """The losses and gradients of some; returns of how many, 0 where fewer are to be tried."""

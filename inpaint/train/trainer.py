@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+import numpy as np
 import ray
 import ray.train
 from ray.train.torch import TorchTrainer
@@ -57,6 +58,13 @@ class Training:
     decoded: SharedRows | None = None
     """Its rows, where they were decoded for several readings."""
 
+    @classmethod
+    def of(cls, recipe: Recipe, rows: Manifest, held_out: Manifest | None, *, name: str, output: str) -> "Training":
+        """Of a recipe that is not bound yet."""
+        bound = recipe.bind(rows)
+        shown = None if held_out is None else bound.in_buckets(held_out)
+        return cls(name=name, recipe=bound, rows=bound.in_buckets(rows), held_out=shown, output=output)
+
     @property
     def plan(self) -> Plan:
         """The order of its rows."""
@@ -81,7 +89,13 @@ class Training:
         elif len(terms) > 1:
             said = f"({said})"
         steps = f"{samples / batch:,.1f}".removesuffix(".0")
-        return f"{said} / {batch} = {steps} steps per epoch, {self.total // batch:,} in all"
+        said = f"{said} / {batch} = {steps} steps per epoch, {self.total // batch:,} in all"
+        if self.rows.buckets is not None:
+            said += f", in {len(np.unique(self.rows.buckets))} shapes"
+        if lost := self.plan.left_out(self.total):
+            said += f"; {lost:,} images are of shapes that so few have that no step shows them: give more epochs, or a "
+            said += "smaller train.global_batch"
+        return said
 
     @property
     def store(self) -> CheckpointStore:

@@ -13,7 +13,7 @@ import ray.train
 import torch.distributed as dist
 from ray.train.torch import get_device
 
-from inpaint.data.plan import Plan
+from inpaint.data.plan import PADDING, Plan
 from inpaint.data.rows import Manifest
 from inpaint.data.sample import read_batch, settle_reader
 from inpaint.data.storage import write_file
@@ -74,10 +74,10 @@ def validation_set(
     rows = Manifest.load(f"{output}/{VALIDATION_ROWS if settings.is_held_out else TRAIN_ROWS}")
     # Its texts are told and its pictures are not mirrored, whatever training does; each sample has a hole of its own.
     read = replace(recipe.read_settings(), caption_dropout=0.0, flip_probability=0.0, bank=None)
-    wanted = recipe.train.layout(dist.get_world_size(), settings.samples).positions(0, dist.get_rank())
+    plan = Plan.of(rows, _VALIDATION_SEED)
     settle_reader()
     with ThreadPoolExecutor(threads) as pool:
-        held = [read_batch(rows, Plan.of(rows, _VALIDATION_SEED), read, positions, pool) for positions in wanted]
+        held = [read_batch(rows, plan, read, positions, pool) for positions in _held(recipe, rows, plan)]
     for error in filter(None, (error for batch in held for error in batch["error"])):
         warnings.warn(f"a row of the validation could not be read and counts nothing: {error}", stacklevel=2)
 
@@ -91,3 +91,14 @@ def validation_set(
 
     every = settings.every or recipe.train.checkpoint_every
     return ValidationSet(held, every, settings.pictures, on_pictures)
+
+
+def _held(recipe: Recipe, rows: Manifest, plan: Plan) -> Iterator[np.ndarray]:
+    """Positions of this worker's micro-batches, each of one bucket: of every bucket as many as each worker has."""
+    positions = np.arange(recipe.validation.samples)
+    of_each = np.zeros(len(positions)) if rows.buckets is None else rows.buckets[plan.lookup(positions)[1]]
+    for bucket in np.unique(of_each):
+        alike = positions[of_each == bucket]
+        layout = recipe.train.layout(dist.get_world_size(), len(alike))
+        for slots in layout.positions(0, dist.get_rank()):
+            yield np.where(slots == PADDING, PADDING, alike[slots])

@@ -59,23 +59,29 @@ def decoded(rows: Manifest, read: ReadSettings, plan: Plan) -> DecodedRows:
         pytest.param(replace(OWN, hole=Sometimes(RandomShapes())), False, False, id="random crops of a bank"),
         pytest.param(replace(PLAIN, loss_in_mask=True), True, False, id="a loss in masks, where there is one"),
         pytest.param(replace(OWN, loss_in_mask=True), True, True, id="own masks"),
+        pytest.param(replace(PLAIN, shapes=((24, 16), (16, 24))), False, True, id="two shapes"),
     ],
 )
 def test_samples_are_those_of_the_files(read: ReadSettings, masks: bool, inputs: bool, tmp_path, monkeypatch) -> None:
     rows = written(tmp_path, masks=masks, inputs=inputs)
     if read.hole.uses_own:
         rows = rows.select(np.arange(1, 4))
-    plan, positions = Plan.of(rows, 5, 4), np.arange(COUNT)
+    if read.shapes:
+        rows = rows.in_buckets(np.arange(len(rows)) % 2)
+    plan, batches = Plan.of(rows, 5, 4), np.arange(COUNT).reshape(-1, 4)
     with ThreadPoolExecutor(2) as threads:
-        expected = read_batch(rows, plan, read, positions, threads)
+        expected = [read_batch(rows, plan, read, positions, threads) for positions in batches]
         known = decoded(rows, read, plan)
         monkeypatch.setattr(sample, "fetch", None)
-        found = read_batch(rows, plan, read, positions, threads, decoded=known)
-    assert found.keys() == expected.keys()
-    for name, values in expected.items():
-        assert values.dtype == found[name].dtype and (values == found[name]).all(), name
-    assert 0 < sum(map(bool, found["error"])) < COUNT, "the row whose file is gone, in its places"
-    assert len(np.unique(found["image"][found["weight"] > 0], axis=0)) >= 4, "crops or mirrorings differ"
+        found = [read_batch(rows, plan, read, positions, threads, decoded=known) for positions in batches]
+    for one, other in zip(found, expected, strict=True):
+        assert one.keys() == other.keys()
+        for name, values in other.items():
+            assert values.dtype == one[name].dtype and np.array_equal(values, one[name]), name
+    assert 0 < sum(bool(error) for batch in found for error in batch["error"]) < COUNT, "the row whose file is gone"
+    shown = [batch["image"][batch["weight"] > 0] for batch in found]
+    assert {images.shape[1:3] for images in shown} == set(read.shapes or [(16, 24)])
+    assert len({image.tobytes() for images in shown for image in images}) >= 4, "crops or mirrorings differ"
 
 
 def test_what_was_not_decoded_is_read_from_its_file(tmp_path: Path) -> None:

@@ -187,9 +187,17 @@ def test_rows_do_not_depend_on_how_the_listing_is_cut(folder, opened, monkeypatc
 
 
 @pytest.mark.parametrize(
-    ("aspect", "cut"), [(1.0, ["2.png", "3.png"]), (0.5, []), (4.0, ["1.png", "2.png", "3.png"]), (None, [])]
+    ("aspects", "cut"),
+    [
+        ((1.0,), ["2.png", "3.png"]),
+        ((0.5,), []),
+        ((4.0,), ["1.png", "2.png", "3.png"]),
+        ((1.0, 0.5), []),
+        ((1.0, 2.0), ["2.png", "3.png"]),
+        ((), []),
+    ],
 )
-def test_holes_that_no_crop_holds_are_counted_and_named_once(tmp_path, opened, aspect, cut):
+def test_holes_that_no_crop_holds_are_counted_and_named_once(tmp_path, opened, aspects, cut):
     for i, (width, high, wide) in enumerate([(40, 10, 10), (40, 20, 12), (80, 10, 41), (80, 40, 40)]):
         mask = np.zeros((40, width), dtype=np.uint8)
         top = min(4, 40 - high)
@@ -200,7 +208,7 @@ def test_holes_that_no_crop_holds_are_counted_and_named_once(tmp_path, opened, a
     (tmp_path / "set.csv").write_text("\n".join(lines))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        manifest, bad = pipeline.read_manifest(CsvSource(path=tmp_path / "set.csv"), crop_aspect=aspect)
+        manifest, bad = pipeline.read_manifest(CsvSource(path=tmp_path / "set.csv"), crop_aspects=aspects)
     assert len(manifest) == 5 and bad == []
     told = [str(w.message) for w in caught]
     names = ", ".join(cut)
@@ -219,7 +227,7 @@ def test_images_of_the_crops_own_shape_hold_any_hole(tmp_path, opened):
     assert 1120 / aspect < 480, "rounded"
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        pipeline.read_manifest(CsvSource(path=tmp_path / "set.csv"), crop_aspect=aspect)
+        pipeline.read_manifest(CsvSource(path=tmp_path / "set.csv"), crop_aspects=(aspect,))
 
 
 def test_remote_files_are_fetched_side_by_side():

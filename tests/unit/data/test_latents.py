@@ -19,7 +19,7 @@ from inpaint.data.rows import Manifest, Row
 from inpaint.data.sample import ReadSettings, read_batch
 from inpaint.errors import BadRow
 
-SPEC = LatentSpec(encoder="a", shape=(8, 2, 2), dtype="float32", sees_masked=True)
+SPEC = LatentSpec(encoder="a", channels=8, downsample=8, dtype="float32", sees_masked=True)
 READ = ReadSettings(height=16, width=16, hole=Sometimes(RandomShapes(), 0.3), bank=Bank(holes=3), caption_dropout=0.0)
 ROWS = Manifest.of(
     [
@@ -142,7 +142,7 @@ def test_a_batch_of_latents_is_one_of_pixels_but_for_them(tmp_path: Path) -> Non
     entries = [
         entry(
             key,
-            np.full(SPEC.shape, 10 * row + which, np.float32),
+            np.full(SPEC.shape((16, 16)), 10 * row + which, np.float32),
             pack(np.full((16, 16), 128 + which, np.uint8)),
             b"",
             (row, 1),
@@ -150,7 +150,7 @@ def test_a_batch_of_latents_is_one_of_pixels_but_for_them(tmp_path: Path) -> Non
         for (row, which), key in zip(places.tolist(), found.to_pylist(), strict=True)
         if (row, which) != (4, 0)
     ]
-    grey = entry(variants.whole_key, np.full(SPEC.shape, -1, np.float32), b"", b"", (0, 0))
+    grey = entry(variants.whole_key(None), np.full(SPEC.shape((16, 16)), -1, np.float32), b"", b"", (0, 0))
     write_entries(SPEC.folder(str(tmp_path)), [*entries, grey])
     stored = StoredLatents.find(variants, ROWS, str(tmp_path))
     positions = np.array([*range(20), -1])

@@ -406,3 +406,16 @@ def test_decoded_rows_are_shared_and_are_those_of_the_files(folder, manifest) ->
     stop.request()
     with pytest.raises(InpaintError, match="stopped"):
         share_rows(manifest, read, plan, span, room=10**6, stop=stop)
+
+
+def test_blocks_of_one_bucket_are_of_its_shape_and_dealt_as_ever(manifest):
+    shapes, of_each = ((24, 8), (16, 16)), np.array([0, 0, 1, 1, 1])
+    rows, read = manifest.in_buckets(of_each), replace(READ, shapes=shapes)
+    layout, plan = StepLayout(global_batch=4, max_micro_batch=2, workers=2), Plan.of(rows, 7, 4)
+    dataset = batches(rows, read, seed=7, start=4, stop=44, layout=layout)
+    for rank, found in enumerate(consume(dataset.streaming_split(2, equal=True))):
+        for step, batch in enumerate(found):
+            assert np.array_equal(batch["position"], layout.positions(4 + 4 * step, rank)[0])
+            (bucket,) = set(of_each[plan.lookup(batch["position"])[1]].tolist())
+            assert batch["image"].shape[1:3] == batch["hole"].shape[1:] == shapes[bucket]
+        assert {batch["image"].shape[1:3] for batch in found} == set(shapes) and len(found) == 10

@@ -156,6 +156,14 @@ def test_images_are_seen_in_the_shape_that_crops_least_of_them():
         shapes(32)
 
 
+def test_rows_of_a_bucket_that_never_fills_a_batch_are_counted():
+    buckets = np.array([0] * 7 + [1])
+    plan = Plan(0, np.ones(8, dtype=int), np.zeros(8, dtype=int), (1,), buckets=buckets, batch=4)
+    for total, left in ((8, 1), (24, 1), (32, 0)):
+        assert plan.left_out(total) == left == 1 - (buckets[plan.lookup(np.arange(total))[1]] == 1).any(), total
+    assert plan_of(0, 8).left_out(4) == 0, "without buckets, each comes in its turn"
+
+
 @settings(deadline=None)
 @given(
     global_batch=st.integers(1, 40),

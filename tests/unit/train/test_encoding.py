@@ -36,22 +36,26 @@ from tests.tiny import SIZE, tiny_sd_inpaint
 pytestmark = pytest.mark.usefixtures("ray_cluster", "process_group")
 CPU = torch.device("cpu")
 SAMPLES = 24
+SHAPES = ((SIZE + 4, SIZE), (SIZE, SIZE - 12), (SIZE - 8, SIZE + 10), (SIZE, SIZE - 12))
+"""Height and width of each photo."""
 
 
-def training_in(folder: Path, latents: Latents) -> Training:
+def training_in(folder: Path, latents: Latents, *, aspect_buckets: bool = False) -> Training:
     """Of three photos, of which half of the samples are mirrored; one has an input of its own."""
     rows = []
     for files in (("0.png",), ("1.png", "3.png"), ("2.png",)):
         named = dict(zip(("image", "input"), files, strict=False))
         digest = digest_of({column: (folder / name).read_bytes() for column, name in named.items()})
-        seen = {**named, "width": SIZE, "height": SIZE + 4, "digest": digest}
+        height, width = SHAPES[int(files[0][0])]
+        seen = {**named, "width": width, "height": height, "digest": digest}
         rows.append(Row(id=files[0], root=str(folder), prompt="the red wood", **seen))
     recipe = DreamboothLora(
         data=str(folder),
-        output=str(folder / latents),
+        output=str(folder / f"{latents} {aspect_buckets}"),
         subjects=(Subject(name="s", prompt="p"),),
         base=str(folder / "base"),
         resolution=SIZE,
+        aspect_buckets=aspect_buckets,
         flip_probability=0.5,
         bank=Bank(holes=2),
         latents=latents,
@@ -64,7 +68,7 @@ def training_in(folder: Path, latents: Latents) -> Training:
         validation=ValidationSettings(samples=0),
     )
     manifest = Manifest.of(rows)
-    return Training(name="s", recipe=recipe.bind(manifest), rows=manifest, output=str(folder / latents))
+    return Training.of(recipe, manifest, None, name="s", output=recipe.output)
 
 
 def trained(training: Training) -> dict[str, torch.Tensor]:
@@ -100,14 +104,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("encoding")
     tiny_sd_inpaint(folder / "base")
     for number in range(4):
-        pixels = np.random.default_rng(number).integers(0, 256, (SIZE + 4, SIZE, 3), dtype=np.uint8)
+        pixels = np.random.default_rng(number).integers(0, 256, (*SHAPES[number], 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / f"{number}.png")
     return folder
 
 
+@pytest.fixture(scope="module", params=[False, True], ids=["one shape", "aspect buckets"])
+def in_buckets(request: pytest.FixtureRequest) -> bool:
+    return bool(request.param)
+
+
 @pytest.fixture(scope="module")
-def online(folder: Path, process_group: None) -> dict[str, torch.Tensor]:
-    found = trained(training_in(folder, Latents.ONLINE))
+def online(folder: Path, process_group: None, in_buckets: bool) -> dict[str, torch.Tensor]:
+    found = trained(training_in(folder, Latents.ONLINE, aspect_buckets=in_buckets))
     assert any(tensor.abs().max() > 0 for name, tensor in found.items() if ".lora_B." in name), "it learned"
     return found
 
@@ -120,11 +129,18 @@ def difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> 
 def test_cached_is_the_same_run_and_encodes_once_whatever_happens(
     folder: Path,
     online: dict[str, torch.Tensor],
+    in_buckets: bool,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    training = training_in(folder, Latents.CACHED)
-    where = encoding_of(training).spec.folder(str(folder / "cache"))
+    training = training_in(folder, Latents.CACHED, aspect_buckets=in_buckets)
+    if in_buckets:
+        assert len(set(np.array(training.rows.buckets).tolist())) == 3
+    cache = str(folder / f"cache {in_buckets}")
+    training = replace(
+        training, recipe=replace(training.recipe, encoding=replace(training.recipe.encoding, cache=cache))
+    )
+    where = encoding_of(training).spec.folder(cache)
     monkeypatch.setattr(encode, "_encode", in_this_process(2))
     encoded(training)
     begun = Stored.at(where)
@@ -159,19 +175,21 @@ def test_cached_is_the_same_run_and_encodes_once_whatever_happens(
 
 
 def test_streamed_is_the_same_run(
-    folder: Path, online: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
+    folder: Path, online: dict[str, torch.Tensor], in_buckets: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    training = training_in(folder, Latents.STREAMED)
+    training = training_in(folder, Latents.STREAMED, aspect_buckets=in_buckets)
     encoding = encoding_of(training)
-    encode_batch, seen = encode._streaming(encoding, 1), set()
+    encode_batch, seen, shapes = encode._streaming(encoding, 1), set[str](), set[tuple[int, int]]()
 
     def read_and_encoded(*args: Any, **kwargs: Any) -> dict[str, np.ndarray]:
         batch = encode_batch(read_batch(*args, **kwargs))
         seen.update(batch)
+        shapes.add(batch["latents"].shape[2:])
         return batch
 
     monkeypatch.setattr(alone, "read_batch", read_and_encoded)
     assert difference(trained(training), online) == 0.0
+    assert len(shapes) == (3 if in_buckets else 1)
     assert {"latents", "masked_latents"} <= seen and not {"image", "input"} & seen
 
 

@@ -37,21 +37,23 @@ def trainings(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[Tr
     folder = tmp_path_factory.mktemp("together")
     rows = []
     for number, (category, index) in enumerate((c, i) for c, count in ROWS.items() for i in range(count)):
-        pixels = np.random.default_rng(number).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
+        height, width = SIZE + 16 * (index % 2), SIZE
+        pixels = np.random.default_rng(number).integers(0, 256, (height, width, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / f"{number}.png")
         # One category sees other pictures than it paints, as only some catalogues do; one has a long prompt.
         seen = {"input": "0.png"} if category == "CDP_A" else {}
         prompt = LONG if (category, index) == ("CDP_B", 0) else "the red wood"
-        seen |= {"prompt": prompt, "category": category, "width": SIZE, "height": SIZE, "digest": f"{number:064x}"}
+        seen |= {"prompt": prompt, "category": category, "width": width, "height": height, "digest": f"{number:064x}"}
         rows.append(Row(id=f"{number}", root=str(folder), image=f"{number}.png", **seen))
     base, manifest = str(tiny_sd_inpaint(folder / "base")), Manifest.of(rows)
 
-    def made(output: Path, **train: object) -> list[Training]:
+    def made(output: Path, aspect_buckets: bool = False, **train: object) -> list[Training]:
         recipe = CategoryLora(
             data=str(folder),
             output=str(output),
             base=base,
             resolution=SIZE,
+            aspect_buckets=aspect_buckets,
             resume=True,
             adapters=Adapters.PER_CATEGORY,
             init_words={"CDP_A": "red", "CDP_B": "wood", "CDP_C": "the"},
@@ -61,7 +63,7 @@ def trainings(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[Tr
             validation=ValidationSettings(samples=2, pictures=1),
         )
         parts = recipe.parts(manifest).items()
-        return [Training(name=n, recipe=recipe.bind(p), rows=p, output=recipe.run_folder(n)) for n, p in parts]
+        return [Training.of(recipe, p, None, name=n, output=recipe.run_folder(n)) for n, p in parts]
 
     return made
 
@@ -118,6 +120,15 @@ def test_either_way_goes_on_where_the_other_ended_and_memory_may_be_short(traini
     train_together(halves[1:], CPU, 1)
     assert [end.samples for end in train_together(rest, CPU, 1)] == [4, 4, 4]
     assert max(difference(state(one), state(other)) for one, other in zip(whole, rest, strict=True)) <= 1e-5
+
+
+def test_those_whose_images_have_other_shapes_at_a_step_take_turns(trainings, tmp_path):
+    together, alone = (trainings(tmp_path / name, aspect_buckets=True) for name in ("together", "alone"))
+    train_together(together, CPU, 1)
+    for one, other in zip(together, alone, strict=True):
+        assert len(np.unique(np.array(other.rows.buckets))) == 2 and "in 2 shapes" in other.length
+        train_alone(other, CPU, 1)
+        assert difference(state(one), state(other)) <= 1e-5
 
 
 def test_one_that_fails_stops_no_other(trainings, tmp_path):
