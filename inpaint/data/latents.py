@@ -107,8 +107,9 @@ class Variants:
     def keys(self, rows: Manifest) -> tuple[np.ndarray, pa.Array]:
         """The needed entries as (row, entry), int64[N, 2], and their keys."""
         places, digests = np.argwhere(self.used), as_bytes(rows.table["digest"].combine_chunks())
-        names = {bucket: self._names(bucket) for bucket in map(self.bucket_of, range(len(rows)))}
-        found = [names[self.bucket_of(row)][entry] + digests[row].tobytes() for row, entry in places]
+        buckets = [None] * len(rows) if self.buckets is None else self.buckets.tolist()
+        names = {bucket: self._names(bucket) for bucket in set(buckets)}
+        found = [names[buckets[row]][entry] + digests[row].tobytes() for row, entry in places]
         return places, pa.array([hashlib.sha256(name).digest() for name in found], pa.binary(32))
 
     def _names(self, bucket: int | None) -> list[bytes]:

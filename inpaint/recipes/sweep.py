@@ -192,7 +192,7 @@ def sweep(config: Sweep, *, stop: StopToken | None = None, announce: Callable[[s
         trials=config.samples,
         suggest=partial(_suggest, config, space),
         training=partial(_trial, config, base, rungs.first),
-        goal=Goal(metric=config.objective, higher_is_better=config.objective.higher_is_better),
+        goal=Goal(metric=config.objective.value, higher_is_better=config.objective.higher_is_better),
         rungs=rungs if config.asha else None,
         at_once=at_once,
         retries=config.retries,

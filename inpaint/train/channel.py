@@ -48,7 +48,7 @@ class RunChannel:
         self._refusal = self._refusal or reason
 
     def refusal(self) -> str | None:
-        """Why the run can never succeed, if a worker said so: then it is not tried again."""
+        """Why the run can never succeed, if a worker said so: workers that start then end at once."""
         return self._refusal
 
 

@@ -116,17 +116,17 @@ class PlannedReading(ray.train.DataConfig):
 
 
 def work(arguments: dict[str, WorkerConfig]) -> None:
-    """What each Ray Train worker runs. What can never succeed is said once, and not tried again."""
+    """What each Ray Train worker runs. What can never succeed is told to the channel, and not tried again."""
     config = arguments["config"]
-    refusal = ray.get(config.channel.refusal.remote())
-    if refusal is not None:
-        raise InpaintError(refusal)
+    if ray.get(config.channel.refusal.remote()) is not None:
+        return
     try:
         with sent_warnings(config.channel):
             _work(config)
     except (InpaintError, FloatingPointError) as error:
         ray.get(config.channel.refuse.remote(str(error)))
-        raise
+        if ray.train.get_context().get_world_size() > 1:
+            raise  # the others may wait for this one; Ray Train starts all again, and they end above
 
 
 def _work(config: WorkerConfig) -> None:

@@ -187,10 +187,14 @@ def fit(
         try:
             trainer.fit()
         except ray.train.TrainingFailedError as error:
-            refusal = ray.get(channel.refusal.remote())
-            if refusal is None:
-                raise
-            raise InpaintError(refusal) from error
+            failure = error
+        else:
+            failure = None
+        refusal = ray.get(channel.refusal.remote())
+        if refusal is not None:
+            raise InpaintError(refusal) from failure
+        if failure is not None:
+            raise failure
     ended = training.store.progress()
     assert ended is not None, "a finished run has a checkpoint"
     return ended

@@ -126,7 +126,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Swept:
         base=str(tiny_sd_inpaint(folder / "base")),
         resolution=SIZE,
         lora=LoraSettings(rank=1),
-        card_samples=1,
+        card_samples=0,
         train=TrainSettings(samples=6, global_batch=2, workers=1),
         validation=ValidationSettings(share=0.3, samples=2, pictures=1),
     )

@@ -88,13 +88,14 @@ def encoded(training: Training) -> Encoded:
 
 
 def in_this_process(most: int | None = None) -> Callable[..., int]:
-    """What the pool of actors does, which tests/jobs have. Args: most: rows, after which it is killed."""
+    """What the pool of actors does, which tests/jobs have. Args: most: files, after which it is killed."""
 
     def work(subsets: Sequence[Subset], lacking: pa.Table, encoding: Encoding, *_: object) -> int:
         write = encode._writing(encoding, 1)
-        bounds = [*encode._row_starts(lacking), len(lacking)]
-        rows = [lacking.slice(first, end - first) for first, end in pairwise(bounds)]
-        return sum(int(write(encode._read(subsets, row))["made"].sum()) for row in rows[:most])
+        lacking, starts, changes = encode._by_shape(subsets, lacking)
+        bounds = sorted({*starts[::2], *changes, len(lacking)})
+        files = [lacking.slice(first, end - first) for first, end in pairwise(bounds)]
+        return sum(int(write(encode._read(subsets, file))["made"].sum()) for file in files[:most])
 
     return work
 
@@ -141,7 +142,7 @@ def test_cached_is_the_same_run_and_encodes_once_whatever_happens(
         training, recipe=replace(training.recipe, encoding=replace(training.recipe.encoding, cache=cache))
     )
     where = encoding_of(training).spec.folder(cache)
-    monkeypatch.setattr(encode, "_encode", in_this_process(2))
+    monkeypatch.setattr(encode, "_encode", in_this_process(1))
     encoded(training)
     begun = Stored.at(where)
     address = begun.addresses[0]
