@@ -36,7 +36,7 @@ ITS_OWN = tuple(f"ray::{name}" for name in ("IDLE", *OF_RAY_DATA))
 DECODED: set[str] = set()
 """Names of all pieces of rows that were decoded for trials."""
 GONE_SECONDS = 60
-pytestmark = pytest.mark.timeout(400)
+pytestmark = pytest.mark.timeout(900)
 
 
 class StopsOnceOneEnded(StopToken):
