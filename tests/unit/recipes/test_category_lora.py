@@ -47,6 +47,20 @@ def test_one_adapter_for_all_or_one_for_each():
     assert apart.bind(parts["CDP_A"]).tokens() == {"CDP_A": "CDP_A"}
 
 
+def test_images_are_in_the_bucket_of_their_aspect_where_that_is_asked_for():
+    rows = Manifest.of(
+        replace(row, width=width, height=height)
+        for row, (width, height) in zip(rows_of("CDP_A", "CDP_A").rows(), [(600, 400), (300, 310)], strict=True)
+    )
+    alike, apart = config(), replace(config(), aspect_buckets=True)
+    assert alike.bind(rows).in_buckets(rows).buckets is None and alike.aspects() == (1.0,)
+    assert apart.aspects() == (80 / 48, 1.0, 48 / 80), "known before it is bound"
+    read, seen = apart.bind(rows).read_settings(), apart.bind(rows).in_buckets(rows)
+    assert read.shapes == ((80, 48), (64, 64), (48, 80)) and (read.height, read.width) == (64, 64)
+    assert [read.shapes[bucket] for bucket in seen.buckets] == [(48, 80), (64, 64)]
+    assert replace(apart, resolution=128).bind(rows).read_settings().shapes[0] == (160, 96)
+
+
 def test_a_base_chooses_its_preset():
     assert CategoryLora.defaults().preset == "toy"
     for name, settings in LORA_PRESETS.items():

@@ -72,6 +72,8 @@ def test_composites_are_seen_in_their_own_aspect(base: str) -> None:
     wide = recipe.bind(rows((400, 100), (404, 100)))
     assert wide.resolution == (32, 128)
     wide.check_rows(rows((400, 100), (404, 100)))
+    with pytest.raises(InpaintError, match="aspect_buckets: composites of one training are all of one aspect"):
+        replace(recipe, aspect_buckets=True).check()
     with pytest.raises(InpaintError, match=r"1.png has 300 x 100 pixels.*trained on at 128 x 32.*cut into panels"):
         wide.check_rows(rows((400, 100), (300, 100)))
 
