@@ -107,10 +107,11 @@ class Variants:
     def keys(self, rows: Manifest) -> tuple[np.ndarray, pa.Array]:
         """The needed entries as (row, entry), int64[N, 2], and their keys."""
         places, digests = np.argwhere(self.used), as_bytes(rows.table["digest"].combine_chunks())
-        buckets = [None] * len(rows) if self.buckets is None else self.buckets.tolist()
-        names = {bucket: self._names(bucket) for bucket in set(buckets)}
-        found = [names[buckets[row]][entry] + digests[row].tobytes() for row, entry in places]
-        return places, pa.array([hashlib.sha256(name).digest() for name in found], pa.binary(32))
+        buckets = np.zeros(len(rows), dtype=np.int32) if self.buckets is None else self.buckets
+        firsts = zip(*np.unique(buckets, return_index=True), strict=True)
+        names = {number: self._names(self.bucket_of(first)) for number, first in firsts}
+        found = [hashlib.sha256(names[buckets[row]][entry] + digests[row].tobytes()).digest() for row, entry in places]
+        return places, pa.array(found, pa.binary(32))
 
     def _names(self, bucket: int | None) -> list[bytes]:
         """Of each entry of a row, what its key depends on beside the row."""

@@ -92,10 +92,15 @@ class Bucketed:
     def __len__(self) -> int:
         return sum(self._sizes)
 
-    def left_out(self, places: int) -> int:
-        """Of how many slots the bucket fills no batch in so many places, rounded up to epochs."""
-        epochs = -(-places // len(self))
-        return sum(size for size in self._sizes if epochs * size < self._batch)
+    def left_out(self, batches: int) -> int:
+        """Rows whose bucket is in none of the first so many batches."""
+        epoch = batches * self._batch // len(self)
+        while filled(epoch + 1, self._sizes, self._batch).sum() <= batches:
+            epoch += 1
+        counts = filled(epoch, self._sizes, self._batch)
+        begun = deal(self._seed, self._purpose, self._sizes, self._batch, epoch)[0, : batches - counts.sum()]
+        counts += np.bincount(begun, minlength=len(counts))
+        return sum(len(np.unique(rows.slots)) for rows, count in zip(self._rows, counts, strict=True) if not count)
 
     def lookup(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Places, int64[B], any order -> epoch of the row's bucket and row, int64[B] each."""
@@ -169,11 +174,11 @@ class Plan:
         return math.ceil(len(self._rows[0]) * len(self._turns) / int((self._turns == 0).sum()))
 
     def left_out(self, total: int) -> int:
-        """Rows, as often as they come in an epoch, that none of the first `total` positions shows, however the batches
-        were dealt: their bucket does not fill one by then."""
-        of_each = total * np.bincount(self._turns) // len(self._turns)
+        """Rows that none of the first `total` positions shows, for their bucket does not fill a batch by then."""
+        rounds, rest = divmod(-(-total // self._together), len(self._turns))
+        of_each = rounds * np.bincount(self._turns) + np.bincount(self._turns[:rest], minlength=len(self._rows))
         few = zip(self._rows, of_each.tolist(), strict=True)
-        return sum(own.left_out(places) for own, places in few if isinstance(own, Bucketed))
+        return sum(own.left_out(batches) for own, batches in few if isinstance(own, Bucketed))
 
     def lookup(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Positions, int64[B], any order -> epoch of the row's source, int64[B], and row, int64[B]."""

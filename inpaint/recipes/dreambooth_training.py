@@ -81,7 +81,7 @@ class TrainDreambooth(LoraCommand, Wording):
     """Side of the training images in pixels; unset: the base's own."""
     aspect_buckets: bool = False
     """See each photo in the shape, of several of about this area, that cuts least off it, instead of all in one; the
-    samples of a step are of one shape."""
+    samples of a step are of one shape, and are photos of subjects or pictures of classes, in turns of whole steps."""
     center_crop: bool = False
     """Use the middle of a photo of another shape; else a random part."""
     random_flip: bool = False

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, ClassVar, Literal, Self
 
 import torch
@@ -101,6 +102,7 @@ class LatentRecipe(PromptSettings, Recipe):
 
     def check(self) -> None:
         self.loss.check_kept(denoised=read_base_info(self.base, self.revision).in_channels == 9)
+        _ = self.shapes()
 
     def bind(self, rows: Manifest) -> Self:
         info = read_base_info(self.base, self.revision)
@@ -112,14 +114,15 @@ class LatentRecipe(PromptSettings, Recipe):
         """Height and width of each bucket; none where all rows are seen alike."""
         if not self.aspect_buckets:
             return ()
-        area = math.prod(_shape(self.resolution or read_base_info(self.base, self.revision).default_size))
-        side, multiple = math.isqrt(area), self.size_multiple()
+        usual, multiple = _sizes(self.base, self.revision)
+        area = math.prod(_shape(self.resolution or usual))
         # A sixteenth of the side: 64 px of SDXL's 1024, as others have it.
-        return buckets.shapes(side, multiple=max(multiple, side // SHAPES_PER_SIDE // multiple * multiple))
+        step = math.isqrt(area) // SHAPES_PER_SIDE // multiple * multiple
+        return buckets.shapes(area, multiple=max(multiple, step))
 
     def size_multiple(self) -> int:
         """That the sides of images must be multiples of, in pixels."""
-        return math.lcm(read_base_info(self.base, self.revision).size_multiple, MULTIPLE)
+        return _sizes(self.base, self.revision)[1]
 
     def in_buckets(self, rows: Manifest) -> Manifest:
         shapes = self.shapes()
@@ -172,6 +175,13 @@ class LatentRecipe(PromptSettings, Recipe):
     def load(self, dtype: torch.dtype) -> Base:
         """The base, on the CPU; of a bound recipe."""
         return load_base(self.base, revision=self.revision, dtype=dtype)
+
+
+@lru_cache
+def _sizes(base: str, revision: str | None) -> tuple[int, int]:
+    """The base's own size, and that sides must be multiples of. Kept: it is asked for with every reading."""
+    info = read_base_info(base, revision)
+    return info.default_size, math.lcm(info.size_multiple, MULTIPLE)
 
 
 def _shape(resolution: int | tuple[int, int]) -> tuple[int, int]:

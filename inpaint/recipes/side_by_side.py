@@ -53,6 +53,9 @@ def train_side_by_side(
     Raises:
         InpaintError: there is no memory for one, the cluster is too small, or `stop` ended it.
     """
+    for training in trainings:
+        if training.left_out:
+            announce(f"{training.name}: {training.left_out}")
     encode_before(trainings, stop, announce)
     trainings = decode_before(trainings, stop, announce)
     left = [training for training in trainings if starting_point(training).samples < training.total]

@@ -273,6 +273,12 @@ def _check_comparable(config: Sweep, base: Training, space: Space) -> None:
                     f"not be compared by {config.objective}"
                     + (": give --objective psnr" if config.objective is Objective.VALIDATION_LOSS else "")
                 )
+            batches = {recipe.train.global_batch for recipe in (changed, base.recipe)}
+            if encoding is not None and base.rows.buckets is not None and len(batches) > 1:
+                raise InpaintError(
+                    f"search {name}: with aspect_buckets what a trial needs of the latents depends on it, and they are "
+                    "made before, for all: leave it out, or give --latents online"
+                )
 
 
 def _rungs(config: Sweep, base: Training) -> Rungs:

@@ -222,11 +222,16 @@ def _encode(subsets: Sequence[Subset], lacking: pa.Table, encoding: Encoding, ba
 def _by_shape(subsets: Sequence[Subset], entries: pa.Table) -> tuple[pa.Table, np.ndarray, np.ndarray]:
     """Entries of one shape after those of another, for what an actor gets at once is of one; where those of each row
     begin, int64[rows], and where another shape does."""
-    starts = _row_starts(entries)
-    rows = zip(*(entries[name].to_numpy()[starts].tolist() for name in ("subset", "row")), strict=True)
-    shapes = [_shape(_settings(subsets[number].variants, row)) for number, row in rows]
-    numbers_of = {shape: number for number, shape in enumerate(sorted(set(shapes)))}
-    each = np.repeat([numbers_of[shape] for shape in shapes], np.diff(starts, append=len(entries)))
+    owners, rows = (entries[name].to_numpy() for name in ("subset", "row"))
+    each = np.zeros(len(entries), dtype=np.int64)  # 1,000,000 times its height, and its width
+    for number in np.unique(owners):
+        variants, own = subsets[number].variants, owners == number
+        whole = [_shape(variants.read.of_bucket(bucket)) for bucket in variants.whole]
+        shapes = np.array([*(variants.read.shapes or [_shape(variants.read)]), *whole]) @ (1_000_000, 1)
+        is_grey, of_rows = rows[own] <= GREY, np.zeros(own.sum(), dtype=np.int64)
+        if variants.read.shapes:
+            of_rows = variants.buckets[np.where(is_grey, 0, rows[own])]
+        each[own] = shapes[np.where(is_grey, len(shapes) - len(whole) + GREY - rows[own], of_rows)]
     order = np.argsort(each, kind="stable")
     entries = entries.take(order)
     return entries, _row_starts(entries), np.flatnonzero(np.diff(each[order]) != 0) + 1

@@ -92,10 +92,17 @@ class Training:
         said = f"{said} / {batch} = {steps} steps per epoch, {self.total // batch:,} in all"
         if self.rows.buckets is not None:
             said += f", in {len(np.unique(self.rows.buckets))} shapes"
-        if lost := self.plan.left_out(self.total):
-            said += f"; {lost:,} images are of shapes that so few have that no step shows them: give more epochs, or a "
-            said += "smaller train.global_batch"
-        return said
+        return f"{said}; {self.left_out}" if self.left_out else said
+
+    @property
+    def left_out(self) -> str:
+        """What it shows in no step, and why; empty where there is nothing."""
+        if not (count := self.plan.left_out(self.total)):
+            return ""
+        return (
+            f"{count:,} images are of shapes that so few have that no step shows them: give more epochs, or a smaller "
+            "batch"
+        )
 
     @property
     def store(self) -> CheckpointStore:
@@ -271,12 +278,13 @@ def starting_point(training: Training) -> Progress:
         raise InpaintError(
             f"{output} holds a run that is at sample {found.samples}: continue it with --resume, or give another output"
         )
-    _check_same(rows, found.manifest, output, TRAIN_ROWS)
+    # Settings first, for rows may be others because of them.
     changed = _changes(found.run, fixed)
     if changed:
         raise ResumeMismatch(
             f"{output} began with other settings: {', '.join(changed)}. Resume with the old ones, or a new output"
         )
+    _check_same(rows, found.manifest, output, TRAIN_ROWS)
     if held_out is not None:
         _check_same(held_out, found.held_out, output, VALIDATION_ROWS)
     return found

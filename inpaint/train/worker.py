@@ -94,11 +94,14 @@ def validation_set(
 
 
 def _held(recipe: Recipe, rows: Manifest, plan: Plan) -> Iterator[np.ndarray]:
-    """Positions of this worker's micro-batches, each of one bucket: of every bucket as many as each worker has."""
+    """Positions of this worker's micro-batches, each of one bucket: of every bucket as many as each worker has, the
+    first ones with the first worker, which paints them."""
     positions = np.arange(recipe.validation.samples)
     of_each = np.zeros(len(positions)) if rows.buckets is None else rows.buckets[plan.lookup(positions)[1]]
-    for bucket in np.unique(of_each):
+    _, firsts = np.unique(of_each, return_index=True)
+    for bucket in of_each[np.sort(firsts)]:
         alike = positions[of_each == bucket]
         layout = recipe.train.layout(dist.get_world_size(), len(alike))
-        for slots in layout.positions(0, dist.get_rank()):
-            yield np.where(slots == PADDING, PADDING, alike[slots])
+        slots = np.full((layout.workers, layout.accumulation, layout.micro_batch), PADDING)
+        slots.flat[: len(alike)] = alike
+        yield from slots[dist.get_rank()]

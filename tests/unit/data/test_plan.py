@@ -140,7 +140,7 @@ def test_batches_of_buckets_are_shuffled_and_sources_take_turns_by_batch():
 
 
 def test_images_are_seen_in_the_shape_that_crops_least_of_them():
-    found = shapes(512)
+    found = shapes(512**2)
     assert found == ((640, 384), (576, 448), (512, 512), (448, 576), (384, 640))
     assert all(h * w <= 512**2 and h % 64 == w % 64 == 0 and max(h, w) <= 2 * min(h, w) for h, w in found)
     sizes = [(500, 500), (300, 400), (4000, 3000), (100, 900)]
@@ -152,15 +152,21 @@ def test_images_are_seen_in_the_shape_that_crops_least_of_them():
     assert [found[bucket] for bucket in manifest.buckets] == [(512, 512), (576, 448), (448, 576), found[0]]
     assert list(manifest.rows()) == rows and plain.buckets is None
     assert manifest.hash != plain.hash and Plan.of(manifest, 0, batch=2).samples_per_epoch == 4
-    with pytest.raises(InpaintError, match="buckets of 32 px"):
-        shapes(32)
+    for side in (32, 64, 128, 216):  # nothing, one shape, and shapes of far smaller areas
+        with pytest.raises(InpaintError, match=rf"aspect buckets of {side**2:,} px.*give another resolution"):
+            shapes(side**2)
+    assert (512, 768) in shapes(512 * 768), "what was asked for is among them"
 
 
-def test_rows_of_a_bucket_that_never_fills_a_batch_are_counted():
-    buckets = np.array([0] * 7 + [1])
-    plan = Plan(0, np.ones(8, dtype=int), np.zeros(8, dtype=int), (1,), buckets=buckets, batch=4)
-    for total, left in ((8, 1), (24, 1), (32, 0)):
-        assert plan.left_out(total) == left == 1 - (buckets[plan.lookup(np.arange(total))[1]] == 1).any(), total
+@settings(deadline=None)
+@given(rows=bucketed_rows, shares=st.tuples(st.integers(1, 3), st.integers(1, 3)), batch=st.integers(1, 7))
+def test_rows_of_a_bucket_that_never_fills_a_batch_are_counted(rows, shares, batch):
+    buckets, repeats = (np.array(column) for column in zip(*rows, strict=True))
+    owners = np.arange(len(rows)) % min(2, len(rows))
+    plan = Plan(0, repeats, owners, shares, buckets=buckets, batch=batch)
+    for total in (batch, 5 * batch, 20 * batch):
+        seen = {(owners[row], buckets[row]) for row in plan.lookup(np.arange(total))[1]}
+        assert plan.left_out(total) == sum(kind not in seen for kind in zip(owners, buckets, strict=True))
     assert plan_of(0, 8).left_out(4) == 0, "without buckets, each comes in its turn"
 
 
