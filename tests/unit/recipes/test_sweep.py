@@ -1,21 +1,26 @@
 """A search is checked before anything starts; what a sweep knows is worked out from its records."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from inpaint.cluster import Node
+from inpaint.data.rows import Manifest, Row
 from inpaint.data.storage import write_file
 from inpaint.errors import ClusterTooSmall, InpaintError
+from inpaint.recipes import sweep as sweeping
 from inpaint.recipes.category_lora import CategoryLora
 from inpaint.recipes.sweep import Objective, Searcher, Sweep, space_of, sweep
 from inpaint.recipes.sweep_space import Choice, Range, Settings, drawn, grid, parse_space, with_settings
 from inpaint.recipes.sweep_tpe import suggested
 from inpaint.train import trials
 from inpaint.train import tuning as module
+from inpaint.train.encoding import Latents
 from inpaint.train.referee import Goal, Referee, Rungs
 from inpaint.train.settings import RateSchedule, TrainSettings, ValidationSettings
+from inpaint.train.trainer import Training
 from inpaint.train.trials import TrialRecords, TrialState
 from inpaint.train.tuning import plan_trials
 
@@ -107,6 +112,27 @@ def test_what_needs_no_data_is_refused_without(wrong: dict[str, object], message
 
 GOAL = Goal(metric="validation_loss", higher_is_better=False)
 RUNGS = Rungs(first=10, factor=3, most=90)
+
+
+@pytest.mark.parametrize(
+    ("told", "message"),
+    [
+        ("full_hole_probability=0.1,0.5", "a validation shows, or weighs, something else"),
+        ("train.global_batch=8,16", "with aspect_buckets what a trial needs of the latents depends on it"),
+        ("unet_learning_rate=1e-4,1e-3", None),
+    ],
+)
+def test_what_decides_a_validation_or_the_latents_is_not_searched(told: str, message: str | None) -> None:
+    sizes, seen = [(64, 64), (96, 64)], {"root": "", "category": "CDP_A"}
+    rows = Manifest.of(
+        Row(id=f"{n}", image=f"{n}.png", width=width, height=height, digest=f"{n:064x}", **seen)
+        for n, (width, height) in enumerate(sizes)
+    )
+    recipe = replace(RECIPE, aspect_buckets=True, latents=Latents.CACHED)
+    base = Training.of(recipe, rows, None, name="s", output="out")
+    config = Sweep(recipe=recipe, search=(told,))
+    with pytest.raises(InpaintError, match=message) if message else nullcontext():
+        sweeping._check_comparable(config, base, space_of(config))
 
 
 def test_rungs_and_ends_outlive_whoever_kept_them(tmp_path: Path) -> None:
