@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 help:
 	@echo "make demo   set up and run the whole job on this machine: train, export, paint, report (15 minutes)"
 	@echo "make serve  set up and serve the toy base and its adapters on http://127.0.0.1:8000, with commands to try"
-	@echo "make test   set up and run the tests (20 minutes on 2 cores)"
+	@echo "make test   set up and run the tests (25 minutes on 2 cores)"
 	@echo "make lint   set up and run ruff and mypy"
 	@echo "make setup  set up alone: makes $(VENV)"
 	@echo "make clean  remove $(VENV)"

@@ -54,8 +54,8 @@ def train_side_by_side(
         InpaintError: there is no memory for one, the cluster is too small, or `stop` ended it.
     """
     for training in trainings:
-        if training.left_out:
-            announce(f"{training.name}: {training.left_out}")
+        if told := training.left_out:
+            announce(f"{training.name}: {told}")
     encode_before(trainings, stop, announce)
     trainings = decode_before(trainings, stop, announce)
     left = [training for training in trainings if starting_point(training).samples < training.total]

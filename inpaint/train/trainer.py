@@ -92,12 +92,12 @@ class Training:
         said = f"{said} / {batch} = {steps} steps per epoch, {self.total // batch:,} in all"
         if self.rows.buckets is not None:
             said += f", in {len(np.unique(self.rows.buckets))} shapes"
-        return f"{said}; {self.left_out}" if self.left_out else said
+        return f"{said}; {told}" if (told := self.left_out) else said
 
     @property
     def left_out(self) -> str:
         """What it shows in no step, and why; empty where there is nothing."""
-        if not (count := self.plan.left_out(self.total)):
+        if self.rows.buckets is None or not (count := self.plan.left_out(self.total)):
             return ""
         return (
             f"{count:,} images are of shapes that so few have that no step shows them: give more epochs, or a smaller "
@@ -191,12 +191,11 @@ def fit(
         ProgressBar(training.name, done=started.samples, total=total, text="starting workers") as bar,
         watched(channel, RunConsole(bar, writer), stop, watch),
     ):
+        failure = None
         try:
             trainer.fit()
         except ray.train.TrainingFailedError as error:
             failure = error
-        else:
-            failure = None
         refusal = ray.get(channel.refusal.remote())
         if refusal is not None:
             raise InpaintError(refusal) from failure

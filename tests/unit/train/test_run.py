@@ -1,8 +1,10 @@
 """What a run reads, refuses, keeps and exports, around trainings that are not run."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Self
 
 import numpy as np
@@ -17,6 +19,7 @@ from inpaint.data.sample import ReadSettings
 from inpaint.data.sources import CsvSource
 from inpaint.errors import InpaintError, ResumeMismatch
 from inpaint.train import run as module
+from inpaint.train import start
 from inpaint.train.checkpoint import CHECKPOINTS, VALIDATION_LOSS, CheckpointStore, Progress
 from inpaint.train.recipe import Recipe, Trained
 from inpaint.train.run import run
@@ -251,3 +254,25 @@ def test_rates_that_prodigy_cannot_use_are_refused_before_anything_is_read(tmp_p
     with pytest.raises(InpaintError, match="give unet_learning_rate 1, not 0.0001"):
         run(rated)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("workers", "is_raised"), [(1, False), (2, True)])
+def test_what_can_never_succeed_is_told_and_not_tried_again(workers: int, is_raised: bool, monkeypatch) -> None:
+    """Ray Train starts a group again whose worker raised: one of several does, for the others may wait for it."""
+    told: list[str] = []
+    refuse, refusal = SimpleNamespace(remote=told.append), SimpleNamespace(remote=lambda: told[0] if told else None)
+    config = SimpleNamespace(channel=SimpleNamespace(refuse=refuse, refusal=refusal))
+    begun: list[object] = []
+
+    def fails(config: object) -> None:
+        begun.append(config)
+        raise InpaintError("no such setting")
+
+    monkeypatch.setattr(start, "_work", fails)
+    monkeypatch.setattr(start, "sent_warnings", lambda channel: nullcontext())
+    monkeypatch.setattr(start.ray, "get", lambda answer: answer)
+    monkeypatch.setattr(start.ray.train, "get_context", lambda: SimpleNamespace(get_world_size=lambda: workers))
+    with pytest.raises(InpaintError, match="no such setting") if is_raised else nullcontext():
+        start.work({"config": config})
+    start.work({"config": config})
+    assert told == ["no such setting"] and len(begun) == 1, "a group that starts after it ends at once"
